@@ -1,0 +1,1 @@
+"""Prospect: train and serve a proactive streaming video assistant with dialogue state tracking."""

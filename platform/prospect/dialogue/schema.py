@@ -1,0 +1,133 @@
+"""The validated records that every source converts to: a `Dialogue` is one conversation about one video.
+
+Times are seconds of the video's own clock, whose zero is the first picture. Nothing here knows frames
+(timeline.py) or tokens (sequence.py).
+"""
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+Role = Literal["user", "assistant"]
+TransitionKind = Literal["start", "complete"]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Record(BaseModel):
+    """Base of all records: unknown fields are refused, so that a misspelt one is not lost."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Turn(Record):
+    """One utterance."""
+
+    role: Role
+    time: Annotated[FiniteFloat, Field(ge=0)]
+    text: Text
+    labels: str = ""
+    progress: str | None = None
+
+
+class Step(Record):
+    """One step of the recipe and, where it was performed and annotated, its span.
+
+    `performed=False` (CaptainCook4D writes times of -1) means no transitions; `start=None` with
+    `performed=True` means that nobody annotated when.
+    """
+
+    id: str
+    name: Text
+    start: Annotated[FiniteFloat, Field(ge=0)] | None = None
+    end: Annotated[FiniteFloat, Field(ge=0)] | None = None
+    performed: bool = True
+    confidence: Annotated[float, Field(ge=0, le=1)] | None = None
+    source: str = ""
+
+    @model_validator(mode="after")
+    def _span(self) -> Self:
+        if (self.start is None) != (self.end is None):
+            raise ValueError(f"step {self.id}: start and end must be given together")
+        if self.start is not None and self.end is not None and self.end < self.start:
+            raise ValueError(f"step {self.id}: end {self.end} lies before start {self.start}")
+        if not self.performed and self.start is not None:
+            raise ValueError(f"step {self.id}: not performed, so it has no start and no end")
+        return self
+
+
+class TimedTransition(Record):
+    """A change of one step's state at a moment."""
+
+    time: Annotated[FiniteFloat, Field(ge=0)]
+    step: Annotated[int, Field(ge=0)]
+    """Index into the recipe, from 0."""
+    kind: TransitionKind
+
+
+class Dialogue(Record):
+    """One conversation about one video, with the recipe and what happened when.
+
+    Raises (on construction):
+        pydantic.ValidationError: naming the field; steps must be S1..SK in order, and explicit
+            transitions must name one of them.
+    """
+
+    dataset: Text
+    video_id: Text
+    dialogue_id: Text
+    user_type: str = ""
+    split: str = ""
+    goal: str = ""
+    knowledge: str = ""
+    steps: tuple[Step, ...] = ()
+    turns: tuple[Turn, ...] = ()
+    explicit_transitions: tuple[TimedTransition, ...] | None = None
+    """Given where the source states transitions (DST_UPDATE turns, a recorded session) and not spans."""
+    duration: Annotated[FiniteFloat, Field(gt=0)] | None = None
+    video_start: Annotated[FiniteFloat, Field(ge=0)] = 0.0
+    """Where the source counts time from (Assembly101's `video_start_time`): the end is `video_start + duration`."""
+    first_frame: Annotated[int, Field(ge=0)] | None = None
+    """First frame that the source uses; None: the video's first."""
+    last_frame: Annotated[int, Field(gt=0)] | None = None
+    """One past the last frame that the source uses; None: the video's end."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        expected = [f"S{number}" for number in range(1, len(self.steps) + 1)]
+        if [step.id for step in self.steps] != expected:
+            raise ValueError(f"steps: ids must be {expected[:3]}... in order, got {[s.id for s in self.steps][:3]}")
+        for transition in self.explicit_transitions or ():
+            if transition.step >= len(self.steps):
+                raise ValueError(f"transitions: step {transition.step} of a recipe of {len(self.steps)} steps")
+        return self
+
+    @property
+    def end(self) -> float | None:
+        """The last moment of the video in the source's own clock, where the source says so."""
+        return None if self.duration is None else self.video_start + self.duration
+
+    @property
+    def step_names(self) -> tuple[str, ...]:
+        return tuple(step.name for step in self.steps)
+
+    def transitions(self) -> tuple[TimedTransition, ...]:
+        """All transitions in the order of DESIGN 4.1: (time, step index, start before complete)."""
+        found = self.explicit_transitions
+        if found is None:
+            found = tuple(
+                TimedTransition(time=time, step=index, kind=kind)
+                for index, step in enumerate(self.steps)
+                if step.start is not None and step.end is not None
+                for time, kind in ((step.start, "start"), (step.end, "complete"))
+            )
+        return tuple(sorted(found, key=lambda t: (t.time, t.step, t.kind != "start")))
+
+
+_NUMBERED_STEP = re.compile(r"^\s*(\d+)[.)]\s+(.*\S)\s*$")
+
+
+def parse_recipe(knowledge: str) -> tuple[str, ...]:
+    """Step names of a numbered recipe text; lines without a number (the title) are not steps."""
+    matches = (_NUMBERED_STEP.match(line) for line in knowledge.splitlines())
+    return tuple(match.group(2) for match in matches if match)

@@ -1,0 +1,222 @@
+"""Which frame an event belongs to, and back: the one event-to-frame rule (DESIGN 4.2).
+
+Frame k covers [k/fps, (k+1)/fps) and is decided at (k+1)/fps. Training, evaluation, refresh and the
+conversion of recorded sessions all place events through `place`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from prospect.dialogue.schema import Dialogue, TimedTransition, Turn
+from prospect.dialogue.state import Delta, StatePolicy, TaskState, Transition
+
+FPS = 2
+"""Frames a second that the model sees."""
+
+CLAMP_S = 0.5
+"""An event this far past the end still belongs to the last frame; one further out is quarantined."""
+
+_EPSILON = 1e-6
+"""Frames of slack against decimal times: 4.1 + 0.4 is 4.499999... and belongs to frame 9."""
+
+
+def num_frames(duration: float, fps: float = FPS) -> int:
+    """T = max(1, floor(duration * fps)) for a duration in seconds."""
+    return max(1, math.floor(duration * fps + _EPSILON))
+
+
+def frame_at(time: float, fps: float = FPS) -> int:
+    """The frame whose picture covers `time` (seconds)."""
+    return math.floor(time * fps + _EPSILON)
+
+
+def decision_frame(time: float, fps: float = FPS) -> int:
+    """The last frame that is decided at or before `time` (seconds)."""
+    return max(frame_at(time, fps) - 1, 0)
+
+
+def decision_time(frame: int, fps: float = FPS) -> float:
+    """Seconds at which `frame` is decided; also when a live client sends it."""
+    return (frame + 1) / fps
+
+
+@dataclass(frozen=True)
+class FrameEvents:
+    """What happens around one frame, in the order of the grammar."""
+
+    user: tuple[str, ...] = ()
+    """User turns that stand before the image, in source order."""
+    delta: Delta = ()
+    utterance: str | None = None
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """An event that has no place in the video, with the reason in one sentence."""
+
+    what: str
+    reason: str
+
+
+NOTHING = FrameEvents()
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The events of one dialogue by frame, 0 <= frame < num_frames."""
+
+    num_frames: int
+    num_steps: int
+    events: dict[int, FrameEvents] = field(default_factory=dict)
+    """Only frames at which something happens."""
+    quarantined: tuple[Quarantined, ...] = ()
+
+    def __getitem__(self, frame: int) -> FrameEvents:
+        return self.events.get(frame, NOTHING)
+
+    def states(self, policy: StatePolicy = "strict") -> list[TaskState]:
+        """The state after each frame's delta, one per frame."""
+        state, states = TaskState.initial(self.num_steps), []
+        for frame in range(self.num_frames):
+            state, _ = state.apply(self[frame].delta, policy)
+            states.append(state)
+        return states
+
+    def state_before(self, frame: int, policy: StatePolicy = "strict") -> TaskState:
+        """The replay of all deltas of earlier frames."""
+        state = TaskState.initial(self.num_steps)
+        for earlier in sorted(self.events):
+            if earlier < frame:
+                state, _ = state.apply(self[earlier].delta, policy)
+        return state
+
+    def utterances_before(self, frame: int) -> list[tuple[str, str]]:
+        """(role, text) of everything said before frame `frame`'s image, its own user turns excluded."""
+        said = []
+        for earlier in sorted(self.events):
+            if earlier < frame:
+                said += [("user", text) for text in self[earlier].user]
+                if (utterance := self[earlier].utterance) is not None:
+                    said.append(("assistant", utterance))
+        return said
+
+
+class _PastTheEnd(Exception):
+    pass
+
+
+def place(dialogue: Dialogue, total_frames: int, fps: float = FPS) -> Timeline:
+    """Puts every turn and transition of `dialogue` on its frame, each exactly once.
+
+    Args:
+        dialogue: the record; its turns are taken in source order.
+        total_frames: T of the video (of its embedding, where there is one).
+        fps: frames a second.
+
+    Returns:
+        The timeline. What lies more than `CLAMP_S` past the last frame, or finds no free frame before
+        the end, is in `quarantined`, with its time.
+    """
+    last = total_frames - 1
+    end = total_frames / fps if dialogue.end is None else dialogue.end
+    builder = _Builder(last)
+    quarantined: list[Quarantined] = []
+
+    def inside(frame: int, time: float) -> int:
+        if frame <= last:
+            return frame
+        if time > max(end, total_frames / fps) + CLAMP_S:
+            raise _PastTheEnd
+        return last
+
+    def quarantine(what: str, time: float) -> None:
+        quarantined.append(
+            Quarantined(what, f"time {time:g} s lies beyond the video's end at {end:g} s ({total_frames} frames)")
+        )
+
+    for transition in dialogue.transitions():
+        try:
+            builder.add_transition(inside(decision_frame(transition.time, fps), transition.time), transition)
+        except _PastTheEnd:
+            quarantine(str(Transition.of(transition.step, transition.kind)), transition.time)
+
+    user_frame, assistant_frame = 0, -1
+    for turn in dialogue.turns:
+        try:
+            if turn.role == "user":
+                user_frame = builder.add_user(inside(frame_at(turn.time, fps), turn.time), turn)
+            else:
+                earliest = max(decision_frame(turn.time, fps), user_frame, assistant_frame + 1)
+                assistant_frame = builder.add_assistant(inside(earliest, turn.time), turn)
+        except _PastTheEnd:
+            quarantine(f"{turn.role} turn {turn.text!r}", turn.time)
+    return Timeline(total_frames, len(dialogue.steps), builder.build(), tuple(quarantined))
+
+
+class _Builder:
+    """Collects events by frame; knows that a frame holds one utterance at most."""
+
+    def __init__(self, last: int) -> None:
+        self._last = last
+        self._user: dict[int, list[str]] = {}
+        self._delta: dict[int, list[Transition]] = {}
+        self._utterance: dict[int, str] = {}
+
+    def add_transition(self, frame: int, transition: TimedTransition) -> None:
+        self._delta.setdefault(frame, []).append(Transition.of(transition.step, transition.kind))
+
+    def add_user(self, frame: int, turn: Turn) -> int:
+        self._user.setdefault(frame, []).append(turn.text)
+        return frame
+
+    def add_assistant(self, frame: int, turn: Turn) -> int:
+        """Two turns clamped to the last frame cannot both stand there: the second is past the end."""
+        if frame in self._utterance:
+            raise _PastTheEnd
+        self._utterance[frame] = turn.text
+        return frame
+
+    def build(self) -> dict[int, FrameEvents]:
+        frames = sorted(self._user.keys() | self._delta.keys() | self._utterance.keys())
+        return {
+            frame: FrameEvents(
+                tuple(self._user.get(frame, ())), tuple(self._delta.get(frame, ())), self._utterance.get(frame)
+            )
+            for frame in frames
+        }
+
+
+def record_events(
+    events: dict[int, FrameEvents], fps: float = FPS
+) -> tuple[tuple[Turn, ...], tuple[TimedTransition, ...]]:
+    """The inverse of `place`: turns in source order and transitions, with times that `place` maps back.
+
+    This is how a recorded live session becomes a record to train or score on.
+    """
+    turns: list[Turn] = []
+    transitions: list[TimedTransition] = []
+    for frame in sorted(events):
+        turns += [Turn(role="user", time=frame / fps, text=text) for text in events[frame].user]
+        decided = decision_time(frame, fps)
+        transitions += _ordered(events[frame].delta, decided)
+        if (utterance := events[frame].utterance) is not None:
+            turns.append(Turn(role="assistant", time=decided, text=utterance))
+    return tuple(turns), tuple(transitions)
+
+
+def _ordered(delta: Delta, time: float) -> list[TimedTransition]:
+    """Equal times sort by step, so a transition that precedes a lower one is told apart by a millisecond."""
+    timed: list[TimedTransition] = []
+    previous: Transition | None = None
+    for transition in delta:
+        if previous is not None and transition < previous:
+            time += 1e-3
+        timed.append(TimedTransition(time=time, step=transition.step, kind=transition.kind))
+        previous = transition
+    return timed
+
+
+def between(timeline: Timeline, start: int, stop: int) -> Sequence[FrameEvents]:
+    """The events of frames [start, stop), one entry a frame."""
+    return [timeline[frame] for frame in range(start, stop)]
