@@ -109,9 +109,7 @@ class TaskState:
         current = self.steps[transition.step]
         if not transition.completes:
             return current is StepState.NOT_STARTED
-        return current is StepState.IN_PROGRESS or (
-            policy == "implied_start" and current is StepState.NOT_STARTED
-        )
+        return current is StepState.IN_PROGRESS or (policy == "implied_start" and current is StepState.NOT_STARTED)
 
     def apply(self, delta: Iterable[Transition], policy: StatePolicy = "strict") -> tuple["TaskState", Delta]:
         """The state after `delta`, and the illegal transitions of it, which were not applied."""

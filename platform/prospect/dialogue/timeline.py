@@ -102,7 +102,7 @@ class Timeline:
         return said
 
 
-class _PastTheEnd(Exception):
+class _PastTheEndError(Exception):
     pass
 
 
@@ -127,7 +127,7 @@ def place(dialogue: Dialogue, total_frames: int, fps: float = FPS) -> Timeline:
         if frame <= last:
             return frame
         if time > max(end, total_frames / fps) + CLAMP_S:
-            raise _PastTheEnd
+            raise _PastTheEndError
         return last
 
     def quarantine(what: str, time: float) -> None:
@@ -138,7 +138,7 @@ def place(dialogue: Dialogue, total_frames: int, fps: float = FPS) -> Timeline:
     for transition in dialogue.transitions():
         try:
             builder.add_transition(inside(decision_frame(transition.time, fps), transition.time), transition)
-        except _PastTheEnd:
+        except _PastTheEndError:
             quarantine(str(Transition.of(transition.step, transition.kind)), transition.time)
 
     user_frame, assistant_frame = 0, -1
@@ -149,7 +149,7 @@ def place(dialogue: Dialogue, total_frames: int, fps: float = FPS) -> Timeline:
             else:
                 earliest = max(decision_frame(turn.time, fps), user_frame, assistant_frame + 1)
                 assistant_frame = builder.add_assistant(inside(earliest, turn.time), turn)
-        except _PastTheEnd:
+        except _PastTheEndError:
             quarantine(f"{turn.role} turn {turn.text!r}", turn.time)
     return Timeline(total_frames, len(dialogue.steps), builder.build(), tuple(quarantined))
 
@@ -173,7 +173,7 @@ class _Builder:
     def add_assistant(self, frame: int, turn: Turn) -> int:
         """Two turns clamped to the last frame cannot both stand there: the second is past the end."""
         if frame in self._utterance:
-            raise _PastTheEnd
+            raise _PastTheEndError
         self._utterance[frame] = turn.text
         return frame
 

@@ -1,8 +1,24 @@
-"""What the engine says about a frame: the record that the protocol sends and the evaluator scores."""
+"""What goes into the engine and what it says: plain records that the protocol sends and the evaluator scores."""
 
 from dataclasses import dataclass
 
 from prospect.dialogue.state import Delta, TaskState
+
+
+@dataclass(frozen=True)
+class SessionSpec:
+    """What a session starts from."""
+
+    goal: str = ""
+    steps: tuple[str, ...] = ()
+    knowledge: str = ""
+    state: TaskState | None = None
+    """None: nothing started."""
+    utterances: tuple[tuple[str, str], ...] = ()
+    """(role, text) of what was said before, oldest first; for a session that continues another."""
+    speak_threshold: float | None = None
+    """None: the model's calibrated threshold, else the configured one."""
+    update_threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -21,3 +37,26 @@ class Decision:
     """The most probable state reachable by legal transitions; None without a recipe or a state head."""
     fast: bool = True
     """Decided by trunk and heads alone: `lm_head` was not touched."""
+    illegal: Delta = ()
+    """Transitions that the model wrote and the state machine refused."""
+
+
+@dataclass(frozen=True)
+class TextPiece:
+    """A part of the utterance that is being generated at `frame`."""
+
+    frame: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Refreshed:
+    """The context was rebuilt from the state before `frame`."""
+
+    frame: int
+    tokens_before: int
+    tokens_after: int
+
+
+Event = Decision | TextPiece | Refreshed
+"""What one step of the engine can say about one session."""

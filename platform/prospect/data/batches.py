@@ -1,0 +1,185 @@
+"""Batches: clips with their features as padded tensors, with the flat position of every label.
+
+B sequences of S tokens; flat position = row * S + position. Labels of -100 do not count.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from prospect.data.clips import Clip, clip_sequence
+from prospect.dialogue.prompt import ContextSettings
+from prospect.dialogue.sequence import FrameSequence, TextTask
+from prospect.dialogue.vocabulary import Vocabulary
+from prospect.errors import DataError
+from prospect.lineage import derived_seed
+from prospect.settings import Settings
+
+IGNORE = -100
+
+ReadFrames = Callable[[str, int, int], np.ndarray]
+"""(video_id, start, stop) -> float16 [stop - start, I, D]; `EmbeddingStore.read`."""
+
+
+class NegativeSettings(Settings):
+    """Which silent frames the decision losses see."""
+
+    rate: float = Field(default=0.1, gt=0, le=1)
+    """rho: share of the silent frames between two events that are drawn, one at least."""
+    margin: int = Field(default=1, ge=0)
+    """Frames on either side of an event that are never negatives."""
+    seed: int = 0
+
+
+@dataclass
+class Batch:
+    """One micro-batch.
+
+    Attributes:
+        input_ids: [B, S], padded on the right.
+        attention_mask: [B, S], from lengths.
+        frames: [R, D] a feature row for each image token, in row-major order.
+        decisions: [N] flat positions of decided frames.
+        speak, update: [N] 0, 1 or IGNORE.
+        after_delta: [M] flat positions of deltas' stop tokens; `after_delta_speak` [M] is the label there.
+        text_positions: [P] flat positions that predict a text token; `text_targets`, `text_tasks` [P].
+        step_positions: [Q] flat positions of steps' lines.
+        state_frames, state_steps, state_labels: [E] index into `decisions`, index into `step_positions`, class.
+    """
+
+    clip_ids: list[str]
+    input_ids: Tensor
+    attention_mask: Tensor
+    frames: Tensor
+    decisions: Tensor
+    speak: Tensor
+    update: Tensor
+    after_delta: Tensor
+    after_delta_speak: Tensor
+    text_positions: Tensor
+    text_targets: Tensor
+    text_tasks: Tensor
+    step_positions: Tensor
+    state_frames: Tensor
+    state_steps: Tensor
+    state_labels: Tensor
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are not padding."""
+        return int(self.attention_mask.sum())
+
+    def to(self, device: torch.device | str) -> "Batch":
+        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        return Batch(**moved)
+
+
+def sampled_frames(clip: Clip, settings: NegativeSettings, epoch: int) -> set[int]:
+    """Decided frames (absolute) that the decision losses see: every event and a draw of the silence between.
+
+    The draw depends on seed, epoch and clip alone: not on ranks, order or what was drawn before.
+    """
+    events = sorted(frame for frame, event in clip.events.items() if event.delta or event.utterance is not None)
+    rng = random.Random(derived_seed("negatives", settings.seed, epoch, clip.id))
+    chosen = set(events)
+    borders = [clip.start - 1 - settings.margin, *events, clip.stop + settings.margin]
+    for before, after in zip(borders, borders[1:], strict=False):
+        silent = range(before + 1 + settings.margin, after - settings.margin)
+        if silent:
+            chosen.update(rng.sample(silent, max(1, int(len(silent) * settings.rate))))
+    return chosen
+
+
+class Collator:
+    """Turns clips into batches; holds what does not change from batch to batch."""
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        read_frames: ReadFrames,
+        context: ContextSettings,
+        tokens_per_frame: int,
+        negatives: NegativeSettings | None,
+    ) -> None:
+        """`negatives=None` labels every frame, as evaluation does."""
+        self.vocabulary = vocabulary
+        self.read_frames = read_frames
+        self.context = context
+        self.tokens_per_frame = tokens_per_frame
+        self.negatives = negatives
+
+    def sequence(self, clip: Clip) -> FrameSequence:
+        return clip_sequence(clip, self.vocabulary, self.context, self.tokens_per_frame)
+
+    def features(self, clip: Clip) -> np.ndarray:
+        """float16 [rows, D]: I rows for each of the clip's frames, the tail's first."""
+        frames = self.read_frames(clip.dialogue.video_id, clip.first_row, clip.stop)
+        if frames.shape[1] != self.tokens_per_frame:
+            raise DataError(f"{clip.id}: {frames.shape[1]} tokens a frame stored, {self.tokens_per_frame} expected")
+        return frames.reshape(-1, frames.shape[-1])
+
+    def __call__(self, clips: Sequence[Clip], epoch: int = 0) -> Batch:
+        sequences = [self.sequence(clip) for clip in clips]
+        length = max(len(sequence.ids) for sequence in sequences)
+        builder = _Builder(length)
+        for row, (clip, sequence) in enumerate(zip(clips, sequences, strict=True)):
+            seen = None if self.negatives is None else sampled_frames(clip, self.negatives, epoch)
+            builder.add_decisions(row * length, clip, sequence, seen)
+            builder.add_text(row * length, sequence)
+        ids = torch.full((len(clips), length), self.vocabulary.pad)
+        mask = torch.zeros((len(clips), length), dtype=torch.long)
+        for row, sequence in enumerate(sequences):
+            ids[row, : len(sequence.ids)] = torch.tensor(sequence.ids)
+            mask[row, : len(sequence.ids)] = 1
+        frames = torch.from_numpy(np.concatenate([self.features(clip) for clip in clips]))
+        return Batch([clip.id for clip in clips], ids, mask, frames, **builder.tensors())
+
+
+class _Builder:
+    """Collects flat label positions over the rows of one batch."""
+
+    FIELDS = (
+        "decisions", "speak", "update", "after_delta", "after_delta_speak", "text_positions", "text_targets",
+        "text_tasks", "step_positions", "state_frames", "state_steps", "state_labels",
+    )  # fmt: skip
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.lists: dict[str, list[int]] = {name: [] for name in self.FIELDS}
+
+    def add_decisions(self, base: int, clip: Clip, sequence: FrameSequence, seen: set[int] | None) -> None:
+        lists, has_dst = self.lists, clip.dialogue.has_dst_labels
+        first_decision, first_step = len(lists["decisions"]), len(lists["step_positions"])
+        shown = [(step, position) for step, position in enumerate(sequence.step_positions) if position >= 0]
+        lists["step_positions"] += [base + position for _, position in shown]
+        for index, frame in enumerate(range(clip.start, clip.stop)):
+            events = clip.events.get(frame)
+            counts = seen is None or frame in seen
+            speaks = int(events is not None and events.utterance is not None)
+            updates = int(events is not None and bool(events.delta))
+            lists["decisions"].append(base + sequence.decision_positions[index])
+            lists["speak"].append(speaks if counts else IGNORE)
+            lists["update"].append(updates if counts and has_dst else IGNORE)
+            if (after := sequence.after_delta_positions[index]) >= 0:
+                lists["after_delta"].append(base + after)
+                lists["after_delta_speak"].append(speaks)
+            if has_dst:
+                for row, (step, _) in enumerate(shown):
+                    lists["state_frames"].append(first_decision + index)
+                    lists["state_steps"].append(first_step + row)
+                    lists["state_labels"].append(int(clip.states[index].steps[step]))
+
+    def add_text(self, base: int, sequence: FrameSequence) -> None:
+        for position, task in enumerate(sequence.text_tasks):
+            if task is not TextTask.NONE:
+                self.lists["text_positions"].append(base + position - 1)
+                self.lists["text_targets"].append(sequence.ids[position])
+                self.lists["text_tasks"].append(int(task))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: torch.tensor(values, dtype=torch.long) for name, values in self.lists.items()}

@@ -1,0 +1,181 @@
+"""What stands before the first decided frame.
+
+`build_context` is the only way in which a context is made: first frame of a video, a clip that starts in the
+middle, a refresh, a resumed session (DESIGN 4.4).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+
+from prospect.dialogue.schema import parse_recipe
+from prospect.dialogue.state import StepState, TaskState
+from prospect.dialogue.vocabulary import Vocabulary
+from prospect.errors import DataError
+from prospect.settings import Settings
+
+SYSTEM_PROMPT = (
+    "You are a proactive assistant. Watch the user's actions frame by frame, "
+    "keep track of the task's steps, and speak when it helps."
+)
+
+
+class ContextSettings(Settings):
+    """Sizes of the context, shared by training clips and live sessions."""
+
+    strategy: Literal["state_refresh", "drop_all"] = "state_refresh"
+    """What happens when a session's context is full. `drop_all` keeps the prompt alone."""
+    max_seq_len: int = Field(default=4096, ge=64)
+    """Tokens that a sequence may hold: context, frames and events together."""
+    max_context_tokens: int = Field(default=1024, ge=32)
+    """Tokens of the context's text; a longer recipe is windowed around the current steps."""
+    last_utterances: int = Field(default=4, ge=0)
+    """Utterances that a refreshed context repeats."""
+    tail_seconds: float = Field(default=5.0, ge=0)
+    """Seconds of frames that a refreshed context shows again, undecided."""
+    max_utterance_tokens: int = Field(default=100, ge=1)
+    """Longest utterance that is generated."""
+    max_delta_tokens: int = Field(default=48, ge=8)
+    """Longest DST delta that is generated."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """A context as tokens: the text, then the tail's image tokens.
+
+    Attributes:
+        ids: text and tail, `num_text + tail_frames * tokens_per_frame` tokens.
+        step_positions: for every step of the recipe, the position of its line's last token, or -1 where
+            the window leaves the step out.
+    """
+
+    ids: tuple[int, ...]
+    num_text: int
+    tail_frames: int
+    step_positions: tuple[int, ...]
+    text: str
+
+
+def build_context(
+    vocabulary: Vocabulary,
+    *,
+    goal: str,
+    steps: Sequence[str],
+    state: TaskState,
+    knowledge: str = "",
+    summary: str | None = None,
+    utterances: Sequence[tuple[str, str]] = (),
+    tail_frames: int = 0,
+    tokens_per_frame: int = 1,
+    max_tokens: int | None = None,
+) -> Context:
+    """Renders the context from what is known.
+
+    Args:
+        vocabulary: the model's tokens.
+        goal: what the user wants to do; may be empty.
+        steps: recipe step names; may be empty.
+        state: one entry a step.
+        knowledge: background text; its numbered lines are left out where `steps` holds them.
+        summary: progress summary of what came before.
+        utterances: (role, text) of the last utterances, oldest first.
+        tail_frames: frames that follow the text, undecided and without events.
+        tokens_per_frame: I.
+        max_tokens: limit of the text's tokens. Steps far from the current ones are folded into a line
+            that says how many; utterances go before steps do.
+
+    Raises:
+        DataError: the text does not fit even with one step shown, or `state` and `steps` differ in length.
+    """
+    if len(steps) != len(state):
+        raise DataError(f"state: has {len(state)} steps, the recipe has {len(steps)}", field="state")
+    for num_utterances, radius in _shrinking(len(utterances), len(steps)):
+        parts = _Parts(
+            goal, tuple(steps), state, knowledge, summary, tuple(utterances[len(utterances) - num_utterances :])
+        )
+        content, line_ends = parts.render(vocabulary, radius)
+        chat = vocabulary.render_chat(SYSTEM_PROMPT, content)
+        if max_tokens is None or len(chat.ids) <= max_tokens:
+            start = chat.text.index(content)
+            positions = tuple(
+                -1 if end is None else _token_covering(chat.offsets, start + end - 1) for end in line_ends
+            )
+            tail = (vocabulary.image,) * (tail_frames * tokens_per_frame)
+            return Context(chat.ids + tail, len(chat.ids), tail_frames, positions, chat.text)
+    raise DataError(
+        f"context: goal and knowledge take {len(chat.ids)} tokens with one step shown, the limit is {max_tokens}; "
+        "shorten them or raise context.max_context_tokens",
+        field="context",
+    )
+
+
+def _shrinking(num_utterances: int, num_steps: int) -> list[tuple[int, int]]:
+    """(utterances kept, steps shown on either side of the current ones), from everything to almost nothing."""
+    attempts = [(kept, num_steps) for kept in range(num_utterances, -1, -1)]
+    radius = num_steps
+    while radius > 0:
+        radius //= 2
+        attempts.append((0, radius))
+    return attempts
+
+
+def _token_covering(offsets: Sequence[tuple[int, int]], character: int) -> int:
+    for position, (start, end) in enumerate(offsets):
+        if start <= character < end:
+            return position
+    raise AssertionError(f"no token covers character {character}")
+
+
+@dataclass(frozen=True)
+class _Parts:
+    goal: str
+    steps: tuple[str, ...]
+    state: TaskState
+    knowledge: str
+    summary: str | None
+    utterances: tuple[tuple[str, str], ...]
+
+    def render(self, vocabulary: Vocabulary, radius: int) -> tuple[str, list[int | None]]:
+        """The user message, and for each step the character after its line's end (None: not shown)."""
+        clean = vocabulary.neutralise
+        lines: list[str] = [f"Task: {clean(self.goal).strip() or 'not stated'}"]
+        if knowledge := self._background():
+            lines.append(f"Task knowledge: {clean(knowledge)}")
+        if self.summary:
+            lines.append(f"Progress: {clean(self.summary).strip()}")
+        if self.utterances:
+            lines.append("Last said:")
+            lines += [f"{role}: {clean(text).strip()}" for role, text in self.utterances]
+        content = "\n".join(lines)
+        ends: list[int | None] = [None] * len(self.steps)
+        if self.steps:
+            content += "\nSteps:"
+        shown = self._window(radius)
+        content += self._folded(range(shown.start), "earlier")
+        for step in shown:
+            name = " ".join(clean(self.steps[step]).split())
+            content += f"\nS{step + 1} {name}: {self.state.steps[step].label}"
+            ends[step] = len(content)
+        return content + self._folded(range(shown.stop, len(self.steps)), "later"), ends
+
+    def _background(self) -> str:
+        if not self.steps:
+            return self.knowledge.strip()
+        return "\n".join(line for line in self.knowledge.splitlines() if line.strip() and not parse_recipe(line))
+
+    def _window(self, radius: int) -> range:
+        """Steps within `radius` of the current ones: those in progress, else the first not completed."""
+        current = [i for i, s in enumerate(self.state.steps) if s is StepState.IN_PROGRESS]
+        if not current:
+            open_steps = [i for i, s in enumerate(self.state.steps) if s is StepState.NOT_STARTED]
+            current = open_steps[:1] or [len(self.steps) - 1]
+        centre = current[-1]
+        return range(max(0, centre - radius), min(len(self.steps), centre + radius + 1))
+
+    def _folded(self, left_out: range, where: str) -> str:
+        if not left_out:
+            return ""
+        done = sum(self.state.steps[step] is StepState.COMPLETED for step in left_out)
+        return f"\n... {len(left_out)} {where} steps not shown, {done} completed"

@@ -1,0 +1,157 @@
+"""The sequence grammar of DESIGN 4.3, forwards and backwards.
+
+    context | { {[USER] text <stop>}* I x <image> [ [DST] delta <stop> ] [ [ASST] utterance <stop> ] }*
+
+`user_block`, `image_block`, `delta_block` and `utterance_block` are the only places that spell a block out; the
+training sequence and the streaming engine both use them.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from prospect.dialogue.prompt import Context
+from prospect.dialogue.state import Delta, format_delta, parse_delta
+from prospect.dialogue.timeline import NOTHING, FrameEvents
+from prospect.dialogue.vocabulary import Vocabulary
+from prospect.errors import DataError
+
+
+class TextTask(IntEnum):
+    """Which language-model loss a token belongs to."""
+
+    NONE = 0
+    SPEAKING = 1
+    DST = 2
+
+
+def user_block(vocabulary: Vocabulary, text: str) -> list[int]:
+    return [vocabulary.user, *vocabulary.encode(text), vocabulary.stop]
+
+
+def image_block(vocabulary: Vocabulary, tokens_per_frame: int) -> list[int]:
+    return [vocabulary.image] * tokens_per_frame
+
+
+def delta_block(vocabulary: Vocabulary, delta: Delta) -> list[int]:
+    return [vocabulary.dst, *vocabulary.encode(format_delta(delta)), vocabulary.stop]
+
+
+def utterance_block(vocabulary: Vocabulary, utterance: str) -> list[int]:
+    return [vocabulary.asst, *vocabulary.encode(utterance), vocabulary.stop]
+
+
+def frame_length(vocabulary: Vocabulary, events: FrameEvents, tokens_per_frame: int) -> int:
+    """Tokens that one frame takes with its events."""
+    length = tokens_per_frame + sum(len(user_block(vocabulary, text)) for text in events.user)
+    if events.delta:
+        length += len(delta_block(vocabulary, events.delta))
+    if events.utterance is not None:
+        length += len(utterance_block(vocabulary, events.utterance))
+    return length
+
+
+@dataclass
+class FrameSequence:
+    """A context and decided frames as tokens, with where everything stands. F decided frames.
+
+    Attributes:
+        ids: all tokens.
+        text_tasks: one a token: the loss that predicting this token belongs to. Stop tokens carry loss; the
+            prefixes [DST] and [ASST] carry none.
+        image_positions: every image token, the tail's first, in the order of the feature rows.
+        decision_positions: [F] position of each decided frame's last image token.
+        after_delta_positions: [F] position of the delta's stop token, or -1.
+        step_positions: [K] position in the context of each step's line, or -1.
+    """
+
+    ids: list[int]
+    text_tasks: list[TextTask]
+    step_positions: tuple[int, ...]
+    image_positions: list[int] = field(default_factory=list)
+    decision_positions: list[int] = field(default_factory=list)
+    after_delta_positions: list[int] = field(default_factory=list)
+
+    def extend(self, ids: Sequence[int], task: TextTask = TextTask.NONE) -> None:
+        """Appends tokens; a block's first token is its prefix and carries no loss."""
+        self.ids += ids
+        self.text_tasks += [TextTask.NONE, *[task] * (len(ids) - 1)]
+
+
+def build_sequence(
+    vocabulary: Vocabulary, context: Context, frames: Iterable[FrameEvents], tokens_per_frame: int
+) -> FrameSequence:
+    """The tokens of `context` followed by `frames`, each decided once.
+
+    Args:
+        vocabulary: the model's tokens.
+        context: from `build_context`.
+        frames: the events of each decided frame, in order.
+        tokens_per_frame: I.
+    """
+    sequence = FrameSequence(list(context.ids), [TextTask.NONE] * len(context.ids), context.step_positions)
+    sequence.image_positions = list(range(context.num_text, len(context.ids)))
+    for events in frames:
+        for text in events.user:
+            sequence.extend(user_block(vocabulary, text))
+        start = len(sequence.ids)
+        sequence.extend(image_block(vocabulary, tokens_per_frame))
+        sequence.image_positions += range(start, len(sequence.ids))
+        sequence.decision_positions.append(len(sequence.ids) - 1)
+        if events.delta:
+            sequence.extend(delta_block(vocabulary, events.delta), TextTask.DST)
+        sequence.after_delta_positions.append(len(sequence.ids) - 1 if events.delta else -1)
+        if events.utterance is not None:
+            sequence.extend(utterance_block(vocabulary, events.utterance), TextTask.SPEAKING)
+    return sequence
+
+
+def parse_sequence(vocabulary: Vocabulary, ids: Sequence[int], tokens_per_frame: int) -> dict[int, FrameEvents]:
+    """The inverse of `build_sequence` for what follows the context: events by frame, from 0.
+
+    Raises:
+        DataError: `ids` are not of the grammar; the sentence names the position.
+    """
+    events: dict[int, FrameEvents] = {}
+    position, frame, user = 0, -1, []
+
+    def text_until_stop(start: int) -> tuple[str, int]:
+        for stop in range(start, len(ids)):
+            if ids[stop] == vocabulary.stop:
+                return vocabulary.decode(ids[start:stop]), stop + 1
+        raise DataError(f"sequence: the block at token {start} has no stop token")
+
+    while position < len(ids):
+        token = ids[position]
+        if token == vocabulary.user:
+            text, position = text_until_stop(position + 1)
+            user.append(text)
+        elif token == vocabulary.image:
+            if list(ids[position : position + tokens_per_frame]) != image_block(vocabulary, tokens_per_frame):
+                raise DataError(f"sequence: fewer than {tokens_per_frame} image tokens at token {position}")
+            frame, position = frame + 1, position + tokens_per_frame
+            if user:
+                events[frame], user = FrameEvents(tuple(user)), []
+        elif token in (vocabulary.dst, vocabulary.asst) and frame >= 0 and not user:
+            text, position = text_until_stop(position + 1)
+            events[frame] = _with_block(events.get(frame, NOTHING), token == vocabulary.dst, text, position)
+        else:
+            raise DataError(f"sequence: token {token} cannot stand at {position}")
+    if user:
+        raise DataError("sequence: ends with user turns that no frame follows")
+    return events
+
+
+def _with_block(events: FrameEvents, is_delta: bool, text: str, position: int) -> FrameEvents:
+    if events.utterance is not None or (is_delta and events.delta):
+        raise DataError(
+            f"sequence: a second block of its kind, or a delta after the utterance, before token {position}"
+        )
+    if is_delta:
+        return FrameEvents(events.user, parse_delta(text))
+    return FrameEvents(events.user, events.delta, text)
+
+
+def shifted(events: Mapping[int, FrameEvents], offset: int) -> dict[int, FrameEvents]:
+    """Events counted from another first frame: absolute = relative + offset."""
+    return {frame + offset: event for frame, event in events.items()}

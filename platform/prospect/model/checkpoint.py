@@ -1,0 +1,132 @@
+"""Model folders: what a finished training writes and evaluation and serving load.
+
+A folder holds `config.json`, the tokenizer, `prospect.json` and either full weights (`model.safetensors`) or
+an adapter with the base that it belongs to.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from transformers import AutoTokenizer
+
+from prospect.dialogue.vocabulary import Vocabulary
+from prospect.errors import CheckpointError, UntrainedHeadError
+from prospect.model.adapters import build_model, unwrap
+from prospect.model.configuration import HEADS, DSTProActConfig, ModelSettings
+from prospect.model.modeling import DSTProActLlamaForCausalLM
+
+_MANIFEST = "prospect.json"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready for use, in evaluation mode, with its vocabulary."""
+
+    model: DSTProActLlamaForCausalLM
+    vocabulary: Vocabulary
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        return self.model.config.fingerprint
+
+    def require_trained(self, *heads: str) -> None:
+        """Refuses heads that never had a label.
+
+        Raises:
+            UntrainedHeadError: naming them.
+        """
+        steps = self.model.config.trained_steps or {}
+        untrained = [head for head in heads if not steps.get(head)]
+        if untrained:
+            raise UntrainedHeadError(
+                f"model {self.folder}: {', '.join(untrained)} had no training step; train on data with such labels"
+            )
+
+
+def save_model(
+    model: DSTProActLlamaForCausalLM | PeftModel,
+    tokenizer: Any,
+    settings: ModelSettings,
+    folder: Path,
+    extra: dict[str, Any] | None = None,
+    state_dict: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Writes a model folder under a temporary name and renames it.
+
+    Args:
+        model: plain or with LoRA.
+        tokenizer: with the grammar's tokens.
+        settings: with which the model was built.
+        folder: replaced if there.
+        extra: JSON that travels with the model (run id, vision settings, ...).
+        state_dict: weights gathered from partitions; the model's own otherwise.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    model.save_pretrained(partial, state_dict=state_dict)
+    unwrap(model).config.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    manifest = {"model": settings.model_dump(), **(extra or {})}
+    (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2))
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def load_model(folder: str | Path, *, allow_untrained: bool = False, cache: Path | None = None) -> LoadedModel:
+    """Loads a model folder for use, LoRA merged.
+
+    Args:
+        folder: from `save_model`.
+        allow_untrained: for benchmarks only: accept heads that were never trained.
+        cache: folder of converted packaged bases.
+
+    Raises:
+        CheckpointError: missing, unreadable or not one of ours.
+        UntrainedHeadError: the speaking head was never trained.
+    """
+    folder = Path(folder)
+    if not (folder / _MANIFEST).is_file():
+        raise CheckpointError(f"model {folder}: no {_MANIFEST} there; give a folder that training wrote")
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text())
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        config = DSTProActConfig.from_pretrained(folder)
+        model = _load_weights(folder, config, tokenizer, manifest, cache or folder / ".cache")
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"model {folder}: unreadable ({str(error).splitlines()[0]})") from error
+    loaded = LoadedModel(model.eval(), Vocabulary(tokenizer, config.stop_ids or ()), folder, manifest)
+    if not allow_untrained:
+        loaded.require_trained(HEADS[0])
+    return loaded
+
+
+def _load_weights(
+    folder: Path, config: DSTProActConfig, tokenizer: Any, manifest: dict[str, Any], cache: Path
+) -> DSTProActLlamaForCausalLM:
+    if not (folder / "adapter_config.json").is_file():
+        model, info = DSTProActLlamaForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
+        if info["missing_keys"] or info["unexpected_keys"]:
+            raise CheckpointError(
+                f"weights missing {sorted(info['missing_keys'])[:3]}, unknown {sorted(info['unexpected_keys'])[:3]}"
+            )
+        return model
+    base = build_model(
+        ModelSettings(**manifest["model"]),
+        tokenizer,
+        vision_dim=config.vision_dim,
+        tokens_per_frame=config.tokens_per_frame,
+        fingerprint=config.fingerprint,
+        cache=cache,
+    )
+    merged = PeftModel.from_pretrained(base, folder).merge_and_unload()
+    merged.config.trained_steps, merged.config.thresholds = config.trained_steps, config.thresholds
+    return merged

@@ -1,0 +1,73 @@
+"""What defines a model: the user's choice (`ModelSettings`) and the saved architecture (`DSTProActConfig`)."""
+
+from typing import Literal
+
+from pydantic import Field
+from transformers import AutoConfig, LlamaConfig
+
+from prospect.settings import Settings
+
+DecisionBackend = Literal["heads", "token"]
+HEADS = ("speaking", "dst_update", "dst_state")
+"""The heads whose training is counted; with the token back-end the first two are rows of `lm_head`."""
+
+
+class TinyGeometry(Settings):
+    """A Llama trained from scratch, with a byte-level tokenizer fitted to the training text."""
+
+    hidden_size: int = Field(default=192, ge=8)
+    intermediate_size: int = Field(default=512, ge=8)
+    num_layers: int = Field(default=4, ge=1)
+    num_heads: int = Field(default=4, ge=1)
+    vocab_size: int = Field(default=1024, ge=300)
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters on the seven projections."""
+
+    r: int = Field(default=128, ge=1)
+    alpha: int = Field(default=256, ge=1)
+    dropout: float = Field(default=0.05, ge=0, lt=1)
+
+
+class ModelSettings(Settings):
+    """Which language model, how it is adapted, and how it decides."""
+
+    name: str = "prospect-dst"
+    """Name under which finished models are registered."""
+    base: str = "tiny"
+    """`tiny`, `package:smollm2_135m`, or a name or path that transformers loads."""
+    tiny: TinyGeometry = TinyGeometry()
+    adaptation: Literal["full", "lora"] = "lora"
+    lora: LoraSettings = LoraSettings()
+    decision_backend: DecisionBackend = "heads"
+    decision_head: Literal["linear", "mlp"] = "linear"
+    state_head_size: int = Field(default=256, ge=1)
+    """Width in which a frame and a step are compared."""
+    standardise_frames: bool = False
+    """Scale each embedding dimension to mean 0, deviation 1 over the training frames (for untrained encoders)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class DSTProActConfig(LlamaConfig):
+    """A Llama's configuration with the vision, the grammar and the heads."""
+
+    model_type = "dst_proact_llama"
+
+    vision_dim: int = 1152
+    tokens_per_frame: int = 1
+    fingerprint: str = ""
+    """Fingerprint of the embeddings that the model was trained on (DESIGN 4.7)."""
+    decision_backend: str = "heads"
+    decision_head: str = "linear"
+    state_head_size: int = 256
+    grammar_ids: dict[str, int] | None = None
+    """Ids of `<image>`, `[USER]`, `[DST]`, `[ASST]`, `[SILENT]`, `[PAD]`."""
+    stop_ids: list[int] | None = None
+    trained_steps: dict[str, int] | None = None
+    """Optimizer steps in which each head had labels."""
+    thresholds: dict[str, float] | None = None
+    """Calibrated `speak` and `update` thresholds that travel with the model."""
+
+
+AutoConfig.register("dst_proact_llama", DSTProActConfig)

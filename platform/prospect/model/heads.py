@@ -1,0 +1,66 @@
+"""The projector and the decision heads. H is the language model's width."""
+
+import torch
+from torch import Tensor, nn
+
+NUM_STEP_STATES = 3
+
+
+class FrameProjector(nn.Module):
+    """Linear-GELU-Linear from embeddings [*, D] to the model's width [*, H], after an optional fixed scaling."""
+
+    def __init__(self, vision_dim: int, hidden_size: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(vision_dim, hidden_size)
+        self.down = nn.Linear(hidden_size, hidden_size)
+        self.register_buffer("mean", torch.zeros(vision_dim))
+        self.register_buffer("scale", torch.ones(vision_dim))
+
+    def standardise(self, mean: Tensor, deviation: Tensor) -> None:
+        """Fixes the scaling to frames of this mean and deviation, both [D]."""
+        self.mean.copy_(mean)
+        self.scale.copy_(1 / deviation.clamp_min(1e-6))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        scaled = (frames.float() - self.mean.float()) * self.scale.float()
+        return self.down(nn.functional.gelu(self.up(scaled.to(self.up.weight.dtype))))
+
+
+class BinaryHead(nn.Module):
+    """One logit from a hidden state [*, H] -> [*], in float32."""
+
+    def __init__(self, hidden_size: int, kind: str) -> None:
+        super().__init__()
+        if kind == "mlp":
+            self.layers = nn.Sequential(
+                nn.Linear(hidden_size, hidden_size // 2), nn.GELU(), nn.Linear(hidden_size // 2, 1)
+            )
+        else:
+            self.layers = nn.Sequential(nn.Linear(hidden_size, 1))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.layers(hidden).squeeze(-1).float()
+
+
+class StateHead(nn.Module):
+    """Three classes for a frame and a step: `not_started`, `in_progress`, `completed`.
+
+    The step's vector comes from the last token of its line in the context and belongs to the session;
+    a frame's hidden state is compared with all of them at once.
+    """
+
+    def __init__(self, hidden_size: int, width: int) -> None:
+        super().__init__()
+        self.frame = nn.Linear(hidden_size, width)
+        self.step = nn.Linear(hidden_size, width)
+        self.output = nn.Linear(width, NUM_STEP_STATES)
+
+    def step_vectors(self, hidden: Tensor) -> Tensor:
+        """Hidden states at the steps' lines [K, H] -> [K, W]."""
+        return self.step(hidden)
+
+    def forward(self, frame_hidden: Tensor, step_vectors: Tensor) -> Tensor:
+        """[*, H] and [*, W], broadcast against each other -> [*, 3] in float32."""
+        frame = self.frame(frame_hidden)
+        joint = nn.functional.gelu(frame + step_vectors + frame * step_vectors)
+        return self.output(joint).float()

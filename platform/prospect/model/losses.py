@@ -1,0 +1,161 @@
+"""The losses of DESIGN 4.6 as sums and counts, so that their means can be taken over the global batch.
+
+A rank computes the sums of its micro-batch; the counts come from the labels alone and are added up over ranks
+and accumulation before the backward pass. World size therefore changes neither loss nor gradient.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from prospect.data.batches import IGNORE, Batch
+from prospect.dialogue.sequence import TextTask
+from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.settings import Settings
+
+TERMS = (
+    "speaking_text", "dst_text", "speak_positive", "speak_negative", "update_positive", "update_negative", "state",
+)  # fmt: skip
+"""What is summed: text by task, decisions by class, the state head. Order of all [7] tensors here."""
+
+
+class LossSettings(Settings):
+    """Kinds and weights of the losses."""
+
+    decision: Literal["balanced", "focal"] = "balanced"
+    focal_gamma: float = Field(default=2.0, ge=0)
+    speaking_text: float = Field(default=1.0, ge=0)
+    dst_text: float = Field(default=1.0, ge=0)
+    speak: float = Field(default=1.0, ge=0)
+    update: float = Field(default=1.0, ge=0)
+    state: float = Field(default=1.0, ge=0)
+
+
+def label_counts(batch: Batch, backend: str) -> Tensor:
+    """[7] labels of each term in this micro-batch, float64."""
+    speak = _spoken_labels(batch, backend)
+    return torch.tensor(
+        [
+            int((batch.text_tasks == TextTask.SPEAKING).sum()),
+            int((batch.text_tasks == TextTask.DST).sum()),
+            int((speak == 1).sum()),
+            int((speak == 0).sum()),
+            int((batch.update == 1).sum()),
+            int((batch.update == 0).sum()),
+            len(batch.state_labels),
+        ],
+        dtype=torch.float64,
+    )
+
+
+def loss_sums(model: DSTProActLlamaForCausalLM, batch: Batch, settings: LossSettings) -> Tensor:
+    """[7] sums of each term over this micro-batch, differentiable."""
+    hidden = model.trunk(batch.input_ids, batch.frames, attention_mask=batch.attention_mask)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    backend = model.config.decision_backend
+    decide = _head_decisions if backend == "heads" else _token_decisions
+    return torch.stack([*_text(model, flat, batch), *decide(model, flat, batch, settings), _state(model, flat, batch)])
+
+
+def total_loss(sums: Tensor, counts: Tensor, settings: LossSettings) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted loss, and its parts by name, from sums and the global batch's counts, both [7].
+
+    A decision's loss is the mean of its positive and its negative mean, or the one that has labels.
+    """
+    means = dict(zip(TERMS, sums / counts.to(sums).clamp_min(1), strict=True))
+    present = dict(zip(TERMS, counts > 0, strict=True))
+
+    def balanced(name: str) -> Tensor:
+        classes = [f"{name}_positive", f"{name}_negative"]
+        return (means[classes[0]] + means[classes[1]]) / max(1, sum(bool(present[c]) for c in classes))
+
+    parts = {
+        "speaking_text": means["speaking_text"],
+        "dst_text": means["dst_text"],
+        "speak": balanced("speak"),
+        "update": balanced("update"),
+        "state": means["state"],
+    }
+    total = sum((getattr(settings, name) * part for name, part in parts.items()), sums.new_zeros(()))
+    return total, parts
+
+
+def trained_heads(counts: Tensor) -> dict[str, bool]:
+    """Which heads had labels, from [7] counts: both classes of a decision, or states."""
+    n = dict(zip(TERMS, counts.tolist(), strict=True))
+    return {
+        "speaking": n["speak_positive"] > 0 and n["speaking_text"] > 0,
+        "dst_update": n["update_positive"] > 0 and n["dst_text"] > 0,
+        "dst_state": n["state"] > 0,
+    }
+
+
+def _text(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch) -> list[Tensor]:
+    """`lm_head` runs at the labelled positions only."""
+    logits = model.lm_head(flat[batch.text_positions]).float()
+    losses = F.cross_entropy(logits, batch.text_targets, reduction="none")
+    return [losses[batch.text_tasks == task].sum() for task in (TextTask.SPEAKING, TextTask.DST)]
+
+
+def _head_decisions(
+    model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch, settings: LossSettings
+) -> list[Tensor]:
+    speak, update = model.decision_logits(flat[batch.decisions])
+    return [*_binary(speak, batch.speak, settings), *_binary(update, batch.update, settings)]
+
+
+def _binary(logits: Tensor, labels: Tensor, settings: LossSettings) -> list[Tensor]:
+    seen = labels != IGNORE
+    logits, labels = logits[seen], labels[seen]
+    losses = F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
+    return _by_class(_modulate(losses, settings), labels)
+
+
+def _modulate(losses: Tensor, settings: LossSettings) -> Tensor:
+    """Focal loss: (1 - p_t)^gamma * CE, with p_t = exp(-CE) (Lin et al. 2017, without alpha)."""
+    if settings.decision == "balanced":
+        return losses
+    return (1 - torch.exp(-losses)) ** settings.focal_gamma * losses
+
+
+def _by_class(losses: Tensor, labels: Tensor) -> list[Tensor]:
+    return [losses[labels == 1].sum(), losses[labels == 0].sum()]
+
+
+def _spoken_labels(batch: Batch, backend: str) -> Tensor:
+    """Where the token back-end reads `speak`: after the delta if there is one, else at the image."""
+    if backend == "heads":
+        return batch.speak
+    at_image = torch.where(batch.update == 1, torch.full_like(batch.speak, IGNORE), batch.speak)
+    return torch.cat([at_image, batch.after_delta_speak])
+
+
+def _token_decisions(
+    model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch, settings: LossSettings
+) -> list[Tensor]:
+    """CE over [SILENT], [DST], [ASST]: at the image the update decides first, after a delta only speech is left."""
+    updates = batch.update == 1
+    target = torch.where(updates, torch.ones_like(batch.speak), torch.where(batch.speak == 1, 2, 0))
+    target = torch.where((batch.speak == IGNORE) & ~updates, IGNORE, target)
+    image = F.cross_entropy(model.decision_rows(flat[batch.decisions]), target, reduction="none", ignore_index=IGNORE)
+    after_target = torch.where(batch.after_delta_speak == 1, 2, 0)
+    after = F.cross_entropy(model.decision_rows(flat[batch.after_delta]), after_target, reduction="none")
+    image, after = _modulate(image, settings), _modulate(after, settings)
+    spoken = _spoken_labels(batch, "token")
+    speak = _by_class(torch.cat([image, after]), spoken)
+    return [*speak, *_by_class(image, batch.update)]
+
+
+def _state(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch) -> Tensor:
+    vectors = model.dst_state_head.step_vectors(flat[batch.step_positions])
+    frames = flat[batch.decisions]
+    logits = model.dst_state_head(frames[batch.state_frames], vectors[batch.state_steps])
+    return F.cross_entropy(logits, batch.state_labels, reduction="sum")
+
+
+Reduce = Callable[[Tensor], Tensor]
+"""Adds a tensor up over all ranks; the identity on one."""
