@@ -1,0 +1,42 @@
+"""Readers: one module a format, each turning files into `Dialogue` records. `load_dialogues` is the only entrance.
+
+A new format is one module with a `READER`, its line in `READERS`, and one file in configs/data.
+"""
+
+from prospect.data.sources import (
+    canonical,
+    dialogues,
+    folder,
+    proassist_dst,
+    proassist_generated,
+    proassist_prepared,
+)
+from prospect.data.sources.base import QuarantinedRecord, Reader
+from prospect.data.sources.corpus import Corpus, DataSettings, read_corpus
+from prospect.data.sources.dialogues import to_jsonl
+from prospect.data.sources.placement import place_all
+from prospect.errors import ConfigError
+
+READERS: dict[str, Reader] = {
+    "canonical": canonical.READER,
+    "dialogues": dialogues.READER,
+    "folder": folder.READER,
+    "proassist_dst": proassist_dst.READER,
+    "proassist_generated": proassist_generated.READER,
+    "proassist_prepared": proassist_prepared.READER,
+}
+
+__all__ = ["READERS", "Corpus", "DataSettings", "QuarantinedRecord", "load_dialogues", "place_all", "to_jsonl"]
+
+
+def load_dialogues(settings: DataSettings) -> Corpus:
+    """All dialogues of a source with their splits, the videos found for them, and what was quarantined.
+
+    Raises:
+        ConfigError: an unknown source, data set or held-out video.
+        DataError: a folder or file is missing or unreadable as a whole.
+    """
+    if settings.source not in READERS:
+        known = ", ".join(sorted(READERS))
+        raise ConfigError(f"data.source: {settings.source!r} is none of {known}", field="data.source")
+    return read_corpus(READERS[settings.source], settings)

@@ -1,0 +1,82 @@
+"""Canonical JSON lines, as `prepared/` has them: one video a line with timed steps and turns, seconds everywhere.
+
+{"dataset", "video_id", "goal", "duration", "steps": [{"start", "end", "text"}],
+ "turns": [{"time" or "start", "role", "text"}]}
+"""
+
+from typing import Any
+
+from pydantic import AliasChoices, Field, FiniteFloat
+
+from prospect.data.sources.base import OneLine, Raw, Reader, SourceRecord, Trimmed
+from prospect.dialogue.schema import Dialogue, Role, Step, Turn
+
+
+class StepError(SourceRecord):
+    """CaptainCook4D: what went wrong in a step."""
+
+    tag: str = ""
+
+
+class CanonicalStep(SourceRecord):
+    """One step; CaptainCook4D writes times of -1, or the tag `Missing Step`, where it was skipped."""
+
+    text: OneLine
+    start: FiniteFloat | None = None
+    end: FiniteFloat | None = None
+    performed: Any = None
+    """False where skipped; elsewhere CaptainCook4D tells here in words how the step was performed."""
+    errors: tuple[StepError, ...] = ()
+
+    def step(self, number: int) -> Step:
+        identity = {"id": f"S{number}", "name": self.text, "source": "annotation"}
+        skipped = self.start == -1 and self.end == -1
+        if skipped or self.performed is False or any(error.tag == "Missing Step" for error in self.errors):
+            return Step(**identity, performed=False)
+        return Step(**identity, start=self.start, end=self.end)
+
+
+class CanonicalTurn(SourceRecord):
+    """One utterance; HoloAssist calls its time `start` and labels it with `initiative` and `purpose`."""
+
+    role: Role
+    time: FiniteFloat = Field(validation_alias=AliasChoices("time", "start"))
+    text: Trimmed
+    labels: str = ""
+    initiative: str = ""
+    purpose: str = ""
+
+    def turn(self) -> Turn:
+        labels = self.labels or "|".join(filter(None, (self.initiative, self.purpose)))
+        return Turn(role=self.role, time=self.time, text=self.text, labels=labels)
+
+
+class CanonicalRecord(SourceRecord):
+    """One line."""
+
+    dataset: str
+    video_id: str
+    dialogue_id: str = "main"
+    user_type: str = ""
+    split: str = ""
+    goal: str | None = None
+    knowledge: str = ""
+    duration: FiniteFloat | None = None
+    steps: tuple[CanonicalStep, ...] = ()
+    turns: tuple[CanonicalTurn, ...] = ()
+
+    def dialogue(self) -> Dialogue:
+        return Dialogue(
+            **self.model_dump(exclude={"goal", "steps", "turns"}),
+            goal=self.goal or "",
+            steps=tuple(step.step(number) for number, step in enumerate(self.steps, 1)),
+            turns=tuple(turn.turn() for turn in self.turns),
+        )
+
+
+def convert(raw: Raw) -> Dialogue:
+    """One line; its steps become S1..SK in the order of the file, which is the recipe's."""
+    return CanonicalRecord.model_validate(raw).dialogue()
+
+
+READER = Reader(patterns=("*.jsonl", "*.jsonl.gz"), convert=convert)
