@@ -1,0 +1,266 @@
+"""The embedding store: what a frozen vision encoder saw, one file a video (DESIGN 4.7).
+
+    ROOT/VIDEO.safetensors   `frames` float16 [T, I, D]; header: video_id, fps, source_hash, fingerprint
+    ROOT/manifest.parquet    one row a video, for tools; the files' own headers decide
+    ROOT/quarantine.json     videos that could not be embedded, each with its reason
+
+`VIDEO` is the video id, percent-encoded. A file appears under its name only when it is complete.
+"""
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from urllib.parse import quote, unquote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.core import url_to_fs
+from pyarrow import fs
+from safetensors.numpy import save
+
+from prospect.errors import DataError, FingerprintError
+
+SUFFIX = ".safetensors"
+MANIFEST = "manifest.parquet"
+QUARANTINE = "quarantine.json"
+
+
+@dataclass(frozen=True)
+class StoredVideo:
+    """One row of the manifest."""
+
+    video_id: str
+    num_frames: int
+    """T."""
+    tokens: int
+    """I."""
+    dim: int
+    """D."""
+    fps: float
+    source_hash: str
+    """SHA-256 of the video file that the embedding was made from."""
+    fingerprint: str
+    """What made it: encoder, weights, resize and sampling."""
+    file: str
+    """Name inside the store."""
+
+
+_COLUMN_TYPES: dict[object, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+
+
+class EmbeddingStore:
+    """Embeddings of many videos, all of one fingerprint.
+
+    Args:
+        root: a local folder or a URL of any pyarrow or fsspec file system (`s3://bucket/embeddings`). It need
+            not exist before the first `write`.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = os.fspath(root)
+        self._fs, self._path = _filesystem(self.root)
+
+    def write(
+        self, video_id: str, frames: np.ndarray, *, fps: float, source_hash: str, fingerprint: str
+    ) -> StoredVideo:
+        """Stores `frames` [T, I, D]; an embedding of the same video is replaced at once, never half.
+
+        Raises:
+            DataError: not three axes, no frame, or a value that is not finite.
+            FingerprintError: the store holds embeddings of another fingerprint.
+        """
+        if frames.ndim != 3 or 0 in frames.shape:
+            raise DataError(f"embedding of {video_id!r} has shape {list(frames.shape)}, but [T, I, D] is wanted")
+        with np.errstate(over="ignore"):
+            frames = np.ascontiguousarray(frames, np.float16)
+        if not np.isfinite(frames).all():
+            raise DataError(f"embedding of {video_id!r} holds values that are not finite in float16")
+        if self._any is not None:
+            self.require(fingerprint)
+        header = {"video_id": video_id, "fps": repr(fps), "source_hash": source_hash, "fingerprint": fingerprint}
+        self._put(_file_name(video_id), save({"frames": frames}, metadata=header))
+        self.__dict__.pop("_any", None)
+        T, tokens, dim = frames.shape
+        return StoredVideo(video_id, T, tokens, dim, fps, source_hash, fingerprint, _file_name(video_id))
+
+    def read(self, video_id: str, start: int | None = None, stop: int | None = None) -> np.ndarray:
+        """Frames [start, stop) as float16 [stop - start, I, D]; reads no more of the file than these.
+
+        Raises:
+            DataError: the store lacks the video, or the span reaches outside [0, T].
+        """
+        with self._open(video_id) as file:
+            stored, offset = _read_header(file, self._describe(video_id))
+            start, stop = 0 if start is None else start, stored.num_frames if stop is None else stop
+            if not 0 <= start <= stop <= stored.num_frames:
+                raise DataError(
+                    f"frames [{start}, {stop}) of {video_id!r} were asked for, but its embedding in "
+                    f"{self.root} has {stored.num_frames}"
+                )
+            row = stored.tokens * stored.dim * np.dtype(np.float16).itemsize
+            data = file.read_at((stop - start) * row, offset + start * row)
+        return np.frombuffer(bytearray(data), np.float16).reshape(stop - start, stored.tokens, stored.dim)
+
+    def stored(self, video_id: str) -> StoredVideo:
+        """What the store says about one video; raises DataError if it lacks it."""
+        with self._open(video_id) as file:
+            return _read_header(file, self._describe(video_id))[0]
+
+    def num_frames(self, video_id: str) -> int:
+        """T of one video; raises DataError if the store lacks it."""
+        return self.stored(video_id).num_frames
+
+    def has(self, video_id: str, source_hash: str, fingerprint: str) -> bool:
+        """Whether the embedding of just this file by just this encoder is there."""
+        try:
+            stored = self.stored(video_id)
+        except DataError:
+            return False
+        return (stored.source_hash, stored.fingerprint) == (source_hash, fingerprint)
+
+    def video_ids(self) -> list[str]:
+        """All stored videos, sorted; empty for a store that does not exist."""
+        infos = self._fs.get_file_info(fs.FileSelector(self._path, allow_not_found=True))
+        names = [info.base_name for info in infos if info.is_file and info.base_name.endswith(SUFFIX)]
+        return sorted(unquote(name.removesuffix(SUFFIX)) for name in names)
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of every embedding here; raises DataError if there is none."""
+        return self._first().fingerprint
+
+    @property
+    def dim(self) -> int:
+        """D; raises DataError on an empty store."""
+        return self._first().dim
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """I; raises DataError on an empty store."""
+        return self._first().tokens
+
+    def require(self, fingerprint: str) -> None:
+        """Refuses a store whose embeddings were made otherwise.
+
+        Raises:
+            FingerprintError: naming the store's fingerprint and the one that is wanted.
+            DataError: the store is empty.
+        """
+        if self.fingerprint != fingerprint:
+            raise FingerprintError(
+                f"embeddings in {self.root} have fingerprint {self.fingerprint}, but {fingerprint} is wanted; "
+                f"use the encoder settings they were made with, or another folder",
+                field="fingerprint",
+            )
+
+    def commit(self) -> list[StoredVideo]:
+        """Writes the manifest from the files' headers and returns its rows.
+
+        Raises:
+            FingerprintError: two jobs with different settings wrote here at the same time.
+        """
+        rows = [self.stored(video_id) for video_id in self.video_ids()]
+        for row in rows:
+            self.require(row.fingerprint)
+        schema = pa.schema([(field.name, _COLUMN_TYPES[field.type]) for field in fields(StoredVideo)])
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema), sink)
+        self._put(MANIFEST, sink.getvalue().to_pybytes())
+        return rows
+
+    def quarantined(self) -> dict[str, dict[str, str]]:
+        """Videos that could not be embedded: id -> {`path`, `reason`}."""
+        try:
+            with self._fs.open_input_file(f"{self._path}/{QUARANTINE}") as file:
+                return dict(json.loads(file.read()))
+        except FileNotFoundError:
+            return {}
+
+    def write_quarantine(self, entries: Mapping[str, Mapping[str, str]]) -> None:
+        """Replaces the list of videos that could not be embedded."""
+        self._put(QUARANTINE, json.dumps(entries, indent=2, sort_keys=True, ensure_ascii=False).encode())
+
+    def _put(self, name: str, data: bytes) -> None:
+        """Under a temporary name, then renamed: a process that dies here leaves nothing that looks finished."""
+        self._fs.create_dir(self._path, recursive=True)
+        temporary = f"{self._path}/.{uuid.uuid4().hex}.partial"
+        with self._fs.open_output_stream(temporary) as file:
+            file.write(data)
+        self._fs.move(temporary, f"{self._path}/{name}")
+
+    def _open(self, video_id: str) -> pa.NativeFile:
+        try:
+            return self._fs.open_input_file(f"{self._path}/{_file_name(video_id)}")
+        except FileNotFoundError:
+            raise DataError(f"video {video_id!r} has no embedding in {self.root}; run jobs/embed.py for it") from None
+
+    def _describe(self, video_id: str) -> str:
+        return f"{self.root}/{_file_name(video_id)}"
+
+    @cached_property
+    def _any(self) -> StoredVideo | None:
+        """One stored video, or None; as a store never mixes fingerprints it speaks for all.
+
+        A damaged file says nothing, so that writing its video again repairs it.
+        """
+        for video_id in self.video_ids():
+            try:
+                return self.stored(video_id)
+            except DataError:
+                continue
+        return None
+
+    def _first(self) -> StoredVideo:
+        if self._any is None:
+            self.__dict__.pop("_any")
+            raise DataError(f"no embeddings in {self.root}; run jobs/embed.py first")
+        return self._any
+
+
+def _filesystem(root: str) -> tuple[fs.FileSystem, str]:
+    if "://" not in root:
+        return fs.LocalFileSystem(), os.path.abspath(root)
+    try:
+        filesystem, path = fs.FileSystem.from_uri(root)
+    except pa.ArrowInvalid:
+        try:
+            generic, path = url_to_fs(root)
+        except (ValueError, ImportError) as error:
+            raise DataError(f"no file system for {root}: {error}", field="root") from error
+        filesystem = fs.PyFileSystem(fs.FSSpecHandler(generic))
+    return filesystem, path.rstrip("/")
+
+
+def _file_name(video_id: str) -> str:
+    name = quote(video_id, safe="") + SUFFIX
+    if not video_id or len(name) > 240:
+        raise DataError(f"video id {video_id!r} is empty or too long for a file name", field="video_id")
+    return name
+
+
+def _read_header(file: pa.NativeFile, name: str) -> tuple[StoredVideo, int]:
+    """The description of an open file and the byte at which its frames begin."""
+    try:
+        length = int.from_bytes(file.read_at(8, 0), "little")
+        header = json.loads(file.read_at(length, 8))
+        meta, tensor = header["__metadata__"], header["frames"]
+        T, tokens, dim = tensor["shape"]
+        video = StoredVideo(
+            meta["video_id"],
+            T,
+            tokens,
+            dim,
+            float(meta["fps"]),
+            meta["source_hash"],
+            meta["fingerprint"],
+            name.rsplit("/", 1)[-1],
+        )
+        if tensor["dtype"] != "F16" or file.size() != 8 + length + tensor["data_offsets"][1]:
+            raise ValueError("its size or type is not what its header says")
+        return video, 8 + length + tensor["data_offsets"][0]
+    except (ValueError, KeyError, TypeError, OverflowError, OSError) as error:
+        raise DataError(f"embedding file {name} is damaged ({error}); delete it and embed the video again") from error

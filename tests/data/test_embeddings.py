@@ -1,0 +1,128 @@
+"""The embedding store: exact round trips, slices, one fingerprint, nothing half-written."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from prospect.data.embeddings import EmbeddingStore
+from prospect.errors import DataError, FingerprintError
+
+
+def embedding(frames: int = 7, tokens: int = 2, dim: int = 3, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((frames, tokens, dim)).astype(np.float16)
+
+
+def write(store: EmbeddingStore, video_id: str, frames: np.ndarray, fingerprint: str = "aaaa") -> None:
+    store.write(video_id, frames, fps=2, source_hash=f"hash of {video_id}", fingerprint=fingerprint)
+
+
+@pytest.fixture(params=["folder", "file://", "memory://"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> EmbeddingStore:
+    roots = {"folder": str(tmp_path / "s"), "file://": f"file://{tmp_path}/s", "memory://": f"memory://{tmp_path}/s"}
+    return EmbeddingStore(roots[request.param])
+
+
+def test_what_is_written_is_read(store: EmbeddingStore) -> None:
+    frames = embedding()
+    write(store, "a", frames)
+    write(store, "b", embedding(3, seed=1))
+    np.testing.assert_array_equal(store.read("a"), frames)
+    np.testing.assert_array_equal(store.read("a", 2, 5), frames[2:5])
+    assert store.read("a", 4, 4).shape == (0, 2, 3)
+    assert store.read("a").dtype == np.float16
+    assert (store.num_frames("a"), store.num_frames("b")) == (7, 3)
+    assert (store.dim, store.tokens_per_frame, store.fingerprint) == (3, 2, "aaaa")
+    assert store.video_ids() == ["a", "b"]
+
+
+def test_a_new_store_is_empty_and_says_so(store: EmbeddingStore) -> None:
+    assert store.video_ids() == []
+    with pytest.raises(DataError, match=r"no embeddings in .*; run jobs/embed.py first"):
+        _ = store.fingerprint
+    write(store, "a", embedding())
+    assert store.fingerprint == "aaaa"
+
+
+def test_only_the_same_file_by_the_same_encoder_counts_as_done(store: EmbeddingStore) -> None:
+    write(store, "a", embedding())
+    assert store.has("a", "hash of a", "aaaa")
+    assert not store.has("a", "another file", "aaaa")
+    assert not store.has("a", "hash of a", "bbbb")
+    assert not store.has("b", "hash of b", "aaaa")
+
+
+def test_a_second_fingerprint_is_refused_naming_both(store: EmbeddingStore) -> None:
+    write(store, "a", embedding())
+    with pytest.raises(FingerprintError, match=r"aaaa.*bbbb"):
+        write(store, "b", embedding(), fingerprint="bbbb")
+    with pytest.raises(FingerprintError, match=r"aaaa.*bbbb"):
+        EmbeddingStore(store.root).require("bbbb")
+    EmbeddingStore(store.root).require("aaaa")
+    assert store.video_ids() == ["a"]
+
+
+def test_the_manifest_lists_every_video(tmp_path: Path) -> None:
+    store = EmbeddingStore(tmp_path)
+    write(store, "b", embedding(3))
+    write(store, "a/x", embedding(5))
+    rows = store.commit()
+    assert pq.read_table(tmp_path / "manifest.parquet").to_pylist() == [vars(row) for row in rows]
+    assert [(row.video_id, row.num_frames, row.file) for row in rows] == [
+        ("a/x", 5, "a%2Fx.safetensors"),
+        ("b", 3, "b.safetensors"),
+    ]
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(video_id=st.text(min_size=1, max_size=20))
+def test_any_text_is_a_video_id(tmp_path_factory: pytest.TempPathFactory, video_id: str) -> None:
+    folder = tmp_path_factory.mktemp("store")
+    store = EmbeddingStore(folder)
+    try:
+        write(store, video_id, embedding())
+    except DataError:
+        assert any("\ud800" <= character <= "\udfff" for character in video_id)
+        return
+    assert store.video_ids() == [video_id]
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_bad_requests_are_one_sentence(tmp_path: Path) -> None:
+    store = EmbeddingStore(tmp_path)
+    write(store, "a", embedding())
+    for span in [(-1, 3), (0, 8), (5, 4)]:
+        with pytest.raises(DataError, match=r"'a' were asked for, but its embedding in .* has 7"):
+            store.read("a", *span)
+    with pytest.raises(DataError, match="'b' has no embedding in"):
+        store.read("b")
+    with pytest.raises(DataError, match=r"shape \[7, 6\]"):
+        write(store, "b", embedding().reshape(7, 6))
+    with pytest.raises(DataError, match="not finite"):
+        write(store, "b", np.full((2, 1, 1), 1e6))
+    with pytest.raises(DataError, match="too long"):
+        write(store, "b" * 300, embedding())
+    with pytest.raises(DataError, match="no file system for nowhere://x"):
+        EmbeddingStore("nowhere://x")
+
+
+def test_a_file_cut_short_is_damaged_not_short(tmp_path: Path) -> None:
+    store = EmbeddingStore(tmp_path)
+    write(store, "a", embedding())
+    path = tmp_path / "a.safetensors"
+    whole = path.read_bytes()
+    for length in (0, 4, 50, len(whole) - 2):
+        path.write_bytes(whole[:length])
+        assert not store.has("a", "hash of a", "aaaa")
+        with pytest.raises(DataError, match=r"a\.safetensors is damaged"):
+            store.read("a")
+    write(EmbeddingStore(tmp_path), "a", embedding())
+    assert path.read_bytes() == whole
+
+
+def test_a_process_that_dies_while_writing_leaves_no_video(tmp_path: Path) -> None:
+    (tmp_path / ".1234.partial").write_bytes(b"half of a file")
+    assert EmbeddingStore(tmp_path).video_ids() == []
