@@ -190,10 +190,22 @@ def test_a_bad_record_is_quarantined_and_the_next_one_read(
 
 def test_one_bad_conversation_does_not_take_its_siblings_along(tmp_path: Path) -> None:
     talks = [{"user_type": "no_talk", "conversation": [{"role": r, "time": 1, "content": "Hi"}]} for r in ("user", "x")]
+    talks.append(None)
     video = {"video_uid": "v", "parsed_video_anns": {"dataset": "ego4d"}, "conversations": talks}
     corpus = read(tmp_path, "proassist_generated", video)
     assert [dialogue.dialogue_id for dialogue in corpus.dialogues] == ["no_talk_0"]
-    assert [(record.dataset, record.id) for record in corpus.quarantined] == [("ego4d", "v/no_talk_1")]
+    assert [(record.dataset, record.id) for record in corpus.quarantined] == [
+        ("ego4d", "v/no_talk_1"),
+        ("ego4d", "v/user_2"),
+    ]
+
+
+def test_an_entry_of_a_folder_that_is_no_record_does_not_take_the_others_along(tmp_path: Path) -> None:
+    entries = {"v1": "soon", "v2": {"dataset": "home", "turns": [{"time": 1, "role": "user", "text": "Hi"}]}}
+    (tmp_path / "dialogues.json").write_text(json.dumps(entries))
+    corpus = load_dialogues(DataSettings(source="folder", path=tmp_path))
+    assert [dialogue.video_id for dialogue in corpus.dialogues] == ["v2"]
+    assert [(record.id, record.reason) for record in corpus.quarantined] == [("v1", "Field required")]
 
 
 def test_the_second_record_with_the_same_ids_is_quarantined(tmp_path: Path) -> None:

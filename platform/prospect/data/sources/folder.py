@@ -7,15 +7,12 @@ from collections.abc import Iterator
 
 from prospect.data.sources.base import Raw, Reader
 from prospect.data.sources.canonical import convert
-from prospect.errors import DataError
 
 
 def split(document: Raw) -> Iterator[Raw]:
-    """One record for each video."""
+    """One record for each video; an entry that is no record becomes an empty one, whose missing fields are named."""
     for video_id, entry in document.items():
-        if not isinstance(entry, dict):
-            raise DataError(f"{video_id!r} must hold a record with turns, not {entry!r:.60}", field=video_id)
-        yield {**entry, "video_id": video_id}
+        yield {**(entry if isinstance(entry, dict) else {}), "video_id": video_id}
 
 
 READER = Reader(patterns=("dialogues.json",), convert=convert, split=split)

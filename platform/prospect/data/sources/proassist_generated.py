@@ -46,17 +46,19 @@ class GeneratedRecord(SourceRecord):
 
 
 def split(element: Raw) -> Iterator[Raw]:
-    """One record for each conversation of a video, numbered as ProAssist numbers its users: `talk_some_0`."""
+    """One record for each conversation of a video, numbered as ProAssist numbers its users: `talk_some_0`.
+
+    What is no conversation becomes an empty one, whose missing fields are named.
+    """
     conversations = element.get("conversations")
     if not isinstance(conversations, list) or not conversations:
         raise DataError("the video has no list of conversations", field="conversations")
     annotations = element.get("parsed_video_anns")
     dataset = annotations.get("dataset") if isinstance(annotations, dict) else None
     for number, conversation in enumerate(conversations):
-        if not isinstance(conversation, dict):
-            raise DataError(f"{conversation!r:.60} is not a conversation", field=f"conversations.{number}")
-        user_type = conversation.get("user_type") or "user"
-        yield {**element, **conversation, "dataset": dataset, "dialogue_id": f"{user_type}_{number}"}
+        talk = conversation if isinstance(conversation, dict) else {}
+        user_type = talk.get("user_type") or "user"
+        yield {**element, **talk, "dataset": dataset, "dialogue_id": f"{user_type}_{number}"}
 
 
 def convert(raw: Raw) -> Dialogue:
