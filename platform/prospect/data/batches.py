@@ -3,6 +3,7 @@
 B sequences of S tokens; flat position = row * S + position. Labels of -100 do not count.
 """
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ def sampled_frames(clip: Clip, settings: NegativeSettings, epoch: int) -> set[in
     rng = random.Random(derived_seed("negatives", settings.seed, epoch, clip.id))
     chosen = set(events)
     borders = [clip.start - 1 - settings.margin, *events, clip.stop + settings.margin]
-    for before, after in zip(borders, borders[1:], strict=False):
+    for before, after in itertools.pairwise(borders):
         silent = range(before + 1 + settings.margin, after - settings.margin)
         if silent:
             chosen.update(rng.sample(silent, max(1, int(len(silent) * settings.rate))))

@@ -1,5 +1,6 @@
 """Clips: spans of one video and one dialogue that fit the context, with absolute frame indices throughout."""
 
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -127,7 +128,7 @@ def split_clips(
     borders = [first, *_random_start(dialogue, first, stop, clips), stop]
     return [
         make_clip(dialogue, timeline, begin, end, context, policy)
-        for low, high in zip(borders, borders[1:], strict=False)
+        for low, high in itertools.pairwise(borders)
         for begin, end in _fitting(dialogue, timeline, low, high, vocabulary, context, tokens_per_frame, policy)
     ]
 

@@ -1,0 +1,71 @@
+"""From a frame's hidden state to probabilities, and from probabilities to a decision."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from prospect.dialogue.state import StepState, TaskState
+from prospect.model.modeling import DSTProActLlamaForCausalLM
+
+
+@dataclass(frozen=True)
+class Probabilities:
+    speak: float
+    update: float
+
+
+class DecisionBackend(Protocol):
+    """How a model decides at a frame's last image token, and whether it speaks after a delta."""
+
+    def at_image(self, hidden: Tensor) -> Probabilities: ...
+
+    def after_delta(self, before: Probabilities, hidden: Tensor) -> float: ...
+
+
+@dataclass(frozen=True)
+class HeadDecisions:
+    """Two heads on the hidden state [H]; the delta does not change what they said."""
+
+    model: DSTProActLlamaForCausalLM
+
+    def at_image(self, hidden: Tensor) -> Probabilities:
+        speak, update = torch.sigmoid(torch.stack(self.model.decision_logits(hidden))).tolist()
+        return Probabilities(speak, update)
+
+    def after_delta(self, before: Probabilities, hidden: Tensor) -> float:
+        return before.speak
+
+
+@dataclass(frozen=True)
+class TokenDecisions:
+    """A softmax over three rows of `lm_head`; after a delta the speak probability is read again."""
+
+    model: DSTProActLlamaForCausalLM
+
+    def at_image(self, hidden: Tensor) -> Probabilities:
+        _, update, speak = torch.softmax(self.model.decision_rows(hidden), -1).tolist()
+        return Probabilities(speak, update)
+
+    def after_delta(self, before: Probabilities, hidden: Tensor) -> float:
+        return torch.softmax(self.model.decision_rows(hidden), -1)[2].item()
+
+
+def decision_backend(model: DSTProActLlamaForCausalLM) -> DecisionBackend:
+    return HeadDecisions(model) if model.config.decision_backend == "heads" else TokenDecisions(model)
+
+
+def read_state(logits: Tensor, shown: list[int], current: TaskState) -> TaskState:
+    """The most probable state that `current` can legally become.
+
+    Args:
+        logits: [len(shown), 3] of the state head.
+        shown: recipe indices of the steps that stand in the context.
+        current: the tracked state; steps not shown keep theirs.
+    """
+    steps = list(current.steps)
+    for row, step in enumerate(shown):
+        reachable = range(steps[step], len(StepState))
+        steps[step] = StepState(max(reachable, key=lambda label, row=row: logits[row, label].item()))
+    return TaskState(tuple(steps))

@@ -1,0 +1,310 @@
+"""The streaming engine: many sessions, one forward pass.
+
+A plain Python object that a test, the evaluator and the Serve deployment drive alike.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from prospect.dialogue.prompt import ContextSettings
+from prospect.dialogue.schema import Dialogue
+from prospect.dialogue.state import StatePolicy, StepState, TaskState
+from prospect.errors import FingerprintError, SessionError, UnknownSessionError
+from prospect.model.checkpoint import LoadedModel
+from prospect.settings import Settings
+from prospect.streaming.journal import Segment, SessionLog, to_dialogue
+from prospect.streaming.kv_cache import ATTENTION, RaggedStep, SessionCache
+from prospect.streaming.outputs import Event, SessionSpec
+from prospect.streaming.session import Counters, Feed, Reply, Run, Session, SessionParts, Thresholds
+
+
+class StreamingSettings(Settings):
+    """Limits and decisions of the engine."""
+
+    max_sessions: int = Field(default=64, ge=1)
+    """Sessions that may be open at once; one more is answered `busy`."""
+    speak_threshold: float = Field(default=0.5, ge=0, le=1)
+    """Used where neither the session nor the model brings a calibrated one."""
+    update_threshold: float = Field(default=0.5, ge=0, le=1)
+    cooldown_frames: int = Field(default=1, ge=0)
+    """Frames after an utterance in which the assistant stays silent."""
+    state_policy: StatePolicy = "strict"
+    """Whether a step may complete without having started."""
+    chunk_tokens: int = Field(default=512, ge=1)
+    """Most tokens of one session in one step, so that a long context does not hold up the others."""
+    max_waiting_frames: int = Field(default=120, ge=1)
+    """Frames of one session that may wait; one more is refused with `overloaded`."""
+
+
+@dataclass
+class _Job:
+    """A session's running generator with the feed that it waits for."""
+
+    run: Run
+    feed: Feed
+    hidden: list[torch.Tensor] = field(default_factory=list)
+    fed: int = 0
+    rows_fed: int = 0
+
+
+class StreamingEngine:
+    """Opens sessions, takes frames, and decides them in `step`."""
+
+    def __init__(self, loaded: LoadedModel, context: ContextSettings, settings: StreamingSettings) -> None:
+        self.loaded = loaded
+        self.settings = settings
+        self.context = context
+        self._model = loaded.model
+        self._model.set_attn_implementation(ATTENTION)
+        self._parts = SessionParts(loaded.model, loaded.vocabulary, context, settings.state_policy)
+        self._sessions: dict[str, Session] = {}
+        self._jobs: dict[str, _Job] = {}
+
+    # Sessions ----------------------------------------------------------------------------------------------
+
+    def open(self, session_id: str, spec: SessionSpec) -> None:
+        """Opens a session; its context is fed by the next steps.
+
+        Raises:
+            SessionError: the id is taken, all places are (`busy`), or the context leaves no room.
+            UntrainedHeadError: a recipe is given and the model never learned to track one.
+        """
+        self._admit(session_id, spec)
+        session = Session(self._parts, spec, self._new_cache(), self._thresholds(spec))
+        self._sessions[session_id] = session
+        self._start(session_id, session.start())
+
+    def push_frame(self, session_id: str, embedding: np.ndarray, fingerprint: str | None = None) -> int:
+        """Queues a frame's features [I, D]; returns its index.
+
+        Raises:
+            UnknownSessionError, FingerprintError, SessionError: `wrong_shape`, `overloaded`.
+        """
+        session = self._session(session_id)
+        if fingerprint is not None and fingerprint != self.loaded.fingerprint:
+            raise FingerprintError(
+                f"fingerprint: the frame was encoded with {fingerprint}, the model expects {self.loaded.fingerprint}",
+                field="fingerprint",
+            )
+        config = self._model.config
+        expected = (config.tokens_per_frame, config.vision_dim)
+        if embedding.shape != expected:
+            raise _coded(
+                SessionError(
+                    f"embedding: has shape {list(embedding.shape)}, expected {list(expected)}", field="embedding"
+                ),
+                "wrong_shape",
+            )
+        if not np.isfinite(embedding).all():
+            raise SessionError("embedding: holds values that are not finite", field="embedding")
+        if len(session.frames) >= self.settings.max_waiting_frames:
+            raise _coded(
+                SessionError(f"session {session_id}: {len(session.frames)} frames are waiting already", field="seq"),
+                "overloaded",
+            )
+        return session.push_frame(np.asarray(embedding, np.float16))
+
+    def push_text(self, session_id: str, text: str) -> None:
+        """Text of the user; it joins the next frame."""
+        self._session(session_id).push_text(text)
+
+    def patch_state(self, session_id: str, changes: Mapping[str, str]) -> TaskState:
+        """Sets steps by id, such as {"S2": "completed"}; returns the new state.
+
+        Raises:
+            SessionError: a step or a state that does not exist; nothing is changed then.
+        """
+        session = self._session(session_id)
+        steps = list(session.state.steps)
+        for step_id, label in changes.items():
+            index = int(step_id[1:]) - 1 if step_id[:1] == "S" and step_id[1:].isdecimal() else -1
+            if not 0 <= index < len(steps):
+                raise SessionError(f"state: no step {step_id!r} in a recipe of {len(steps)}", field="state")
+            if label.upper() not in StepState.__members__:
+                known = ", ".join(state.label for state in StepState)
+                raise SessionError(f"state.{step_id}: {label!r} is none of {known}", field="state")
+            steps[index] = StepState[label.upper()]
+        session.patch_state(TaskState(tuple(steps)))
+        return session.state
+
+    def state(self, session_id: str) -> TaskState:
+        return self._session(session_id).state
+
+    def counters(self, session_id: str) -> Counters:
+        return self._session(session_id).counters
+
+    def waiting(self, session_id: str) -> int:
+        """Frames pushed and not decided."""
+        session = self._session(session_id)
+        return session.next_frame - session.counters.frames
+
+    def close(self, session_id: str) -> None:
+        """Forgets the session and frees its cache."""
+        self._session(session_id)
+        self._jobs.pop(session_id, None)
+        del self._sessions[session_id]
+
+    @property
+    def session_ids(self) -> list[str]:
+        return list(self._sessions)
+
+    def record(self, session_id: str) -> Dialogue:
+        """The session so far as a dialogue record (DESIGN 4.2: it converts back to the tokens that were fed)."""
+        session = self._session(session_id)
+        return to_dialogue(session_id, session.spec, session.history, session.counters.frames)
+
+    def segment(self, session_id: str) -> Segment | None:
+        """What was fed since the context was last built."""
+        return self._session(session_id).segment
+
+    # Work --------------------------------------------------------------------------------------------------
+
+    def has_work(self) -> bool:
+        return bool(self._jobs) or any(session.frames for session in self._sessions.values())
+
+    def step(self) -> list[tuple[str, Event]]:
+        """One ragged forward for every session with work; returns what happened, by session."""
+        for session_id, session in self._sessions.items():
+            if session_id not in self._jobs and session.frames:
+                self._start(session_id, session.decide())
+        if not self._jobs:
+            return []
+        batch = list(self._jobs.items())
+        for (session_id, job), reply in zip(batch, self._forward(batch), strict=True):
+            if reply is not None:
+                self._advance(session_id, job, reply)
+        return [(sid, event) for sid, session in self._sessions.items() for event in _drain(session.outbox)]
+
+    @torch.inference_mode()
+    def _forward(self, batch: list[tuple[str, _Job]]) -> list[Reply | None]:
+        """Runs the next chunk of every job; a reply is None while its feed is not finished."""
+        vocabulary, device = self.loaded.vocabulary, self._model.device
+        chunks = [job.feed.ids[job.fed : job.fed + self.settings.chunk_tokens] for _, job in batch]
+        step = RaggedStep([self._sessions[sid].cache for sid, _ in batch], [len(chunk) for chunk in chunks])
+        rows = []
+        for (_, job), chunk in zip(batch, chunks, strict=True):
+            num_rows = chunk.count(vocabulary.image)
+            if num_rows:
+                assert job.feed.rows is not None
+                rows.append(job.feed.rows[job.rows_fed : job.rows_fed + num_rows])
+            job.rows_fed += num_rows
+            job.fed += len(chunk)
+        frames = np.concatenate(rows) if rows else np.empty((0, self._model.config.vision_dim), np.float16)
+        ids = torch.tensor([[token for chunk in chunks for token in chunk]], device=device)
+        hidden = self._model.trunk(
+            ids,
+            torch.from_numpy(frames).to(device),
+            position_ids=step.position_ids(device),
+            ragged=step,
+            use_cache=False,
+        )[0]
+        step.commit()
+        for (_, job), part in zip(batch, hidden.split([len(chunk) for chunk in chunks]), strict=True):
+            job.hidden.append(part)
+        return self._replies([job for _, job in batch])
+
+    def _replies(self, jobs: list[_Job]) -> list[Reply | None]:
+        """`lm_head` runs once, for the last tokens of the finished feeds that want it."""
+        finished = [job.fed == len(job.feed.ids) for job in jobs]
+        wanting = [job for job, done in zip(jobs, finished, strict=True) if done and job.feed.wants_logits]
+        logits = iter(self._model.lm_head(torch.stack([job.hidden[-1][-1] for job in wanting])) if wanting else ())
+        return [
+            Reply(torch.cat(job.hidden), next(logits) if job.feed.wants_logits else None) if done else None
+            for job, done in zip(jobs, finished, strict=True)
+        ]
+
+    def _start(self, session_id: str, run: Run) -> None:
+        self._jobs[session_id] = _Job(run, next(run))
+
+    @torch.inference_mode()
+    def _advance(self, session_id: str, job: _Job, reply: Reply) -> None:
+        try:
+            self._jobs[session_id] = _Job(job.run, job.run.send(reply))
+        except StopIteration:
+            del self._jobs[session_id]
+
+    # Moving sessions ---------------------------------------------------------------------------------------
+
+    def export(self, session_id: str) -> dict[str, Any]:
+        """The session's log: JSON, without keys and values; another engine continues from it.
+
+        Raises:
+            SessionError: frames are still being decided.
+        """
+        session = self._session(session_id)
+        if session_id in self._jobs or session.frames or session.segment is None:
+            raise _coded(SessionError(f"session {session_id}: frames are still being decided"), "in_progress")
+        return {
+            "session_id": session_id,
+            "fingerprint": self.loaded.fingerprint,
+            **session.export().to_json(),
+        }
+
+    def import_(self, log: Mapping[str, Any]) -> str:
+        """Opens a session from its log; the cache is rebuilt from the tokens. Returns its id.
+
+        Raises:
+            SessionError: the log is unreadable, or the id is taken here.
+            FingerprintError: it was recorded with another encoder.
+        """
+        if log.get("fingerprint") != self.loaded.fingerprint:
+            raise FingerprintError(
+                f"session log: recorded with {log.get('fingerprint')}, this model expects {self.loaded.fingerprint}"
+            )
+        session_id, restored = str(log.get("session_id")), SessionLog.from_json(log)
+        self._admit(session_id, restored.spec)
+        session = Session(self._parts, restored.spec, self._new_cache(), self._thresholds(restored.spec))
+        session.restore(restored)
+        self._sessions[session_id] = session
+        self._start(session_id, session.start())
+        return session_id
+
+    # Helpers -----------------------------------------------------------------------------------------------
+
+    def _session(self, session_id: str) -> Session:
+        try:
+            return self._sessions[session_id]
+        except KeyError:
+            raise UnknownSessionError(f"session {session_id!r} is not open here", field="session_id") from None
+
+    def _admit(self, session_id: str, spec: SessionSpec) -> None:
+        if session_id in self._sessions:
+            raise SessionError(f"session {session_id!r} is open already", field="session_id")
+        if len(self._sessions) >= self.settings.max_sessions:
+            raise _coded(SessionError(f"all {self.settings.max_sessions} sessions are taken; try again later"), "busy")
+        if spec.steps:
+            self.loaded.require_trained("dst_update")
+        if spec.state is not None and len(spec.state) != len(spec.steps):
+            raise SessionError(f"state: has {len(spec.state)} steps, the recipe has {len(spec.steps)}", field="state")
+
+    def _thresholds(self, spec: SessionSpec) -> Thresholds:
+        calibrated = self._model.config.thresholds or {}
+
+        def first(given: float | None, name: str, default: float) -> float:
+            return given if given is not None else calibrated.get(name, default)
+
+        return Thresholds(
+            first(spec.speak_threshold, "speak", self.settings.speak_threshold),
+            first(spec.update_threshold, "update", self.settings.update_threshold),
+            self.settings.cooldown_frames,
+        )
+
+    def _new_cache(self) -> SessionCache:
+        weight = self._model.model.norm.weight
+        return SessionCache(self._model.config, weight.dtype, weight.device, self.context.max_seq_len)
+
+
+def _drain(outbox: list[Event]) -> list[Event]:
+    events = outbox.copy()
+    outbox.clear()
+    return events
+
+
+def _coded(error: SessionError, code: str) -> SessionError:
+    error.code = code
+    return error

@@ -1,0 +1,356 @@
+"""One live stream, its control flow written straight down: it yields tokens to feed and receives hidden states.
+
+The engine batches the feeds of all sessions; a session knows nothing of the others.
+"""
+
+from collections import deque
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prospect.dialogue.prompt import Context, ContextSettings
+from prospect.dialogue.sequence import delta_block, image_block, user_block, utterance_block
+from prospect.dialogue.state import Delta, StatePolicy, TaskState, parse_delta
+from prospect.dialogue.timeline import FPS, FrameEvents
+from prospect.dialogue.vocabulary import Vocabulary
+from prospect.errors import DataError, SessionError
+from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.streaming.context import STRATEGIES, ContextPlan, frame_reserve, session_context
+from prospect.streaming.decisions import decision_backend, read_state
+from prospect.streaming.journal import Segment, SessionLog
+from prospect.streaming.kv_cache import SessionCache
+from prospect.streaming.outputs import Decision, Event, Refreshed, SessionSpec, TextPiece
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Tokens to run behind the session's cache, with a feature row [D] for each image token."""
+
+    ids: list[int]
+    rows: np.ndarray | None = None
+    wants_logits: bool = False
+    """Whether the reply needs the vocabulary logits of the last token: `lm_head` runs for no other."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Hidden states [n, H] of the tokens fed, and logits [V] of the last one if they were wanted."""
+
+    hidden: Tensor
+    logits: Tensor | None = None
+
+
+Run = Generator[Feed, Reply, None]
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """A session decides to act where a probability is above these."""
+
+    speak: float
+    update: float
+    cooldown_frames: int
+
+
+@dataclass
+class SessionParts:
+    """What the engine shares with every session."""
+
+    model: DSTProActLlamaForCausalLM
+    vocabulary: Vocabulary
+    context: ContextSettings
+    policy: StatePolicy
+
+
+@dataclass
+class Counters:
+    """What a session has done so far."""
+
+    frames: int = 0
+    fast_frames: int = 0
+    refreshes: int = 0
+    illegal_transitions: int = 0
+    lm_head_calls: int = 0
+
+
+class Session:
+    """State, cache and queue of one stream.
+
+    Attributes:
+        outbox: events that the engine has not collected yet.
+        history: events of every frame at which something happened.
+    """
+
+    def __init__(self, parts: SessionParts, spec: SessionSpec, cache: SessionCache, thresholds: Thresholds) -> None:
+        self._parts = parts
+        self.spec = spec
+        self.thresholds = thresholds
+        self.cache = cache
+        self.state = spec.state or TaskState.initial(len(spec.steps))
+        self.counters = Counters()
+        self.history: dict[int, FrameEvents] = {}
+        self.outbox: list[Event] = []
+        self.frames: deque[tuple[np.ndarray, tuple[str, ...]]] = deque()
+        self.texts: list[str] = []
+        self.segment: Segment | None = None
+        self._said = list(spec.utterances)
+        self._tail: deque[np.ndarray] = deque(maxlen=max(1, round(parts.context.tail_seconds * FPS)))
+        self._backend = decision_backend(parts.model)
+        self._step_vectors: Tensor | None = None
+        self._shown: list[int] = []
+        self._stale = False
+        self._last_spoken: int | None = None
+        self._tokens_per_frame = parts.model.config.tokens_per_frame
+        self._check_room()
+
+    # What the engine calls ---------------------------------------------------------------------------------
+
+    @property
+    def next_frame(self) -> int:
+        """Index that the next pushed frame gets."""
+        return self.counters.frames + len(self.frames)
+
+    def push_frame(self, embedding: np.ndarray) -> int:
+        index = self.next_frame
+        self.frames.append((embedding, tuple(self.texts)))
+        self.texts.clear()
+        return index
+
+    def push_text(self, text: str) -> None:
+        """The text joins the next frame that is pushed and not yet decided.
+
+        Raises:
+            SessionError: empty, or longer than a context can hold beside it.
+        """
+        if not text.strip():
+            raise SessionError("text: is empty", field="text")
+        length = len(user_block(self._parts.vocabulary, text)) + sum(
+            len(user_block(self._parts.vocabulary, pending)) for pending in self.texts
+        )
+        room = self._room_for_text()
+        if length > room:
+            raise SessionError(f"text: takes {length} tokens, this session has room for {room}", field="text")
+        self.texts.append(text)
+
+    def patch_state(self, state: TaskState) -> None:
+        """Somebody else knows better; the context is rebuilt before the next frame."""
+        self.state = state
+        self._stale = True
+
+    def export(self) -> SessionLog:
+        """Everything but keys and values; call it between frames."""
+        assert self.segment is not None
+        return SessionLog(
+            spec=self.spec,
+            state=self.state,
+            segment=self.segment,
+            history=dict(self.history),
+            said=list(self._said),
+            texts=list(self.texts),
+            tail=list(self._tail),
+            frames=self.counters.frames,
+            last_spoken=self._last_spoken,
+            stale=self._stale,
+        )
+
+    def restore(self, log: SessionLog) -> None:
+        """Continues `log`; `start` then rebuilds the cache."""
+        self.state, self.segment, self.history = log.state, log.segment, dict(log.history)
+        self._said, self.texts = list(log.said), list(log.texts)
+        self._tail.extend(log.tail)
+        self.counters.frames = log.frames
+        self._last_spoken, self._stale = log.last_spoken, log.stale
+
+    def start(self) -> Run:
+        """Feeds the first context, or a restored segment's tokens."""
+        if self.segment is None:
+            yield from self._open_segment(self._plan())
+        else:
+            yield from self._replay(self.segment)
+
+    def decide(self) -> Run:
+        """Decides the oldest waiting frame; the decision ends up in `outbox`."""
+        embedding, texts = self.frames.popleft()
+        frame = self.counters.frames
+        yield from self._make_room(frame, texts)
+        ids = [token for text in texts for token in user_block(self._parts.vocabulary, text)]
+        ids += image_block(self._parts.vocabulary, self._tokens_per_frame)
+        reply = yield Feed(ids, embedding)
+        hidden = reply.hidden[-1]
+        p = self._backend.at_image(hidden)
+        p_speak = p.speak
+        readout = self._read_out(hidden)
+        delta: Delta = ()
+        illegal: Delta = ()
+        lm_head_before = self.counters.lm_head_calls
+        if self.spec.steps and p.update > self.thresholds.update:
+            delta, illegal, after = yield from self._write_delta()
+            if delta:
+                p_speak = self._backend.after_delta(p, after)
+        utterance = None
+        if p_speak > self.thresholds.speak and not self._cooling_down(frame):
+            utterance = yield from self._write_utterance(frame)
+        fast = self.counters.lm_head_calls == lm_head_before
+        self._finish(frame, embedding, FrameEvents(texts, delta, utterance), fast, illegal)
+        self.outbox.append(Decision(frame, p_speak, p.update, self.state, delta, utterance, readout, fast, illegal))
+
+    # Context -----------------------------------------------------------------------------------------------
+
+    def _check_room(self) -> None:
+        """A context with nothing behind it must leave room for one frame."""
+        if self._room_for_text() < 0:
+            raise SessionError(
+                "session: goal, recipe and knowledge leave no room for a frame; "
+                "shorten them or raise context.max_seq_len",
+                field="knowledge",
+            )
+
+    def _room_for_text(self) -> int:
+        context = self._context(self._plan())
+        reserve = frame_reserve(self._parts.context, self._tokens_per_frame)
+        return self._parts.context.max_seq_len - len(context.ids) - reserve
+
+    def _plan(self) -> ContextPlan:
+        settings = self._parts.context
+        return STRATEGIES[settings.strategy](settings, self._said, len(self._tail) if self.counters.frames else 0)
+
+    def _context(self, plan: ContextPlan) -> Context:
+        parts = self._parts
+        return session_context(parts.vocabulary, self.spec, self.state, plan, parts.context, self._tokens_per_frame)
+
+    def _make_room(self, frame: int, texts: tuple[str, ...]) -> Run:
+        """Rebuilds the context where this frame, whatever comes of it, might not fit."""
+        needed = frame_reserve(self._parts.context, self._tokens_per_frame)
+        needed += sum(len(user_block(self._parts.vocabulary, text)) for text in texts)
+        if not self._stale and self.cache.length + needed <= self._parts.context.max_seq_len:
+            return
+        before = self.cache.length
+        yield from self._open_segment(self._plan())
+        self._stale = False
+        self.counters.refreshes += 1
+        self.outbox.append(Refreshed(frame, before, self.cache.length))
+
+    def _open_segment(self, plan: ContextPlan) -> Run:
+        self.cache.truncate(0)
+        context = self._context(plan)
+        tail = list(self._tail)[len(self._tail) - plan.tail_frames :]
+        self.segment = Segment(context, self.counters.frames, tail)
+        reply = yield Feed(list(context.ids), np.concatenate(tail) if tail else None)
+        self._take_step_vectors(reply.hidden)
+
+    def _replay(self, segment: Segment) -> Run:
+        """Rebuilds the cache from a segment's tokens: everything is known, nothing is decided."""
+        sequence = segment.sequence(self._parts.vocabulary, self._tokens_per_frame)
+        rows = [*segment.tail, *segment.frames]
+        reply = yield Feed(sequence.ids, np.concatenate(rows) if rows else None)
+        self._take_step_vectors(reply.hidden)
+
+    def _take_step_vectors(self, hidden: Tensor) -> None:
+        assert self.segment is not None
+        positions = self.segment.context.step_positions
+        self._shown = [step for step, position in enumerate(positions) if position >= 0]
+        at_lines = hidden[[positions[step] for step in self._shown]]
+        self._step_vectors = self._parts.model.dst_state_head.step_vectors(at_lines) if self._shown else None
+
+    # Decisions ---------------------------------------------------------------------------------------------
+
+    def _cooling_down(self, frame: int) -> bool:
+        return self._last_spoken is not None and frame - self._last_spoken <= self.thresholds.cooldown_frames
+
+    def _read_out(self, hidden: Tensor) -> TaskState | None:
+        if self._step_vectors is None:
+            return None
+        logits = self._parts.model.dst_state_head(hidden, self._step_vectors)
+        return read_state(logits.cpu(), self._shown, self.state)
+
+    def _write_delta(self) -> Generator[Feed, Reply, tuple[Delta, Delta, Tensor]]:
+        """Generates a delta and applies what is legal of it; the cache keeps exactly that.
+
+        Returns the applied and the refused transitions, and the hidden state at the delta's stop token.
+        """
+        start = self.cache.length
+        ids, hidden = yield from self._generate(self._parts.vocabulary.dst, self._parts.context.max_delta_tokens)
+        try:
+            wanted = parse_delta(self._parts.vocabulary.decode(ids).strip())
+        except DataError:
+            wanted = ()
+        state, illegal = self.state.apply(wanted, self._parts.policy)
+        delta = self.state.delta_to(state) if illegal else wanted
+        self.state = state
+        self.counters.illegal_transitions += len(illegal)
+        block = delta_block(self._parts.vocabulary, delta) if delta else []
+        hidden = yield from self._settle(start, [self._parts.vocabulary.dst, *ids], block, hidden)
+        return delta, illegal, hidden
+
+    def _write_utterance(self, frame: int) -> Generator[Feed, Reply, str | None]:
+        start, vocabulary = self.cache.length, self._parts.vocabulary
+        ids, hidden = yield from self._generate(vocabulary.asst, self._parts.context.max_utterance_tokens, frame)
+        text = vocabulary.decode(ids).strip()
+        block = utterance_block(vocabulary, text) if text else []
+        yield from self._settle(start, [vocabulary.asst, *ids], block, hidden)
+        return text or None
+
+    def _generate(
+        self, prefix: int, limit: int, frame: int | None = None
+    ) -> Generator[Feed, Reply, tuple[list[int], Tensor]]:
+        """Greedy tokens after `prefix` until a stop id or `limit`; pieces of text go out where `frame` is given."""
+        vocabulary, ids, sent = self._parts.vocabulary, [], ""
+        token = prefix
+        while True:
+            reply = yield Feed([token], wants_logits=True)
+            self.counters.lm_head_calls += 1
+            assert reply.logits is not None
+            logits = reply.logits.clone()
+            logits[list(vocabulary.never_generated)] = -torch.inf
+            if not ids:
+                logits[list(vocabulary.stop_ids)] = -torch.inf
+            token = int(logits.argmax())
+            if token in vocabulary.stop_ids:
+                return ids, reply.hidden[-1]
+            ids.append(token)
+            if frame is not None:
+                sent = self._send_piece(frame, ids, sent)
+            if len(ids) == limit:
+                reply = yield Feed([token])
+                return ids, reply.hidden[-1]
+
+    def _send_piece(self, frame: int, ids: list[int], sent: str) -> str:
+        """A token may hold half a character; a piece goes out when the text so far is whole."""
+        text = self._parts.vocabulary.decode(ids).lstrip()
+        if text.endswith("\N{REPLACEMENT CHARACTER}") or text == sent:
+            return sent
+        self.outbox.append(TextPiece(frame, text[len(sent) :]))
+        return text
+
+    def _settle(self, start: int, fed: list[int], block: list[int], hidden: Tensor) -> Generator[Feed, Reply, Tensor]:
+        """Leaves exactly `block` in the cache from `start` on; returns the last hidden state.
+
+        What was generated may be tokenised otherwise than its text, or refused; training and a replay
+        see the text's own tokens.
+        """
+        if not block:
+            self.cache.truncate(start)
+            return hidden
+        missing = block[-1:]
+        if fed != block[:-1]:
+            self.cache.truncate(start)
+            missing = block
+        reply = yield Feed(missing)
+        return reply.hidden[-1]
+
+    def _finish(self, frame: int, embedding: np.ndarray, events: FrameEvents, fast: bool, illegal: Delta) -> None:
+        assert self.segment is not None
+        self.segment.frames.append(embedding)
+        self.segment.events.append(events)
+        self._tail.append(embedding)
+        self._said += [("user", text) for text in events.user]
+        if events.utterance is not None:
+            self._said.append(("assistant", events.utterance))
+            self._last_spoken = frame
+        if events != FrameEvents():
+            self.history[frame] = events
+        self.counters.frames += 1
+        self.counters.fast_frames += fast
