@@ -1,0 +1,56 @@
+"""Tables for a terminal of 80 columns."""
+
+from collections.abc import Callable, Mapping
+
+from rich import box
+from rich.table import Table
+
+from prospect.evaluation.metrics import Scores, SliceScores
+
+_UNDEFINED = "-"
+
+
+def _number(metric: str, digits: int = 2) -> Callable[[SliceScores], str]:
+    def cell(scores: SliceScores) -> str:
+        value = scores[metric]
+        return _UNDEFINED if value is None else f"{value:.{digits}f}"
+
+    return cell
+
+
+def _with_interval(metric: str) -> Callable[[SliceScores], str]:
+    """The interval stands dimmed below its value: beside it, four of them are too wide for a terminal."""
+
+    def cell(scores: SliceScores) -> str:
+        interval = scores.intervals[metric]
+        if interval is None:
+            return _UNDEFINED
+        return f"{interval.value:.2f}\n[dim]{interval.low:.2f}-{interval.high:.2f}[/dim]"
+
+    return cell
+
+
+_COLUMNS: dict[str, Callable[[SliceScores], str]] = {
+    "turn F1": _with_interval("turn_f1"),
+    "off, s": _number("time_diff"),
+    "DST F1": _with_interval("dst_f1"),
+    "goal acc.": _with_interval("joint_goal_accuracy"),
+    "readout": _with_interval("readout_joint_goal_accuracy"),
+    "/min": _number("utterances_per_minute", 1),
+}
+
+
+def render_table(rows: Mapping[str, Scores], title: str = "Held-out videos") -> Table:
+    """One entry a system, in the order given.
+
+    `off, s` is the mean time between an utterance and its reference, `goal acc.` the joint goal accuracy of
+    the tracked state, `readout` that of the state head, `/min` utterances a minute; `-` is undefined.
+    """
+    caption = "below a score: its confidence interval over videos"
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+    table.add_column("system", no_wrap=True)
+    for name in _COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
+    for system, scores in rows.items():
+        table.add_row(system, *(cell(scores.overall) for cell in _COLUMNS.values()))
+    return table

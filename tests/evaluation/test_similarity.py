@@ -1,0 +1,73 @@
+"""The packaged sentence encoder on sentences as the assistant says them."""
+
+import numpy as np
+import pytest
+
+from prospect.errors import ConfigError
+from prospect.evaluation.baselines import oracle, right_time_wrong_step
+from prospect.evaluation.metrics import evaluate
+from prospect.evaluation.similarity import SentenceSimilarity, SimilaritySettings
+
+
+@pytest.fixture(scope="module")
+def encoder() -> SentenceSimilarity:
+    try:
+        return SentenceSimilarity()
+    except ConfigError as error:
+        pytest.skip(str(error))
+
+
+def similarity(encoder: SentenceSimilarity, first: str, second: str) -> float:
+    vectors = encoder.embed([first, second])
+    return float(vectors[0] @ vectors[1])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("Now pour the hot water into the mug.", "Next, add the boiling water to the cup."),
+        ("Attach the rear wheels to the chassis.", "Fix the back wheels onto the frame of the toy car."),
+        ("Great, you finished chopping the onion.", "Well done, the onion is all chopped."),
+    ],
+)
+def test_paraphrases_are_alike(encoder, first, second):
+    assert similarity(encoder, first, second) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("Now pour the hot water into the mug.", "Attach the rear wheels to the chassis."),
+        ("Great, you finished chopping the onion.", "The pipette should be held upright."),
+    ],
+)
+def test_unrelated_sentences_are_not(encoder, first, second):
+    assert similarity(encoder, first, second) < 0.5
+
+
+def test_vectors_are_unit_float32_and_independent_of_company(encoder):
+    texts = ["Stop.", "Pour the hot water into the mug, slowly, until it is nearly full.", "Stop."]
+    vectors = encoder.embed(texts)
+    assert (vectors.dtype, vectors.shape) == (np.float32, (3, 384))
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1.0, abs=1e-6)
+    assert np.array_equal(vectors[0], vectors[2])
+    assert np.array_equal(SentenceSimilarity().embed(texts[1:2])[0], vectors[1])
+
+
+def test_a_very_long_text_is_cut(encoder):
+    assert encoder.embed(["mug " * 5000]).shape == (1, 384)
+
+
+def test_a_missing_model_is_one_sentence(tmp_path):
+    with pytest.raises(ConfigError, match=r"evaluation\.similarity\.model: there is no file .*nowhere\.onnx"):
+        SentenceSimilarity(SimilaritySettings(model=tmp_path / "nowhere.onnx"))
+
+
+def test_the_oracle_is_perfect_with_the_real_encoder(encoder, references):
+    scores = evaluate([oracle(*reference) for reference in references], encoder=encoder).overall
+    assert (scores["turn_f1"], scores["time_diff"], scores["exact_frame_rate"]) == (1.0, 0.0, 1.0)
+
+
+def test_a_wrong_steps_words_score_below_the_oracle_with_the_real_encoder(encoder, tea, toy):
+    scores = evaluate([right_time_wrong_step(*reference) for reference in (tea, toy)], encoder=encoder).overall
+    assert scores["turn_f1"] < 1.0
