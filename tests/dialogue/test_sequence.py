@@ -1,0 +1,137 @@
+"""The context and the grammar: tokens from events and events from tokens."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prospect.data.clips import clip_sequence
+from prospect.dialogue.prompt import build_context
+from prospect.dialogue.sequence import TextTask, build_sequence, parse_sequence, shifted
+from prospect.dialogue.state import StepState, TaskState, Transition
+from prospect.dialogue.timeline import FrameEvents
+from prospect.dialogue.vocabulary import GRAMMAR_TOKENS
+from prospect.errors import DataError
+from prospect.streaming.context import ContextPlan, session_context
+from prospect.streaming.outputs import SessionSpec
+from tests.factories import CONTEXT, tea_clip, tea_clips, tea_dialogue, tiny_vocabulary
+
+VOCABULARY = tiny_vocabulary()
+
+words = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)
+texts = words.filter(lambda t: VOCABULARY.decode(VOCABULARY.encode(t)) == t)
+delta = st.lists(st.builds(Transition, st.integers(0, 4), st.booleans()), max_size=3).map(tuple)
+frame_events = st.builds(
+    lambda user, delta, say: FrameEvents(tuple(user), delta, say), st.lists(texts, max_size=2), delta, st.none() | texts
+)
+
+
+@settings(deadline=None)
+@given(st.lists(frame_events, max_size=6), st.sampled_from([1, 5]))
+def test_tokens_parse_back_to_the_events_they_were_built_from(frames, tokens_per_frame):
+    context = build_context(VOCABULARY, goal="Make tea", steps=[], state=TaskState(()))
+    sequence = build_sequence(VOCABULARY, context, frames, tokens_per_frame)
+    parsed = parse_sequence(VOCABULARY, sequence.ids[len(context.ids) :], tokens_per_frame)
+    assert parsed == {frame: event for frame, event in enumerate(frames) if event != FrameEvents()}
+    assert len(sequence.image_positions) == len(frames) * tokens_per_frame
+    assert all(sequence.ids[p] == VOCABULARY.image for p in sequence.decision_positions)
+
+
+def test_stop_tokens_carry_loss_and_prefixes_do_not():
+    clip = tea_clip()
+    sequence = clip_sequence(clip, VOCABULARY, CONTEXT, 1)
+    stops = [i for i, token in enumerate(sequence.ids) if token == VOCABULARY.stop]
+    tasks = [sequence.text_tasks[i] for i in stops]
+    num_users = sum(len(e.user) for e in clip.events.values())
+    assert tasks.count(TextTask.NONE) == num_users
+    assert tasks.count(TextTask.DST) == sum(bool(e.delta) for e in clip.events.values())
+    assert tasks.count(TextTask.SPEAKING) == sum(e.utterance is not None for e in clip.events.values())
+    for prefix in (VOCABULARY.dst, VOCABULARY.asst, VOCABULARY.image):
+        at_prefix = [t for t, token in zip(sequence.text_tasks, sequence.ids, strict=True) if token == prefix]
+        assert set(at_prefix) == {TextTask.NONE}
+
+
+@pytest.mark.parametrize("max_seq_len", [300, 350, 400, 4096])
+def test_every_event_appears_exactly_once_over_the_clips_and_initial_states_are_replays(max_seq_len):
+    context = CONTEXT.model_copy(update={"max_seq_len": max_seq_len, "tail_seconds": 2.0})
+    clips = tea_clips(VOCABULARY, context, random_start_share=1.0)
+    found: dict[int, FrameEvents] = {}
+    state = TaskState.initial(3)
+    frame = 0
+    for clip in clips:
+        sequence = clip_sequence(clip, VOCABULARY, context, 1)
+        assert len(sequence.ids) <= max_seq_len
+        assert len(sequence.image_positions) == clip.stop - clip.first_row
+        assert clip.start == frame
+        assert clip.initial_state == state
+        num_context = len(sequence.ids) - len(behind_context(sequence, clip))
+        parsed = parse_sequence(VOCABULARY, sequence.ids[num_context:], 1)
+        assert not found.keys() & shifted(parsed, clip.start).keys()
+        found |= shifted(parsed, clip.start)
+        state, frame = clip.states[-1], clip.stop
+    assert found == tea_clip().events
+    assert state.labels == ("completed",) * 3
+
+
+def behind_context(sequence, clip):
+    """The tokens behind the context: from the first decided frame's user turns on."""
+    first = sequence.image_positions[clip.tail_frames]
+    while first > 0 and sequence.ids[first - 1] == VOCABULARY.stop:
+        first = max(i for i in range(first) if sequence.ids[i] == VOCABULARY.user)
+    return sequence.ids[first:]
+
+
+def test_the_context_is_byte_identical_whoever_calls():
+    dialogue, clip = tea_dialogue(), tea_clip()
+    spec = SessionSpec(goal=dialogue.goal, steps=dialogue.step_names, knowledge=dialogue.knowledge)
+    live = session_context(VOCABULARY, spec, TaskState.initial(3), ContextPlan((), 0), CONTEXT, 1)
+    trained = clip_sequence(clip, VOCABULARY, CONTEXT, 1)
+    assert list(live.ids) == trained.ids[: len(live.ids)]
+    assert live.step_positions == trained.step_positions
+    assert live.ids.count(VOCABULARY.tokenizer.bos_token_id) == 1
+
+
+def test_step_positions_are_the_last_token_of_each_step_s_line():
+    state = TaskState((StepState.COMPLETED, StepState.IN_PROGRESS, StepState.NOT_STARTED))
+    context = build_context(VOCABULARY, goal="Make tea", steps=["boil", "pour", "milk"], state=state)
+    for position, label in zip(context.step_positions, state.labels, strict=True):
+        assert VOCABULARY.decode(context.ids[: position + 1]).endswith(label)
+
+
+def test_a_long_recipe_is_windowed_around_the_current_steps_and_says_so():
+    names = [f"step number {i} of many" for i in range(80)]
+    state = TaskState((StepState.COMPLETED,) * 40 + (StepState.IN_PROGRESS,) + (StepState.NOT_STARTED,) * 39)
+    context = build_context(VOCABULARY, goal="x", steps=names, state=state, max_tokens=500)
+    assert context.num_text <= 500
+    assert context.step_positions[40] > 0
+    assert context.step_positions[0] == context.step_positions[79] == -1
+    assert "earlier steps not shown" in context.text
+    assert "later steps not shown" in context.text
+
+
+def test_a_context_that_cannot_fit_is_refused_with_both_numbers():
+    with pytest.raises(DataError, match=r"take \d+ tokens .* the limit is 60"):
+        build_context(VOCABULARY, goal="tea " * 100, steps=["x"], state=TaskState.initial(1), max_tokens=60)
+
+
+@pytest.mark.parametrize("token", [*GRAMMAR_TOKENS, "<stop>", "<s>"])
+def test_what_people_write_never_becomes_a_control_token(token):
+    special = set(VOCABULARY.tokenizer.all_special_ids)
+    assert not special & set(VOCABULARY.encode(f"say {token} please"))
+    context = build_context(
+        VOCABULARY, goal=token, steps=[f"a {token}"], state=TaskState.initial(1), utterances=[("user", token)]
+    )
+    plain = build_context(VOCABULARY, goal="x", steps=["a x"], state=TaskState.initial(1), utterances=[("user", "x")])
+    assert sum(i in special for i in context.ids) == sum(i in special for i in plain.ids)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([VOCABULARY.dst], "cannot stand at 0"),
+        ([VOCABULARY.image, VOCABULARY.asst, 300], "no stop token"),
+        ([VOCABULARY.user, VOCABULARY.stop], "no frame follows"),
+    ],
+)
+def test_tokens_outside_the_grammar_are_refused(ids, message):
+    with pytest.raises(DataError, match=message):
+        parse_sequence(VOCABULARY, ids, 1)

@@ -1,0 +1,284 @@
+"""The engine: exact with the cache, exact in a batch, exact after a refresh, a restart and a recording."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from prospect.data.clips import clip_sequence, make_clip
+from prospect.dialogue.timeline import num_frames, place
+from prospect.errors import FingerprintError, ProspectError, SessionError, UnknownSessionError, UntrainedHeadError
+from prospect.model.checkpoint import LoadedModel
+from prospect.model.losses import LossSettings, label_counts, loss_sums, total_loss
+from prospect.streaming.engine import StreamingEngine, StreamingSettings
+from prospect.streaming.outputs import Decision, Refreshed, SessionSpec, TextPiece
+from tests.factories import (
+    CONTEXT, DIM, collator, features, tea_clip, tea_dialogue, tiny_model, tiny_vocabulary,
+)  # fmt: skip
+
+SETTINGS = StreamingSettings(cooldown_frames=0)
+TEA = SessionSpec(goal=tea_dialogue().goal, steps=tea_dialogue().step_names, knowledge=tea_dialogue().knowledge)
+
+
+def run(engine: StreamingEngine) -> dict[str, list]:
+    events: dict[str, list] = {}
+    while engine.has_work():
+        for session_id, event in engine.step():
+            events.setdefault(session_id, []).append(event)
+    return events
+
+
+def decisions(events: list) -> list[Decision]:
+    return [event for event in events if isinstance(event, Decision)]
+
+
+def stream(engine: StreamingEngine, session_id: str, video: str, frames: range, texts: dict[int, str]) -> None:
+    for frame in frames:
+        if frame in texts:
+            engine.push_text(session_id, texts[frame])
+        engine.push_frame(session_id, features(video, frame, frame + 1)[0])
+
+
+def talkative(loaded: LoadedModel) -> StreamingSettings:
+    """Random weights decide anywhere; these thresholds make a random model act on some frames."""
+    return StreamingSettings(speak_threshold=0.52, update_threshold=0.51, cooldown_frames=0)
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    return tiny_vocabulary()
+
+
+@pytest.fixture(scope="module")
+def random_model(vocabulary):
+    return tiny_model(vocabulary)
+
+
+@pytest.fixture(scope="module", params=["heads", "token"])
+def overfitted(request, vocabulary):
+    """Trained on one clip until its loss is next to nothing."""
+    loaded = tiny_model(vocabulary, request.param)
+    batch = collator(vocabulary)([tea_clip()])
+    counts = label_counts(batch, request.param)
+    optimizer = torch.optim.AdamW(loaded.model.parameters(), lr=3e-3)
+    for _ in range(150):
+        loss, _parts = total_loss(loss_sums(loaded.model.train(), batch, LossSettings()), counts, LossSettings())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(loaded.model.parameters(), 1.0)
+        optimizer.step()
+    assert loss.item() < 0.05
+    loaded.model.eval()
+    return loaded
+
+
+def user_texts() -> dict[int, str]:
+    return {frame: events.user[0] for frame, events in tea_clip().events.items() if events.user}
+
+
+def test_an_overfitted_clip_is_reproduced_in_streaming(overfitted):
+    engine = StreamingEngine(overfitted, CONTEXT, SETTINGS)
+    clip = tea_clip()
+    engine.open("a", TEA)
+    stream(engine, "a", "tea", range(60), user_texts())
+    decided = decisions(run(engine)["a"])
+    assert [d.frame for d in decided] == list(range(60))
+    assert {d.frame: d.utterance for d in decided if d.utterance} == {
+        f: e.utterance for f, e in clip.events.items() if e.utterance
+    }
+    assert [d.state for d in decided] == list(clip.states)
+    assert [d.readout for d in decided] == list(clip.states)
+
+
+def test_streaming_with_the_cache_gives_the_logits_of_one_full_forward(overfitted, vocabulary):
+    """Tolerance 1e-4 in float32: chunked and full attention add up in different orders."""
+    engine = StreamingEngine(overfitted, CONTEXT, SETTINGS)
+    engine.open("a", TEA)
+    stream(engine, "a", "tea", range(60), user_texts())
+    decided = decisions(run(engine)["a"])
+    sequence = engine.segment("a").sequence(vocabulary, 1)
+    overfitted.model.set_attn_implementation("sdpa")
+    with torch.inference_mode():
+        hidden = overfitted.model.trunk(torch.tensor([sequence.ids]), torch.from_numpy(features("tea", 0, 60)[:, 0]))[0]
+        if overfitted.model.config.decision_backend == "heads":
+            speak, update = overfitted.model.decision_logits(hidden[sequence.decision_positions])
+            assert torch.allclose(torch.sigmoid(speak), torch.tensor([d.p_speak for d in decided]), atol=1e-4)
+            assert torch.allclose(torch.sigmoid(update), torch.tensor([d.p_update for d in decided]), atol=1e-4)
+        else:
+            rows = torch.softmax(overfitted.model.decision_rows(hidden[sequence.decision_positions]), -1)
+            assert torch.allclose(rows[:, 1], torch.tensor([d.p_update for d in decided]), atol=1e-4)
+
+
+def test_a_recorded_session_converts_to_the_tokens_that_the_engine_saw(overfitted, vocabulary):
+    engine = StreamingEngine(overfitted, CONTEXT, SETTINGS)
+    engine.open("a", TEA)
+    stream(engine, "a", "tea", range(60), user_texts())
+    run(engine)
+    record = engine.record("a")
+    timeline = place(record, num_frames(record.duration))
+    clip = make_clip(record, timeline, 0, 60, CONTEXT, "strict")
+    assert not timeline.quarantined
+    assert clip_sequence(clip, vocabulary, CONTEXT, 1).ids == engine.segment("a").sequence(vocabulary, 1).ids
+    assert engine._session("a").cache.length == len(clip_sequence(clip, vocabulary, CONTEXT, 1).ids)
+
+
+def test_a_batch_of_sessions_gives_each_what_it_gets_alone(random_model):
+    """Tolerance 1e-5 on probabilities; what is said and done is equal."""
+    together = StreamingEngine(random_model, CONTEXT, talkative(random_model))
+    alone = {}
+    for name, count in (("a", 25), ("b", 40), ("c", 7)):
+        engine = StreamingEngine(random_model, CONTEXT, talkative(random_model))
+        for target in (engine, together):
+            target.open(name, TEA if name != "c" else SessionSpec(goal="Wash up"))
+            stream(target, name, name, range(count), {3: "What now?"})
+        alone[name] = run(engine)[name]
+    batched = run(together)
+    for name, expected in alone.items():
+        assert len(decisions(expected)) == len(decisions(batched[name]))
+        for one, other in zip(decisions(expected), decisions(batched[name]), strict=True):
+            assert (one.frame, one.utterance, one.delta, one.state) == (
+                other.frame, other.utterance, other.delta, other.state,
+            )  # fmt: skip
+            assert abs(one.p_speak - other.p_speak) < 1e-5
+            assert abs(one.p_update - other.p_update) < 1e-5
+
+
+@pytest.mark.parametrize("strategy", ["state_refresh", "drop_all"])
+def test_a_refresh_keeps_the_state_and_decides_every_frame_once(overfitted, vocabulary, strategy):
+    small = CONTEXT.model_copy(update={"max_seq_len": 330, "strategy": strategy, "tail_seconds": 3.0})
+    engine = StreamingEngine(overfitted, small, SETTINGS)
+    engine.open("a", TEA)
+    stream(engine, "a", "tea", range(60), user_texts())
+    events = run(engine)["a"]
+    refreshes = [event for event in events if isinstance(event, Refreshed)]
+    decided = decisions(events)
+    assert len(refreshes) >= 1
+    assert [d.frame for d in decided] == list(range(60))
+    states = [d.state for d in decided]
+    assert all(
+        all(a <= b for a, b in zip(x.steps, y.steps, strict=True)) for x, y in zip(states, states[1:], strict=False)
+    )
+    for refresh in refreshes:
+        assert refresh.tokens_after < refresh.tokens_before <= small.max_seq_len
+    if strategy == "state_refresh":
+        record = engine.record("a")
+        last = refreshes[-1].frame
+        clip = make_clip(record, place(record, 60), last, 60, small, "strict")
+        assert clip_sequence(clip, vocabulary, small, 1).ids == engine.segment("a").sequence(vocabulary, 1).ids
+
+
+def test_a_session_continues_from_its_log_on_another_engine(overfitted):
+    first, second = (StreamingEngine(overfitted, CONTEXT, SETTINGS) for _ in range(2))
+    for engine in (first,):
+        engine.open("a", TEA)
+        stream(engine, "a", "tea", range(30), user_texts())
+        run(engine)
+    second.import_(json.loads(json.dumps(first.export("a"))))
+    for engine in (first, second):
+        stream(engine, "a", "tea", range(30, 60), user_texts())
+    expected, restored = decisions(run(first)["a"]), decisions(run(second)["a"])
+    assert [d.frame for d in restored] == list(range(30, 60))
+    for one, other in zip(expected, restored, strict=True):
+        assert (one.utterance, one.delta, one.state) == (other.utterance, other.delta, other.state)
+        assert abs(one.p_speak - other.p_speak) < 1e-4
+    assert first.record("a") == second.record("a")
+
+
+def test_generation_ends_at_each_stop_id_and_leaves_the_canonical_one(vocabulary):
+    for stop in sorted({vocabulary.stop, vocabulary.tokenizer.bos_token_id}):
+        loaded = tiny_model(vocabulary)
+        loaded.vocabulary.stop_ids = frozenset({vocabulary.stop, stop})
+        word = vocabulary.encode("Which")[0]
+        force = {vocabulary.asst: word, word: stop}
+        loaded.model.lm_head = _Scripted(loaded.model.model.embed_tokens.weight, force)
+        engine = StreamingEngine(loaded, CONTEXT, StreamingSettings(speak_threshold=0.0, update_threshold=1.0))
+        engine.open("a", SessionSpec(goal="Wash up"))
+        stream(engine, "a", "a", range(1), {})
+        (decision,) = decisions(run(engine)["a"])
+        assert decision.utterance == vocabulary.decode([word]).strip()
+        assert engine.segment("a").sequence(vocabulary, 1).ids[-1] == vocabulary.stop
+        loaded.vocabulary.stop_ids = frozenset({vocabulary.stop})
+
+
+class _Scripted(torch.nn.Module):
+    """Instead of `lm_head`: says one word, then stops, whatever the hidden state."""
+
+    def __init__(self, weight: torch.Tensor, force: dict[int, int]) -> None:
+        super().__init__()
+        self.vocab, self.script, self.calls = len(weight), list(force.values()), 0
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(len(hidden), self.vocab)
+        logits[:, self.script[self.calls % len(self.script)]] = 10.0
+        self.calls += 1
+        return logits
+
+
+def test_an_utterance_arrives_in_pieces_that_add_up(overfitted):
+    engine = StreamingEngine(overfitted, CONTEXT, SETTINGS)
+    engine.open("a", TEA)
+    stream(engine, "a", "tea", range(4), user_texts())
+    events = run(engine)["a"]
+    said = "".join(event.text for event in events if isinstance(event, TextPiece) and event.frame == 2)
+    assert said == next(d.utterance for d in decisions(events) if d.frame == 2)
+
+
+def test_a_silent_frame_takes_the_fast_path(random_model):
+    engine = StreamingEngine(random_model, CONTEXT, StreamingSettings(speak_threshold=1.0, update_threshold=1.0))
+    engine.open("a", TEA)
+    stream(engine, "a", "a", range(10), {})
+    assert all(d.fast for d in decisions(run(engine)["a"]))
+    assert engine.counters("a").lm_head_calls == 0
+
+
+def test_a_patched_state_reaches_the_model_before_the_next_frame(random_model):
+    engine = StreamingEngine(random_model, CONTEXT, StreamingSettings(speak_threshold=1.0, update_threshold=1.0))
+    engine.open("a", TEA)
+    stream(engine, "a", "a", range(3), {})
+    run(engine)
+    assert engine.patch_state("a", {"S1": "completed"}).labels[0] == "completed"
+    stream(engine, "a", "a", range(3, 4), {})
+    events = run(engine)["a"]
+    assert isinstance(events[0], Refreshed)
+    assert "S1 boil water: completed" in engine.segment("a").context.text
+
+
+def test_mistakes_are_named_and_harm_nobody(random_model):
+    engine = StreamingEngine(random_model, CONTEXT, StreamingSettings(max_sessions=2, max_waiting_frames=2))
+    engine.open("a", TEA)
+    with pytest.raises(UnknownSessionError, match="'nobody' is not open"):
+        engine.push_frame("nobody", np.zeros((1, DIM), np.float16))
+    with pytest.raises(SessionError, match=r"has shape \[1, 3\], expected \[1, 16\]") as caught:
+        engine.push_frame("a", np.zeros((1, 3), np.float16))
+    assert caught.value.code == "wrong_shape"
+    with pytest.raises(SessionError, match="not finite"):
+        engine.push_frame("a", np.full((1, DIM), np.nan, np.float16))
+    with pytest.raises(FingerprintError, match="encoded with other, the model expects tests"):
+        engine.push_frame("a", np.zeros((1, DIM), np.float16), "other")
+    with pytest.raises(SessionError, match="open already"):
+        engine.open("a", TEA)
+    with pytest.raises(SessionError, match="no step 'S9'"):
+        engine.patch_state("a", {"S9": "completed"})
+    with pytest.raises(SessionError, match="'paused' is none of"):
+        engine.patch_state("a", {"S1": "paused"})
+    with pytest.raises(SessionError, match="has room for"):
+        engine.push_text("a", "word " * 5000)
+    with pytest.raises(ProspectError, match="the limit is 256; shorten them"):
+        engine.open("b", SessionSpec(goal="tea " * 9000))
+    engine.open("b", SessionSpec(goal="Wash up"))
+    with pytest.raises(SessionError, match="all 2 sessions are taken"):
+        engine.open("c", SessionSpec())
+    stream(engine, "a", "a", range(2), {})
+    with pytest.raises(SessionError, match="2 frames are waiting"):
+        stream(engine, "a", "a", range(1), {})
+    assert [d.frame for d in decisions(run(engine)["a"])] == [0, 1]
+    engine.close("a")
+    with pytest.raises(UnknownSessionError):
+        engine.state("a")
+
+
+def test_an_untrained_model_is_refused_where_it_would_be_used(vocabulary):
+    engine = StreamingEngine(tiny_model(vocabulary, trained=False), CONTEXT, SETTINGS)
+    with pytest.raises(UntrainedHeadError, match="dst_update had no training step"):
+        engine.open("a", TEA)
