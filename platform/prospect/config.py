@@ -4,14 +4,13 @@ A file in configs/ names the sections that a job uses and the option each starts
 defaults and the checks. Every mistake is a `ConfigError` of one sentence.
 """
 
-import difflib
 import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pyarrow
 import yaml
@@ -22,14 +21,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from pyarrow.fs import FileSystem
 from pydantic import BaseModel, Field, ValidationError, field_validator
-from pydantic_core import ErrorDetails
 
 from prospect.corpus import CorpusSettings
+from prospect.data.sources import DataSettings
 from prospect.dialogue.prompt import ContextSettings
 from prospect.errors import ConfigError, ProspectError
+from prospect.evaluation.metrics import EvaluationSettings
 from prospect.lineage import fingerprint
 from prospect.model.configuration import ModelSettings
 from prospect.settings import Settings
+from prospect.streaming.engine import StreamingSettings
+from prospect.vision.encoder import VisionSettings
+from prospect.wording import describe, first_line, shown, unknown
 
 RUNTIME_ENV = "runtime_env.yaml"
 """The one file of configs/ that is Ray's and no job's."""
@@ -68,8 +71,6 @@ class ServingSettings(Settings):
     """Engines; each owns its sessions and their key-value caches."""
     model: str = "models:/prospect-dst@champion"
     """The served model: a folder, or `models:/NAME@ALIAS` of the registry."""
-    max_sessions: int = Field(default=64, ge=1)
-    """Live sessions of one replica; the next one is told that the server is busy."""
 
 
 class Config(Settings):
@@ -77,8 +78,12 @@ class Config(Settings):
 
     storage: StorageSettings = Field(default_factory=StorageSettings)
     corpus: CorpusSettings = Field(default_factory=CorpusSettings)
+    data: DataSettings = Field(default_factory=lambda: DataSettings(source="dialogues", path=Path("outputs/corpus")))
+    vision: VisionSettings = Field(default_factory=VisionSettings)
     model: ModelSettings = Field(default_factory=ModelSettings)
     context: ContextSettings = Field(default_factory=ContextSettings)
+    streaming: StreamingSettings = Field(default_factory=StreamingSettings)
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     serving: ServingSettings = Field(default_factory=ServingSettings)
 
 
@@ -94,14 +99,10 @@ def load(job: str, overrides: Sequence[str] = ()) -> Config:
     """
     used = sections(job)
     composed = _compose(job, [_checked(job, override, used) for override in overrides])
-    try:
-        values = OmegaConf.to_container(composed, resolve=True)
-    except InterpolationResolutionError as error:
-        raise ConfigError(f"`{error.full_key}` cannot be resolved: {_first_line(error)}.") from error
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        raise _config_error(error, values) from error
+    # Paths of other sections are written as ${storage.root}/...: they must be as absolute as the root is.
+    storage = _validated({"storage": _resolved(composed).get("storage", {})}).storage
+    OmegaConf.update(composed, "storage", storage.model_dump(), force_add=True)
+    return _validated(_resolved(composed))
 
 
 def sections(job: str) -> dict[str, list[str]]:
@@ -113,10 +114,13 @@ def sections(job: str) -> dict[str, list[str]]:
     folder = _folder()
     if not (folder / f"{job}.yaml").is_file():
         jobs = [path.stem for path in folder.glob("*.yaml") if path.name != RUNTIME_ENV]
-        raise ConfigError(_unknown("job", job, jobs))
-    composed = _compose(job, [], choices=True)
-    chosen = {name for name in composed.hydra.runtime.choices if not name.startswith("hydra/")}
-    named = chosen | {str(key) for key in composed if key != "hydra"}
+        raise ConfigError(unknown("job", job, jobs))
+    try:
+        file = yaml.safe_load((folder / f"{job}.yaml").read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"configs/{job}.yaml cannot be read: {first_line(error)}.") from error
+    chosen = {section for entry in file.pop("defaults", []) if isinstance(entry, dict) for section in entry}
+    named = chosen | set(file)
     order = [*Config.model_fields, *sorted(named - set(Config.model_fields))]
     return {name: sorted(p.stem for p in (folder / name).glob("*.yaml")) for name in order if name in named}
 
@@ -166,7 +170,7 @@ def record(job: str, config: Config, overrides: Sequence[str]) -> str:
             file.write(text.encode())
         filesystem.move(f"{root}/{name}.part", f"{root}/{name}")
     except (OSError, pyarrow.ArrowException) as error:
-        message = f"`storage.root` is {config.storage.root}, which cannot be written: {_first_line(error)}."
+        message = f"`storage.root` is {config.storage.root}, which cannot be written: {first_line(error)}."
         raise ConfigError(message, field="storage.root") from error
     return f"{config.storage.root}/{name}"
 
@@ -181,7 +185,7 @@ def usage(job: str) -> str:
         settings = getattr(config, section)
         lines += ["", f"{section}{choice}: {(type(settings).__doc__ or '').strip().splitlines()[0]}"]
         for key, value, text in documented(settings, f"{section}."):
-            lines += [f"  {key}={_shown(value)}", *([f"      {text}"] if text else [])]
+            lines += [f"  {key}={shown(value)}", *([f"      {text}"] if text else [])]
     return "\n".join(lines)
 
 
@@ -204,12 +208,28 @@ def _folder() -> Path:
     raise ConfigError(f"There is no configs/ in {Path.cwd()}: start the job from the repository's root.")
 
 
-def _compose(job: str, overrides: list[str], choices: bool = False) -> DictConfig:
+def _compose(job: str, overrides: list[str]) -> DictConfig:
     try:
         with initialize_config_dir(str(_folder()), version_base="1.3"):
-            return compose(job, overrides, return_hydra_config=choices)
+            return compose(job, overrides)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ConfigError(f"configs/{job}.yaml cannot be composed: {_first_line(error)}.") from error
+        raise ConfigError(f"configs/{job}.yaml cannot be composed: {first_line(error)}.") from error
+
+
+def _resolved(composed: DictConfig) -> dict[str, Any]:
+    try:
+        values = OmegaConf.to_container(composed, resolve=True)
+    except InterpolationResolutionError as error:
+        raise ConfigError(f"`{error.full_key}` cannot be resolved: {first_line(error)}.") from error
+    return {str(section): value for section, value in values.items()} if isinstance(values, dict) else {}
+
+
+def _validated(values: dict[str, Any]) -> Config:
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        path, sentence = describe(error, values, Config)
+        raise ConfigError(sentence, field=path) from error
 
 
 def _checked(job: str, override: str, used: dict[str, list[str]]) -> str:
@@ -224,69 +244,11 @@ def _checked(job: str, override: str, used: dict[str, list[str]]) -> str:
     if section not in used:
         if section in Config.model_fields:
             raise ConfigError(f"The job {job} does not use `{section}`; it uses {', '.join(used)}.", field=section)
-        raise ConfigError(_unknown("section", section, used), field=section)
+        raise ConfigError(unknown("section", section, used), field=section)
     if key:
         return f"++{override}"  # Hydra's own check knows the YAML's keys only; the class knows them all
     if not used[section]:
         raise ConfigError(f"`{section}` has no options to choose from: set its keys, as {section}.KEY=value.")
     if str(parsed.value()) not in used[section]:
-        raise ConfigError(_unknown("option", str(parsed.value()), used[section], of=section), field=section)
+        raise ConfigError(unknown("option", str(parsed.value()), used[section], of=section), field=section)
     return override
-
-
-def _config_error(error: ValidationError, values: Any) -> ConfigError:
-    """The first of pydantic's findings as a sentence; the count of the others, if any."""
-    first, *others = error.errors(include_url=False)
-    rest = f" ({len(others)} more after it)" if others else ""
-    path = _path(first, values)
-    return ConfigError(f"{_sentence(first, path)[:-1]}{rest}.", field=path)
-
-
-def _sentence(finding: ErrorDetails, path: str) -> str:
-    parent, _, name = path.rpartition(".")
-    if finding["type"] == "extra_forbidden":
-        return _unknown("key", name, list(_model_at(parent).model_fields), of=parent)
-    if finding["type"] == "missing":
-        return f"`{path}` must be given."
-    allowed = finding["msg"].removeprefix("Value error, ").rstrip(".")
-    if finding["type"] == "value_error" and isinstance(finding["input"], dict):  # keys that do not go together
-        return f"`{path}` cannot work: {allowed}."
-    return f"`{path}` cannot be {_shown(finding['input'])}: {allowed[:1].lower()}{allowed[1:]}."
-
-
-def _path(finding: ErrorDetails, values: Any) -> str:
-    """The dotted key of a finding, without the names that pydantic adds for the members of a union."""
-    path: list[str] = []
-    for part in finding["loc"]:
-        inside = part in values if isinstance(values, dict) else isinstance(values, list) and isinstance(part, int)
-        if inside:
-            values = values[part]
-        if inside or (finding["type"] == "missing" and part == finding["loc"][-1]):
-            path.append(str(part))
-    return ".".join(path)
-
-
-def _model_at(path: str) -> type[BaseModel]:
-    """The settings class that holds the keys below the dotted `path`."""
-    model: type[BaseModel] = Config
-    for name in filter(None, path.split(".")):
-        annotation = model.model_fields[name].annotation
-        members = (annotation, *get_args(annotation))
-        model = next(kind for kind in members if isinstance(kind, type) and issubclass(kind, BaseModel))
-    return model
-
-
-def _unknown(kind: str, name: str, known: Sequence[str] | dict[str, list[str]], of: str = "") -> str:
-    """One sentence: what is unknown, what was probably meant, what there is."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    meant = f" (did you mean {' or '.join(f'`{match}`' for match in close)}?)" if close else ""
-    where = f" of `{of}`" if of else ""
-    return f"Unknown {kind} `{name}`{where}{meant}; there are {', '.join(sorted(known))}."
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0].rstrip(".")

@@ -1,0 +1,217 @@
+"""configs/ and overrides become one validated `Config`; every mistake is one sentence."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from prospect.config import RUNTIME_ENV, Config, ServingSettings, StorageSettings, documented, load, run_job, sections
+from prospect.errors import ConfigError, DataError
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+JOBS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.name != RUNTIME_ENV)
+OPTIONS = sorted(str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.glob("*/*.yaml"))
+
+
+def mistake(*overrides: str, job: str = "train") -> str:
+    """The sentence that a mistake is answered with."""
+    with pytest.raises(ConfigError) as caught:
+        load(job, overrides)
+    sentence = str(caught.value)
+    assert sentence.endswith(".")
+    assert "\n" not in sentence
+    return sentence
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_every_job_composes_and_builds(job: str, tmp_path: Path) -> None:
+    config = load(job, [f"storage.root={tmp_path}"])
+    assert config.storage.root == str(tmp_path)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes_and_builds(option: str, tmp_path: Path) -> None:
+    section, name = option.split("/")
+    job = next((job for job in JOBS if section in sections(job)), None)
+    assert job, f"no job uses {section}"
+    config = load(job, [f"storage.root={tmp_path}", f"{section}={name}"])
+    written = yaml.safe_load((CONFIGS / f"{option}.yaml").read_text()) or {}
+    assert set(written) <= getattr(config, section).model_fields_set
+
+
+@pytest.mark.parametrize("file", [*JOBS, *OPTIONS, "runtime_env"])
+def test_every_file_says_how_it_is_used(file: str) -> None:
+    lines = (CONFIGS / f"{file}.yaml").read_text().splitlines()
+    assert lines[0].startswith("# ")
+    assert lines[1].startswith("# Run: ")
+    assert file == "runtime_env" or lines[2].startswith("# Override: ")
+
+
+@pytest.mark.parametrize("file", [*JOBS, *OPTIONS])
+def test_the_commands_that_files_mention_are_good(file: str, tmp_path: Path) -> None:
+    for line in (CONFIGS / f"{file}.yaml").read_text().splitlines():
+        _, _, command = line.partition("# Run: ") if "# Run: " in line else line.partition("# Override: ")
+        if command:
+            script, *overrides = command.removeprefix("python jobs/").removeprefix("serve run ").split()
+            job = {"serve.app:app": "serve"}.get(script, script.removesuffix(".py"))
+            load(job, [*overrides, f"storage.root={tmp_path}"])
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_yaml_holds_only_differences(option: str) -> None:
+    section = option.split("/")[0]
+    fields = type(getattr(load("demo", []), section)).model_fields
+    for key, value in (yaml.safe_load((CONFIGS / f"{option}.yaml").read_text()) or {}).items():
+        assert fields[key].is_required() or fields[key].default != value, f"{section}.{key} is the default"
+
+
+def test_jobs_default_to_what_needs_no_weights() -> None:
+    config = load("demo")
+    assert (config.model.base, config.vision.weights, config.data.source) == ("tiny", "random:0", "dialogues")
+
+
+def test_overrides_win_over_options_and_options_over_defaults() -> None:
+    assert load("train").model.lora.r == Config().model.lora.r
+    config = load("train", ["model=llama_3_2_1b", "model.lora.r=8", "model.dtype=float32"])
+    assert (config.model.base, config.model.lora.r, config.model.dtype) == (
+        "meta-llama/Llama-3.2-1B-Instruct",
+        8,
+        "float32",
+    )
+
+
+def test_values_follow_hydras_grammar() -> None:
+    config = load("train", ["data.datasets=[wtag,'a b']", "data.holdout=2", "data.path='/a=b/c d'", "data.videos=null"])
+    assert config.data.datasets == ("wtag", "a b")
+    assert (config.data.holdout, config.data.path, config.data.videos) == (2, Path("/a=b/c d"), None)
+
+
+def test_storage_root_is_absolute_and_others_lie_below_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load("train", ["storage.root=there"])
+    assert config.storage.root == f"{tmp_path}/there"
+    assert config.data.path == tmp_path / "there" / "corpus"
+    assert load("train", ["storage.root=s3://bucket/runs"]).storage.root == "s3://bucket/runs"
+    monkeypatch.setenv("PROSPECT_STORAGE_ROOT", "/srv/outputs")
+    assert load("train").storage.root == "/srv/outputs"
+
+
+def test_a_relative_root_is_refused_inside_a_cluster_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PROSPECT_STORAGE_ROOT", raising=False)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert "`storage.root` is the relative path `outputs`" in mistake()
+    assert load("train", ["storage.root=/srv/outputs"]).storage.root == "/srv/outputs"
+    with pytest.raises(ConfigError, match="relative path `here`"):
+        StorageSettings(root="here")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("model.bse=3", ["`bse` of `model`", "did you mean `base`", "decision_backend"]),
+        ("model.lora.rank=3", ["`rank` of `model.lora`", "alpha, dropout, r."]),
+        ("modle.base=tiny", ["Unknown section `modle`", "did you mean `model`"]),
+        ("modle=tiny", ["Unknown section `modle`", "did you mean `model`"]),
+        ("model=smollm", ["Unknown option `smollm` of `model`", "did you mean `smollm2_135m`", "llama_3_2_3b"]),
+        ("model.lora.r=many", ["`model.lora.r` cannot be 'many'", "integer"]),
+        ("model.lora.r=0", ["`model.lora.r` cannot be 0", "greater than or equal to 1"]),
+        ("model.adaptation=half", ["`model.adaptation` cannot be 'half'", "'full' or 'lora'"]),
+        ("model.lora=3", ["`model.lora` cannot be 3"]),
+        ("storage.root=null", ["`storage.root` cannot be null"]),
+        ("serving.port=1", ["train does not use `serving`", "storage, data"]),
+        ("model.base=${nope}", ["`model.base` cannot be resolved", "'nope' not found"]),
+        ("model.base=a,b", ["`model.base=a,b` is no override", "key=[a,b]"]),
+        ("model.base=[a", ["`model.base=[a` is no override", "key=value"]),
+        ("+model.base=a", ["`+model.base=a` is no override"]),
+        ("~model", ["`~model` is no override"]),
+        ("--verbose", ["`--verbose` is no override", "key=value"]),
+        ("model", ["`model` is no override", "key=value"]),
+    ],
+)
+def test_a_mistake_is_one_sentence(override: str, says: list[str]) -> None:
+    sentence = mistake(override)
+    for words in says:
+        assert words in sentence
+
+
+def test_mistakes_of_several_keys_and_of_combinations() -> None:
+    assert "(1 more after it)" in mistake("model.lora.r=0", "model.lora.alpha=0")
+    assert "`corpus` cannot work: min_steps" in mistake("corpus.min_steps=5", "corpus.max_steps=3", job="demo")
+    assert "`corpus` has no options" in mistake("corpus=large", job="demo")
+    assert "Unknown job `trian` (did you mean `train`?)" in mistake(job="trian")
+
+
+def test_every_key_says_its_value() -> None:
+    keys = {key: value for key, value, _ in documented(Config())}
+    assert keys["model.lora.r"] == Config().model.lora.r
+    assert keys["serving.port"] == ServingSettings().port
+    meanings = {key: text for key, _, text in documented(ServingSettings(), "serving.")}
+    assert all(meanings.values())
+
+
+class TestRunJob:
+    """What a job's script does with its command line."""
+
+    @staticmethod
+    def run(job: str, body, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", [f"{job}.py", *arguments])
+        with pytest.raises(SystemExit) as left:
+            run_job(job, body)
+        return int(left.value.code or 0)
+
+    def test_records_the_composed_configuration(self, tmp_path, monkeypatch, capsys) -> None:
+        seen: list[Config] = []
+        override = f"storage.root={tmp_path}/a b"
+        assert self.run("train", seen.append, monkeypatch, override, "model.lora.r=4") == 0
+        path = Path(capsys.readouterr().out.removeprefix("configuration: ").strip())
+        assert path.parent == tmp_path / "a b" / "configs"
+        assert path.name.startswith("train-")
+        assert path.read_text().startswith(f"# python jobs/train.py 'storage.root={tmp_path}/a b' model.lora.r=4\n")
+        assert Config.model_validate(yaml.safe_load(path.read_text())) == seen[0]
+        assert list(path.parent.iterdir()) == [path]
+
+    def test_mistakes_leave_with_2_and_one_line(self, tmp_path, monkeypatch, capsys) -> None:
+        def fail(config: Config) -> None:
+            raise DataError("data.path: /nowhere is not there")
+
+        assert self.run("train", fail, monkeypatch, f"storage.root={tmp_path}") == 2
+        assert capsys.readouterr().err == "error: data.path: /nowhere is not there\n"
+        assert self.run("train", fail, monkeypatch, "model.x=1") == 2
+        assert capsys.readouterr().err.count("\n") == 1
+        (tmp_path / "file").touch()
+        assert self.run("train", fail, monkeypatch, f"storage.root={tmp_path}/file") == 2
+        assert "which cannot be written" in capsys.readouterr().err
+
+    def test_an_interrupt_leaves_with_130(self, tmp_path, monkeypatch, capsys) -> None:
+        def interrupt(config: Config) -> None:
+            raise KeyboardInterrupt
+
+        assert self.run("train", interrupt, monkeypatch, f"storage.root={tmp_path}") == 130
+        assert capsys.readouterr().err == "interrupted\n"
+
+    def test_a_defect_keeps_its_stack_trace(self, tmp_path, monkeypatch) -> None:
+        monkeypatch.setattr(sys, "argv", ["train.py", f"storage.root={tmp_path}"])
+        with pytest.raises(ZeroDivisionError):
+            run_job("train", lambda config: 1 // 0)
+
+    def test_help_names_sections_options_keys_and_meanings(self, monkeypatch, capsys) -> None:
+        assert self.run("train", lambda config: None, monkeypatch, "--help") == 0
+        usage = capsys.readouterr().out
+        for words in ("usage: python jobs/train.py", "model (model=", "|smollm2_135m|tiny)", "model.base='tiny'"):
+            assert words in usage
+
+
+def test_the_uploaded_package_finds_configs_in_its_working_directory(tmp_path: Path) -> None:
+    """With `py_modules` the package lies far from the repository, whose upload is the current folder."""
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "prospect").symlink_to(CONFIGS.parent / "platform" / "prospect")
+    script = "import prospect.config as c; c.__file__ = 'package/prospect/config.py';print(*c.sections('train'))"
+    for folder, answer in ((CONFIGS.parent, "storage"), (tmp_path, "start the job from the repository's root")):
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert answer in done.stdout + done.stderr
