@@ -1,0 +1,64 @@
+"""Which clips belong to which step: a pure function of the seed and the step, whatever the number of workers."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from prospect.lineage import derived_seed
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one rank computes at once: indices of clips, and whether they count.
+
+    A rank that gets no clip of a small batch repeats one that does not count, because all ranks have to take part
+    in the same reductions in the same order.
+    """
+
+    clips: tuple[int, ...]
+    counts: bool = True
+
+
+class ClipSampler:
+    """Cuts every epoch's permutation of the clips into global batches of nearly equal size.
+
+    Any step can be asked for at any time, so that training resumes in the middle of an epoch. A batch is ordered
+    from long to short, so that a micro-batch holds clips of similar length and little padding.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        """One length (any unit) a clip; `batch_size` is the largest number of clips of a global batch."""
+        self.lengths = tuple(lengths)
+        self.seed = seed
+        self.steps_per_epoch = -(-len(self.lengths) // batch_size)
+        self.largest_batch = -(-len(self.lengths) // max(self.steps_per_epoch, 1))
+        self._order = lru_cache(maxsize=2)(self._permutation)
+
+    def epoch(self, step: int) -> int:
+        return step // self.steps_per_epoch
+
+    def batch(self, step: int) -> list[int]:
+        """The clips of global step `step`, from long to short."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        order = self._order(epoch)
+        chosen = _part(order, number, self.steps_per_epoch)
+        return sorted(chosen, key=lambda clip: (-self.lengths[clip], clip))
+
+    def shares(self, step: int, micro_batch_size: int, rank: int = 0, world_size: int = 1) -> list[Share]:
+        """Rank `rank`'s micro-batches of a global step; every rank gets equally many, at every step."""
+        batch = self.batch(step)
+        accumulation = -(-self.largest_batch // (micro_batch_size * world_size))
+        parts = accumulation * world_size
+        mine = (_part(batch, number, parts) for number in range(rank, parts, world_size))
+        return [Share(tuple(part)) if part else Share((batch[-1],), counts=False) for part in mine]
+
+    def _permutation(self, epoch: int) -> list[int]:
+        order = list(range(len(self.lengths)))
+        random.Random(derived_seed("clip-order", self.seed, epoch)).shuffle(order)
+        return order
+
+
+def _part(items: list[int], number: int, parts: int) -> list[int]:
+    """Part `number` of `parts` parts whose sizes differ by one at most."""
+    return items[number * len(items) // parts : (number + 1) * len(items) // parts]

@@ -1,0 +1,72 @@
+"""Tracking on a real SQLite database."""
+
+from pathlib import Path
+
+import pytest
+
+from prospect.errors import CheckpointError, ConfigError
+from prospect.tracking import Tracking, TrackingSettings
+
+
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> Tracking:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        return Tracking(TrackingSettings(), tmp_path_factory.mktemp("root"))
+
+
+def model_folder(folder: Path, content: str) -> Path:
+    folder.mkdir()
+    (folder / "prospect.json").write_text(content)
+    return folder
+
+
+def test_one_run_however_often_it_is_opened(tracking: Tracking, tmp_path: Path) -> None:
+    config = {"training": {"seed": 3, "losses": {"speak": 1.0}}, "model": {"base": "tiny"}}
+    first = tracking.open_run(tmp_path / "a", "a", config=config, tags={"dataset": "d1"})
+    first.log_metrics({"train/loss": 2.0, "train/lr": 0.1}, step=1)
+    first.finish("FAILED")
+    again = Tracking(tracking.settings, tracking.root).open_run(tmp_path / "a", "a", config=config)
+    again.log_metrics({"train/loss": 1.0}, step=2)
+    again.finish()
+    assert again.id == first.id
+    assert again.metrics() == {"train/loss": 1.0, "train/lr": 0.1}
+    stored = tracking.client.get_run(first.id)
+    assert stored.info.status == "FINISHED"
+    assert stored.data.params == {"training.seed": "3", "training.losses.speak": "1.0", "model.base": "tiny"}
+    assert stored.data.tags["dataset"] == "d1"
+    assert stored.info.artifact_uri.startswith(tracking.root.as_uri())
+    assert [metric.value for metric in tracking.client.get_metric_history(first.id, "train/loss")] == [2.0, 1.0]
+
+
+def test_another_folder_is_another_run(tracking: Tracking, tmp_path: Path) -> None:
+    assert tracking.open_run(tmp_path / "b", "b").id != tracking.open_run(tmp_path / "c", "c").id
+
+
+def test_register_promote_resolve(tracking: Tracking, tmp_path: Path) -> None:
+    run = tracking.open_run(tmp_path / "run", "run")
+    first = tracking.register("dst", run, model_folder(tmp_path / "m1", "one"))
+    assert (tracking.resolve("models:/dst@candidate") / "prospect.json").read_text() == "one"
+    assert tracking.promote("dst", first, "eval/turn_f1", 0.4), "the first is the champion"
+
+    other = tracking.open_run(tmp_path / "other", "other")
+    second = tracking.register("dst", other, model_folder(tmp_path / "m2", "two"))
+    assert not tracking.promote("dst", second, "eval/turn_f1", 0.4), "as good is not better"
+    assert tracking.version_of("models:/dst@champion") == ("dst", first)
+    assert tracking.promote("dst", second, "eval/turn_f1", 0.5)
+    assert (tracking.resolve("models:/dst@champion") / "prospect.json").read_text() == "two"
+    assert (tracking.resolve(f"models:/dst/{first}") / "prospect.json").read_text() == "one"
+
+
+def test_a_path_is_its_own_model(tracking: Tracking, tmp_path: Path) -> None:
+    assert tracking.resolve(str(tmp_path)) == tmp_path
+
+
+def test_what_is_not_there_is_one_sentence(tracking: Tracking, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such folder; train first"):
+        tracking.resolve(tmp_path / "nothing")
+    for missing in ("models:/nobody@champion", "models:/nobody/3"):
+        with pytest.raises(CheckpointError, match=r"is not registered at sqlite:.*train first"):
+            tracking.resolve(missing)
+    with pytest.raises(ConfigError, match="neither a path nor"):
+        tracking.resolve("models:/dst")

@@ -1,0 +1,122 @@
+"""One step and a run of steps on the plain backend."""
+
+import math
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from prospect.data.batches import NegativeSettings
+from prospect.training.loop import (
+    MicroBatch,
+    PlainBackend,
+    TrainingError,
+    TrainingSettings,
+    lr_at,
+    train_step,
+    train_steps,
+    validation_loss,
+)
+from tests.training.conftest import World, clip_of, frames, without_steps
+
+SETTINGS = TrainingSettings(batch_size=4, micro_batch_size=4, epochs=2, learning_rate=3e-3, warmup_steps=2)
+
+
+class GradientBackend(PlainBackend):
+    """Keeps the gradients instead of updating."""
+
+    def step(self, learning_rate: float) -> float:
+        return 1.0
+
+    def gradients(self) -> torch.Tensor:
+        return torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("decisions", ["heads", "token"])
+@pytest.mark.parametrize("cuts", [(2, 2), (1, 3), (1, 1, 1, 1)])
+def test_accumulated_gradients_are_those_of_one_batch(world: World, decisions: str, cuts: tuple[int, ...]) -> None:
+    """Up to 1e-5 of the largest component: the order of additions differs, nothing else."""
+    collate, clips = world.collate(NegativeSettings()), world.clips[:4]
+    results, gradients = [], []
+    for sizes in ((4,), cuts):
+        backend = GradientBackend(world.model(decision_backend=decisions), SETTINGS)
+        ends = np.cumsum(sizes)
+        batches = [MicroBatch(collate(clips[end - size : end])) for size, end in zip(sizes, ends, strict=True)]
+        results.append(train_step(backend, batches, SETTINGS, 1e-3))
+        gradients.append(backend.gradients())
+    assert results[1].loss == pytest.approx(results[0].loss, rel=1e-5)
+    assert results[1].parts == pytest.approx(results[0].parts, rel=1e-5)
+    assert (results[1].clips, results[1].tokens) == (results[0].clips, results[0].tokens)
+    assert (gradients[1] - gradients[0]).abs().max() < 1e-5 * gradients[0].abs().max()
+
+
+def test_a_micro_batch_that_does_not_count_changes_nothing(world: World) -> None:
+    collate = world.collate()
+    results = []
+    for filler in ([], [MicroBatch(collate(world.clips[4:5]), counts=False)]):
+        backend = GradientBackend(world.model(), SETTINGS)
+        result = train_step(backend, [MicroBatch(collate(world.clips[:2])), *filler], SETTINGS, 1e-3)
+        results.append((result, backend.gradients()))
+    assert results[0][0] == results[1][0]
+    assert torch.allclose(results[0][1], results[1][1], rtol=0, atol=1e-7)
+
+
+def test_the_loss_falls_and_heads_count_as_trained(world: World) -> None:
+    settings = SETTINGS.model_copy(update={"epochs": 40, "learning_rate": 1e-2})
+    backend, collate = PlainBackend(world.model(), settings), world.collate(NegativeSettings())
+    before = validation_loss(backend, world.clips, world.collate(), settings)
+    results = list(train_steps(backend, world.clips, collate, settings))
+    after = validation_loss(backend, world.clips, world.collate(), settings)
+    assert [result.step for result in results] == list(range(80))
+    assert {result.epoch for result in results} == set(range(40))
+    assert results[-1].loss < 0.5 * results[0].loss
+    assert after["loss"] < 0.5 * before["loss"]
+    assert results[-1].trained == {"speaking": True, "dst_update": True, "dst_state": True}
+    assert set(results[-1].parts) == {"speaking_text", "dst_text", "speak", "update", "state"}
+
+
+def test_a_run_that_starts_in_the_middle_continues_the_unbroken_one(world: World) -> None:
+    collate = world.collate(NegativeSettings())
+    whole = [
+        result.loss for result in train_steps(PlainBackend(world.model(), SETTINGS), world.clips, collate, SETTINGS)
+    ]
+    backend = PlainBackend(world.model(), SETTINGS)
+    first = [result.loss for result in islice(train_steps(backend, world.clips, collate, SETTINGS), 2)]
+    rest = [result.loss for result in train_steps(backend, world.clips, collate, SETTINGS, start=2)]
+    assert first + rest == pytest.approx(whole, rel=1e-6)
+
+
+def test_data_without_steps_trains_speaking_only(world: World) -> None:
+    clips = [clip_of(without_steps(clip.dialogue), world.vocabulary) for clip in world.clips[:4]]
+    [result, *_] = train_steps(PlainBackend(world.model(), SETTINGS), clips, world.collate(), SETTINGS)
+    assert result.trained == {"speaking": True, "dst_update": False, "dst_state": False}
+    assert set(result.parts) == {"speaking_text", "speak"}
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_clip(world: World) -> None:
+    def broken(video_id: str, start: int, stop: int) -> np.ndarray:
+        return frames(video_id, start, stop) * (np.float16("nan") if video_id == "v2" else 1)
+
+    settings = SETTINGS.model_copy(update={"micro_batch_size": 1})
+    backend = PlainBackend(world.model(), settings)
+    with pytest.raises(TrainingError, match=r"loss is nan at step \d on v2#0@0-20;"):
+        list(train_steps(backend, world.clips, world.collate(read=broken), settings))
+    assert all(parameter.isfinite().all() for parameter in backend.model.parameters())
+
+
+def test_no_clip_is_one_sentence(world: World) -> None:
+    with pytest.raises(TrainingError, match="no clip to train on"):
+        list(train_steps(PlainBackend(world.model(), SETTINGS), [], world.collate(), SETTINGS))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_learning_rate(schedule: str) -> None:
+    settings = TrainingSettings(learning_rate=1.0, warmup_steps=4, schedule=schedule)
+    rates = [lr_at(step, settings, 20) for step in range(21)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4] == 1.0
+    assert all(rate > 0 for rate in rates[:20])
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert math.isclose(rates[20], 1.0 if schedule == "constant" else 0.0)
+    assert math.isclose(rates[12], {"cosine": 0.5, "linear": 0.5, "constant": 1.0}[schedule])
