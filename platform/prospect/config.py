@@ -31,6 +31,8 @@ from prospect.lineage import fingerprint
 from prospect.model.configuration import ModelSettings
 from prospect.settings import Settings
 from prospect.streaming.engine import StreamingSettings
+from prospect.tracking import TrackingSettings
+from prospect.training.loop import TrainingSettings
 from prospect.vision.encoder import VisionSettings
 from prospect.wording import describe, first_line, shown, unknown
 
@@ -81,9 +83,11 @@ class Config(Settings):
     data: DataSettings = Field(default_factory=lambda: DataSettings(source="dialogues", path=Path("outputs/corpus")))
     vision: VisionSettings = Field(default_factory=VisionSettings)
     model: ModelSettings = Field(default_factory=ModelSettings)
+    training: TrainingSettings = Field(default_factory=TrainingSettings)
     context: ContextSettings = Field(default_factory=ContextSettings)
     streaming: StreamingSettings = Field(default_factory=StreamingSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
+    tracking: TrackingSettings = Field(default_factory=TrackingSettings)
     serving: ServingSettings = Field(default_factory=ServingSettings)
 
 
