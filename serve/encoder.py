@@ -1,0 +1,72 @@
+"""Pictures sent live to embeddings, off the event loop and in batches across sessions."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from prospect.errors import FingerprintError
+from prospect.model.checkpoint import LoadedModel
+from prospect.vision.encoder import FrameEncoder, VisionSettings, load_encoder
+
+LIVE_BATCH = 4
+"""On a CPU the encoder fills every batch up to this size; live pictures come one by one."""
+
+
+def encoder_of(loaded: LoadedModel) -> FrameEncoder | None:
+    """The encoder that the model's embeddings came from; None where the model does not say which.
+
+    Raises:
+        FingerprintError: the encoder found here is another one.
+        CheckpointError: its weights are not to be found.
+    """
+    if loaded.manifest.get("vision") is None:
+        return None
+    settings = VisionSettings(**loaded.manifest["vision"]).model_copy(update={"batch_size": LIVE_BATCH})
+    encoder = load_encoder(settings)
+    if encoder.fingerprint != loaded.fingerprint:
+        raise FingerprintError(
+            f"model {loaded.folder}: trained on embeddings of {loaded.fingerprint}, its encoder here "
+            f"({settings.model}, {settings.weights}) is {encoder.fingerprint}",
+            field="vision",
+        )
+    return encoder
+
+
+class LiveEncoder:
+    """Encodes whatever pictures wait in one batch; one batch at a time."""
+
+    def __init__(self, encoder: FrameEncoder) -> None:
+        self._encoder = encoder
+        self._thread = ThreadPoolExecutor(1, "encoder")
+        self._waiting: list[tuple[np.ndarray, asyncio.Future[np.ndarray]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def encode(self, image: bytes) -> np.ndarray:
+        """A JPEG or PNG -> float16 [I, D].
+
+        Raises:
+            DataError: the bytes hold no picture.
+        """
+        picture = await asyncio.to_thread(self._encoder.decode_image, image)
+        done: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
+        self._waiting.append((picture, done))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._drain())
+        return await done
+
+    async def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            pictures = np.stack([picture for picture, _ in batch])
+            try:
+                rows = await loop.run_in_executor(self._thread, self._encoder.encode, pictures)
+            except Exception as error:  # belongs to those who wait for this batch
+                for _, done in batch:
+                    if not done.done():
+                        done.set_exception(error)
+            else:
+                for (_, done), row in zip(batch, rows, strict=True):
+                    if not done.done():  # its caller may have given up
+                        done.set_result(row)

@@ -1,0 +1,324 @@
+"""The live sessions of one engine, without Ray.
+
+The engine is a plain object that must not be entered twice, so everything that touches it runs on one thread;
+the event loop stays free for the clients.
+"""
+
+import asyncio
+import dataclasses
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, Protocol, TypeVar
+
+import numpy as np
+from pydantic import Field
+
+from prospect.dialogue.timeline import FPS
+from prospect.errors import ProspectError, UnknownSessionError
+from prospect.settings import Settings
+from prospect.streaming.engine import StreamingEngine
+from prospect.streaming.outputs import SessionSpec
+from prospect.streaming.protocol import (
+    FrameAppend,
+    FrameDropped,
+    FrameOutcome,
+    ModelCard,
+    ServerMessage,
+    SessionClosed,
+    SessionCreated,
+    SessionGoingAway,
+    SessionUpdate,
+    SessionView,
+    StateMap,
+    StateUpdated,
+    state_map,
+)
+from serve.encoder import LiveEncoder
+from serve.stream import Stream, coded, new_token
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+CloseReason = Literal["client", "idle", "disconnected"]
+
+
+class HostSettings(Settings):
+    """Limits of the served sessions; those of the engine are its own."""
+
+    idle_timeout_s: float = Field(default=300.0, gt=0)
+    """Seconds without a message from its client after which a session is closed."""
+    max_unread_messages: int = Field(default=2000, ge=1)
+    """Messages that wait for a client that does not read; with one more it is cut off."""
+
+
+class Core(Protocol):
+    """What the gateway needs: a host in the same process, or one behind a Serve handle.
+
+    What a client did wrong is a `ProspectError`; a session that is not here is an `UnknownSessionError`.
+    """
+
+    async def model(self) -> ModelCard: ...
+    async def create(self, update: SessionUpdate, stream: bool) -> SessionCreated: ...
+    async def resume(self, handle: str) -> SessionCreated: ...
+    async def push(self, session_id: str, frame: FrameAppend) -> None: ...
+    async def decide(self, session_id: str, frames: Sequence[FrameAppend]) -> list[FrameOutcome]: ...
+    async def text(self, session_id: str, text: str) -> None: ...
+    async def patch(self, session_id: str, changes: StateMap) -> StateMap: ...
+    async def view(self, session_id: str) -> SessionView: ...
+    async def close(self, session_id: str) -> SessionClosed: ...
+    async def leave(self, session_id: str, handle: str) -> None: ...
+    def events(self, session_id: str) -> AsyncIterator[ServerMessage]: ...
+
+
+class SessionHost:
+    """See `Core`. Its loop starts with the first session, in that session's event loop."""
+
+    def __init__(
+        self, engine: StreamingEngine, encoder: LiveEncoder | None = None, settings: HostSettings | None = None
+    ) -> None:
+        self._engine = engine
+        self._encoder = encoder
+        self._settings = settings or HostSettings()
+        self._thread = ThreadPoolExecutor(1, "engine")
+        self._streams: dict[str, Stream] = {}
+        self._work = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # Sessions ----------------------------------------------------------------------------------------------
+
+    async def model(self) -> ModelCard:
+        loaded = self._engine.loaded
+        return ModelCard(
+            name=str(loaded.manifest.get("model", {}).get("name", "")),
+            fingerprint=loaded.fingerprint,
+            fps=FPS,
+            tokens_per_frame=loaded.model.config.tokens_per_frame,
+            dim=loaded.model.config.vision_dim,
+            accepts_images=self._encoder is not None,
+        )
+
+    async def create(self, update: SessionUpdate, stream: bool = False) -> SessionCreated:
+        """Opens a session. With `stream`, its messages are kept for `events` from the first one on."""
+        self._ensure_running()
+        session_id = update.session_id or secrets.token_hex(16)
+        spec = SessionSpec(
+            goal=update.goal,
+            steps=update.steps,
+            knowledge=update.knowledge,
+            speak_threshold=update.thresholds.speak,
+            update_threshold=update.thresholds.update,
+        )
+        await self._call(self._engine.open, session_id, spec)
+        opened = Stream(session_id, update, self._settings.max_unread_messages)
+        if stream:
+            opened.outbox = asyncio.Queue()
+        self._streams[session_id] = opened
+        self._work.set()
+        return await self._created(opened)
+
+    async def resume(self, handle: str) -> SessionCreated:
+        """Continues a session on a new stream; the old one ends, and what it has not read moves over."""
+        session_id, _, token = handle.partition(":")
+        stream = self._streams.get(session_id)
+        if stream is None or not secrets.compare_digest(stream.token.encode(), token.encode()):
+            raise UnknownSessionError("resume: no session with this handle is open here", field="resume")
+        stream.touched = time.monotonic()
+        stream.take_over()
+        stream.token = new_token()
+        return await self._created(stream)
+
+    async def close(self, session_id: str) -> SessionClosed:
+        """Closes the session once the frames taken so far are decided."""
+        stream = self._stream(session_id)
+        async with stream.lock:
+            await asyncio.gather(*(stream.outcome(seq) for seq in list(stream.seq_of.values())))
+            return await self._end(stream, "client")
+
+    async def leave(self, session_id: str, handle: str) -> None:
+        """The client of the stream that got `handle` is gone: closes the session, unless it was to be kept."""
+        stream = self._streams.get(session_id)
+        if stream is None or stream.handle != handle:  # closed, or continued by another stream
+            return
+        if stream.update.keep:
+            stream.take_over()
+        else:
+            await self._end(stream, "disconnected")
+
+    async def view(self, session_id: str) -> SessionView:
+        stream = self._stream(session_id)
+        state, waiting, counters = await self._call(
+            lambda: (
+                self._engine.state(session_id),
+                self._engine.waiting(session_id),
+                dataclasses.asdict(self._engine.counters(session_id)),
+            )
+        )
+        return SessionView(
+            session_id=session_id,
+            goal=stream.update.goal,
+            steps=list(stream.update.steps),
+            state=state_map(state),
+            next_seq=stream.next_seq,
+            waiting=waiting,
+            counters=counters,
+        )
+
+    async def events(self, session_id: str) -> AsyncIterator[ServerMessage]:
+        """What happens in a session created for a stream or resumed, until it is closed or taken over."""
+        outbox = self._stream(session_id).outbox
+        while outbox is not None and (message := await outbox.get()) is not None:
+            yield message
+
+    # Input -------------------------------------------------------------------------------------------------
+
+    async def push(self, session_id: str, frame: FrameAppend) -> None:
+        """Takes a frame of a stream; one that finds too many waiting is answered `frame.dropped`."""
+        stream = self._stream(session_id)
+        async with stream.lock:
+            seq = stream.next_seq if frame.seq is None else frame.seq
+            stream.check_seq(seq)
+            try:
+                await self._take(stream, [frame], seq)
+            except ProspectError as error:
+                stream.refused(seq)
+                if error.code != "overloaded":
+                    raise
+                stream.say(FrameDropped(seq=seq, reason=str(error)))
+
+    async def decide(self, session_id: str, frames: Sequence[FrameAppend]) -> list[FrameOutcome]:
+        """Takes frames and waits for what is decided at each; all pictures are read before the first is taken."""
+        stream = self._stream(session_id)
+        async with stream.lock:
+            first = stream.next_seq if frames[0].seq is None else frames[0].seq
+            stream.check_seq(first)
+            for expected, frame in enumerate(frames[1:], first + 1):
+                if frame.seq not in (None, expected):
+                    raise coded("sequence_gap", f"seq: {frame.seq} follows {expected - 1} in this request", "seq")
+            outcomes = await self._take(stream, frames, first, wait=True)
+        return await asyncio.gather(*outcomes)
+
+    async def text(self, session_id: str, text: str) -> None:
+        stream = self._stream(session_id)
+        async with stream.lock:
+            await self._call(self._engine.push_text, session_id, text)
+
+    async def patch(self, session_id: str, changes: StateMap) -> StateMap:
+        stream = self._stream(session_id)
+        async with stream.lock:
+            state = state_map(await self._call(self._engine.patch_state, session_id, changes))
+        stream.say(StateUpdated(state=state))
+        return state
+
+    async def _take(
+        self, stream: Stream, frames: Sequence[FrameAppend], first: int, wait: bool = False
+    ) -> list[asyncio.Future[FrameOutcome]]:
+        slots = stream.slots(frames)
+        embeddings = await asyncio.gather(*map(self._embedding, frames))
+        outcomes = []
+        for seq, (frame, slot, embedding) in enumerate(zip(frames, slots, embeddings, strict=True), first):
+            outcome = stream.outcome(seq) if wait else None
+            await self._call(self._push, stream, seq, embedding, frame)
+            stream.took(seq, frame, slot)
+            self._work.set()
+            if outcome is not None:
+                outcomes.append(outcome)
+        return outcomes
+
+    def _push(self, stream: Stream, seq: int, embedding: np.ndarray, frame: FrameAppend) -> None:
+        """On the engine's thread, so that no step decides the frame before its seq is known."""
+        fingerprint = frame.embedding.fingerprint if frame.embedding else None
+        stream.seq_of[self._engine.push_frame(stream.session_id, embedding, fingerprint)] = seq
+
+    async def _embedding(self, frame: FrameAppend) -> np.ndarray:
+        if frame.embedding is not None:
+            return frame.embedding.array()
+        if self._encoder is None:
+            fingerprint = self._engine.loaded.fingerprint
+            message = f"image: this model has no encoder here; send embeddings of fingerprint {fingerprint}"
+            raise coded("no_encoder", message, "image")
+        assert frame.image is not None
+        return await self._encoder.encode(frame.image)
+
+    # The loop ----------------------------------------------------------------------------------------------
+
+    async def _call(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+    def _ensure_running(self) -> None:
+        if not self._tasks:
+            self._tasks = [asyncio.create_task(self._drive()), asyncio.create_task(self._sweep())]
+            self._tasks[0].add_done_callback(self._abandon)
+
+    async def _drive(self) -> None:
+        """Steps the engine while there is work; sleeps until somebody brings some."""
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            busy = True
+            while busy:
+                events, busy = await self._call(lambda: (self._engine.step(), self._engine.has_work()))
+                for session_id, event in events:
+                    if session_id in self._streams:  # else closed while the step ran
+                        self._streams[session_id].publish(event)
+
+    async def _sweep(self) -> None:
+        limit = self._settings.idle_timeout_s
+        while True:
+            await asyncio.sleep(limit / 4)
+            for stream in list(self._streams.values()):
+                if time.monotonic() - stream.touched > limit and not stream.seq_of:
+                    await self._end(stream, "idle")
+
+    def _abandon(self, drive: asyncio.Task[None]) -> None:
+        """The loop ended, by a defect or by `stop`: nobody is left waiting for an answer that cannot come."""
+        reason = "the server stops" if drive.cancelled() else "the engine failed"
+        if not drive.cancelled():
+            log.error(reason, exc_info=drive.exception())
+        for stream in self._streams.values():
+            stream.finish(SessionGoingAway(resume=stream.handle, reason=reason), reason)
+        self._streams.clear()
+
+    def check_health(self) -> None:
+        """Raises what ended the loop, if something did."""
+        if self._tasks and self._tasks[0].done():
+            self._tasks[0].result()
+
+    async def stop(self) -> None:
+        """Says `session.going_away` to every stream and ends the loop."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _end(self, stream: Stream, reason: CloseReason) -> SessionClosed:
+        if self._streams.pop(stream.session_id, None) is None:
+            raise _unknown(stream.session_id)
+        frames = (await self._call(self._engine.counters, stream.session_id)).frames
+        await self._call(self._engine.close, stream.session_id)
+        closed = SessionClosed(session_id=stream.session_id, reason=reason, frames=frames)
+        stream.finish(closed, f"session {stream.session_id!r} was closed ({reason})")
+        return closed
+
+    async def _created(self, stream: Stream) -> SessionCreated:
+        card = await self.model()
+        return SessionCreated(
+            session_id=stream.session_id,
+            resume=stream.handle,
+            fps=card.fps,
+            fingerprint=card.fingerprint,
+            tokens_per_frame=card.tokens_per_frame,
+            next_seq=stream.next_seq,
+            state=state_map(await self._call(self._engine.state, stream.session_id)),
+        )
+
+    def _stream(self, session_id: str) -> Stream:
+        stream = self._streams.get(session_id)
+        if stream is None:
+            raise _unknown(session_id)
+        stream.touched = time.monotonic()
+        return stream
+
+
+def _unknown(session_id: str) -> UnknownSessionError:
+    return UnknownSessionError(f"session_id: no session {session_id!r} is open here", field="session_id")
