@@ -1,0 +1,163 @@
+"""Writes the corpus: one MP4 a video and `dialogues.jsonl`, reproducible and resumable."""
+
+import json
+import os
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import av
+
+from prospect.corpus.scene import Scene, draw_scene
+from prospect.corpus.script import TALK_RATES, Script, write_script
+from prospect.corpus.settings import CorpusSettings
+from prospect.corpus.talk import write_dialogue
+from prospect.corpus.tasks import OBJECTS, draw_tasks
+from prospect.dialogue.schema import Dialogue
+from prospect.errors import ConfigError, DataError
+from prospect.lineage import derived_seed, fingerprint
+
+VISIBLE_BEFORE_S = 0.3
+"""A change shows this long before its event's time: inside the frame at which the event is decided (DESIGN 4.2)."""
+
+_DRAWING = 1
+"""Goes up when the same settings give other pictures or words, so that an older corpus is not reused."""
+_NUDGES = ((0, 0), (1, 0), (0, 1), (-1, 0), (0, -1))
+_NUDGE_S = 0.1
+
+
+@dataclass(frozen=True)
+class Video:
+    """One video of the corpus, before it is drawn."""
+
+    script: Script
+    dialogue: Dialogue
+    seed: int
+
+
+def plan_corpus(settings: CorpusSettings) -> list[Video]:
+    """Everything but the pictures; each video depends on the settings alone.
+
+    Raises:
+        ConfigError: the settings leave no unseen task (`tasks.draw_tasks`).
+    """
+    videos = []
+    user_types = tuple(TALK_RATES)
+    for split, tasks in draw_tasks(settings).items():
+        for index, task in enumerate(tasks):
+            video_id = f"{split}_{index:04d}"
+            seed = derived_seed(settings.seed, video_id)
+            rng = random.Random(seed)
+            script = write_script(task, user_types[index % len(user_types)], settings, rng)
+            videos.append(Video(script, write_dialogue(script, video_id, split, rng), seed))
+    return videos
+
+
+def draw_corpus(settings: CorpusSettings, folder: Path, progress: Callable[[int, int], None] | None = None) -> Path:
+    """Draws what is missing of the corpus in `folder` and returns `folder`.
+
+    `folder/videos/<video_id>.mp4`, then `folder/dialogues.jsonl` (one `Dialogue` a line) when all videos
+    are there. `folder/corpus.json` holds the settings and their fingerprint. Every file is written under a
+    temporary name and renamed, so that one that exists is whole.
+
+    Args:
+        settings: what to draw; equal settings give equal bytes of `dialogues.jsonl` and equal pictures.
+        folder: created if absent.
+        progress: called with (videos there, videos wanted) once at the start and after each video drawn.
+
+    Raises:
+        ConfigError: the settings cannot work, or `folder` holds a corpus of other settings.
+    """
+    videos = plan_corpus(settings)
+    _claim(folder, settings)
+    (folder / "videos").mkdir(exist_ok=True)
+    missing = [video for video in videos if not _video_path(folder, video).exists()]
+    there = len(videos) - len(missing)
+    for drawn in range(len(missing) + 1):
+        if drawn:
+            _write_video(missing[drawn - 1], settings, _video_path(folder, missing[drawn - 1]))
+        if progress is not None:
+            progress(there + drawn, len(videos))
+    if not (folder / "dialogues.jsonl").exists():
+        lines = "".join(video.dialogue.model_dump_json() + "\n" for video in videos)
+        _write_text(folder / "dialogues.jsonl", lines)
+    return folder
+
+
+def _video_path(folder: Path, video: Video) -> Path:
+    return folder / "videos" / f"{video.dialogue.video_id}.mp4"
+
+
+def _claim(folder: Path, settings: CorpusSettings) -> None:
+    """Makes `folder` this corpus's, or finds that it already is."""
+    wanted = fingerprint({"drawing": _DRAWING, **settings.model_dump(mode="json")})
+    card = folder / "corpus.json"
+    if not card.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {"fingerprint": wanted, "settings": settings.model_dump(mode="json")}
+        return _write_text(card, json.dumps(content, indent=2) + "\n")
+    try:
+        found = json.loads(card.read_text())["fingerprint"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"corpus: {card} is not a corpus card ({error}); give another folder") from None
+    if found != wanted:
+        raise ConfigError(
+            f"corpus: {folder} holds a corpus of other settings (fingerprint {found}, wanted {wanted}); "
+            "give another folder or remove it",
+            field="corpus",
+        )
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _write_video(video: Video, settings: CorpusSettings, path: Path) -> None:
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.mp4")
+    with av.open(str(temporary), "w") as container:
+        # One thread and no look-ahead: the bytes do not depend on the machine's cores.
+        options = {"preset": "ultrafast", "crf": "16", "threads": "1"}
+        stream = container.add_stream("libx264", rate=settings.source_fps, options=options)
+        stream.width = stream.height = settings.image_size
+        stream.pix_fmt = "yuv420p"
+        stream.gop_size = settings.source_fps
+        for index, frame in enumerate(_frames(video, settings)):
+            frame.pts = index
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    temporary.replace(path)
+
+
+def _frames(video: Video, settings: CorpusSettings) -> Iterator[av.VideoFrame]:
+    """The source pictures in order; each distinct one is drawn and converted once."""
+    rng = random.Random(derived_seed(video.seed, "hand"))
+
+    @lru_cache(maxsize=64)
+    def drawn(scene: Scene) -> av.VideoFrame:
+        picture = draw_scene(scene, settings.image_size)
+        return av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
+
+    ahead = round(VISIBLE_BEFORE_S * settings.source_fps)
+    held = max(1, round(_NUDGE_S * settings.source_fps))
+    nudge = (0, 0)
+    for index in range(round(video.script.duration * settings.source_fps)):
+        if index % held == 0:
+            nudge = rng.choice(_NUDGES)
+        yield drawn(scene_at(video.script, (index + ahead) / settings.source_fps, nudge))
+
+
+def scene_at(script: Script, time: float, nudge: tuple[int, int] = (0, 0)) -> Scene:
+    """What the table looks like when all events up to `time` have become visible."""
+    task = script.task
+    done = {span.work.object: span.work.action for span in script.spans if span.step is not None and span.end <= time}
+    lying = sorted({*task.distractors, *(work.object for work in task.recipe)}, key=OBJECTS.index)
+    hand = next((span.work for span in script.spans if span.start <= time < span.end), None)
+    return Scene(
+        tuple((name, task.places[OBJECTS.index(name)], done.get(name)) for name in lying),
+        hand,
+        nudge if hand is not None else (0, 0),
+    )

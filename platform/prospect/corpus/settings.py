@@ -1,0 +1,63 @@
+"""What the sample corpus looks like: the knobs, their defaults and what cannot work."""
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from prospect.settings import Settings
+
+Rate = Annotated[float, Field(ge=0, le=1)]
+Seconds = tuple[Annotated[float, Field(ge=0, multiple_of=0.5)], Annotated[float, Field(ge=0, multiple_of=0.5)]]
+"""Shortest and longest, seconds, multiples of 0.5; durations are uniform between them."""
+
+
+class CorpusSettings(Settings):
+    """The sample corpus: short drawn videos in which a recipe of 3 to 6 steps is carried out, with dialogue.
+
+    Raises (on construction):
+        pydantic.ValidationError: naming the field.
+    """
+
+    seed: int = 0
+    """Everything drawn follows from it."""
+    num_train: Annotated[int, Field(ge=1)] = 200
+    """Videos to learn from."""
+    num_validation: Annotated[int, Field(ge=0)] = 16
+    """Videos whose set of (object, action) pairs is no training video's; every pair is seen in training."""
+    num_test: Annotated[int, Field(ge=0)] = 24
+    """Videos that hold at least one (object, action) pair that no other split shows."""
+    image_size: Annotated[int, Field(ge=32, multiple_of=8)] = 96
+    """Width and height, px; 4 x 2 places of two squares each, so that at
+    an encoder input of 64 px a square is one 16-px patch."""
+    source_fps: Annotated[int, Field(ge=10)] = 30
+    """Pictures a second in the MP4."""
+    min_steps: Annotated[int, Field(ge=1, le=6)] = 3
+    """Steps of the shortest recipe."""
+    max_steps: Annotated[int, Field(ge=1, le=6)] = 6
+    """Steps of the longest recipe."""
+    idle: Seconds = (1.0, 3.0)
+    """Between the user's goal and the first thing that happens, and again after the last step, s."""
+    step_duration: Seconds = (2.0, 4.0)
+    """Length of a step, s."""
+    pause: Seconds = (1.0, 2.0)
+    """Between two steps that do not follow at one moment, s."""
+    chain_rate: Rate = 0.2
+    """Share of steps that start at the moment at which the step before completes."""
+    deviation_rate: Rate = 0.25
+    """Share of steps at which the person picks another one than the recipe's next."""
+    mistake_rate: Rate = 0.15
+    """Share of pauses in which the person reaches for an object that is not in the recipe."""
+    unseen_pairs: Annotated[int, Field(ge=1, le=8)] = 6
+    """(object, action) pairs kept for the test videos; of 32, at most one an object."""
+    shuffle_places: bool = False
+    """True: objects lie anywhere. False: each has its own place on the table, which is easier to learn."""
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        if self.min_steps > self.max_steps:
+            raise ValueError(f"min_steps: {self.min_steps} is more than max_steps {self.max_steps}")
+        for name, least in (("idle", 1.0), ("step_duration", 1.0), ("pause", 1.0)):
+            shortest, longest = getattr(self, name)
+            if not least <= shortest <= longest:
+                raise ValueError(f"{name}: ({shortest}, {longest}) must rise and start at {least} s or more")
+        return self

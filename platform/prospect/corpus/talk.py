@@ -1,0 +1,102 @@
+"""Words for a script: what the assistant says follows from the recipe, the state, what is seen and what was asked."""
+
+import random
+from collections.abc import Iterator
+
+from prospect.corpus.script import Script, Span, UserMove
+from prospect.corpus.tasks import TOOLS, Task
+from prospect.dialogue.schema import Dialogue, Step, Turn
+from prospect.dialogue.state import StepState, TaskState
+
+_USER_TEXTS: dict[UserMove, tuple[str, ...]] = {
+    "next": ("What should I do next?", "What comes next?"),
+    "tool": ("Which tool do I need?", "What tool should I use?"),
+    "acknowledge": ("Okay.", "Got it."),
+}
+
+
+def write_dialogue(script: Script, video_id: str, split: str, rng: random.Random) -> Dialogue:
+    """The record of one video."""
+    task = script.task
+    names = [work.name for work in task.recipe]
+    spans = {span.step: span for span in script.spans if span.step is not None}
+    return Dialogue(
+        dataset="sample",
+        video_id=video_id,
+        dialogue_id=f"{video_id}_{script.user_type}",
+        user_type=script.user_type,
+        split=split,
+        goal=task.goal,
+        knowledge="\n".join([task.goal, *(f"{number}. {name}" for number, name in enumerate(names, 1))]),
+        steps=tuple(
+            Step(id=f"S{index + 1}", name=name, start=spans[index].start, end=spans[index].end, source="drawn")
+            for index, name in enumerate(names)
+        ),
+        turns=tuple(sorted(_turns(script, rng), key=lambda turn: turn.time)),
+        duration=script.duration,
+    )
+
+
+def _turns(script: Script, rng: random.Random) -> Iterator[Turn]:
+    """Grouped by what causes them; sorting by time is stable, so a question stays before its answer."""
+    task, goal = script.task, script.task.goal
+    state = _state_at(script, script.goal_time)
+    yield Turn(role="user", time=script.goal_time, text=f"I want to {goal[0].lower()}{goal[1:]}.")
+    yield _assistant(script.goal_time, f"First, {_upcoming(task, state)}.", "responsive|instruction")
+    for time, move in script.user_moves:
+        yield Turn(role="user", time=time, text=rng.choice(_USER_TEXTS[move]))
+        if move != "acknowledge":
+            yield _answer(task, _state_at(script, time), time, move)
+    for span in script.spans:
+        yield _remark(span, script)
+
+
+def _remark(span: Span, script: Script) -> Turn:
+    """What the assistant says of itself: at a step's end, and at once when a wrong object is reached for."""
+    task = script.task
+    if span.step is None:
+        upcoming = _upcoming(task, _state_at(script, span.start))
+        text = f"No, leave the {span.work.object}. {_sentence(upcoming)}."
+        return _assistant(span.start, text, "initiative|correction")
+    state = _state_at(script, span.end)
+    if (upcoming := _upcoming(task, state)) is not None:
+        return _assistant(span.end, f"Good. Next, {upcoming}.", "initiative|instruction,feedback")
+    if StepState.IN_PROGRESS in state.steps:
+        return _assistant(span.end, "Good. This is the last step.", "initiative|feedback,info_sharing")
+    return _assistant(span.end, "Good. You are all done.", "initiative|feedback")
+
+
+def _answer(task: Task, state: TaskState, time: float, move: UserMove) -> Turn:
+    busy = next((i for i, step in enumerate(state.steps) if step is StepState.IN_PROGRESS), None)
+    upcoming = _upcoming(task, state)
+    if move == "tool":
+        work = task.recipe[state.steps.index(StepState.NOT_STARTED) if busy is None else busy]
+        return _assistant(time, f"Use the {TOOLS[work.action]}.", "responsive|info_sharing")
+    if upcoming is None:
+        return _assistant(time, "Nothing, this is the last step.", "responsive|info_sharing")
+    text = f"{_sentence(upcoming)}." if busy is None else f"After this, {upcoming}."
+    return _assistant(time, text, "responsive|instruction")
+
+
+def _upcoming(task: Task, state: TaskState) -> str | None:
+    """The first step in recipe order that is neither completed nor in progress: `wash the ball`."""
+    if StepState.NOT_STARTED not in state.steps:
+        return None
+    name = task.recipe[state.steps.index(StepState.NOT_STARTED)].name
+    return name[0].lower() + name[1:]
+
+
+def _sentence(text: str | None) -> str:
+    return "" if text is None else text[0].upper() + text[1:]
+
+
+def _state_at(script: Script, time: float) -> TaskState:
+    steps = [StepState.NOT_STARTED] * len(script.task.recipe)
+    for span in script.spans:
+        if span.step is not None and span.start <= time:
+            steps[span.step] = StepState.COMPLETED if span.end <= time else StepState.IN_PROGRESS
+    return TaskState(tuple(steps))
+
+
+def _assistant(time: float, text: str, labels: str) -> Turn:
+    return Turn(role="assistant", time=time, text=text, labels=labels)
