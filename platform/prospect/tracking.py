@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ CANDIDATE, CHAMPION = "candidate", "champion"
 
 _MAX_PARAM = 6000
 """Characters that MLflow keeps of one parameter's value."""
-_MAX_BATCH = 100
-"""Parameters that MLflow takes at once."""
+_MAX_PARAMS, _MAX_METRICS = 100, 1000
+"""How many MLflow takes at once."""
 
 
 class TrackingSettings(Settings):
@@ -191,14 +191,23 @@ class Run:
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Nested settings as flat parameters (`training.seed`), and whole as `config.json`."""
         flat = [Param(key, str(value)[:_MAX_PARAM]) for key, value in flatten(config).items()]
-        for first in range(0, len(flat), _MAX_BATCH):
-            self.client.log_batch(self.id, params=flat[first : first + _MAX_BATCH])
+        for first in range(0, len(flat), _MAX_PARAMS):
+            self.client.log_batch(self.id, params=flat[first : first + _MAX_PARAMS])
         if config:
             self.client.log_dict(self.id, dict(config), "config.json")
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        now = int(time.time() * 1000)
-        self.client.log_batch(self.id, [Metric(name, float(value), now, step) for name, value in metrics.items()])
+        self.log_history([(step, time.time(), metrics)])
+
+    def log_history(self, rows: Iterable[tuple[int, float, Mapping[str, float]]]) -> None:
+        """Many metrics of many steps at once: (step, seconds since 1970, values) each."""
+        metrics = [
+            Metric(name, float(value), int(when * 1000), step)
+            for step, when, row in rows
+            for name, value in row.items()
+        ]
+        for first in range(0, len(metrics), _MAX_METRICS):
+            self.client.log_batch(self.id, metrics[first : first + _MAX_METRICS])
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self.client.log_batch(self.id, tags=[RunTag(key, str(value)) for key, value in tags.items()])

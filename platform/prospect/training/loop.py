@@ -42,7 +42,7 @@ class TrainingSettings(Settings):
     """Names the run's folder under storage.root and its MLflow run."""
     num_workers: int = Field(default=1, ge=1)
     """Processes, one a GPU where there are GPUs."""
-    zero_stage: Literal[0, 1, 2] = 2
+    zero_stage: Literal[1, 2] = 2
     """DeepSpeed ZeRO: 1 partitions the optimizer's state over the workers, 2 the gradients too."""
     max_failures: int = Field(default=2, ge=0)
     """How many times dead workers are restarted from the last checkpoint."""

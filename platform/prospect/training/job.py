@@ -1,0 +1,298 @@
+"""Fine-tuning with Ray Train and DeepSpeed: from embeddings and labels to a registered model.
+
+ROOT/runs/NAME/identity.json    what makes the run itself; another configuration needs another name
+ROOT/runs/NAME/tokenizer/       the same for every worker and every resumption
+ROOT/runs/NAME/metrics.jsonl    every step, as it happens
+ROOT/runs/NAME/model/           the finished model
+ROOT/runs/NAME/result.json      written last: the run is finished
+ROOT/ray_train/NAME/            checkpoints
+"""
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import ray
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from prospect.data.embeddings import EmbeddingStore
+from prospect.data.sources import QuarantinedRecord
+from prospect.dialogue.vocabulary import Vocabulary
+from prospect.errors import ConfigError, ProspectError
+from prospect.model.adapters import build_tokenizer
+from prospect.tracking import Run, Tracking, flatten
+from prospect.training.loop import TrainingError, TrainingSettings, make_sampler
+from prospect.training.prepare import Records, frame_statistics, make_clips, read_records, training_texts
+from prospect.training.progress import Console, Event, Follower, metric_rows
+from prospect.training.worker import TrainingData, WorkerJob, enter
+from prospect.vision.encoder import encoder_fingerprint
+
+if TYPE_CHECKING:
+    from prospect.config import Config
+
+Report = Callable[[str], None]
+
+OPERATIONAL = {
+    "run_name", "num_workers", "zero_stage", "max_failures", "micro_batch_size", "log_every", "save_every",
+    "keep_checkpoints", "eval_every",
+}  # fmt: skip
+"""Training settings that may change while a run goes on: they change its course by rounding at most."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run."""
+
+    run_name: str
+    model: Path
+    """The model's folder."""
+    steps: int
+    first_loss: float
+    last_loss: float
+    validation: dict[str, float]
+    """`loss` and its parts over the validation split; empty without one."""
+    trained_steps: dict[str, int]
+    """Optimizer steps in which each head had labels."""
+    mlflow_run: str
+    name: str
+    version: int
+    """Registered as `models:/NAME/VERSION`, alias `candidate`."""
+    quarantined: int
+    """Records and events that were left out."""
+    reused: bool = False
+    """The run had been finished before; nothing was computed."""
+
+
+def train(config: "Config", report: Report = print) -> TrainResult:
+    """Fine-tunes, tracks and registers a model; continues a run of the same name, returns a finished one at once.
+
+    Args:
+        config: sections storage, data, vision, model, training, context and tracking.
+        report: takes one line of progress at a time.
+
+    Raises:
+        DataError: no embeddings, no labels that belong to the data, or nothing to train on.
+        FingerprintError: the embeddings were made by another encoder than `config.vision`.
+        ConfigError: the run name belongs to a run of another configuration.
+        CheckpointError: the base model cannot be loaded.
+        TrainingError: the loss is not finite, or workers died more often than `training.max_failures`.
+    """
+    root, settings = _local(config.storage.root), config.training
+    folder = root / "runs" / settings.run_name
+    store = EmbeddingStore(root / "embeddings")
+    records = read_records(config.data, root / "labels" / "dialogues.jsonl", store)
+    store.require(encoder_fingerprint(config.vision))
+    _claim(folder, _identity(config, records, store))
+    if finished := _finished(folder):
+        report(f"train  run {settings.run_name!r} is finished; training.run_name=NAME starts another")
+        return finished
+    data, quarantined = _prepare(config, records, store, folder, report)
+    tracking = Tracking(config.tracking, root)
+    tags = {"records": records.fingerprint, "embeddings": store.fingerprint, "folder": str(folder)}
+    run = tracking.open_run(folder, settings.run_name, config=config.model_dump(mode="json"), tags=tags)
+    with _outcome(run):
+        job = _worker_job(config, folder, store, run)
+        summary = _fit(job, data, root, run, report)
+        version = tracking.register(config.model.name, run, folder / "model")
+        result = TrainResult(
+            run_name=settings.run_name,
+            model=folder / "model",
+            steps=summary["step"],
+            first_loss=summary["first_loss"],
+            last_loss=summary["last_loss"],
+            validation=summary["validation"],
+            trained_steps=summary["trained_steps"],
+            mlflow_run=run.id,
+            name=config.model.name,
+            version=version,
+            quarantined=len(quarantined),
+        )
+        _write_json(folder / "result.json", {**asdict(result), "model": str(result.model)})
+    report(f"train  model {result.model}, registered as models:/{result.name}/{version} (candidate)")
+    return result
+
+
+def _local(root: str) -> Path:
+    path = root.removeprefix("file://")
+    if "://" in path:
+        raise ConfigError(
+            f"`storage.root` is {root}, but training writes plain files: mount it, or give a shared folder.",
+            field="storage.root",
+        )
+    return Path(path)
+
+
+def _identity(config: "Config", records: Records, store: EmbeddingStore) -> dict[str, Any]:
+    return {
+        "model": config.model.model_dump(mode="json"),
+        "context": config.context.model_dump(mode="json"),
+        "training": config.training.model_dump(mode="json", exclude=OPERATIONAL),
+        "data": {"records": records.fingerprint, "embeddings": store.fingerprint},
+    }
+
+
+def _claim(folder: Path, identity: dict[str, Any]) -> None:
+    """Makes the run's folder this configuration's own, or finds that it is."""
+    file = folder / "identity.json"
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_json(file, identity)
+        return
+    there, here = flatten(json.loads(file.read_text())), flatten(json.loads(json.dumps(identity)))
+    for key in sorted(there.keys() | here.keys()):
+        if there.get(key) != here.get(key):
+            raise ConfigError(
+                f"`training.run_name` is {folder.name}, a run that was started with {key}={there.get(key)} and not "
+                f"{here.get(key)}: give training.run_name another name, or delete {folder} and its checkpoints.",
+                field="training.run_name",
+            )
+
+
+def _finished(folder: Path) -> TrainResult | None:
+    file = folder / "result.json"
+    if not file.is_file() or not (folder / "model").is_dir():
+        return None
+    values = json.loads(file.read_text())
+    return TrainResult(**{**values, "model": Path(values["model"]), "reused": True})
+
+
+def _prepare(
+    config: "Config", records: Records, store: EmbeddingStore, folder: Path, report: Report
+) -> tuple[TrainingData, list[QuarantinedRecord]]:
+    """Clips of both splits and the tokenizer, which lies in the run's folder from now on."""
+    train_split, validation_split = records.split("train"), [*records.split("validation"), *records.split("val")]
+    tokenizer = build_tokenizer(config.model, training_texts(d for d, _ in train_split), folder.parents[1] / "cache")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    quarantined = list(records.quarantined)
+    clips = []
+    for split in (train_split, validation_split):
+        made, broken = make_clips(
+            split, Vocabulary(tokenizer), config.context, config.training.clips, store.tokens_per_frame
+        )
+        clips.append(made)
+        quarantined += broken
+    if quarantined:
+        file = folder / "quarantine.jsonl"
+        file.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in quarantined))
+        report(f"train  {len(quarantined)} records or events left out, listed in {file}; the first: {quarantined[0]}")
+    make_sampler(clips[0], config.training)
+    statistics = None
+    if config.model.standardise_frames:
+        statistics = frame_statistics(store, (d.video_id for d, _ in train_split), config.training.seed)
+    return TrainingData(clips[0], clips[1], statistics), quarantined
+
+
+def _worker_job(config: "Config", folder: Path, store: EmbeddingStore, run: Run) -> WorkerJob:
+    manifest = {
+        "vision": config.vision.model_dump(mode="json"),
+        "context": config.context.model_dump(mode="json"),
+        "fingerprint": store.fingerprint,
+        "run_name": folder.name,
+        "mlflow_run": run.id,
+    }
+    cache = folder.parents[1] / "cache"
+    return WorkerJob(config.model, config.training, config.context, folder, cache, store.root, manifest)
+
+
+@contextmanager
+def _outcome(run: Run) -> Iterator[None]:
+    """Leaves the MLflow run with the status that this job ended with."""
+    try:
+        yield
+    except BaseException as error:
+        run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    run.finish()
+
+
+def _fit(job: WorkerJob, data: TrainingData, root: Path, run: Run, report: Report) -> dict[str, Any]:
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # also how long each checkpoint's report takes
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+    settings = job.training
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    workers = _workers(settings, gpus, report)
+    trainer = TorchTrainer(
+        cast(Any, lambda arguments: enter(**arguments)),
+        train_loop_config={"job": job, "data": ray.put(data)},
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=_resources(gpus)),
+        run_config=RunConfig(
+            name=settings.run_name,
+            storage_path=str(root / "ray_train"),
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=settings.keep_checkpoints),
+        ),
+    )
+
+    def hand_on(events: Sequence[Event]) -> None:
+        run.log_history(metric_rows(events))
+
+    with Follower(job.folder / "metrics.jsonl", hand_on, Console(settings.log_every, report)) as follower:
+        summary = _run(trainer, settings)
+    if follower.failure:
+        report(f"train  metrics wait in {job.folder} for the tracking server: {follower.failure}")
+    if "error" in summary:
+        raise TrainingError(summary["error"])
+    return summary
+
+
+def _workers(settings: TrainingSettings, gpus: int, report: Report) -> int:
+    """As many as asked for; on one machine of our own no more than it has GPUs, or CPUs without any."""
+    room = gpus or int(ray.cluster_resources().get("CPU", 1))
+    if settings.num_workers <= room:
+        return settings.num_workers
+    have = f"{room} {'GPU' if gpus else 'CPU'}{'s' if room > 1 else ''}"
+    if len(ray.nodes()) == 1 and "RAY_ADDRESS" not in os.environ:
+        report(f"train  training.num_workers={settings.num_workers}, but this machine has {have}: {room} it is")
+        return room
+    report(f"train  waiting for {settings.num_workers} workers; the cluster has {have} now")
+    return settings.num_workers
+
+
+def _resources(gpus: int) -> dict[str, float]:
+    return {"CPU": 1, "GPU": 1} if gpus else {"CPU": 1}
+
+
+def _run(trainer: TorchTrainer, settings: TrainingSettings) -> dict[str, Any]:
+    """Rank 0's summary. Ray's own SIGINT handler stops the workers, and stays installed unless it is removed."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        return cast(Any, trainer.fit()).return_value
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    except TrainingFailedError as error:
+        raise _explained(error, settings) from error
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, handler)
+
+
+def _explained(error: TrainingFailedError, settings: TrainingSettings) -> BaseException:
+    """A user's mistake as itself, a worker's death in a sentence; a defect keeps its stack trace."""
+    failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
+    for failure in failures:
+        cause = getattr(failure, "_base_exc", failure)
+        if isinstance(cause, ProspectError):
+            return cause
+    if any(isinstance(failure, ray.exceptions.RayError) for failure in failures):
+        return TrainingError(
+            f"workers died more than training.max_failures={settings.max_failures} times; the run continues from its "
+            f"last checkpoint when started again ({str(failures[0]).strip().splitlines()[0]})"
+        )
+    return error
+
+
+def _write_json(file: Path, values: dict[str, Any]) -> None:
+    """Under a temporary name, then renamed: a half-written file never looks finished."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(values, indent=2))
+    partial.rename(file)

@@ -1,0 +1,143 @@
+"""From records and embeddings to what training needs: clips, a tokenizer, the mean and deviation of the frames."""
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prospect.data.clips import Clip, ClipSettings, split_clips
+from prospect.data.embeddings import EmbeddingStore
+from prospect.data.sources import DataSettings, QuarantinedRecord, load_dialogues, place_all
+from prospect.data.sources.dialogues import READER
+from prospect.dialogue.prompt import SYSTEM_PROMPT, ContextSettings
+from prospect.dialogue.schema import Dialogue
+from prospect.dialogue.state import StepState
+from prospect.dialogue.timeline import Timeline
+from prospect.dialogue.vocabulary import Vocabulary
+from prospect.errors import DataError
+from prospect.lineage import derived_seed, fingerprint
+
+MAX_STATISTICS_FRAMES = 20_000
+"""Frames over which mean and deviation are taken."""
+
+
+@dataclass(frozen=True)
+class Records:
+    """The dialogues of a source on the frames of their embeddings."""
+
+    placed: list[tuple[Dialogue, Timeline]]
+    quarantined: list[QuarantinedRecord]
+
+    def split(self, name: str) -> list[tuple[Dialogue, Timeline]]:
+        return [(dialogue, timeline) for dialogue, timeline in self.placed if dialogue.split == name]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with any record."""
+        return fingerprint([dialogue.model_dump(mode="json") for dialogue, _ in self.placed])
+
+
+def read_records(data: DataSettings, labels: Path, store: EmbeddingStore) -> Records:
+    """The source's dialogues, with the labels of the labelling job where it ran.
+
+    A dialogue whose video could not be embedded, as the store says, is quarantined with the store's reason.
+
+    Args:
+        data: the source.
+        labels: `dialogues.jsonl` of the labelling job; need not exist.
+        store: embeddings of the videos.
+
+    Raises:
+        DataError: no dialogue, videos without embedding, labels that belong to another source, no embeddings at all.
+        ConfigError: an unknown source, data set or held-out video.
+    """
+    corpus = load_dialogues(data)
+    dialogues = _labelled(corpus.dialogues, labels) if labels.is_file() else corpus.dialogues
+    known, failed = set(store.video_ids()), store.quarantined()
+    missing = sorted({dialogue.video_id for dialogue in dialogues} - known - failed.keys())
+    if not known:
+        raise DataError(f"no embeddings in {store.root}; run jobs/embed.py first")
+    if missing:
+        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise DataError(
+            f"{len(missing)} videos have no embedding in {store.root} ({shown}); run jobs/embed.py for them"
+        )
+    lost = [
+        QuarantinedRecord(d.dataset, f"{d.video_id}/{d.dialogue_id}", "video", failed[d.video_id]["reason"])
+        for d in dialogues
+        if d.video_id not in known
+    ]
+    usable = [dialogue for dialogue in dialogues if dialogue.video_id in known]
+    placed, misplaced = place_all(usable, store.num_frames)
+    if not placed:
+        raise DataError(f"data.path: {data.path} holds no dialogue that can be used", field="data.path")
+    return Records(placed, [*corpus.quarantined, *lost, *misplaced])
+
+
+def _labelled(dialogues: Sequence[Dialogue], labels: Path) -> list[Dialogue]:
+    """Each dialogue as the labelling job wrote it, in the split that the source's settings give it now."""
+    found = [result for result in READER.read(labels) if isinstance(result, Dialogue)]
+    by_id = {(dialogue.video_id, dialogue.dialogue_id): dialogue for dialogue in found}
+    labelled = []
+    for dialogue in dialogues:
+        label = by_id.get((dialogue.video_id, dialogue.dialogue_id))
+        if label is None or label.turns != dialogue.turns:
+            raise DataError(
+                f"{labels} was made from other records than data.path (it lacks {dialogue.video_id} "
+                f"{dialogue.dialogue_id} as it is there); run jobs/label.py with the same data settings"
+            )
+        labelled.append(label.model_copy(update={"split": dialogue.split}))
+    return labelled
+
+
+def make_clips(
+    placed: Iterable[tuple[Dialogue, Timeline]],
+    vocabulary: Vocabulary,
+    context: ContextSettings,
+    clips: ClipSettings,
+    tokens_per_frame: int,
+) -> tuple[list[Clip], list[QuarantinedRecord]]:
+    """The clips of all dialogues; one that cannot be cut to the context's length is quarantined."""
+    made: list[Clip] = []
+    quarantined = []
+    for dialogue, timeline in placed:
+        try:
+            made += split_clips(dialogue, timeline, vocabulary, context, clips, tokens_per_frame)
+        except DataError as error:
+            where = f"{dialogue.video_id}/{dialogue.dialogue_id}"
+            quarantined.append(QuarantinedRecord(dialogue.dataset, where, error.field or "clip", str(error)))
+    return made, quarantined
+
+
+def training_texts(dialogues: Iterable[Dialogue]) -> Iterator[str]:
+    """Everything that a model reads and writes about `dialogues`, for fitting a tokenizer."""
+    for dialogue in dialogues:
+        yield f"system: {SYSTEM_PROMPT}\nuser: Task: {dialogue.goal}\nTask knowledge: {dialogue.knowledge}\nLast said:"
+        yield from (f"\n{turn.role}: {turn.text}" for turn in dialogue.turns)
+        yield from (turn.text for turn in dialogue.turns)
+        yield "\nSteps:"
+        for number, name in enumerate(dialogue.step_names, 1):
+            yield from (f"\nS{number} {name}: {state.label}" for state in StepState)
+            yield f"S{number}->start; S{number}->complete"
+
+
+def frame_statistics(store: EmbeddingStore, video_ids: Iterable[str], seed: int) -> tuple[Tensor, Tensor]:
+    """Mean and deviation, both [D], over all tokens of at most `MAX_STATISTICS_FRAMES` frames of whole videos."""
+    videos = sorted(set(video_ids))
+    random.Random(derived_seed("frame-statistics", seed)).shuffle(videos)
+    count, total, squares = 0, np.zeros(store.dim), np.zeros(store.dim)
+    frames = 0
+    for video in videos:
+        if frames >= MAX_STATISTICS_FRAMES:
+            break
+        read = store.read(video).astype(np.float64)
+        frames += len(read)
+        rows = read.reshape(-1, read.shape[-1])
+        count, total, squares = count + len(rows), total + rows.sum(0), squares + (rows**2).sum(0)
+    mean = total / count
+    deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    return torch.tensor(mean, dtype=torch.float32), torch.tensor(deviation, dtype=torch.float32)

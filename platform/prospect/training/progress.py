@@ -1,0 +1,187 @@
+"""What happens in a run, as JSON lines: rank 0 writes, the driver reads, prints and hands on to the tracker.
+
+The file is the tracker's spool: what was not handed on, because the driver died or the server was away, is handed on
+by the next job of the same run.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+Event = dict[str, Any]
+"""`kind` (start, step, validation, checkpoint, done), `time` (seconds since 1970) and the kind's own numbers."""
+
+_POLL_SECONDS = 0.5
+
+
+class EventLog:
+    """Appends events, each complete as soon as `write` returns."""
+
+    def __init__(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._file = file.open("a", encoding="utf-8")
+        self._file.write("\n")  # a killed writer may have left half a line
+
+    def write(self, kind: str, **numbers: Any) -> None:
+        self._file.write(json.dumps({"kind": kind, "time": time.time(), **numbers}) + "\n")
+        self._file.flush()
+
+
+def read_events(file: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
+    """Complete events from byte `offset` on, each with the offset behind it; half a line of a killed writer is none."""
+    if not file.is_file():
+        return
+    with file.open("rb") as lines:
+        lines.seek(offset)
+        for line in lines:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            yield event, offset
+
+
+class Follower:
+    """Hands a run's events on while they are written, in batches, each event once whatever dies when.
+
+    Args:
+        file: that `EventLog` writes.
+        hand_on: takes a batch. If it raises, the batch stays and comes again, with later ones.
+        report: called with each event of this job, for the console.
+    """
+
+    def __init__(self, file: Path, hand_on: Callable[[Sequence[Event]], None], report: Callable[[Event], None]) -> None:
+        self._file = file
+        self._mark = file.with_suffix(".offset")
+        self._hand_on, self._report = hand_on, report
+        self._offset = int(self._mark.read_text()) if self._mark.is_file() else 0
+        self._reported = file.stat().st_size if file.is_file() else 0
+        self._latest = _latest(event for event, end in read_events(file) if end <= self._offset)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="training-progress", daemon=True)
+        self.failure: Exception | None = None
+        """Why the last batch could not be handed on, if so."""
+
+    def __enter__(self) -> "Follower":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._poll()
+
+    def _run(self) -> None:
+        while not self._stop.wait(_POLL_SECONDS):
+            self._poll()
+
+    def _poll(self) -> None:
+        for event, end in read_events(self._file, self._reported):
+            self._report(event)
+            self._reported = end
+        batch, offset, latest = [], self._offset, dict(self._latest)
+        for event, end in read_events(self._file, self._offset):
+            offset = end
+            if event["kind"] not in _ONCE or event["step"] > latest.get(event["kind"], -1):
+                batch.append(event)
+                latest |= _latest([event])
+        if offset == self._offset:
+            return
+        try:
+            self._hand_on(batch)
+        except Exception as error:  # kept for the caller, who knows what an absent server means
+            self.failure = error
+            return
+        self.failure, self._offset, self._latest = None, offset, latest
+        self._mark.write_text(str(offset))
+
+
+_ONCE = ("step", "validation")
+"""Kinds that a restarted run repeats, for steps after its checkpoint; only the first counts."""
+
+
+def _latest(events: Iterable[Event]) -> dict[str, int]:
+    """The last step by kind."""
+    latest: dict[str, int] = {}
+    for event in events:
+        latest[event["kind"]] = max(event["step"], latest.get(event["kind"], -1))
+    return latest
+
+
+class Console:
+    """One readable line for every `every` steps, and for everything else that happens."""
+
+    def __init__(self, every: int, write: Callable[[str], None] = print) -> None:
+        self._every, self._write = every, write
+        self._total = 0
+        self._since = (time.time(), 0, 0, 0)
+
+    def __call__(self, event: Event) -> None:
+        text = getattr(self, f"_{event['kind']}")(event)
+        if text:
+            self._write(f"train  {text}")
+
+    def _start(self, event: Event) -> str:
+        self._total = event["total_steps"]
+        self._since = (event["time"], event["step"], 0, 0)
+        where = f"{event['workers']} {'GPU' if event['gpu'] else 'CPU'} worker{'s' if event['workers'] > 1 else ''}"
+        begin = f"{self._total} steps" if event["step"] == 0 else f"resumed at step {event['step']} of {self._total}"
+        moments = "" if event["optimizer_restored"] else ", optimizer moments restarted for the new number of workers"
+        return f"{begin} on {where}, {event['clips']} clips, {event['parameters'] / 1e6:.1f} M trainable{moments}"
+
+    def _step(self, event: Event) -> str:
+        then, first, clips, tokens = self._since
+        clips, tokens, done = clips + event["clips"], tokens + event["tokens"], event["step"] + 1
+        self._since = (then, first, clips, tokens)
+        if done % self._every and done != self._total:
+            return ""
+        seconds = max(event["time"] - then, 1e-3)
+        left = (self._total - done) * seconds / max(done - first, 1)
+        self._since = (event["time"], done, 0, 0)
+        parts = "  ".join(f"{name} {value:.3f}" for name, value in event["parts"].items())
+        return (
+            f"step {done}/{self._total}  loss {event['loss']:.3f}  ({parts})  "
+            f"{clips / seconds:.1f} clips/s  {tokens / seconds:,.0f} tokens/s  {_clock(left)} left"
+        )
+
+    def _validation(self, event: Event) -> str:
+        parts = "  ".join(f"{name} {value:.3f}" for name, value in event["losses"].items())
+        return f"validation after step {event['step'] + 1}  {parts}"
+
+    def _checkpoint(self, event: Event) -> str:
+        return ""
+
+    def _done(self, event: Event) -> str:
+        return f"finished after {event['step']} steps"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def metric_rows(events: Sequence[Event]) -> list[tuple[int, float, dict[str, float]]]:
+    """(step, time, values) under stable grouped names: `train/loss`, `train/loss_speak`, `validation/loss`, ..."""
+    rows = []
+    for event in events:
+        if event["kind"] == "step":
+            values = {name: event[name] for name in ("loss", "grad_norm", "learning_rate", "clips", "tokens", "epoch")}
+            values |= {f"loss_{name}": value for name, value in event["parts"].items()}
+            rows.append((event["step"], event["time"], {f"train/{name}": value for name, value in values.items()}))
+        elif event["kind"] == "validation":
+            losses = {_validation_name(name): value for name, value in event["losses"].items()}
+            rows.append((event["step"], event["time"], losses))
+        elif event["kind"] == "start" and event["step"]:
+            rows.append((event["step"], event["time"], {"train/resumed_at": float(event["step"])}))
+    return rows
+
+
+def _validation_name(name: str) -> str:
+    return f"validation/{name if name == 'loss' else f'loss_{name}'}"

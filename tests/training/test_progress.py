@@ -1,0 +1,88 @@
+"""The run's events: nothing is lost, nothing comes twice, whoever dies."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from prospect.training.progress import Console, Event, EventLog, Follower, metric_rows, read_events
+
+
+def step(log: EventLog, number: int) -> None:
+    log.write("step", step=number, loss=1.0, parts={"speak": 0.5}, grad_norm=1.0, learning_rate=0.1, clips=4, tokens=9, epoch=0)  # fmt: skip # noqa: E501
+
+
+def follow(file: Path, batches: list[Sequence[Event]], lines: list[str] | None = None) -> Follower:
+    return Follower(file, batches.append, Console(2, (lines if lines is not None else []).append))
+
+
+def steps(batches: list[Sequence[Event]]) -> list[int]:
+    return [event["step"] for batch in batches for event in batch if event["kind"] == "step"]
+
+
+def test_steps_that_a_restarted_run_repeats_are_handed_on_once(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    batches: list[Sequence[Event]] = []
+    with follow(file, batches):
+        log = EventLog(file)
+        for number in (0, 1, 2):
+            step(log, number)
+        for number in (2, 3):
+            step(EventLog(file), number)
+    assert steps(batches) == [0, 1, 2, 3]
+
+
+def test_a_second_job_continues_where_the_first_stopped(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    batches: list[Sequence[Event]] = []
+    log = EventLog(file)
+    step(log, 0)
+    with follow(file, batches):
+        pass
+    step(log, 1)
+    step(log, 1)
+    with follow(file, batches):
+        pass
+    assert steps(batches) == [0, 1]
+
+
+def test_what_the_tracker_refused_comes_again(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+
+    def refuse(events: Sequence[Event]) -> None:
+        raise ConnectionError("the server is away")
+
+    with Follower(file, refuse, Console(1, lambda line: None)) as follower:
+        step(EventLog(file), 0)
+    assert isinstance(follower.failure, ConnectionError)
+    batches: list[Sequence[Event]] = []
+    with follow(file, batches):
+        pass
+    assert steps(batches) == [0]
+
+
+def test_half_a_line_of_a_killed_writer_is_passed_over(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    step(EventLog(file), 0)
+    with file.open("a") as killed:
+        killed.write('{"kind": "step", "st')
+    step(EventLog(file), 1)
+    assert [event["step"] for event, _ in read_events(file)] == [0, 1]
+
+
+def test_console_and_metric_names(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    lines: list[str] = []
+    batches: list[Sequence[Event]] = []
+    with follow(file, batches, lines):
+        log = EventLog(file)
+        log.write("start", step=0, total_steps=4, workers=2, gpu=False, clips=7, parameters=1_900_000, optimizer_restored=True)  # fmt: skip # noqa: E501
+        for number in range(4):
+            step(log, number)
+        log.write("validation", step=3, losses={"loss": 2.0, "speak": 0.25})
+        log.write("done", step=4)
+    assert lines[0] == "train  4 steps on 2 CPU workers, 7 clips, 1.9 M trainable"
+    assert [line.split("  ")[1] for line in lines[1:3]] == ["step 2/4", "step 4/4"]
+    assert lines[3:] == ["train  validation after step 4  loss 2.000  speak 0.250", "train  finished after 4 steps"]
+    rows = metric_rows([event for batch in batches for event in batch])
+    assert [row[0] for row in rows] == [0, 1, 2, 3, 3]
+    assert rows[0][2].keys() >= {"train/loss", "train/loss_speak", "train/learning_rate", "train/grad_norm"}
+    assert rows[-1][2] == {"validation/loss": 2.0, "validation/loss_speak": 0.25}
