@@ -6,7 +6,7 @@ B sequences of S tokens; flat position = row * S + position. Labels of -100 do n
 import itertools
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -76,8 +76,7 @@ class Batch:
         return int(self.attention_mask.sum())
 
     def to(self, device: torch.device | str) -> "Batch":
-        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
-        return Batch(**moved)
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if name != "clip_ids"})
 
 
 def sampled_frames(clip: Clip, settings: NegativeSettings, epoch: int) -> set[int]:

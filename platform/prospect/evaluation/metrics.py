@@ -24,8 +24,12 @@ INTERVALS = ("turn_f1", "dst_f1", "joint_goal_accuracy", "readout_joint_goal_acc
 
 
 class EvaluationSettings(Settings):
-    """How recorded decisions are scored."""
+    """What is scored, and how."""
 
+    model: str | None = None
+    """A folder, `models:/NAME@ALIAS` or `models:/NAME/VERSION`; default: the newest candidate of `model.name`."""
+    split: str = "test"
+    """The dialogues that are streamed."""
     matching: MatchingSettings = MatchingSettings()
     """Assignment of utterances to references."""
     similarity: SimilaritySettings = SimilaritySettings()

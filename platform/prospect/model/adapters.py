@@ -4,7 +4,7 @@ import importlib.util
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -124,7 +124,7 @@ def load_base(name: str, cache: Path) -> LlamaForCausalLM:
         config = AutoConfig.from_pretrained(folder)
         if config.model_type != "llama":
             raise CheckpointError(f"model.base={name!r} is of type {config.model_type!r}; only Llama-class models fit")
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
@@ -183,7 +183,7 @@ def add_lora(model: DSTProActLlamaForCausalLM, settings: LoraSettings) -> PeftMo
 
 def unwrap(model: DSTProActLlamaForCausalLM | PeftModel) -> DSTProActLlamaForCausalLM:
     """The DST model itself, with or without LoRA around it."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    return cast(DSTProActLlamaForCausalLM, model.get_base_model()) if isinstance(model, PeftModel) else model
 
 
 def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

@@ -72,7 +72,7 @@ def save_model(
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    model.save_pretrained(partial, state_dict=state_dict)
+    model.save_pretrained(str(partial), state_dict=state_dict)
     unwrap(model).config.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     manifest = {"model": settings.model_dump(), **(extra or {})}
@@ -113,7 +113,8 @@ def _load_weights(
     folder: Path, config: DSTProActConfig, tokenizer: Any, manifest: dict[str, Any], cache: Path
 ) -> DSTProActLlamaForCausalLM:
     if not (folder / "adapter_config.json").is_file():
-        model, info = DSTProActLlamaForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
+        read: Any = DSTProActLlamaForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
+        model, info = read
         if info["missing_keys"] or info["unexpected_keys"]:
             raise CheckpointError(
                 f"weights missing {sorted(info['missing_keys'])[:3]}, unknown {sorted(info['unexpected_keys'])[:3]}"

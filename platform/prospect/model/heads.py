@@ -1,5 +1,6 @@
 """The projector and the decision heads. H is the language model's width."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -8,6 +9,9 @@ NUM_STEP_STATES = 3
 
 class FrameProjector(nn.Module):
     """Linear-GELU-Linear from embeddings [*, D] to the model's width [*, H], after an optional fixed scaling."""
+
+    mean: Tensor
+    scale: Tensor
 
     def __init__(self, vision_dim: int, hidden_size: int) -> None:
         super().__init__()
@@ -20,6 +24,10 @@ class FrameProjector(nn.Module):
         """Fixes the scaling to frames of this mean and deviation, both [D]."""
         self.mean.copy_(mean)
         self.scale.copy_(1 / deviation.clamp_min(1e-6))
+
+    def mean_frame(self) -> np.ndarray:
+        """The frame [D] that carries no information: what is scaled to zero."""
+        return self.mean.float().cpu().numpy()
 
     def forward(self, frames: Tensor) -> Tensor:
         scaled = (frames.float() - self.mean.float()) * self.scale.float()

@@ -65,7 +65,7 @@ def read_state(logits: Tensor, shown: list[int], current: TaskState) -> TaskStat
         current: the tracked state; steps not shown keep theirs.
     """
     steps = list(current.steps)
-    for row, step in enumerate(shown):
+    for step, scores in zip(shown, logits.tolist(), strict=True):
         reachable = range(steps[step], len(StepState))
-        steps[step] = StepState(max(reachable, key=lambda label, row=row: logits[row, label].item()))
+        steps[step] = StepState(max(reachable, key=scores.__getitem__))
     return TaskState(tuple(steps))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import AttentionInterface, LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 ATTENTION = "prospect_ragged"
 
@@ -22,8 +23,9 @@ class SessionCache:
     """
 
     def __init__(self, config: LlamaConfig, dtype: torch.dtype, device: torch.device, limit: int) -> None:
+        heads = config.num_key_value_heads or config.num_attention_heads
         head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
-        self._shape = (config.num_hidden_layers, 2, config.num_key_value_heads, 0, head_dim)
+        self._shape = (config.num_hidden_layers, 2, heads, 0, head_dim)
         self._limit = limit
         self._buffer = torch.empty(self._shape, dtype=dtype, device=device)
         self.length = 0
@@ -90,7 +92,7 @@ def _mask(past: int, new: int) -> Tensor | None:
 
 
 def ragged_attention(
-    module: torch.nn.Module,
+    module: LlamaAttention,
     query: Tensor,
     key: Tensor,
     value: Tensor,

@@ -95,8 +95,11 @@ class SessionUpdate(_FromClient):
 
     @model_validator(mode="after")
     def _resumes_alone(self) -> "SessionUpdate":
-        others = sorted(self.model_fields_set - {"type", "resume"})
-        if self.resume is not None and others:
+        if self.resume is None:
+            return self
+        fields = type(self).model_fields
+        others = [n for n in fields if n not in ("type", "resume") and getattr(self, n) != fields[n].default]
+        if others:
             raise ValueError(f"resume continues a session as it is; leave out {', '.join(others)}")
         return self
 

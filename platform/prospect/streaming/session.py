@@ -297,7 +297,8 @@ class Session:
         self, prefix: int, limit: int, frame: int | None = None
     ) -> Generator[Feed, Reply, tuple[list[int], Tensor]]:
         """Greedy tokens after `prefix` until a stop id or `limit`; pieces of text go out where `frame` is given."""
-        vocabulary, ids, sent = self._parts.vocabulary, [], ""
+        vocabulary, sent = self._parts.vocabulary, ""
+        ids: list[int] = []
         token = prefix
         while True:
             reply = yield Feed([token], wants_logits=True)
