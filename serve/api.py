@@ -38,7 +38,6 @@ _STATUS = {
     "unsupported_media": 415,
     "busy": 429,
     "overloaded": 429,
-    "unavailable": 503,
 }
 
 

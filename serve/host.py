@@ -86,6 +86,10 @@ class SessionHost:
         self._work = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
+    @property
+    def open_sessions(self) -> list[str]:
+        return list(self._streams)
+
     # Sessions ----------------------------------------------------------------------------------------------
 
     async def model(self) -> ModelCard:
@@ -133,7 +137,7 @@ class SessionHost:
         """Closes the session once the frames taken so far are decided."""
         stream = self._stream(session_id)
         async with stream.lock:
-            await asyncio.gather(*(stream.outcome(seq) for seq in list(stream.seq_of.values())))
+            await asyncio.gather(*(stream.outcome(seq) for seq in stream.pending))
             return await self._end(stream, "client")
 
     async def leave(self, session_id: str, handle: str) -> None:
@@ -148,12 +152,8 @@ class SessionHost:
 
     async def view(self, session_id: str) -> SessionView:
         stream = self._stream(session_id)
-        state, waiting, counters = await self._call(
-            lambda: (
-                self._engine.state(session_id),
-                self._engine.waiting(session_id),
-                dataclasses.asdict(self._engine.counters(session_id)),
-            )
+        state, counters = await self._call(
+            lambda: (self._engine.state(session_id), dataclasses.asdict(self._engine.counters(session_id)))
         )
         return SessionView(
             session_id=session_id,
@@ -161,7 +161,7 @@ class SessionHost:
             steps=list(stream.update.steps),
             state=state_map(state),
             next_seq=stream.next_seq,
-            waiting=waiting,
+            waiting=len(stream.pending),
             counters=counters,
         )
 
@@ -229,7 +229,8 @@ class SessionHost:
     def _push(self, stream: Stream, seq: int, embedding: np.ndarray, frame: FrameAppend) -> None:
         """On the engine's thread, so that no step decides the frame before its seq is known."""
         fingerprint = frame.embedding.fingerprint if frame.embedding else None
-        stream.seq_of[self._engine.push_frame(stream.session_id, embedding, fingerprint)] = seq
+        self._engine.push_frame(stream.session_id, embedding, fingerprint)
+        stream.pending.append(seq)
 
     async def _embedding(self, frame: FrameAppend) -> np.ndarray:
         if frame.embedding is not None:
@@ -268,7 +269,7 @@ class SessionHost:
         while True:
             await asyncio.sleep(limit / 4)
             for stream in list(self._streams.values()):
-                if time.monotonic() - stream.touched > limit and not stream.seq_of:
+                if time.monotonic() - stream.touched > limit and not stream.pending:
                     await self._end(stream, "idle")
 
     def _abandon(self, drive: asyncio.Task[None]) -> None:
@@ -290,6 +291,7 @@ class SessionHost:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._thread.shutdown(wait=False)
 
     async def _end(self, stream: Stream, reason: CloseReason) -> SessionClosed:
         if self._streams.pop(stream.session_id, None) is None:

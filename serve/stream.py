@@ -4,6 +4,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -43,7 +44,7 @@ def coded(code: str, message: str, field: str | None = None) -> SessionError:
 
 @dataclass
 class Stream:
-    """Belongs to the event loop; only `seq_of` is written by the engine's thread."""
+    """Belongs to the event loop; only `pending` is extended by the engine's thread."""
 
     session_id: str
     update: SessionUpdate
@@ -54,13 +55,15 @@ class Stream:
     """Of the stream that the session is bound to; a handle is good for one resumption."""
     touched: float = field(default_factory=time.monotonic)
     next_seq: int = 0
-    seq_of: dict[int, int] = field(default_factory=dict)
-    """By frame: seq of what is taken and not decided."""
+    pending: deque[int] = field(default_factory=deque)
+    """seq of every frame that is taken and not decided; the engine decides them in order."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Keeps the order of messages while a picture is being encoded."""
     _last_seq: int = 0
     _first_pts: float = 0.0
     _last_slot: int | None = None
+    _cut_off: bool = False
+    """Nothing is kept any more, until somebody takes over."""
     _awaited: dict[int, asyncio.Future[FrameOutcome]] = field(default_factory=dict)
 
     @property
@@ -121,11 +124,11 @@ class Stream:
     def publish(self, event: Event) -> None:
         match event:
             case TextPiece():
-                self.say(ResponseDelta(seq=self.seq_of[event.frame], frame=event.frame, text=event.text))
+                self.say(ResponseDelta(seq=self.pending[0], frame=event.frame, text=event.text))
             case Refreshed():
                 self.say(SessionRefreshed(**vars(event)))
             case Decision():
-                self._decided(self.seq_of.pop(event.frame), event)
+                self._decided(self.pending.popleft(), event)
 
     def _decided(self, seq: int, decision: Decision) -> None:
         outcome = FrameOutcome(
@@ -150,7 +153,7 @@ class Stream:
 
     def say(self, message: ServerMessage) -> None:
         """Queues a message; a client that does not read is cut off, so that it delays nobody."""
-        if self.outbox is None:
+        if self.outbox is None or self._cut_off:
             return
         if self.outbox.qsize() < self.max_unread:
             self.outbox.put_nowait(message)
@@ -161,10 +164,12 @@ class Stream:
             self.outbox.get_nowait()
         text = f"stream: {unread} messages were not read and are lost; read faster, then resume"
         self._say_last(ErrorMessage(code="slow_client", message=text))
+        self._cut_off = True
 
     def take_over(self) -> None:
         """What was not read moves to a new outbox; whoever reads the old one is done."""
         old, self.outbox = self.outbox, asyncio.Queue()
+        self._cut_off = False
         if old is None:
             return
         while not old.empty():
@@ -184,4 +189,3 @@ class Stream:
         if self.outbox is not None:
             self.outbox.put_nowait(message)
             self.outbox.put_nowait(None)
-        self.outbox = None

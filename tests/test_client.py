@@ -1,0 +1,105 @@
+"""The Python client against a real engine behind a real socket (uvicorn, without Ray)."""
+
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import uvicorn
+
+from prospect.client import ProspectClient, ServerError
+from prospect.errors import ProspectError
+from prospect.model.checkpoint import LoadedModel, load_model
+from prospect.streaming.engine import StreamingEngine, StreamingSettings
+from serve.api import build_api
+from serve.encoder import LiveEncoder, encoder_of
+from serve.host import SessionHost
+from tests.serve.models import ALWAYS, CONTEXT, NEVER, STEPS, picture, write_model
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return load_model(write_model(tmp_path_factory.mktemp("client") / "model"))
+
+
+@pytest.fixture(scope="module")
+def url(loaded: LoadedModel) -> Iterator[str]:
+    encoder = encoder_of(loaded)
+    assert encoder is not None
+    engine = StreamingEngine(loaded, CONTEXT, StreamingSettings(cooldown_frames=0))
+    api = build_api(SessionHost(engine, LiveEncoder(encoder)))
+    server = uvicorn.Server(uvicorn.Config(api, port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        thread.join(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[ProspectClient]:
+    with ProspectClient(url) as client:
+        yield client
+
+
+def test_a_session_over_http(client: ProspectClient):
+    session_id = client.create("Make tea", STEPS, thresholds=NEVER).session_id
+    client.text(session_id, "Hello.")
+    assert [outcome.seq for outcome in client.push(session_id, picture(0), picture(1, "JPEG"))] == [0, 1]
+    assert client.patch(session_id, S1="completed").state["S1"] == "completed"
+    assert client.push(session_id, picture(2), seq=2)[0].state["S1"] == "completed"
+    assert client.view(session_id).next_seq == 3
+    assert client.close(session_id).frames == 3
+
+
+def test_a_live_session(client: ProspectClient):
+    with client.live("Make tea", STEPS, thresholds=ALWAYS) as live:
+        live.text("Hello.")
+        sent = [live.push(picture(i), pts=i / 2) for i in range(3)]
+        live.patch(S3="in_progress")
+        live.close()
+        heard = list(live)
+    assert [m.seq for m in heard if m.type == "decision"] == sent == [0, 1, 2]
+    assert [m.frame for m in heard if m.type == "response.done"] == [0, 1, 2]
+    assert heard[-1].type == "session.closed"
+
+
+def test_embeddings_declare_their_encoder(client: ProspectClient, url: str, loaded: LoadedModel):
+    embedding = np.zeros((1, 64), np.float16)
+    with client.live(thresholds=NEVER) as live:
+        live.push(embedding)
+        assert live.receive(timeout=20).type == "decision"
+    session_id = client.create().session_id
+    with pytest.raises(ProspectError, match="say which encoder"):
+        client.push(session_id, embedding)
+    with ProspectClient(url, fingerprint="other") as stranger, pytest.raises(ServerError) as refused:
+        stranger.push(session_id, embedding)
+    assert refused.value.code == "fingerprint_mismatch"
+    assert loaded.fingerprint in str(refused.value)
+
+
+def test_a_kept_session_goes_on_in_another_stream(client: ProspectClient):
+    with client.live(keep=True, thresholds=NEVER) as live:
+        live.push(picture(0))
+        live.receive(timeout=20)
+    with client.resume(live.created.resume) as again:
+        assert again.session_id == live.session_id
+        assert again.push(picture(1)) == 1
+        assert again.receive(timeout=20).seq == 1
+    client.close(live.session_id)
+
+
+def test_what_the_server_refuses_is_an_error_in_its_words(client: ProspectClient, url: str):
+    with pytest.raises(ServerError, match="no session 'none' is open here") as unknown:
+        client.view("none")
+    assert (unknown.value.code, unknown.value.field) == ("unknown_session", "session_id")
+    with pytest.raises(ServerError, match="no session with this handle"):
+        client.resume("a:b")
+    with ProspectClient(f"{url}/docs") as lost, pytest.raises(ServerError):
+        lost.model()
+
+
+def test_the_model_s_card(client: ProspectClient, loaded: LoadedModel):
+    assert (client.model().fingerprint, client.model().dim) == (loaded.fingerprint, 64)
