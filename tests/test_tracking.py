@@ -70,3 +70,11 @@ def test_what_is_not_there_is_one_sentence(tracking: Tracking, tmp_path: Path) -
             tracking.resolve(missing)
     with pytest.raises(ConfigError, match="neither a path nor"):
         tracking.resolve("models:/dst")
+
+
+def test_a_server_that_does_not_answer_is_one_sentence(tmp_path: Path) -> None:
+    """Whatever is wrong with the URI; a server that is away takes MLflow's retries first."""
+    (tmp_path / "broken.db").write_text("no database, but long enough to be read as one" * 100)
+    for uri in ("ftp://nowhere", f"sqlite:///{tmp_path}/broken.db"):
+        with pytest.raises(ConfigError, match=r"tracking.uri: .* does not answer"):
+            Tracking(TrackingSettings(uri=uri), tmp_path).open_run(tmp_path / "run", "run")

@@ -5,6 +5,7 @@ All calls go through `MlflowClient` with explicit run ids, so that nothing depen
 """
 
 import json
+import logging
 import os
 import subprocess
 import time
@@ -18,6 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from pydantic import Field
+from sqlalchemy.exc import SQLAlchemyError
 
 from prospect.errors import CheckpointError, ConfigError
 from prospect.settings import Settings
@@ -52,9 +54,21 @@ class Tracking:
         self.root = Path(root)
         named = settings.uri or os.environ.get("MLFLOW_TRACKING_URI")
         self.uri = named or f"sqlite:///{self.root.absolute() / 'mlflow.db'}"
-        if not named:
-            self.root.mkdir(parents=True, exist_ok=True)
-        self.client = MlflowClient(self.uri, self.uri)
+
+    @cached_property
+    def client(self) -> MlflowClient:
+        """The client, once the server or database has answered; raises ConfigError if it does not."""
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # MLflow's own 7 keep a user waiting for minutes
+        logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # it announces every new table
+        try:
+            if self.uri.startswith("sqlite:"):
+                Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            client = MlflowClient(self.uri, self.uri)
+            client.search_experiments(max_results=1)
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            reason = str(error).strip().split("\n", 1)[0]
+            raise ConfigError(f"tracking.uri: {self.uri} does not answer: {reason}", field="tracking.uri") from error
+        return client
 
     def open_run(
         self, folder: Path, name: str, *, config: Mapping[str, Any] | None = None, tags: Mapping[str, str] | None = None
