@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from prospect.data.clips import ClipSettings
 from prospect.data.embeddings import EmbeddingStore
@@ -79,15 +80,17 @@ def test_a_dialogue_that_fits_no_context_is_left_out_and_reported(
     assert "raise it" in quarantined[0].reason
 
 
-def test_frame_statistics_scale_the_frames_to_mean_0_and_deviation_1(store: EmbeddingStore) -> None:
-    embed(store, "a", value=1.0)
-    embed(store, "b", value=3.0)
-    mean, deviation = frame_statistics(store, ["a", "b", "a"], seed=0)
-    assert mean.tolist() == [2.0] * DIM
-    assert deviation.tolist() == [1.0] * DIM
+def test_frame_statistics_whiten_the_frames(store: EmbeddingStore) -> None:
+    """Also where one direction is a hundred times weaker than the others; float16 sets the tolerance of 0.05."""
+    frames = np.random.default_rng(0).standard_normal((500, 1, DIM)) @ (np.eye(DIM) + np.ones((DIM, DIM)))
+    store.write("a", frames.astype(np.float16), fps=2.0, source_hash="x", fingerprint="tests")
+    mean, whitening = frame_statistics(store, ["a", "a"], seed=0)
+    white = (torch.from_numpy(store.read("a").astype(np.float32)[:, 0]) - mean) @ whitening
+    assert torch.allclose(white.mean(0), torch.zeros(DIM), atol=1e-3)
+    assert torch.allclose(white.T @ white / len(white), torch.eye(DIM), atol=0.05)
 
 
 def test_the_tokenizer_sees_all_that_a_model_reads_and_writes() -> None:
     text = "\n".join(training_texts([dialogue(0)]))
-    for said in ("make tea", "S2 pour it: in_progress", "Boil water.", "user: Hello", "S1->start; S1->complete"):
+    for said in ("make tea", "S2 (in_progress) pour it", "Boil water.", "user: Hello", "S1->start; S1->complete"):
         assert said in text
