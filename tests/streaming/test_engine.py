@@ -1,5 +1,6 @@
 """The engine: exact with the cache, exact in a batch, exact after a refresh, a restart and a recording."""
 
+import itertools
 import json
 
 import numpy as np
@@ -14,7 +15,14 @@ from prospect.model.losses import LossSettings, label_counts, loss_sums, total_l
 from prospect.streaming.engine import StreamingEngine, StreamingSettings
 from prospect.streaming.outputs import Decision, Refreshed, SessionSpec, TextPiece
 from tests.factories import (
-    CONTEXT, DIM, collator, features, tea_clip, tea_dialogue, tiny_model, tiny_vocabulary,
+    CONTEXT,
+    DIM,
+    collator,
+    features,
+    tea_clip,
+    tea_dialogue,
+    tiny_model,
+    tiny_vocabulary,
 )  # fmt: skip
 
 SETTINGS = StreamingSettings(cooldown_frames=0)
@@ -157,7 +165,7 @@ def test_a_refresh_keeps_the_state_and_decides_every_frame_once(overfitted, voca
     assert [d.frame for d in decided] == list(range(60))
     states = [d.state for d in decided]
     assert all(
-        all(a <= b for a, b in zip(x.steps, y.steps, strict=True)) for x, y in zip(states, states[1:], strict=False)
+        all(a <= b for a, b in zip(x.steps, y.steps, strict=True)) for x, y in itertools.pairwise(states)
     )
     for refresh in refreshes:
         assert refresh.tokens_after < refresh.tokens_before <= small.max_seq_len
@@ -241,7 +249,7 @@ def test_a_patched_state_reaches_the_model_before_the_next_frame(random_model):
     stream(engine, "a", "a", range(3, 4), {})
     events = run(engine)["a"]
     assert isinstance(events[0], Refreshed)
-    assert "S1 boil water: completed" in engine.segment("a").context.text
+    assert "S1 (completed) boil water" in engine.segment("a").context.text
 
 
 def test_mistakes_are_named_and_harm_nobody(random_model):

@@ -156,7 +156,8 @@ class _Parts:
         content += self._folded(range(shown.start), "earlier")
         for step in shown:
             name = " ".join(clean(self.steps[step]).split())
-            content += f"\nS{step + 1} {name}: {self.state.steps[step].label}"
+            # The name comes last: the line's last token stands for the step in the state head.
+            content += f"\nS{step + 1} ({self.state.steps[step].label}) {name}"
             ends[step] = len(content)
         return content + self._folded(range(shown.stop, len(self.steps)), "later"), ends
 

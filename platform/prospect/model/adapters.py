@@ -26,7 +26,10 @@ def build_tokenizer(settings: ModelSettings, texts: Iterable[str], cache: Path) 
     """The base's tokenizer with the grammar's tokens; for `tiny` one fitted to `texts`."""
     if settings.base == "tiny":
         return fit_tokenizer(texts, settings.tiny.vocab_size)
-    tokenizer = AutoTokenizer.from_pretrained(base_folder(settings.base, cache))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base_folder(settings.base, cache))
+    except (OSError, ValueError, KeyError) as error:
+        raise _unloadable(settings.base, error) from error
     extend_tokenizer(tokenizer)
     return tokenizer
 
@@ -72,6 +75,7 @@ def build_model(
         decision_backend=settings.decision_backend,
         decision_head=settings.decision_head,
         state_head_size=settings.state_head_size,
+        whiten_frames=settings.whiten_frames,
         grammar_ids=dict(zip(GRAMMAR_TOKENS, tokenizer.convert_tokens_to_ids(list(GRAMMAR_TOKENS)), strict=True)),
         stop_ids=sorted(vocabulary.stop_ids),
         trained_steps={},
@@ -96,6 +100,7 @@ def _tiny_config(settings: ModelSettings, tokenizer: Any) -> LlamaConfig:
         num_hidden_layers=tiny.num_layers,
         num_attention_heads=tiny.num_heads,
         max_position_embeddings=8192,
+        initializer_range=tiny.hidden_size**-0.5,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -126,10 +131,14 @@ def load_base(name: str, cache: Path) -> LlamaForCausalLM:
             raise CheckpointError(f"model.base={name!r} is of type {config.model_type!r}; only Llama-class models fit")
         return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"model.base={name!r} cannot be loaded ({reason}); give a local folder with config.json and weights"
-        ) from error
+        raise _unloadable(name, error) from error
+
+
+def _unloadable(name: str, error: Exception) -> CheckpointError:
+    reason = str(error).splitlines()[0]
+    return CheckpointError(
+        f"model.base={name!r} cannot be loaded ({reason}); give a local folder with config.json, tokenizer and weights"
+    )
 
 
 def base_folder(name: str, cache: Path) -> str:
@@ -169,13 +178,16 @@ def _convert_gguf(package: str, file: str, folder: Path) -> None:
 
 def add_lora(model: DSTProActLlamaForCausalLM, settings: LoraSettings) -> PeftModel:
     """LoRA on the seven projections; projector, heads and the grammar's token rows train in full, nothing else."""
+    rows = sorted((model.config.grammar_ids or {}).values())
+    # A tied `lm_head` shares the embedding's rows; one of its own needs them for the token back-end.
+    tokens = {"embed_tokens": rows} | ({} if model.config.tie_word_embeddings else {"lm_head": rows})
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=PROJECTIONS,
         modules_to_save=NEW_MODULES,
-        trainable_token_indices=sorted(model.config.grammar_ids.values()),
+        trainable_token_indices=tokens,
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)

@@ -44,8 +44,9 @@ class ModelSettings(Settings):
     decision_head: Literal["linear", "mlp"] = "linear"
     state_head_size: int = Field(default=256, ge=1)
     """Width in which a frame and a step are compared."""
-    standardise_frames: bool = False
-    """Scale each embedding dimension to mean 0, deviation 1 over the training frames (for untrained encoders)."""
+    whiten_frames: bool = False
+    """Decorrelate the embedding's dimensions over the training frames: for untrained encoders, whose few
+    informative directions are a hundred times weaker than the others."""
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -61,6 +62,7 @@ class DSTProActConfig(LlamaConfig):
     decision_backend: str = "heads"
     decision_head: str = "linear"
     state_head_size: int = 256
+    whiten_frames: bool = False
     grammar_ids: dict[str, int] | None = None
     """Ids of `<image>`, `[USER]`, `[DST]`, `[ASST]`, `[SILENT]`, `[PAD]`."""
     stop_ids: list[int] | None = None

@@ -8,30 +8,34 @@ NUM_STEP_STATES = 3
 
 
 class FrameProjector(nn.Module):
-    """Linear-GELU-Linear from embeddings [*, D] to the model's width [*, H], after an optional fixed scaling."""
+    """Linear-GELU-Linear from embeddings [*, D] to the model's width [*, H], after an optional fixed whitening."""
 
     mean: Tensor
-    scale: Tensor
+    whitening: Tensor
 
-    def __init__(self, vision_dim: int, hidden_size: int) -> None:
+    def __init__(self, vision_dim: int, hidden_size: int, whiten: bool) -> None:
         super().__init__()
+        self.whitens = whiten
         self.up = nn.Linear(vision_dim, hidden_size)
         self.down = nn.Linear(hidden_size, hidden_size)
-        self.register_buffer("mean", torch.zeros(vision_dim))
-        self.register_buffer("scale", torch.ones(vision_dim))
+        if whiten:
+            self.register_buffer("mean", torch.zeros(vision_dim))
+            self.register_buffer("whitening", torch.eye(vision_dim))
 
-    def standardise(self, mean: Tensor, deviation: Tensor) -> None:
-        """Fixes the scaling to frames of this mean and deviation, both [D]."""
+    def fix_whitening(self, mean: Tensor, whitening: Tensor) -> None:
+        """Frames become (frame - mean) @ whitening, with [D] and [D, D]; no training changes it."""
         self.mean.copy_(mean)
-        self.scale.copy_(1 / deviation.clamp_min(1e-6))
+        self.whitening.copy_(whitening)
 
     def mean_frame(self) -> np.ndarray:
-        """The frame [D] that carries no information: what is scaled to zero."""
-        return self.mean.float().cpu().numpy()
+        """The frame [D] that carries no information: the training mean, or zeros where it is not kept."""
+        mean = self.mean if self.whitens else torch.zeros(self.up.in_features)
+        return mean.float().cpu().numpy()
 
     def forward(self, frames: Tensor) -> Tensor:
-        scaled = (frames.float() - self.mean.float()) * self.scale.float()
-        return self.down(nn.functional.gelu(self.up(scaled.to(self.up.weight.dtype))))
+        if self.whitens:
+            frames = (frames.float() - self.mean.float()) @ self.whitening.float()
+        return self.down(nn.functional.gelu(self.up(frames.to(self.up.weight.dtype))))
 
 
 class BinaryHead(nn.Module):

@@ -34,7 +34,7 @@ def fit_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerF
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    grammar = [f"S1->start; S2->complete\nS1 x: {state.label}" for state in StepState]
+    grammar = [f"S1->start; S2->complete\nS1 ({state.label}) x" for state in StepState]
     tokenizer.train_from_iterator([*texts, *grammar * 10], trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

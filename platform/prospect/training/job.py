@@ -185,7 +185,7 @@ def _prepare(
         report(f"train  {len(quarantined)} records or events left out, listed in {file}; the first: {quarantined[0]}")
     make_sampler(clips[0], config.training)
     statistics = None
-    if config.model.standardise_frames:
+    if config.model.whiten_frames:
         statistics = frame_statistics(store, (d.video_id for d, _ in train_split), config.training.seed)
     return TrainingData(clips[0], clips[1], statistics), quarantined
 

@@ -22,7 +22,10 @@ from prospect.errors import DataError
 from prospect.lineage import derived_seed, fingerprint
 
 MAX_STATISTICS_FRAMES = 20_000
-"""Frames over which mean and deviation are taken."""
+"""Frames over which mean and whitening are taken."""
+
+WHITENING_FLOOR = 1e-3
+"""Variance, as a share of a dimension's own, below which a direction is rounding of float16 rather than signal."""
 
 
 @dataclass(frozen=True)
@@ -121,23 +124,25 @@ def training_texts(dialogues: Iterable[Dialogue]) -> Iterator[str]:
         yield from (turn.text for turn in dialogue.turns)
         yield "\nSteps:"
         for number, name in enumerate(dialogue.step_names, 1):
-            yield from (f"\nS{number} {name}: {state.label}" for state in StepState)
+            yield from (f"\nS{number} ({state.label}) {name}" for state in StepState)
             yield f"S{number}->start; S{number}->complete"
 
 
 def frame_statistics(store: EmbeddingStore, video_ids: Iterable[str], seed: int) -> tuple[Tensor, Tensor]:
-    """Mean and deviation, both [D], over all tokens of at most `MAX_STATISTICS_FRAMES` frames of whole videos."""
+    """Mean [D] and whitening [D, D] over all tokens of at most `MAX_STATISTICS_FRAMES` frames of whole videos.
+
+    (frame - mean) @ whitening has mean 0 and no correlations; directions that hold next to nothing stay small.
+    """
     videos = sorted(set(video_ids))
     random.Random(derived_seed("frame-statistics", seed)).shuffle(videos)
-    count, total, squares = 0, np.zeros(store.dim), np.zeros(store.dim)
-    frames = 0
+    rows: list[np.ndarray] = []
     for video in videos:
-        if frames >= MAX_STATISTICS_FRAMES:
+        if sum(map(len, rows)) >= MAX_STATISTICS_FRAMES * store.tokens_per_frame:
             break
-        read = store.read(video).astype(np.float64)
-        frames += len(read)
-        rows = read.reshape(-1, read.shape[-1])
-        count, total, squares = count + len(rows), total + rows.sum(0), squares + (rows**2).sum(0)
-    mean = total / count
-    deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    return torch.tensor(mean, dtype=torch.float32), torch.tensor(deviation, dtype=torch.float32)
+        rows.append(store.read(video).reshape(-1, store.dim).astype(np.float64))
+    frames = np.concatenate(rows)
+    mean, deviation = frames.mean(0), frames.std(0).clip(1e-6)
+    scaled = (frames - mean) / deviation
+    variances, directions = np.linalg.eigh(scaled.T @ scaled / len(scaled))
+    whitening = directions / np.sqrt(variances + WHITENING_FLOOR) / deviation[:, None]
+    return torch.tensor(mean, dtype=torch.float32), torch.tensor(whitening, dtype=torch.float32)

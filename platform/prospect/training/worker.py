@@ -29,7 +29,7 @@ from prospect.training.progress import EventLog
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The clips, and with `standardise_frames` the mean and deviation [D] of the training frames."""
+    """The clips, and with `whiten_frames` mean [D] and whitening [D, D] of the training frames."""
 
     train: Sequence[Clip]
     validation: Sequence[Clip]
@@ -177,5 +177,5 @@ def _model(
         seed=job.training.seed,
     )
     if data.frame_statistics is not None:
-        model.mm_projector.standardise(*data.frame_statistics)
+        model.mm_projector.fix_whitening(*data.frame_statistics)
     return add_lora(model, job.model.lora) if job.model.adaptation == "lora" else model

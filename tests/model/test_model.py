@@ -1,0 +1,185 @@
+"""The model: what it learns from, what trains, and that a saved one is the same one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from prospect.data.batches import IGNORE, NegativeSettings, sampled_frames
+from prospect.errors import CheckpointError, DataError, UntrainedHeadError
+from prospect.model.adapters import add_lora, build_model, build_tokenizer, trainable_parameters, unwrap
+from prospect.model.checkpoint import load_model, save_model
+from prospect.model.configuration import HEADS, LoraSettings, ModelSettings
+from prospect.model.losses import LossSettings, label_counts, loss_sums, total_loss, trained_heads
+from tests.factories import CONTEXT, DIM, collator, features, tea_clip, tea_clips, tiny_model, tiny_vocabulary
+
+VOCABULARY = tiny_vocabulary()
+BACKENDS = ["heads", "token"]
+
+
+def test_image_tokens_equal_feature_rows_for_every_clip_also_with_an_offset():
+    small = CONTEXT.model_copy(update={"max_seq_len": 330})
+    clips = tea_clips(VOCABULARY, small, random_start_share=1.0)
+    assert any(clip.first_row > 0 for clip in clips)
+    for clip in clips:
+        batch = collator(VOCABULARY)([clip])
+        assert int((batch.input_ids == VOCABULARY.image).sum()) == len(batch.frames)
+        whole = torch.from_numpy(features("tea", 0, 60)[:, 0])
+        assert torch.equal(batch.frames, whole[clip.first_row : clip.stop])
+    together = collator(VOCABULARY)(clips)
+    assert int((together.input_ids == VOCABULARY.image).sum()) == len(together.frames)
+
+
+def test_masks_come_from_lengths_so_that_stop_tokens_are_seen():
+    clips = tea_clips(VOCABULARY, CONTEXT.model_copy(update={"max_seq_len": 330}))
+    batch = collator(VOCABULARY)(clips)
+    for row, clip in enumerate(clips):
+        length = len(collator(VOCABULARY).sequence(clip).ids)
+        assert batch.attention_mask[row].sum() == length
+        assert batch.attention_mask[row, :length].all()
+        assert (batch.input_ids[row, length:] == VOCABULARY.pad).all()
+
+
+def test_negatives_keep_a_margin_change_with_the_epoch_and_depend_on_nothing_else():
+    clip, settings = tea_clip(), NegativeSettings(rate=0.3, margin=1)
+    events = {frame for frame, event in clip.events.items() if event.delta or event.utterance is not None}
+    chosen = sampled_frames(clip, settings, epoch=0)
+    assert events <= chosen
+    assert not {frame + side for frame in events for side in (-1, 1)} & (chosen - events)
+    assert chosen == sampled_frames(clip, settings, epoch=0)
+    assert chosen != sampled_frames(clip, settings, epoch=1)
+
+
+def test_all_frames_count_in_evaluation():
+    batch = collator(VOCABULARY)([tea_clip()])
+    assert (batch.speak != IGNORE).all()
+    assert (batch.update != IGNORE).all()
+    assert len(batch.state_labels) == 60 * 3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_loss_of_a_split_batch_is_the_loss_of_the_whole(backend):
+    """Sums add up over micro-batches, so that ranks and accumulation change nothing. Tolerance 1e-4."""
+    model = tiny_model(VOCABULARY, backend).model
+    clips = tea_clips(VOCABULARY, CONTEXT.model_copy(update={"max_seq_len": 330}))
+    assert len(clips) > 1
+    collate, settings = collator(VOCABULARY, NegativeSettings()), LossSettings()
+    whole = collate(clips)
+    counts = label_counts(whole, backend)
+    parts = [collate([clip]) for clip in clips]
+    assert torch.equal(counts, sum(label_counts(part, backend) for part in parts))
+    expected, _ = total_loss(loss_sums(model, whole, settings), counts, settings)
+    split = sum(total_loss(loss_sums(model, part, settings), counts, settings)[0] for part in parts)
+    assert torch.allclose(expected, split, atol=1e-4)
+    assert trained_heads(counts) == dict.fromkeys(HEADS, True)
+
+
+def test_text_and_decisions_are_learned_in_any_batch_that_holds_them():
+    counts = label_counts(collator(VOCABULARY, NegativeSettings())([tea_clip()]), "heads")
+    assert (counts > 0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_saved_model_gives_identical_logits(backend, tmp_path):
+    loaded = tiny_model(VOCABULARY, backend)
+    settings = ModelSettings.model_validate(loaded.manifest["model"])
+    save_model(loaded.model, VOCABULARY.tokenizer, settings, tmp_path / "model", {"run_name": "x"})
+    again = load_model(tmp_path / "model")
+    assert again.manifest["run_name"] == "x"
+    assert_same(loaded.model, again.model, backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_saved_adapter_gives_identical_logits_and_trains_only_what_it_should(backend, tied, tmp_path):
+    """Tolerance 2e-5: the adapter is merged when it is loaded."""
+    base = tmp_path / "base"
+    config = LlamaConfig(
+        vocab_size=len(VOCABULARY.tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4, tie_word_embeddings=tied, eos_token_id=VOCABULARY.stop,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(base)
+    VOCABULARY.tokenizer.save_pretrained(base)
+    settings = ModelSettings(base=str(base), decision_backend=backend, lora=LoraSettings(r=4, alpha=8, dropout=0.0))
+    tokenizer = build_tokenizer(settings, [], tmp_path)
+    model = build_model(
+        settings, tokenizer, vision_dim=DIM, tokens_per_frame=1, fingerprint="tests", cache=tmp_path, seed=1
+    )
+    tuned = add_lora(model, settings.lora)
+    before = {name: p.detach().clone() for name, p in tuned.named_parameters()}
+    trainable = trainable_parameters(tuned)
+    batch, losses = collator(VOCABULARY)([tea_clip()]), LossSettings()
+    optimizer = torch.optim.SGD(trainable.values(), lr=0.1)
+    for _ in range(3):
+        sums = loss_sums(unwrap(tuned), batch, losses)
+        total_loss(sums, label_counts(batch, backend), losses)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    if not tied:
+        assert any("lm_head" in name for name in trainable)
+    unused = {"heads": ("lm_head",), "token": ("speaking_decision_head", "dst_update_head")}[backend]
+    for name, parameter in tuned.named_parameters():
+        expected = name in trainable and not any(head in name for head in unused)
+        assert torch.equal(parameter, before[name]) != expected, name
+    unwrap(tuned).config.trained_steps = dict.fromkeys(HEADS, 3)
+    save_model(tuned, tokenizer, settings, tmp_path / "model")
+    assert_same(unwrap(tuned.eval()), load_model(tmp_path / "model", cache=tmp_path).model, backend, atol=2e-5)
+
+
+def assert_same(one, other, backend, atol=0.0):
+    clip = tea_clip()
+    ids = torch.tensor([collator(VOCABULARY).sequence(clip).ids])
+    frames = torch.from_numpy(features("tea", 0, 60)[:, 0])
+    with torch.inference_mode():
+        assert torch.allclose(one(ids, frames).logits, other(ids, frames).logits, atol=atol, rtol=0)
+        hidden = [model.trunk(ids, frames) for model in (one, other)]
+        if backend == "heads":
+            pairs = [model.decision_logits(h) for model, h in zip((one, other), hidden, strict=True)]
+            assert all(torch.allclose(a, b, atol=atol, rtol=0) for a, b in zip(*pairs, strict=True))
+        else:
+            rows = [model.decision_rows(h) for model, h in zip((one, other), hidden, strict=True)]
+            assert torch.allclose(*rows, atol=atol, rtol=0)
+        states = [
+            model.dst_state_head(h[0, -1], model.dst_state_head.step_vectors(h[0, :3]))
+            for model, h in zip((one, other), hidden, strict=True)
+        ]
+        assert torch.allclose(*states, atol=atol, rtol=0)
+
+
+def test_untrained_heads_are_refused_unless_a_benchmark_asks(tmp_path):
+    loaded = tiny_model(VOCABULARY, trained=False)
+    settings = ModelSettings.model_validate(loaded.manifest["model"])
+    save_model(loaded.model, VOCABULARY.tokenizer, settings, tmp_path / "model")
+    with pytest.raises(UntrainedHeadError, match="speaking had no training step"):
+        load_model(tmp_path / "model")
+    assert load_model(tmp_path / "model", allow_untrained=True).model is not None
+
+
+@pytest.mark.parametrize("broken", ["missing", "config", "weights"])
+def test_an_unreadable_checkpoint_is_one_clear_sentence(broken, tmp_path):
+    folder = tmp_path / "model"
+    if broken != "missing":
+        loaded = tiny_model(VOCABULARY)
+        save_model(loaded.model, VOCABULARY.tokenizer, ModelSettings.model_validate(loaded.manifest["model"]), folder)
+        (folder / {"config": "config.json", "weights": "model.safetensors"}[broken]).write_bytes(b"{ not")
+    with pytest.raises(CheckpointError, match=str(folder)) as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_base_that_is_not_there_is_named():
+    settings = ModelSettings(base="/nowhere/llama")
+    with pytest.raises(CheckpointError, match=r"model\.base='/nowhere/llama' cannot be loaded"):
+        build_tokenizer(settings, [], Path())
+    with pytest.raises(CheckpointError, match="no such packaged model; known: "):
+        build_tokenizer(ModelSettings(base="package:nothing"), [], Path())
+
+
+def test_features_that_do_not_fit_are_refused_with_both_numbers():
+    model = tiny_model(VOCABULARY).model
+    ids = torch.tensor([[VOCABULARY.image] * 3])
+    with pytest.raises(DataError, match="2 feature rows for 3 image tokens"):
+        model.trunk(ids, torch.zeros(2, DIM))
+    with pytest.raises(DataError, match="has 7 dimensions, the model was built for 16"):
+        model.trunk(ids, torch.zeros(3, 7))
