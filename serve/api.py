@@ -25,7 +25,7 @@ from prospect.streaming.protocol import (
     TextAppend,
     mistake,
 )
-from serve.host import Core
+from serve.core import Core
 from serve.socket import serve_socket
 
 _STATUS = {

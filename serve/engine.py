@@ -8,10 +8,11 @@ from ray.exceptions import RayActorError
 from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+from ray.serve.schema import LoggingConfig
 
 from prospect.config import Config
 from prospect.dialogue.prompt import ContextSettings
-from prospect.errors import UnknownSessionError
+from prospect.errors import ProspectError, UnknownSessionError
 from prospect.model.checkpoint import load_model
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.protocol import (
@@ -32,6 +33,9 @@ from serve.host import HostSettings, SessionHost
 MANY = 10_000
 """Requests that Serve lets through at once: streams are requests that last, and the engine does the refusing."""
 
+QUIET = LoggingConfig(enable_access_log=False)
+"""Serve's access log has two lines for each frame."""
+
 STICKY = RequestRouterConfig(
     # Serve imports a path where it routes; its annotation knows the serialised form only.
     request_router_class="ray.serve.experimental.consistent_hash_router.ConsistentHashRouter",  # type: ignore[arg-type]
@@ -51,8 +55,17 @@ class Engine(SessionHost):
         engine = StreamingEngine(loaded, context, config.streaming)
         super().__init__(engine, LiveEncoder(encoder) if encoder else None, HostSettings())
 
+    async def answer(self, method: str, *arguments: Any) -> Any:
+        """Calls a method of the host. A refusal travels as a value: Serve logs a stack trace for what is raised."""
+        try:
+            return await getattr(self, method)(*arguments)
+        except ProspectError as refusal:
+            return refusal
 
-EngineDeployment = serve.deployment(name="Engine", max_ongoing_requests=MANY, request_router_config=STICKY)(Engine)
+
+EngineDeployment = serve.deployment(
+    name="Engine", max_ongoing_requests=MANY, request_router_config=STICKY, logging_config=QUIET
+)(Engine)
 
 
 class RemoteCore:
@@ -103,9 +116,13 @@ class RemoteCore:
 
     async def _call(self, session_id: str, method: str, *arguments: Any) -> Any:
         try:
-            return await self._handle.options(session_id=session_id, method_name=method).remote(*arguments)
+            handle = self._handle.options(session_id=session_id, method_name="answer")
+            answer = await handle.remote(method, *arguments)
         except (RayActorError, RayServeException) as error:
             raise _lost(session_id) from error
+        if isinstance(answer, ProspectError):
+            raise answer
+        return answer
 
 
 def _lost(session_id: str) -> UnknownSessionError:

@@ -5,7 +5,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve.api import build_api
-from serve.engine import MANY, RemoteCore
+from serve.engine import MANY, QUIET, RemoteCore
 
 
 class Gateway:
@@ -16,4 +16,6 @@ class Gateway:
         return build_api(RemoteCore(self._engine))
 
 
-GatewayDeployment = serve.deployment(name="Gateway", max_ongoing_requests=MANY)(serve.ingress()(Gateway))
+GatewayDeployment = serve.deployment(name="Gateway", max_ongoing_requests=MANY, logging_config=QUIET)(
+    serve.ingress()(Gateway)
+)

@@ -6,12 +6,13 @@ the event loop stays free for the clients.
 
 import asyncio
 import dataclasses
+import functools
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -41,7 +42,22 @@ from serve.stream import Stream, coded, new_token
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+P = ParamSpec("P")
 CloseReason = Literal["client", "idle", "disconnected"]
+
+
+def unbroken(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Runs to its end even where the caller is cancelled: a client that hangs up leaves nothing half done."""
+    running: set[asyncio.Task[T]] = set()
+
+    @functools.wraps(method)
+    async def whole(*arguments: P.args, **named: P.kwargs) -> T:
+        task = asyncio.create_task(method(*arguments, **named))
+        running.add(task)
+        task.add_done_callback(running.discard)
+        return await asyncio.shield(task)
+
+    return whole
 
 
 class HostSettings(Settings):
@@ -53,27 +69,8 @@ class HostSettings(Settings):
     """Messages that wait for a client that does not read; with one more it is cut off."""
 
 
-class Core(Protocol):
-    """What the gateway needs: a host in the same process, or one behind a Serve handle.
-
-    What a client did wrong is a `ProspectError`; a session that is not here is an `UnknownSessionError`.
-    """
-
-    async def model(self) -> ModelCard: ...
-    async def create(self, update: SessionUpdate, stream: bool) -> SessionCreated: ...
-    async def resume(self, handle: str) -> SessionCreated: ...
-    async def push(self, session_id: str, frame: FrameAppend) -> None: ...
-    async def decide(self, session_id: str, frames: Sequence[FrameAppend]) -> list[FrameOutcome]: ...
-    async def text(self, session_id: str, text: str) -> None: ...
-    async def patch(self, session_id: str, changes: StateMap) -> StateMap: ...
-    async def view(self, session_id: str) -> SessionView: ...
-    async def close(self, session_id: str) -> SessionClosed: ...
-    async def leave(self, session_id: str, handle: str) -> None: ...
-    def events(self, session_id: str) -> AsyncIterator[ServerMessage]: ...
-
-
 class SessionHost:
-    """See `Core`. Its loop starts with the first session, in that session's event loop."""
+    """See `serve.core.Core`. Its loop starts with the first session, in that session's event loop."""
 
     def __init__(
         self, engine: StreamingEngine, encoder: LiveEncoder | None = None, settings: HostSettings | None = None
@@ -103,6 +100,7 @@ class SessionHost:
             accepts_images=self._encoder is not None,
         )
 
+    @unbroken
     async def create(self, update: SessionUpdate, stream: bool = False) -> SessionCreated:
         """Opens a session. With `stream`, its messages are kept for `events` from the first one on."""
         self._ensure_running()
@@ -133,6 +131,7 @@ class SessionHost:
         stream.token = new_token()
         return await self._created(stream)
 
+    @unbroken
     async def close(self, session_id: str) -> SessionClosed:
         """Closes the session once the frames taken so far are decided."""
         stream = self._stream(session_id)
@@ -140,6 +139,7 @@ class SessionHost:
             await asyncio.gather(*(stream.outcome(seq) for seq in stream.pending))
             return await self._end(stream, "client")
 
+    @unbroken
     async def leave(self, session_id: str, handle: str) -> None:
         """The client of the stream that got `handle` is gone: closes the session, unless it was to be kept."""
         stream = self._streams.get(session_id)
@@ -167,12 +167,14 @@ class SessionHost:
 
     async def events(self, session_id: str) -> AsyncIterator[ServerMessage]:
         """What happens in a session created for a stream or resumed, until it is closed or taken over."""
-        outbox = self._stream(session_id).outbox
+        stream = self._streams.get(session_id)
+        outbox = stream.outbox if stream is not None else None
         while outbox is not None and (message := await outbox.get()) is not None:
             yield message
 
     # Input -------------------------------------------------------------------------------------------------
 
+    @unbroken
     async def push(self, session_id: str, frame: FrameAppend) -> None:
         """Takes a frame of a stream; one that finds too many waiting is answered `frame.dropped`."""
         stream = self._stream(session_id)
@@ -187,6 +189,7 @@ class SessionHost:
                     raise
                 stream.say(FrameDropped(seq=seq, reason=str(error)))
 
+    @unbroken
     async def decide(self, session_id: str, frames: Sequence[FrameAppend]) -> list[FrameOutcome]:
         """Takes frames and waits for what is decided at each; all pictures are read before the first is taken."""
         stream = self._stream(session_id)
@@ -199,11 +202,13 @@ class SessionHost:
             outcomes = await self._take(stream, frames, first, wait=True)
         return await asyncio.gather(*outcomes)
 
+    @unbroken
     async def text(self, session_id: str, text: str) -> None:
         stream = self._stream(session_id)
         async with stream.lock:
             await self._call(self._engine.push_text, session_id, text)
 
+    @unbroken
     async def patch(self, session_id: str, changes: StateMap) -> StateMap:
         stream = self._stream(session_id)
         async with stream.lock:
@@ -296,11 +301,16 @@ class SessionHost:
     async def _end(self, stream: Stream, reason: CloseReason) -> SessionClosed:
         if self._streams.pop(stream.session_id, None) is None:
             raise _unknown(stream.session_id)
-        frames = (await self._call(self._engine.counters, stream.session_id)).frames
-        await self._call(self._engine.close, stream.session_id)
+        frames = await self._call(self._forget, stream.session_id)
         closed = SessionClosed(session_id=stream.session_id, reason=reason, frames=frames)
         stream.finish(closed, f"session {stream.session_id!r} was closed ({reason})")
         return closed
+
+    def _forget(self, session_id: str) -> int:
+        """On the engine's thread, in one go: whoever opens the id again comes after it."""
+        frames = self._engine.counters(session_id).frames
+        self._engine.close(session_id)
+        return frames
 
     async def _created(self, stream: Stream) -> SessionCreated:
         card = await self.model()

@@ -18,7 +18,7 @@ from prospect.streaming.protocol import (
     TextAppend,
     parse_client,
 )
-from serve.host import Core
+from serve.core import Core
 
 NORMAL, GOING_AWAY, TRY_AGAIN = 1000, 1001, 1013
 """Close codes of RFC 6455 and its registry."""
@@ -63,11 +63,13 @@ class _Connection:
                     return
 
     async def leave(self) -> None:
-        if self._writer is not None:
-            self._writer.cancel()
-            await asyncio.gather(self._writer, return_exceptions=True)
-        if self._session_id is not None:
-            await self._core.leave(self._session_id, self._resume)
+        """First of all tells the core: whoever cancels the handler may not let it wait for anything."""
+        try:
+            if self._session_id is not None:
+                await self._core.leave(self._session_id, self._resume)
+        finally:
+            if self._writer is not None:
+                self._writer.cancel()
 
     async def _handle(self, message: ClientMessage) -> None:
         if isinstance(message, SessionUpdate):

@@ -287,7 +287,7 @@ class ErrorMessage(_FromServer):
 
     @classmethod
     def of(cls, error: ProspectError, seq: int | None = None) -> "ErrorMessage":
-        return cls(code=error.code, message=str(getattr(error, "cause", error)), field=error.field, seq=seq)
+        return cls(code=error.code, message=str(error), field=error.field, seq=seq)
 
 
 ServerMessage = Annotated[

@@ -1,0 +1,126 @@
+"""The served application on a real Ray Serve: two engines, HTTP and WebSocket, mistakes, and a clear start."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import ray
+from ray import serve
+
+from prospect.client import ProspectClient, ServerError
+from prospect.config import load
+from prospect.errors import FingerprintError
+from prospect.model.checkpoint import load_model
+from serve.app import launch
+from serve.encoder import encoder_of
+from tests.conftest import REPOSITORY
+from tests.serve.models import ALWAYS, NEVER, STEPS, picture, write_model
+
+pytestmark = pytest.mark.e2e
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProspectClient]:
+    folder = tmp_path_factory.mktemp("served")
+    settings = [
+        f"storage.root={folder}",
+        f"serving.model={write_model(folder / 'model')}",
+        f"serving.port={free_port()}",
+        "serving.num_replicas=2",
+        "streaming.cooldown_frames=0",
+    ]
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        with ProspectClient(launch(load("serve", settings))) as client:
+            yield client
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def is_open(client: ProspectClient, session_id: str) -> bool:
+    return httpx.get(f"{client.url}/v1/sessions/{session_id}").status_code == 200
+
+
+def test_sessions_stay_where_they_are(client: ProspectClient):
+    """Over HTTP no request but the path says whose it is; ten sessions on two engines, none is mixed up."""
+    sessions = [client.create("Make tea", STEPS, thresholds=NEVER).session_id for _ in range(10)]
+    for seq in range(3):
+        for session_id in sessions:
+            assert client.push(session_id, picture(seq), seq=seq)[0].frame == seq
+    for session_id in sessions:
+        assert client.close(session_id).frames == 3
+
+
+def test_two_live_streams_at_once_and_a_request_beside_them(client: ProspectClient):
+    with client.live("Make tea", STEPS, thresholds=ALWAYS) as one, client.live("Make tea", thresholds=NEVER) as two:
+        for index in range(4):
+            one.push(picture(index))
+            two.push(picture(index), pts=index / 2)
+        assert client.view(two.session_id).goal == "Make tea"
+        one.patch(S1="completed")
+        one.close()
+        two.close()
+        heard, quiet = list(one), list(two)
+    assert [m.seq for m in heard if m.type == "decision"] == [0, 1, 2, 3]
+    assert [m.seq for m in heard if m.type == "response.done"] == [0, 1, 2, 3]
+    assert [m.type for m in quiet] == ["decision"] * 4 + ["session.closed"]
+    assert heard[-1].type == "session.closed"
+
+
+def test_mistakes_reach_the_client_as_sentences(client: ProspectClient):
+    with pytest.raises(ServerError) as unknown:
+        client.view("none")
+    assert (unknown.value.code, str(unknown.value)) == (
+        "unknown_session",
+        "session_id: no session 'none' is open here",
+    )
+    malformed = httpx.post(f"{client.url}/v1/sessions", json={"gaol": "tea"})
+    assert malformed.status_code == 422
+    assert malformed.json()["error"]["field"] == "gaol"
+    with client.live(thresholds=NEVER) as live:
+        live._socket.send('{"type": "input_frame.append", "seq": "x"}')
+        assert live.receive(30).field == "seq"
+        live.push(b"no picture")
+        assert live.receive(30).code == "invalid_data"
+        live.push(picture(0))
+        assert live.receive(30).type == "decision"
+
+
+def test_a_client_that_vanishes_ends_its_session_and_a_kept_one_goes_on(client: ProspectClient):
+    with client.live(thresholds=NEVER) as gone, client.live(keep=True, thresholds=NEVER) as kept:
+        pass
+    with client.resume(kept.created.resume) as again:
+        again.push(picture(0))
+        assert again.receive(30).type == "decision"
+        again.close()
+        list(again)
+    while is_open(client, gone.session_id):
+        pass
+
+
+def test_without_a_champion_the_server_says_so_in_one_line(tmp_path: Path):
+    """Before Ray starts, so that nothing has to be cleaned up."""
+    command = [str(Path(sys.executable).with_name("serve")), "run", "serve.app:app", f"storage.root={tmp_path}"]
+    ran = subprocess.run(command, cwd=REPOSITORY, env=os.environ, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 1
+    assert "Error: model 'models:/prospect-dst@champion' is not registered" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_a_model_of_another_encoder_is_not_served(tmp_path: Path):
+    with pytest.raises(FingerprintError) as refused:
+        encoder_of(load_model(write_model(tmp_path / "model", fingerprint="0123456789abcdef")))
+    assert "0123456789abcdef" in str(refused.value)
+    assert "prospect-tiny" in str(refused.value)
