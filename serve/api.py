@@ -35,6 +35,7 @@ _STATUS = {
     "same_frame": 409,
     "fingerprint_mismatch": 409,
     "closed": 409,
+    "session_exists": 409,
     "unsupported_media": 415,
     "busy": 429,
     "overloaded": 429,

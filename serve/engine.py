@@ -28,7 +28,7 @@ from prospect.streaming.protocol import (
 )
 from prospect.tracking import Tracking
 from serve.encoder import LiveEncoder, encoder_of
-from serve.host import HostSettings, SessionHost
+from serve.host import SessionHost
 
 MANY = 10_000
 """Requests that Serve lets through at once: streams are requests that last, and the engine does the refusing."""
@@ -53,7 +53,7 @@ class Engine(SessionHost):
         encoder = encoder_of(loaded)
         context = ContextSettings(**loaded.manifest.get("context", {}))
         engine = StreamingEngine(loaded, context, config.streaming)
-        super().__init__(engine, LiveEncoder(encoder) if encoder else None, HostSettings())
+        super().__init__(engine, LiveEncoder(encoder) if encoder else None, config.serving.limits)
 
     async def answer(self, method: str, *arguments: Any) -> Any:
         """Calls a method of the host. A refusal travels as a value: Serve logs a stack trace for what is raised."""

@@ -15,11 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
-from pydantic import Field
 
 from prospect.dialogue.timeline import FPS
 from prospect.errors import ProspectError, UnknownSessionError
-from prospect.settings import Settings
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.outputs import SessionSpec
 from prospect.streaming.protocol import (
@@ -31,6 +29,7 @@ from prospect.streaming.protocol import (
     SessionClosed,
     SessionCreated,
     SessionGoingAway,
+    SessionLimits,
     SessionUpdate,
     SessionView,
     StateMap,
@@ -60,24 +59,15 @@ def unbroken(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Corouti
     return whole
 
 
-class HostSettings(Settings):
-    """Limits of the served sessions; those of the engine are its own."""
-
-    idle_timeout_s: float = Field(default=300.0, gt=0)
-    """Seconds without a message from its client after which a session is closed."""
-    max_unread_messages: int = Field(default=2000, ge=1)
-    """Messages that wait for a client that does not read; with one more it is cut off."""
-
-
 class SessionHost:
     """See `serve.core.Core`. Its loop starts with the first session, in that session's event loop."""
 
     def __init__(
-        self, engine: StreamingEngine, encoder: LiveEncoder | None = None, settings: HostSettings | None = None
+        self, engine: StreamingEngine, encoder: LiveEncoder | None = None, settings: SessionLimits | None = None
     ) -> None:
         self._engine = engine
         self._encoder = encoder
-        self._settings = settings or HostSettings()
+        self._settings = settings or SessionLimits()
         self._thread = ThreadPoolExecutor(1, "engine")
         self._streams: dict[str, Stream] = {}
         self._work = asyncio.Event()

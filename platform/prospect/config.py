@@ -31,6 +31,7 @@ from prospect.lineage import fingerprint
 from prospect.model.configuration import ModelSettings
 from prospect.settings import Settings
 from prospect.streaming.engine import StreamingSettings
+from prospect.streaming.protocol import SessionLimits
 from prospect.tracking import TrackingSettings
 from prospect.training.loop import TrainingSettings
 from prospect.vision.encoder import VisionSettings
@@ -73,6 +74,7 @@ class ServingSettings(Settings):
     """Engines; each owns its sessions and their key-value caches."""
     model: str = "models:/prospect-dst@champion"
     """The served model: a folder, or `models:/NAME@ALIAS` of the registry."""
+    limits: SessionLimits = SessionLimits()
 
 
 class Config(Settings):

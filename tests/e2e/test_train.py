@@ -60,7 +60,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
         corpus=CorpusSettings(),
         data=DataSettings(source="dialogues", path=root / "data" / "dialogues.jsonl"),
         vision=vision,
-        model=MODEL.model_copy(update={"standardise_frames": True}),
+        model=MODEL.model_copy(update={"whiten_frames": True}),
         training=TrainingSettings(
             run_name="e2e",
             num_workers=2,

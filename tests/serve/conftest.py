@@ -6,9 +6,10 @@ from fastapi.testclient import TestClient
 
 from prospect.model.checkpoint import LoadedModel, load_model
 from prospect.streaming.engine import StreamingEngine, StreamingSettings
+from prospect.streaming.protocol import SessionLimits
 from serve.api import build_api
 from serve.encoder import LiveEncoder, encoder_of
-from serve.host import HostSettings, SessionHost
+from serve.host import SessionHost
 from tests.serve.models import CONTEXT, write_model
 
 
@@ -30,8 +31,8 @@ def live_encoder(loaded: LoadedModel) -> LiveEncoder:
 
 
 @pytest.fixture
-def host_settings() -> HostSettings:
-    return HostSettings()
+def host_settings() -> SessionLimits:
+    return SessionLimits()
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def streaming_settings() -> StreamingSettings:
 
 @pytest.fixture
 def host(
-    loaded: LoadedModel, live_encoder: LiveEncoder, streaming_settings: StreamingSettings, host_settings: HostSettings
+    loaded: LoadedModel, live_encoder: LiveEncoder, streaming_settings: StreamingSettings, host_settings: SessionLimits
 ) -> SessionHost:
     return SessionHost(StreamingEngine(loaded, CONTEXT, streaming_settings), live_encoder, host_settings)
 

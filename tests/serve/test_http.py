@@ -7,10 +7,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from prospect.model.checkpoint import LoadedModel
-from prospect.streaming.protocol import EmbeddingMessage, FrameAppend, FrameOutcome
+from prospect.streaming.protocol import EmbeddingMessage, FrameAppend, FrameOutcome, SessionLimits
 from prospect.vision.encoder import load_encoder
 from serve.api import _STATUS
-from serve.host import HostSettings
 from tests.conftest import REPOSITORY
 from tests.serve.models import ALWAYS, NEVER, STEPS, VISION, picture
 
@@ -174,8 +173,8 @@ def test_places_and_waiting_frames_are_limited(http):
 
 class TestIdle:
     @pytest.fixture
-    def host_settings(self) -> HostSettings:
-        return HostSettings(idle_timeout_s=0.2)
+    def host_settings(self) -> SessionLimits:
+        return SessionLimits(idle_timeout_s=0.2)
 
     def test_a_session_that_nobody_uses_is_closed(self, http, host):
         path = f"/v1/sessions/{open_session(http)}"

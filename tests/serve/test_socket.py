@@ -8,8 +8,7 @@ import pytest
 from starlette.testclient import WebSocketTestSession
 from starlette.websockets import WebSocketDisconnect
 
-from prospect.streaming.protocol import FrameAppend, ServerMessage, parse_server
-from serve.host import HostSettings
+from prospect.streaming.protocol import FrameAppend, ServerMessage, SessionLimits, parse_server
 from tests.serve.models import ALWAYS, NEVER, STEPS, picture
 
 TEA = {"type": "session.update", "goal": "Make tea", "steps": STEPS}
@@ -216,8 +215,8 @@ def test_an_engine_that_fails_is_reported_to_everybody_and_to_serve(http, host, 
 
 class TestSlowClient:
     @pytest.fixture
-    def host_settings(self) -> HostSettings:
-        return HostSettings(max_unread_messages=2)
+    def host_settings(self) -> SessionLimits:
+        return SessionLimits(max_unread_messages=2)
 
     def test_messages_that_nobody_reads_are_lost_and_it_is_said(self, http):
         with opened(http, keep=True, thresholds=NEVER) as (_, created):

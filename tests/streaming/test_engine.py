@@ -164,9 +164,7 @@ def test_a_refresh_keeps_the_state_and_decides_every_frame_once(overfitted, voca
     assert len(refreshes) >= 1
     assert [d.frame for d in decided] == list(range(60))
     states = [d.state for d in decided]
-    assert all(
-        all(a <= b for a, b in zip(x.steps, y.steps, strict=True)) for x, y in itertools.pairwise(states)
-    )
+    assert all(all(a <= b for a, b in zip(x.steps, y.steps, strict=True)) for x, y in itertools.pairwise(states))
     for refresh in refreshes:
         assert refresh.tokens_after < refresh.tokens_before <= small.max_seq_len
     if strategy == "state_refresh":
@@ -290,3 +288,16 @@ def test_an_untrained_model_is_refused_where_it_would_be_used(vocabulary):
     engine = StreamingEngine(tiny_model(vocabulary, trained=False), CONTEXT, SETTINGS)
     with pytest.raises(UntrainedHeadError, match="dst_update had no training step"):
         engine.open("a", TEA)
+
+
+def test_frames_pushed_while_another_is_being_decided_keep_counting(random_model):
+    engine = StreamingEngine(random_model, CONTEXT, StreamingSettings(speak_threshold=0.0, update_threshold=1.0))
+    engine.open("a", TEA)
+    indices = []
+    for frame in range(6):
+        indices.append(engine.push_frame("a", features("a", frame, frame + 1)[0]))
+        engine.step()
+    assert indices == list(range(6))
+    assert engine.waiting("a") == 6 - engine.counters("a").frames
+    run(engine)
+    assert engine.waiting("a") == 0

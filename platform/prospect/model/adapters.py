@@ -76,6 +76,7 @@ def build_model(
         decision_head=settings.decision_head,
         state_head_size=settings.state_head_size,
         whiten_frames=settings.whiten_frames,
+        frame_noise=settings.frame_noise,
         grammar_ids=dict(zip(GRAMMAR_TOKENS, tokenizer.convert_tokens_to_ids(list(GRAMMAR_TOKENS)), strict=True)),
         stop_ids=sorted(vocabulary.stop_ids),
         trained_steps={},

@@ -47,6 +47,8 @@ class ModelSettings(Settings):
     whiten_frames: bool = False
     """Decorrelate the embedding's dimensions over the training frames: for untrained encoders, whose few
     informative directions are a hundred times weaker than the others."""
+    frame_noise: float = Field(default=0.0, ge=0)
+    """Deviation of the Gaussian noise on frames in training, against learning single pictures by heart."""
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -63,6 +65,7 @@ class DSTProActConfig(LlamaConfig):
     decision_head: str = "linear"
     state_head_size: int = 256
     whiten_frames: bool = False
+    frame_noise: float = 0.0
     grammar_ids: dict[str, int] | None = None
     """Ids of `<image>`, `[USER]`, `[DST]`, `[ASST]`, `[SILENT]`, `[PAD]`."""
     stop_ids: list[int] | None = None

@@ -8,14 +8,18 @@ NUM_STEP_STATES = 3
 
 
 class FrameProjector(nn.Module):
-    """Linear-GELU-Linear from embeddings [*, D] to the model's width [*, H], after an optional fixed whitening."""
+    """Linear-GELU-Linear from embeddings [*, D] to the model's width [*, H], after an optional fixed whitening.
+
+    In training Gaussian noise of deviation `noise` is added behind the whitening.
+    """
 
     mean: Tensor
     whitening: Tensor
 
-    def __init__(self, vision_dim: int, hidden_size: int, whiten: bool) -> None:
+    def __init__(self, vision_dim: int, hidden_size: int, whiten: bool, noise: float) -> None:
         super().__init__()
         self.whitens = whiten
+        self.noise = noise
         self.up = nn.Linear(vision_dim, hidden_size)
         self.down = nn.Linear(hidden_size, hidden_size)
         if whiten:
@@ -35,6 +39,8 @@ class FrameProjector(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         if self.whitens:
             frames = (frames.float() - self.mean.float()) @ self.whitening.float()
+        if self.training and self.noise:
+            frames = frames + self.noise * torch.randn_like(frames)
         return self.down(nn.functional.gelu(self.up(frames.to(self.up.weight.dtype))))
 
 

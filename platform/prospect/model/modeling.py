@@ -22,7 +22,9 @@ class DSTProActLlamaForCausalLM(LlamaForCausalLM):
 
     def __init__(self, config: DSTProActConfig) -> None:
         super().__init__(config)
-        self.mm_projector = FrameProjector(config.vision_dim, config.hidden_size, config.whiten_frames)
+        self.mm_projector = FrameProjector(
+            config.vision_dim, config.hidden_size, config.whiten_frames, config.frame_noise
+        )
         self.speaking_decision_head = BinaryHead(config.hidden_size, config.decision_head)
         self.dst_update_head = BinaryHead(config.hidden_size, config.decision_head)
         self.dst_state_head = StateHead(config.hidden_size, config.state_head_size)

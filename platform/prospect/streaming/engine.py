@@ -141,7 +141,7 @@ class StreamingEngine:
     def waiting(self, session_id: str) -> int:
         """Frames pushed and not decided."""
         session = self._session(session_id)
-        return session.next_frame - session.counters.frames
+        return session.num_pushed - session.counters.frames
 
     def close(self, session_id: str) -> None:
         """Forgets the session and frees its cache."""
@@ -274,7 +274,7 @@ class StreamingEngine:
 
     def _admit(self, session_id: str, spec: SessionSpec) -> None:
         if session_id in self._sessions:
-            raise SessionError(f"session {session_id!r} is open already", field="session_id")
+            raise _coded(SessionError(f"session {session_id!r} is open already", field="session_id"), "session_exists")
         if len(self._sessions) >= self.settings.max_sessions:
             raise _coded(SessionError(f"all {self.settings.max_sessions} sessions are taken; try again later"), "busy")
         if spec.steps:

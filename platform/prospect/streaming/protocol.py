@@ -25,6 +25,7 @@ from pydantic import (
 
 from prospect.dialogue.state import TaskState
 from prospect.errors import ProspectError, SessionError
+from prospect.settings import Settings
 
 MAX_IMAGE_BYTES = 16 * 2**20
 
@@ -57,6 +58,15 @@ SessionId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 def state_map(state: TaskState) -> StateMap:
     labels: tuple[Any, ...] = state.labels
     return {f"S{number}": label for number, label in enumerate(labels, 1)}
+
+
+class SessionLimits(Settings):
+    """Limits of the served sessions; those of the engine are its own."""
+
+    idle_timeout_s: float = Field(default=300.0, gt=0)
+    """Seconds without a message from its client after which a session is closed."""
+    max_unread_messages: int = Field(default=2000, ge=1)
+    """Messages that wait for a client that does not read; with one more it is cut off."""
 
 
 class _FromClient(BaseModel):

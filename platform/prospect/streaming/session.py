@@ -95,6 +95,7 @@ class Session:
         self.outbox: list[Event] = []
         self.frames: deque[tuple[np.ndarray, tuple[str, ...]]] = deque()
         self.texts: list[str] = []
+        self.num_pushed = 0
         self.segment: Segment | None = None
         self._said = list(spec.utterances)
         self._tail: deque[np.ndarray] = deque(maxlen=max(1, round(parts.context.tail_seconds * FPS)))
@@ -103,21 +104,18 @@ class Session:
         self._shown: list[int] = []
         self._stale = False
         self._last_spoken: int | None = None
+        self._num_sent = 0
         self._tokens_per_frame = parts.model.config.tokens_per_frame
         self._check_room()
 
     # What the engine calls ---------------------------------------------------------------------------------
 
-    @property
-    def next_frame(self) -> int:
-        """Index that the next pushed frame gets."""
-        return self.counters.frames + len(self.frames)
-
     def push_frame(self, embedding: np.ndarray) -> int:
-        index = self.next_frame
+        """Queues a frame; returns its index in the stream."""
         self.frames.append((embedding, tuple(self.texts)))
         self.texts.clear()
-        return index
+        self.num_pushed += 1
+        return self.num_pushed - 1
 
     def push_text(self, text: str) -> None:
         """The text joins the next frame that is pushed and not yet decided.
@@ -161,7 +159,7 @@ class Session:
         self.state, self.segment, self.history = log.state, log.segment, dict(log.history)
         self._said, self.texts = list(log.said), list(log.texts)
         self._tail.extend(log.tail)
-        self.counters.frames = log.frames
+        self.counters.frames = self.num_pushed = log.frames
         self._last_spoken, self._stale = log.last_spoken, log.stale
 
     def start(self) -> Run:
@@ -289,6 +287,8 @@ class Session:
         start, vocabulary = self.cache.length, self._parts.vocabulary
         ids, hidden = yield from self._generate(vocabulary.asst, self._parts.context.max_utterance_tokens, frame)
         text = vocabulary.decode(ids).strip()
+        if len(text) > self._num_sent:  # it ended in half a character
+            self.outbox.append(TextPiece(frame, text[self._num_sent :]))
         block = utterance_block(vocabulary, text) if text else []
         yield from self._settle(start, [vocabulary.asst, *ids], block, hidden)
         return text or None
@@ -297,8 +297,9 @@ class Session:
         self, prefix: int, limit: int, frame: int | None = None
     ) -> Generator[Feed, Reply, tuple[list[int], Tensor]]:
         """Greedy tokens after `prefix` until a stop id or `limit`; pieces of text go out where `frame` is given."""
-        vocabulary, sent = self._parts.vocabulary, ""
+        vocabulary = self._parts.vocabulary
         ids: list[int] = []
+        self._num_sent = 0
         token = prefix
         while True:
             reply = yield Feed([token], wants_logits=True)
@@ -313,18 +314,17 @@ class Session:
                 return ids, reply.hidden[-1]
             ids.append(token)
             if frame is not None:
-                sent = self._send_piece(frame, ids, sent)
+                self._send_piece(frame, ids)
             if len(ids) == limit:
                 reply = yield Feed([token])
                 return ids, reply.hidden[-1]
 
-    def _send_piece(self, frame: int, ids: list[int], sent: str) -> str:
+    def _send_piece(self, frame: int, ids: list[int]) -> None:
         """A token may hold half a character; a piece goes out when the text so far is whole."""
         text = self._parts.vocabulary.decode(ids).lstrip()
-        if text.endswith("\N{REPLACEMENT CHARACTER}") or text == sent:
-            return sent
-        self.outbox.append(TextPiece(frame, text[len(sent) :]))
-        return text
+        if len(text) > self._num_sent and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            self.outbox.append(TextPiece(frame, text[self._num_sent :]))
+            self._num_sent = len(text)
 
     def _settle(self, start: int, fed: list[int], block: list[int], hidden: Tensor) -> Generator[Feed, Reply, Tensor]:
         """Leaves exactly `block` in the cache from `start` on; returns the last hidden state.
