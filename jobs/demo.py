@@ -4,11 +4,13 @@ Run: make demo, or python jobs/demo.py [data=clips] [model=...] [vision=...].
 """
 
 import io
-import logging
+import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
 from PIL import Image
@@ -16,6 +18,7 @@ from ray import serve
 from rich.console import Console
 
 from prospect.client import LiveSession, ProspectClient
+from prospect.cluster.job import connect
 from prospect.config import Config, run_job
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.sources import load_dialogues
@@ -29,7 +32,9 @@ from prospect.reports.timeline import TimelinePrinter
 from prospect.streaming.protocol import FrameDecision, SessionClosed
 from prospect.training.job import train
 from prospect.vision.video import sample_frames
-from serve.app import launch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+"""`serve` is no installed package: this process and Ray's workers find it here."""
 
 PACE = 4
 """How much faster than the camera the demo sends frames."""
@@ -39,7 +44,9 @@ console = Console(highlight=False)
 
 def demo(config: Config) -> None:
     began = time.monotonic()
-    ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
+    sys.path.insert(0, str(REPOSITORY))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    connect()
     try:
         with PeakMemory() as memory:
             with phase("draw"):
@@ -70,6 +77,8 @@ def phase(name: str) -> Iterator[None]:
 
 def stream_held_out(config: Config, model: str) -> None:
     """One held-out video through the served application's WebSocket, as pictures, `PACE` times as fast as it was."""
+    from serve.app import launch
+
     corpus = load_dialogues(config.data)
     dialogue = next(d for d in corpus.split(config.evaluation.split) if d.turns and d.video_id in corpus.videos)
     serving = config.serving.model_copy(update={"model": model})

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prospect.data.batches import Collator, NegativeSettings
+from prospect.data.batches import Collator, SamplingSettings
 from prospect.data.clips import Clip, ClipSettings, split_clips, whole_clip
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue, Step, Turn
@@ -87,8 +87,8 @@ def features(video_id: str, start: int, stop: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((400, 1, DIM)).astype(np.float16)[start:stop]
 
 
-def collator(vocabulary: Vocabulary, negatives: NegativeSettings | None = None) -> Collator:
-    return Collator(vocabulary, features, CONTEXT, 1, negatives)
+def collator(vocabulary: Vocabulary, sampling: SamplingSettings | None = None) -> Collator:
+    return Collator(vocabulary, features, CONTEXT, 1, sampling)
 
 
 def tea_clip(context: ContextSettings = CONTEXT) -> Clip:

@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from prospect.data.batches import IGNORE, NegativeSettings, sampled_frames
+from prospect.data.batches import IGNORE, SamplingSettings, sampled_frames
 from prospect.errors import CheckpointError, DataError, UntrainedHeadError
 from prospect.model.adapters import add_lora, build_model, build_tokenizer, trainable_parameters, unwrap
 from prospect.model.checkpoint import load_model, save_model
 from prospect.model.configuration import HEADS, LoraSettings, ModelSettings
-from prospect.model.losses import LossSettings, label_counts, loss_sums, total_loss, trained_heads
+from prospect.model.losses import TERMS, LossSettings, label_counts, loss_sums, total_loss, trained_heads
 from tests.factories import CONTEXT, DIM, collator, features, tea_clip, tea_clips, tiny_model, tiny_vocabulary
 
 VOCABULARY = tiny_vocabulary()
@@ -42,13 +42,22 @@ def test_masks_come_from_lengths_so_that_stop_tokens_are_seen():
 
 
 def test_negatives_keep_a_margin_change_with_the_epoch_and_depend_on_nothing_else():
-    clip, settings = tea_clip(), NegativeSettings(rate=0.3, margin=1)
+    clip, settings = tea_clip(), SamplingSettings(negative_rate=0.3, negative_margin=1)
     events = {frame for frame, event in clip.events.items() if event.delta or event.utterance is not None}
     chosen = sampled_frames(clip, settings, epoch=0)
     assert events <= chosen
     assert not {frame + side for frame in events for side in (-1, 1)} & (chosen - events)
     assert chosen == sampled_frames(clip, settings, epoch=0)
     assert chosen != sampled_frames(clip, settings, epoch=1)
+
+
+def test_a_watch_only_clip_shows_frames_alone_and_still_teaches_the_state():
+    settings = SamplingSettings(watch_only_share=0.99)
+    batch = collator(VOCABULARY, settings)([tea_clip()])
+    assert not {VOCABULARY.dst, VOCABULARY.asst, VOCABULARY.user} & set(batch.input_ids[0].tolist())
+    counts = dict(zip(TERMS, label_counts(batch, "heads").tolist(), strict=True))
+    assert counts.pop("state") == 60 * 3
+    assert set(counts.values()) == {0}
 
 
 def test_all_frames_count_in_evaluation():
@@ -64,7 +73,7 @@ def test_the_loss_of_a_split_batch_is_the_loss_of_the_whole(backend):
     model = tiny_model(VOCABULARY, backend).model
     clips = tea_clips(VOCABULARY, CONTEXT.model_copy(update={"max_seq_len": 330}))
     assert len(clips) > 1
-    collate, settings = collator(VOCABULARY, NegativeSettings()), LossSettings()
+    collate, settings = collator(VOCABULARY, SamplingSettings()), LossSettings()
     whole = collate(clips)
     counts = label_counts(whole, backend)
     parts = [collate([clip]) for clip in clips]
@@ -76,7 +85,7 @@ def test_the_loss_of_a_split_batch_is_the_loss_of_the_whole(backend):
 
 
 def test_text_and_decisions_are_learned_in_any_batch_that_holds_them():
-    counts = label_counts(collator(VOCABULARY, NegativeSettings())([tea_clip()]), "heads")
+    counts = label_counts(collator(VOCABULARY, SamplingSettings())([tea_clip()]), "heads")
     assert (counts > 0).all()
 
 

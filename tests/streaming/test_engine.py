@@ -85,8 +85,9 @@ def user_texts() -> dict[int, str]:
     return {frame: events.user[0] for frame, events in tea_clip().events.items() if events.user}
 
 
-def test_an_overfitted_clip_is_reproduced_in_streaming(overfitted):
-    engine = StreamingEngine(overfitted, CONTEXT, SETTINGS)
+@pytest.mark.parametrize("dst_decoder", ["generate", "readout"])
+def test_an_overfitted_clip_is_reproduced_in_streaming(overfitted, dst_decoder):
+    engine = StreamingEngine(overfitted, CONTEXT, SETTINGS.model_copy(update={"dst_decoder": dst_decoder}))
     clip = tea_clip()
     engine.open("a", TEA)
     stream(engine, "a", "tea", range(60), user_texts())

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prospect.data.batches import Collator, NegativeSettings
+from prospect.data.batches import Collator, SamplingSettings
 from prospect.data.clips import Clip, ClipSettings, split_clips
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue, Step, Turn
@@ -74,8 +74,8 @@ class World:
             settings, self.tokenizer, vision_dim=DIM, tokens_per_frame=1, fingerprint="f", cache=Path("/nonexistent")
         )
 
-    def collate(self, negatives: NegativeSettings | None = None, read: Callable[..., np.ndarray] = frames) -> Collator:
-        return Collator(self.vocabulary, read, CONTEXT, 1, negatives)
+    def collate(self, sampling: SamplingSettings | None = None, read: Callable[..., np.ndarray] = frames) -> Collator:
+        return Collator(self.vocabulary, read, CONTEXT, 1, sampling)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from prospect.data.batches import NegativeSettings
+from prospect.data.batches import SamplingSettings
 from prospect.training.loop import (
     MicroBatch,
     PlainBackend,
@@ -37,7 +37,7 @@ class GradientBackend(PlainBackend):
 @pytest.mark.parametrize("cuts", [(2, 2), (1, 3), (1, 1, 1, 1)])
 def test_accumulated_gradients_are_those_of_one_batch(world: World, decisions: str, cuts: tuple[int, ...]) -> None:
     """Up to 1e-5 of the largest component: the order of additions differs, nothing else."""
-    collate, clips = world.collate(NegativeSettings()), world.clips[:4]
+    collate, clips = world.collate(SamplingSettings()), world.clips[:4]
     results, gradients = [], []
     for sizes in ((4,), cuts):
         backend = GradientBackend(world.model(decision_backend=decisions), SETTINGS)
@@ -64,7 +64,7 @@ def test_a_micro_batch_that_does_not_count_changes_nothing(world: World) -> None
 
 def test_the_loss_falls_and_heads_count_as_trained(world: World) -> None:
     settings = SETTINGS.model_copy(update={"epochs": 40, "learning_rate": 1e-2})
-    backend, collate = PlainBackend(world.model(), settings), world.collate(NegativeSettings())
+    backend, collate = PlainBackend(world.model(), settings), world.collate(SamplingSettings())
     before = validation_loss(backend, world.clips, world.collate(), settings)
     results = list(train_steps(backend, world.clips, collate, settings))
     after = validation_loss(backend, world.clips, world.collate(), settings)
@@ -77,7 +77,7 @@ def test_the_loss_falls_and_heads_count_as_trained(world: World) -> None:
 
 
 def test_a_run_that_starts_in_the_middle_continues_the_unbroken_one(world: World) -> None:
-    collate = world.collate(NegativeSettings())
+    collate = world.collate(SamplingSettings())
     whole = [
         result.loss for result in train_steps(PlainBackend(world.model(), SETTINGS), world.clips, collate, SETTINGS)
     ]

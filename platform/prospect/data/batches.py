@@ -27,12 +27,15 @@ ReadFrames = Callable[[str, int, int], np.ndarray]
 """(video_id, start, stop) -> float16 [stop - start, I, D]; `EmbeddingStore.read`."""
 
 
-class NegativeSettings(Settings):
-    """Which silent frames the decision losses see."""
+class SamplingSettings(Settings):
+    """What the losses see of a clip in one epoch; redrawn in the next."""
 
-    rate: float = Field(default=0.1, gt=0, le=1)
+    watch_only_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of clips shown without deltas and utterances, for the state head alone: with them in sight it can copy
+    the state from text that is always right in training, and has not learned to watch when it is wrong."""
+    negative_rate: float = Field(default=0.1, gt=0, le=1)
     """rho: share of the silent frames between two events that are drawn, one at least."""
-    margin: int = Field(default=1, ge=0)
+    negative_margin: int = Field(default=1, ge=0)
     """Frames on either side of an event that are never negatives."""
     seed: int = 0
 
@@ -79,7 +82,7 @@ class Batch:
         return replace(self, **{name: value.to(device) for name, value in vars(self).items() if name != "clip_ids"})
 
 
-def sampled_frames(clip: Clip, settings: NegativeSettings, epoch: int) -> set[int]:
+def sampled_frames(clip: Clip, settings: SamplingSettings, epoch: int) -> set[int]:
     """Decided frames (absolute) that the decision losses see: every event and a draw of the silence between.
 
     The draw depends on seed, epoch and clip alone: not on ranks, order or what was drawn before.
@@ -87,12 +90,18 @@ def sampled_frames(clip: Clip, settings: NegativeSettings, epoch: int) -> set[in
     events = sorted(frame for frame, event in clip.events.items() if event.delta or event.utterance is not None)
     rng = random.Random(derived_seed("negatives", settings.seed, epoch, clip.id))
     chosen = set(events)
-    borders = [clip.start - 1 - settings.margin, *events, clip.stop + settings.margin]
+    borders = [clip.start - 1 - settings.negative_margin, *events, clip.stop + settings.negative_margin]
     for before, after in itertools.pairwise(borders):
-        silent = range(before + 1 + settings.margin, after - settings.margin)
+        silent = range(before + 1 + settings.negative_margin, after - settings.negative_margin)
         if silent:
-            chosen.update(rng.sample(silent, max(1, int(len(silent) * settings.rate))))
+            chosen.update(rng.sample(silent, max(1, int(len(silent) * settings.negative_rate))))
     return chosen
+
+
+def is_watch_only(clip: Clip, settings: SamplingSettings, epoch: int) -> bool:
+    """Whether this epoch shows the clip without its events; one without DST labels has nothing to learn so."""
+    drawn = random.Random(derived_seed("watch-only", settings.seed, epoch, clip.id)).random()
+    return clip.dialogue.has_dst_labels and drawn < settings.watch_only_share
 
 
 class Collator:
@@ -104,17 +113,25 @@ class Collator:
         read_frames: ReadFrames,
         context: ContextSettings,
         tokens_per_frame: int,
-        negatives: NegativeSettings | None,
+        sampling: SamplingSettings | None,
     ) -> None:
-        """`negatives=None` labels every frame, as evaluation does."""
+        """`sampling=None` labels every frame, as evaluation does."""
         self.vocabulary = vocabulary
         self.read_frames = read_frames
         self.context = context
         self.tokens_per_frame = tokens_per_frame
-        self.negatives = negatives
+        self.sampling = sampling
 
     def sequence(self, clip: Clip) -> FrameSequence:
         return clip_sequence(clip, self.vocabulary, self.context, self.tokens_per_frame)
+
+    def _view(self, clip: Clip, epoch: int) -> tuple[Clip, set[int] | None]:
+        """The clip as this epoch shows it, and the frames whose decisions count (None: all)."""
+        if self.sampling is None:
+            return clip, None
+        if is_watch_only(clip, self.sampling, epoch):
+            return replace(clip, events={}), set()
+        return clip, sampled_frames(clip, self.sampling, epoch)
 
     def features(self, clip: Clip) -> np.ndarray:
         """float16 [rows, D]: I rows for each of the clip's frames, the tail's first."""
@@ -124,11 +141,11 @@ class Collator:
         return frames.reshape(-1, frames.shape[-1])
 
     def __call__(self, clips: Sequence[Clip], epoch: int = 0) -> Batch:
-        sequences = [self.sequence(clip) for clip in clips]
+        views = [self._view(clip, epoch) for clip in clips]
+        sequences = [self.sequence(clip) for clip, _ in views]
         length = max(len(sequence.ids) for sequence in sequences)
         builder = _Builder(length)
-        for row, (clip, sequence) in enumerate(zip(clips, sequences, strict=True)):
-            seen = None if self.negatives is None else sampled_frames(clip, self.negatives, epoch)
+        for row, ((clip, seen), sequence) in enumerate(zip(views, sequences, strict=True)):
             builder.add_decisions(row * length, clip, sequence, seen)
             builder.add_text(row * length, sequence)
         ids = torch.full((len(clips), length), self.vocabulary.pad)

@@ -12,6 +12,7 @@ import ray.data
 import torch
 from pydantic import TypeAdapter
 
+from prospect.cluster.job import connect
 from prospect.data.embeddings import EmbeddingStore
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue
@@ -138,8 +139,7 @@ def _streamed(
         for view in VIEWS
         for index, group in enumerate(groups)
     ]
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)
+    connect()
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     actors = max(1, min(len(rows), gpus or int(resources.get("CPU", 1))))

@@ -20,7 +20,7 @@ from prospect.settings import Settings
 from prospect.streaming.journal import Segment, SessionLog, to_dialogue
 from prospect.streaming.kv_cache import ATTENTION, RaggedStep, SessionCache
 from prospect.streaming.outputs import Event, SessionSpec
-from prospect.streaming.session import Counters, Feed, Reply, Run, Session, SessionParts, Thresholds
+from prospect.streaming.session import Counters, DecisionPolicy, DstDecoder, Feed, Reply, Run, Session, SessionParts
 
 
 class StreamingSettings(Settings):
@@ -33,6 +33,8 @@ class StreamingSettings(Settings):
     update_threshold: float = Field(default=0.5, ge=0, le=1)
     cooldown_frames: int = Field(default=1, ge=0)
     """Frames after an utterance in which the assistant stays silent."""
+    dst_decoder: DstDecoder = "generate"
+    """`generate` writes a delta as text; `readout` takes it from the state head without generating a token."""
     state_policy: StatePolicy = "strict"
     """Whether a step may complete without having started."""
     chunk_tokens: int = Field(default=512, ge=1)
@@ -75,7 +77,7 @@ class StreamingEngine:
             UntrainedHeadError: a recipe is given and the model never learned to track one.
         """
         self._admit(session_id, spec)
-        session = Session(self._parts, spec, self._new_cache(), self._thresholds(spec))
+        session = Session(self._parts, spec, self._new_cache(), self._policy(spec))
         self._sessions[session_id] = session
         self._start(session_id, session.start())
 
@@ -258,7 +260,7 @@ class StreamingEngine:
             )
         session_id, restored = str(log.get("session_id")), SessionLog.from_json(log)
         self._admit(session_id, restored.spec)
-        session = Session(self._parts, restored.spec, self._new_cache(), self._thresholds(restored.spec))
+        session = Session(self._parts, restored.spec, self._new_cache(), self._policy(restored.spec))
         session.restore(restored)
         self._sessions[session_id] = session
         self._start(session_id, session.start())
@@ -278,20 +280,23 @@ class StreamingEngine:
         if len(self._sessions) >= self.settings.max_sessions:
             raise _coded(SessionError(f"all {self.settings.max_sessions} sessions are taken; try again later"), "busy")
         if spec.steps:
-            self.loaded.require_trained("dst_update")
+            self.loaded.require_trained(
+                "dst_update", *(["dst_state"] if self.settings.dst_decoder == "readout" else [])
+            )
         if spec.state is not None and len(spec.state) != len(spec.steps):
             raise SessionError(f"state: has {len(spec.state)} steps, the recipe has {len(spec.steps)}", field="state")
 
-    def _thresholds(self, spec: SessionSpec) -> Thresholds:
+    def _policy(self, spec: SessionSpec) -> DecisionPolicy:
         calibrated = self._model.config.thresholds or {}
 
         def first(given: float | None, name: str, default: float) -> float:
             return given if given is not None else calibrated.get(name, default)
 
-        return Thresholds(
+        return DecisionPolicy(
             first(spec.speak_threshold, "speak", self.settings.speak_threshold),
             first(spec.update_threshold, "update", self.settings.update_threshold),
             self.settings.cooldown_frames,
+            self.settings.dst_decoder,
         )
 
     def _new_cache(self) -> SessionCache:

@@ -6,6 +6,7 @@ The engine batches the feeds of all sessions; a session knows nothing of the oth
 from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -46,13 +47,18 @@ class Reply:
 Run = Generator[Feed, Reply, None]
 
 
+DstDecoder = Literal["generate", "readout"]
+"""Where a delta comes from once the model decides to update: written as text, or read off the state head."""
+
+
 @dataclass(frozen=True)
-class Thresholds:
-    """A session decides to act where a probability is above these."""
+class DecisionPolicy:
+    """A session acts where a probability is above these thresholds."""
 
     speak: float
     update: float
     cooldown_frames: int
+    dst_decoder: DstDecoder
 
 
 @dataclass
@@ -84,10 +90,10 @@ class Session:
         history: events of every frame at which something happened.
     """
 
-    def __init__(self, parts: SessionParts, spec: SessionSpec, cache: SessionCache, thresholds: Thresholds) -> None:
+    def __init__(self, parts: SessionParts, spec: SessionSpec, cache: SessionCache, policy: DecisionPolicy) -> None:
         self._parts = parts
         self.spec = spec
-        self.thresholds = thresholds
+        self.decides = policy
         self.cache = cache
         self.state = spec.state or TaskState.initial(len(spec.steps))
         self.counters = Counters()
@@ -184,12 +190,15 @@ class Session:
         delta: Delta = ()
         illegal: Delta = ()
         lm_head_before = self.counters.lm_head_calls
-        if self.spec.steps and p.update > self.thresholds.update:
-            delta, illegal, after = yield from self._write_delta()
+        if self.spec.steps and p.update > self.decides.update:
+            if self.decides.dst_decoder == "generate":
+                delta, illegal, after = yield from self._write_delta()
+            else:
+                delta, after = yield from self._read_delta(readout, hidden)
             if delta:
                 p_speak = self._backend.after_delta(p, after)
         utterance = None
-        if p_speak > self.thresholds.speak and not self._cooling_down(frame):
+        if p_speak > self.decides.speak and not self._cooling_down(frame):
             utterance = yield from self._write_utterance(frame)
         fast = self.counters.lm_head_calls == lm_head_before
         self._finish(frame, embedding, FrameEvents(texts, delta, utterance), fast, illegal)
@@ -256,7 +265,7 @@ class Session:
     # Decisions ---------------------------------------------------------------------------------------------
 
     def _cooling_down(self, frame: int) -> bool:
-        return self._last_spoken is not None and frame - self._last_spoken <= self.thresholds.cooldown_frames
+        return self._last_spoken is not None and frame - self._last_spoken <= self.decides.cooldown_frames
 
     def _read_out(self, hidden: Tensor) -> TaskState | None:
         if self._step_vectors is None:
@@ -282,6 +291,15 @@ class Session:
         block = delta_block(self._parts.vocabulary, delta) if delta else []
         hidden = yield from self._settle(start, [self._parts.vocabulary.dst, *ids], block, hidden)
         return delta, illegal, hidden
+
+    def _read_delta(self, readout: TaskState | None, hidden: Tensor) -> Generator[Feed, Reply, tuple[Delta, Tensor]]:
+        """Moves to the readout; the cache gets the delta's text without `lm_head` being asked for it."""
+        delta = self.state.delta_to(readout) if readout is not None else ()
+        if not delta or readout is None:
+            return (), hidden
+        self.state = readout
+        reply = yield Feed(delta_block(self._parts.vocabulary, delta))
+        return delta, reply.hidden[-1]
 
     def _write_utterance(self, frame: int) -> Generator[Feed, Reply, str | None]:
         start, vocabulary = self.cache.length, self._parts.vocabulary

@@ -23,6 +23,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
+from prospect.cluster.job import connect
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.sources import QuarantinedRecord
 from prospect.dialogue.vocabulary import Vocabulary
@@ -215,8 +216,7 @@ def _outcome(run: Run) -> Iterator[None]:
 
 def _fit(job: WorkerJob, data: TrainingData, root: Path, run: Run, report: Report) -> dict[str, Any]:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # also how long each checkpoint's report takes
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)
+    connect()
     settings = job.training
     gpus = int(ray.cluster_resources().get("GPU", 0))
     workers = _workers(settings, gpus, report)

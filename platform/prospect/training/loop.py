@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from prospect.data.batches import Batch, NegativeSettings
+from prospect.data.batches import Batch, SamplingSettings
 from prospect.data.clips import Clip, ClipSettings
 from prospect.errors import ProspectError
 from prospect.lineage import derived_seed
@@ -69,7 +69,7 @@ class TrainingSettings(Settings):
     eval_every: int | None = Field(default=None, ge=1)
     """Steps between two validation losses; default: once an epoch."""
     losses: LossSettings = LossSettings()
-    negatives: NegativeSettings = NegativeSettings()
+    sampling: SamplingSettings = SamplingSettings()
     clips: ClipSettings = ClipSettings()
 
     def total_steps(self, sampler: ClipSampler) -> int:

@@ -121,8 +121,8 @@ def work(
     total = settings.total_steps(sampler)
     vocabulary = Vocabulary(tokenizer)
     collate, collate_all = (
-        Collator(vocabulary, store.read, job.context, store.tokens_per_frame, negatives)
-        for negatives in (settings.negatives, None)
+        Collator(vocabulary, store.read, job.context, store.tokens_per_frame, sampling)
+        for sampling in (settings.sampling, None)
     )
 
     def validate() -> dict[str, float]:

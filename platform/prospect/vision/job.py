@@ -18,6 +18,7 @@ from ray import cloudpickle
 from ray.data import ActorPoolStrategy
 from rich.table import Table
 
+from prospect.cluster.job import connect
 from prospect.data.embeddings import EmbeddingStore
 from prospect.dialogue.timeline import FPS
 from prospect.errors import DataError, FingerprintError
@@ -161,8 +162,7 @@ def _run(
     videos: Sequence[VideoSource], settings: VisionSettings, store_root: str, fingerprint: str, num_actors: int
 ) -> Iterator[Outcome]:
     """Outcomes as they come; a video whose worker died again and again comes last, as quarantined."""
-    if not ray.is_initialized():
-        ray.init()
+    connect()
     gpus = int(ray.cluster_resources().get("GPU", 0)) if settings.device != "cpu" else 0
     actors = max(1, min(num_actors, gpus or num_actors, len(videos)))
     rows = [{"video_id": video.video_id, "path": str(Path(video.path).absolute())} for video in videos]

@@ -10,6 +10,7 @@ from typing import Any
 import ray.data
 from pyarrow import fs
 
+from prospect.cluster.job import connect
 from prospect.data.labels.report import DialogueLabels, LabelReport, summarize
 from prospect.data.labels.table import to_tsv
 from prospect.data.sources import Corpus, DataSettings, QuarantinedRecord, load_dialogues, place_all, to_jsonl
@@ -48,6 +49,7 @@ def _label(corpus: Corpus, frames: Mapping[str, int]) -> LabelReport:
         {"index": index, "dialogue": dialogue.model_dump_json(), "frames": frames.get(dialogue.video_id, 0)}
         for index, dialogue in enumerate(corpus.dialogues)
     ]
+    connect()
     blocks = math.ceil(len(rows) / DIALOGUES_PER_BLOCK)
     placed = ray.data.from_items(rows, override_num_blocks=blocks).map(_place).take_all()
     labelled, events = [], []

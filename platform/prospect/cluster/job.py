@@ -1,0 +1,27 @@
+"""The one place that starts Ray, or joins the cluster that a submitted job runs on."""
+
+import logging
+import os
+
+import ray
+from ray.data import DataContext
+
+_QUIET = ("ray.data", "ray.train", "ray.serve", "ray.tune")
+
+
+def connect() -> None:
+    """Makes Ray ready for a job; does nothing where it is.
+
+    The jobs print their own progress, so Ray's is switched off and only its warnings stay.
+    """
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if not ray.is_initialized():
+        # Ray's C++ core prints an error line for every actor pool; what fails reaches us as an exception.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        joins = "RAY_ADDRESS" in os.environ
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=None if joins else False)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+    context.print_on_execution_start = False
