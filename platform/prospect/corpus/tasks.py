@@ -63,9 +63,9 @@ def draw_tasks(settings: CorpusSettings) -> dict[Split, list[Task]]:
     """The tasks of every split.
 
     Every object and every action is seen in training. What is unseen:
-    - test: each recipe holds at least one (object, action) pair of `unseen_pairs`, which occurs in no
-      training and no validation video; so its set of pairs is unseen too;
-    - validation: each recipe's set of pairs is no training recipe's set, though each pair may be.
+    - validation and test: each recipe's set of (object, action) pairs, the goal, is no training recipe's set;
+    - test, where `settings.unseen_pairs` keeps pairs back: each recipe also holds at least one of them, which
+      occurs in no training and no validation video.
 
     Raises:
         ConfigError: too few training videos to show every object and action, or no unseen set is left.
@@ -76,17 +76,23 @@ def draw_tasks(settings: CorpusSettings) -> dict[Split, list[Task]]:
     _require_coverage(train, settings)
     seen = {frozenset(task.recipe) for task in train}
     validation = [_unseen(tables, held_out, seen, settings) for _ in range(settings.num_validation)]
-    test = [tables.draw(frozenset(), include=held_out) for _ in range(settings.num_test)]
+    test = [_unseen(tables, frozenset(), seen, settings, include=held_out) for _ in range(settings.num_test)]
     return {"train": train, "validation": validation, "test": test}
 
 
-def _unseen(tables: "_Tables", held_out: frozenset[Work], seen: set[frozenset[Work]], s: CorpusSettings) -> Task:
+def _unseen(
+    tables: "_Tables",
+    exclude: frozenset[Work],
+    seen: set[frozenset[Work]],
+    s: CorpusSettings,
+    include: frozenset[Work] = frozenset(),
+) -> Task:
     for _ in range(_MOST_ATTEMPTS):
-        task = tables.draw(held_out)
+        task = tables.draw(exclude, include)
         if frozenset(task.recipe) not in seen:
             return task
     raise ConfigError(
-        f"max_steps: recipes of {s.min_steps} to {s.max_steps} steps leave no unseen set for validation beside "
+        f"max_steps: recipes of {s.min_steps} to {s.max_steps} steps leave no unseen set for validation and test beside "
         f"num_train {s.num_train}; raise max_steps",
         field="max_steps",
     )

@@ -284,6 +284,7 @@ class Session:
             wanted = parse_delta(self._parts.vocabulary.decode(ids).strip())
         except DataError:
             wanted = ()
+        wanted = self._within_limit(wanted)
         state, illegal = self.state.apply(wanted, self._parts.policy)
         delta = self.state.delta_to(state) if illegal else wanted
         self.state = state
@@ -294,22 +295,36 @@ class Session:
 
     def _read_delta(self, readout: TaskState | None, hidden: Tensor) -> Generator[Feed, Reply, tuple[Delta, Tensor]]:
         """Moves to the readout; the cache gets the delta's text without `lm_head` being asked for it."""
-        delta = self.state.delta_to(readout) if readout is not None else ()
-        if not delta or readout is None:
+        delta = self._within_limit(self.state.delta_to(readout)) if readout is not None else ()
+        if not delta:
             return (), hidden
-        self.state = readout
+        self.state, _ = self.state.apply(delta, self._parts.policy)
         reply = yield Feed(delta_block(self._parts.vocabulary, delta))
         return delta, reply.hidden[-1]
+
+    def _within_limit(self, delta: Delta) -> Delta:
+        """The first transitions that `max_delta_tokens` has room for; a frame's reserve counts on no more."""
+        limit = self._parts.context.max_delta_tokens + 2
+        while delta and len(delta_block(self._parts.vocabulary, delta)) > limit:
+            delta = delta[:-1]
+        return delta
 
     def _write_utterance(self, frame: int) -> Generator[Feed, Reply, str | None]:
         start, vocabulary = self.cache.length, self._parts.vocabulary
         ids, hidden = yield from self._generate(vocabulary.asst, self._parts.context.max_utterance_tokens, frame)
-        text = vocabulary.decode(ids).strip()
+        text = self._speakable(vocabulary.decode(ids).strip())
         if len(text) > self._num_sent:  # it ended in half a character
             self.outbox.append(TextPiece(frame, text[self._num_sent :]))
         block = utterance_block(vocabulary, text) if text else []
         yield from self._settle(start, [vocabulary.asst, *ids], block, hidden)
         return text or None
+
+    def _speakable(self, text: str) -> str:
+        """The start of `text` that `max_utterance_tokens` holds: half a character generated takes more as text."""
+        limit, vocabulary = self._parts.context.max_utterance_tokens, self._parts.vocabulary
+        while len(ids := vocabulary.encode(text)) > limit:
+            text = vocabulary.decode(ids[:limit]).rstrip("\N{REPLACEMENT CHARACTER}").rstrip()
+        return text
 
     def _generate(
         self, prefix: int, limit: int, frame: int | None = None

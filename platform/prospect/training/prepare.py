@@ -24,8 +24,8 @@ from prospect.lineage import derived_seed, fingerprint
 MAX_STATISTICS_FRAMES = 20_000
 """Frames over which mean and whitening are taken."""
 
-WHITENING_FLOOR = 1e-3
-"""Variance, as a share of a dimension's own, below which a direction is rounding of float16 rather than signal."""
+WHITENING_FLOOR = 0.02
+"""Variance, as a share of a dimension's own, below which a direction is damped: what it holds is learned by heart, not seen."""
 
 
 @dataclass(frozen=True)
