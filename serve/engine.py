@@ -1,6 +1,7 @@
 """The Serve deployment that owns sessions, and the gateway's way to it."""
 
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -49,7 +50,7 @@ class Engine(SessionHost):
 
     def __init__(self, config: Config) -> None:
         folder = Tracking(config.tracking, config.storage.root).resolve(config.serving.model)
-        loaded = load_model(folder)
+        loaded = load_model(folder, cache=Path(config.storage.root) / "cache")
         encoder = encoder_of(loaded)
         context = ContextSettings(**loaded.manifest.get("context", {}))
         engine = StreamingEngine(loaded, context, config.streaming)

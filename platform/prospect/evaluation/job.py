@@ -80,7 +80,7 @@ def evaluate_model(config: "Config", report: Report = print) -> EvaluationResult
     tracking = Tracking(config.tracking, root)
     model = settings.model or f"models:/{config.model.name}@candidate"
     folder = tracking.resolve(model)
-    loaded = load_model(folder)
+    loaded = load_model(folder, cache=root / "cache")
     store = EmbeddingStore(str(root / "embeddings"))
     store.require(loaded.fingerprint)
     records = read_records(config.data, root / "labels" / "dialogues.jsonl", store)
@@ -91,7 +91,7 @@ def evaluate_model(config: "Config", report: Report = print) -> EvaluationResult
             field="evaluation.split",
         )
     report(f"eval   {model}: streaming {len(placed)} dialogues, {len(VIEWS)} views each")
-    systems = _streamed(folder, placed, store, config.streaming, report) | _baselines(records, placed)
+    systems = _streamed(folder, root / "cache", placed, store, config.streaming, report) | _baselines(records, placed)
     encoder = SentenceSimilarity(settings.similarity)
     scores = {name: evaluate(videos, settings, encoder) for name, videos in systems.items()}
     rivals = {name: scores[name] for name in RIVALS}
@@ -108,9 +108,9 @@ def evaluate_model(config: "Config", report: Report = print) -> EvaluationResult
 class _Streamer:
     """One engine in a Ray Data actor."""
 
-    def __init__(self, folder: str, store: str, streaming: StreamingSettings) -> None:
+    def __init__(self, folder: Path, cache: Path, store: str, streaming: StreamingSettings) -> None:
         torch.set_num_threads(1)
-        self._loaded = load_model(folder)
+        self._loaded = load_model(folder, cache=cache)
         self._store = EmbeddingStore(store)
         self._context = ContextSettings.model_validate(self._loaded.manifest["context"])
         self._settings = streaming.model_copy(update={"max_sessions": SESSIONS_PER_GROUP, "max_waiting_frames": 10**9})
@@ -131,7 +131,12 @@ class _Streamer:
 
 
 def _streamed(
-    folder: Path, placed: Sequence[Placed], store: EmbeddingStore, streaming: StreamingSettings, report: Report
+    folder: Path,
+    cache: Path,
+    placed: Sequence[Placed],
+    store: EmbeddingStore,
+    streaming: StreamingSettings,
+    report: Report,
 ) -> dict[str, list[VideoDecisions]]:
     groups = [placed[start : start + SESSIONS_PER_GROUP] for start in range(0, len(placed), SESSIONS_PER_GROUP)]
     rows = [
@@ -145,7 +150,7 @@ def _streamed(
     actors = max(1, min(len(rows), gpus or int(resources.get("CPU", 1))))
     streamed = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         cast(Any, _Streamer),  # Ray takes a class for a stateful function; its annotation does not say so
-        fn_constructor_args=(str(folder), str(store.root), streaming),
+        fn_constructor_args=(folder, cache, str(store.root), streaming),
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=1,
         num_gpus=1 if gpus else 0,

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -171,10 +172,16 @@ def _convert_gguf(package: str, file: str, folder: Path) -> None:
     )
     plain.load_state_dict(loaded.state_dict())
     plain.tie_weights()
-    partial = folder.with_name(folder.name + ".partial")
-    plain.save_pretrained(partial)
-    AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(partial)
-    partial.rename(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as partial:
+        converted = Path(partial) / folder.name
+        plain.save_pretrained(converted)
+        AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(converted)
+        try:
+            converted.rename(folder)
+        except OSError:
+            if not (folder / "config.json").exists():  # else another process was faster, with the same result
+                raise
 
 
 def add_lora(model: DSTProActLlamaForCausalLM, settings: LoraSettings) -> PeftModel:

@@ -5,6 +5,7 @@ an adapter with the base that it belongs to.
 """
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ def load_model(folder: str | Path, *, allow_untrained: bool = False, cache: Path
     Args:
         folder: from `save_model`.
         allow_untrained: for benchmarks only: accept heads that were never trained.
-        cache: folder of converted packaged bases.
+        cache: folder of converted packaged bases, `ROOT/cache` of a storage root; default: one of the user's own.
 
     Raises:
         CheckpointError: missing, unreadable or not one of ours.
@@ -100,13 +101,17 @@ def load_model(folder: str | Path, *, allow_untrained: bool = False, cache: Path
         manifest = json.loads((folder / _MANIFEST).read_text())
         tokenizer = AutoTokenizer.from_pretrained(folder)
         config = DSTProActConfig.from_pretrained(folder)
-        model = _load_weights(folder, config, tokenizer, manifest, cache or folder / ".cache")
+        model = _load_weights(folder, config, tokenizer, manifest, cache or _user_cache())
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"model {folder}: unreadable ({str(error).splitlines()[0]})") from error
     loaded = LoadedModel(model.eval(), Vocabulary(tokenizer, config.stop_ids or ()), folder, manifest)
     if not allow_untrained:
         loaded.require_trained(HEADS[0])
     return loaded
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prospect"
 
 
 def _load_weights(
