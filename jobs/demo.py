@@ -101,12 +101,14 @@ def follow(config: Config, live: LiveSession, dialogue: Dialogue, video: str) ->
     printer.header()
     store = EmbeddingStore(embeddings_root(config))
     timeline = place(dialogue, store.num_frames(dialogue.video_id))
+    room = threading.Semaphore(config.streaming.max_waiting_frames)  # a slow machine delays frames and drops none
 
     def send() -> None:
         start = time.monotonic()
         frames = sample_frames(video, fps=FPS, size=config.vision.image_size, crop=config.vision.crop)
         for frame, picture in enumerate(frames):
             time.sleep(max(0.0, start + (frame + 1) / FPS / PACE - time.monotonic()))
+            room.acquire()
             for text in timeline[frame].user:
                 live.text(text)
             encoded = io.BytesIO()
@@ -118,25 +120,28 @@ def follow(config: Config, live: LiveSession, dialogue: Dialogue, video: str) ->
     sender.start()
     for message in live:
         if isinstance(message, FrameDecision):
+            room.release()
             printer.flush()
             for text in timeline[message.frame].user:
                 printer.user(message.frame, text)
         printer.show(message)
         if isinstance(message, SessionClosed):
+            sender.join()
             break
     printer.flush()
-    sender.join()
 
 
 def summarise(config: Config, result: EvaluationResult, seconds: float, peak_bytes: int) -> None:
     """The closing table, what it cost, and what to do next."""
     console.rule("result", align="left", style="dim")
-    console.print(render_table(result.scores, f"Held-out dialogues ({config.evaluation.split})"))
+    if result.scores[MODEL].overall["joint_goal_accuracy"] is None:
+        sentence = "These records have no timed steps: the model learned to speak only, and no score is claimed."
+        console.print(sentence, soft_wrap=True)
+    else:
+        console.print(render_table(result.scores, f"Held-out dialogues ({config.evaluation.split})"))
     for rival, interval in result.advantage.items():
         if interval is not None:
             console.print(f"goal accuracy of the {MODEL} less {rival}: {interval}")
-    if result.scores[MODEL].overall["joint_goal_accuracy"] is None:
-        console.print("These records have no timed steps: the model learned to speak only, and no score is claimed.")
     console.print(f"\nThe demo took {seconds / 60:.1f} minutes and {peak_bytes / 2**30:.1f} GB at its peak.")
     root = config.storage.root
     console.print(

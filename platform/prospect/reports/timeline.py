@@ -32,7 +32,7 @@ class TimelinePrinter:
     def header(self) -> None:
         for number, step in enumerate(self._steps, 1):
             self._console.print(f"       S{number} {step}", highlight=False)
-        self._console.print("   time  speak          update         state", style="dim")
+        self._console.print("   time  speak" + ("          update         state" if self._steps else ""), style="dim")
 
     def user(self, frame: int, text: str) -> None:
         """Something that the user says before `frame`."""
@@ -60,10 +60,10 @@ class TimelinePrinter:
         decision, acted = self._decision, bool(self._notes)
         line = Text(style="" if acted else "dim")
         line.append(f"{decision_time(decision.frame):5.1f} s  ")
-        line.append(
-            f"{_bar(decision.p_speak)} {decision.p_speak:.2f}  {_bar(decision.p_update)} {decision.p_update:.2f}  "
-        )
-        line.append("".join(_MARKS[self._state[step]] for step in self._state))
+        line.append(f"{_bar(decision.p_speak)} {decision.p_speak:.2f}")
+        if self._steps:  # without a recipe there is nothing to update
+            line.append(f"  {_bar(decision.p_update)} {decision.p_update:.2f}  ")
+            line.append("".join(_MARKS[state] for state in self._state.values()))
         self._console.print(line)
         for note in self._notes:
             self._console.print(Text(" " * 9).append(note))
