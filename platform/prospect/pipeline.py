@@ -33,8 +33,12 @@ def draw_sample(config: "Config", report: Report = print) -> None:
     if config.data.path != folder:
         return
 
+    drawn = 0
+
     def progress(done: int, total: int) -> None:
-        if done == total or done % 40 == 0:
+        nonlocal drawn
+        drawn += 1
+        if drawn > 1 and (done == total or done % 60 == 0):  # a finished corpus reports once
             report(f"draw   {done}/{total} videos")
 
     draw_corpus(config.corpus, folder, progress)

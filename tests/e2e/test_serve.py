@@ -1,7 +1,6 @@
 """The served application on a real Ray Serve: two engines, HTTP and WebSocket, mistakes, and a clear start."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,15 +18,10 @@ from prospect.model.checkpoint import load_model
 from serve.app import launch
 from serve.encoder import encoder_of
 from tests.conftest import REPOSITORY
+from tests.network import free_port
 from tests.serve.models import ALWAYS, NEVER, STEPS, picture, write_model
 
 pytestmark = pytest.mark.e2e
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,11 @@
 
 import logging
 import os
+import warnings
 
 import ray
 from ray.data import DataContext
+from ray.util.annotations import RayDeprecationWarning
 
 _QUIET = ("ray.data", "ray.train", "ray.serve", "ray.tune")
 
@@ -12,10 +14,11 @@ _QUIET = ("ray.data", "ray.train", "ray.serve", "ray.tune")
 def connect() -> None:
     """Makes Ray ready for a job; does nothing where it is.
 
-    The jobs print their own progress, so Ray's is switched off and only its warnings stay.
+    The jobs print their own progress, so Ray's is switched off and only its errors stay.
     """
     for name in _QUIET:
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=RayDeprecationWarning)
     if not ray.is_initialized():
         # Ray's C++ core prints an error line for every actor pool; what fails reaches us as an exception.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")

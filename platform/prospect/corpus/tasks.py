@@ -92,8 +92,8 @@ def _unseen(
         if frozenset(task.recipe) not in seen:
             return task
     raise ConfigError(
-        f"max_steps: recipes of {s.min_steps} to {s.max_steps} steps leave no unseen set for validation and test beside "
-        f"num_train {s.num_train}; raise max_steps",
+        f"max_steps: recipes of {s.min_steps} to {s.max_steps} steps leave no unseen set for validation and test "
+        f"beside num_train {s.num_train}; raise max_steps",
         field="max_steps",
     )
 

@@ -25,7 +25,8 @@ MAX_STATISTICS_FRAMES = 20_000
 """Frames over which mean and whitening are taken."""
 
 WHITENING_FLOOR = 0.02
-"""Variance, as a share of a dimension's own, below which a direction is damped: what it holds is learned by heart, not seen."""
+"""Variance, as a share of a dimension's own, below which a direction is damped: it lets a model learn single
+pictures by heart."""
 
 
 @dataclass(frozen=True)

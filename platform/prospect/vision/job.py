@@ -6,6 +6,7 @@ the store's own files says what is finished, so a job that dies continues where 
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -137,7 +138,8 @@ def embed_videos(
     if store.video_ids():
         store.require(report.fingerprint)
     began = time.monotonic()
-    for outcome in _run(videos, settings, store_root, report.fingerprint, num_actors):
+    finished = _all_finished(videos, store, report.fingerprint)
+    for outcome in finished or _run(videos, settings, store_root, report.fingerprint, num_actors):
         report.outcomes.append(outcome)
         report.seconds = time.monotonic() - began
         progress(report)
@@ -156,6 +158,17 @@ def _check(videos: Sequence[VideoSource]) -> None:
                 field="videos",
             )
         seen[video.video_id] = video.path
+
+
+def _all_finished(videos: Sequence[VideoSource], store: EmbeddingStore, fingerprint: str) -> list[Outcome] | None:
+    """Outcomes of a job that has nothing to do, found without starting a worker; None where there is work."""
+    stored = set(store.video_ids())
+    if not all(video.video_id in stored and Path(video.path).is_file() for video in videos):
+        return None
+    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter's lock
+        hashes = pool.map(hash_file, (video.path for video in videos))
+        same = all(store.has(v.video_id, source, fingerprint) for v, source in zip(videos, hashes, strict=True))
+    return [Outcome(video.video_id, "skipped") for video in videos] if same else None
 
 
 def _run(

@@ -1,0 +1,45 @@
+"""What the sample corpus asks for can be learned, and only by watching: corpus and model seeds drawn at test time."""
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RIVALS = ("silence", "time prior", "shuffled frames", "blank frames")
+
+
+def job(name: str, root: Path, *overrides: str) -> str:
+    """Runs jobs/NAME.py as a user would; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, f"jobs/{name}.py", f"storage.root={root}", *overrides],
+        cwd=REPOSITORY, env={**os.environ, "PYTHONUNBUFFERED": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(1500)
+def test_a_model_that_watches_beats_every_baseline_that_does_not(tmp_path: Path) -> None:
+    """Joint goal accuracy at least 0.25 above the best rival, with the paired interval above zero."""
+    seed = secrets.randbelow(10**6)
+    print(f"corpus.seed={seed} training.seed={seed}")
+    seeds = [f"corpus.seed={seed}", f"training.seed={seed}"]
+    job("embed", tmp_path, seeds[0])
+    job("label", tmp_path, seeds[0])
+    job("train", tmp_path, *seeds)
+    table = job("eval", tmp_path, *seeds)
+    (file,) = (tmp_path / "evaluations").glob("*.json")
+    result = json.loads(file.read_text())
+    scores = {name: found["overall"]["metrics"]["joint_goal_accuracy"] for name, found in result["scores"].items()}
+    print({name: round(score, 3) for name, score in scores.items()})
+    assert scores["trained model"] >= max(scores[rival] for rival in RIVALS) + 0.25
+    for rival in RIVALS:
+        assert result["advantage"][rival]["low"] > 0
+    assert scores["oracle"] == 1.0
+    assert "is the champion now" in table

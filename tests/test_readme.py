@@ -1,0 +1,63 @@
+"""What the README tells a reader to type exists and composes."""
+
+import re
+import shlex
+import subprocess
+
+import pytest
+
+from prospect.config import load
+from tests.conftest import REPOSITORY
+from tests.readme import TEXT, commands
+
+COMMANDS = commands()
+JOBS = [command for command in COMMANDS if "python jobs/" in command]
+SERVE = [command for command in COMMANDS if command.startswith("serve run serve.app:app")]
+MAKE_DEMO = [command for command in COMMANDS if command.startswith("make demo")]
+
+
+def compose(command: str) -> None:
+    """Composes a job's command line."""
+    words = shlex.split(command)
+    script = next(index for index, word in enumerate(words) if word.startswith("jobs/"))
+    assert (REPOSITORY / words[script]).is_file()
+    load(words[script].removeprefix("jobs/").removesuffix(".py"), words[script + 1 :])
+
+
+@pytest.fixture(autouse=True)
+def away(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROSPECT_STORAGE_ROOT", str(tmp_path))
+
+
+def test_the_readme_names_every_job_that_prepares_trains_and_scores():
+    assert {name for command in JOBS for name in re.findall(r"jobs/(\w+)\.py", command)} == {
+        "embed",
+        "label",
+        "train",
+        "eval",
+    }
+
+
+@pytest.mark.parametrize("command", JOBS)
+def test_a_job_composes(command):
+    compose(command)
+
+
+@pytest.mark.parametrize("command", SERVE)
+def test_serving_composes(command):
+    load("serve", shlex.split(command)[3:])
+
+
+@pytest.mark.parametrize("command", MAKE_DEMO)
+def test_make_demo_runs_a_job_that_composes(command):
+    planned = subprocess.run([*shlex.split(command), "-n"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    [job] = [line for line in planned.stdout.splitlines() if "jobs/demo.py" in line]
+    compose(job)
+
+
+def test_every_make_target_that_is_named_exists():
+    targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    named = {target for command in COMMANDS for target in re.findall(r"^make ([a-z-]+)", command)}
+    named |= set(re.findall(r"`make ([a-z-]+)", TEXT))
+    assert named
+    assert named <= targets
