@@ -68,6 +68,17 @@ def submit(arguments: Sequence[str], env: Mapping[str, str]) -> str:
     return done.stdout
 
 
+SMALL = ["corpus.num_train=12", "corpus.num_validation=2", "corpus.num_test=2"]
+
+
+def whole_path(options: Sequence[str], values: Sequence[str], env: Mapping[str, str]) -> str:
+    """The four jobs one after the other, on a corpus of a few videos; what the last one prints."""
+    steps = ["training.max_steps=6", "training.save_every=3"]
+    for job, more in (("embed", []), ("label", []), ("train", steps)):
+        submit([*options, "--", "python", f"jobs/{job}.py", *SMALL, *more, *values], env)
+    return submit([*options, "--", "python", "jobs/eval.py", *SMALL, *values], env)
+
+
 def labels_in(root: Path) -> str:
     return (root / "labels" / "labels.tsv").read_text()
 
@@ -152,6 +163,12 @@ def test_the_literal_command_works(cluster: Cluster, dialogues: Path) -> None:
     assert "Boil water" in labels_in(cluster.storage)
 
 
+def test_the_whole_path_by_submitted_jobs(cluster: Cluster) -> None:
+    printed = whole_path([], [], cluster.env)
+    assert "models:/prospect-dst/1 is the champion now" in printed
+    assert (cluster.storage / "evaluations").is_dir()
+
+
 def test_a_mistake_is_one_line_of_the_jobs_log(cluster: Cluster) -> None:
     done = run([str(BIN / "ray"), "job", "submit", "--", "python", "jobs/label.py", "storage.root=here"], cluster.env)
     assert done.returncode != 0
@@ -215,6 +232,10 @@ def test_a_cluster_that_never_saw_the_package(
         values = [f"data.path={dialogues}", "data.holdout=0", f"storage.root={tmp_path}/outputs"]
         submit([*job, *values], env | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"})
         assert "Boil water" in labels_in(tmp_path / "outputs")
+        there = env | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+        options = ["--runtime-env", "configs/runtime_env.yaml"]
+        printed = whole_path(options, [f"storage.root={tmp_path}/outputs"], there)
+        assert "models:/prospect-dst/1 is the champion now" in printed
     finally:
         end(head)
 

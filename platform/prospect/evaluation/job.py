@@ -1,7 +1,7 @@
 """Scores a model: held-out videos streamed with Ray Data, beside baselines that do not watch; the better one serves."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,9 +21,10 @@ from prospect.errors import DataError
 from prospect.evaluation.baselines import Periodic, TimePrior, oracle, right_time_wrong_step, silence
 from prospect.evaluation.intervals import Interval
 from prospect.evaluation.metrics import Scores, evaluate, paired_interval
-from prospect.evaluation.records import VideoDecisions
+from prospect.evaluation.records import VideoDecisions, scored_frames
 from prospect.evaluation.similarity import SentenceSimilarity
 from prospect.evaluation.stream import Placed, View, stream_dialogues, view_of
+from prospect.lineage import fingerprint, hash_file
 from prospect.model.checkpoint import load_model
 from prospect.streaming.engine import StreamingEngine, StreamingSettings
 from prospect.streaming.outputs import Decision
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
 
 Report = Callable[[str], None]
 
-VIEWS: tuple[View, ...] = ("watched", "shuffled", "blank")
 MODEL = "trained model"
+VIEWS: dict[View, str] = {"watched": MODEL, "shuffled": "shuffled frames", "blank": "blank frames"}
+"""What the model is shown, and the name of the system that it then is."""
 RIVALS = ("silence", "time prior", "shuffled frames", "blank frames")
 """What a model that watches must beat in joint goal accuracy; silence stays in the initial state."""
 SESSIONS_PER_GROUP = 8
@@ -127,7 +129,7 @@ class _Streamer:
 
         streamed = stream_dialogues(engine, placed, read)
         decisions = [_DECISIONS.dump_json(list(one.decisions)).decode() for one in streamed]
-        return {"view": row["view"], "group": row["group"], "decisions": json.dumps(decisions)}
+        return {"key": row["key"], "decisions": json.dumps(decisions)}
 
 
 def _streamed(
@@ -138,12 +140,73 @@ def _streamed(
     streaming: StreamingSettings,
     report: Report,
 ) -> dict[str, list[VideoDecisions]]:
-    groups = [placed[start : start + SESSIONS_PER_GROUP] for start in range(0, len(placed), SESSIONS_PER_GROUP)]
-    rows = [
-        {"view": view, "group": index, "dialogues": json.dumps([dialogue.model_dump_json() for dialogue, _ in group])}
+    """Decisions of every view; what the same model streamed before with the same settings is not streamed again."""
+    same = [_weights_hash(folder), streaming.model_dump(mode="json"), store.fingerprint]
+    groups = [
+        _Group.of(view, placed[start : start + SESSIONS_PER_GROUP], same)
         for view in VIEWS
-        for index, group in enumerate(groups)
+        for start in range(0, len(placed), SESSIONS_PER_GROUP)
     ]
+    finished = _Finished(cache / "decisions", len(groups), report)
+    missing = [group.row for group in groups if not finished.has(group.row["key"])]
+    if missing:
+        for row in _stream_rows(missing, folder, cache, store, streaming):
+            finished.add(row["key"], row["decisions"])
+    systems: dict[str, list[VideoDecisions]] = {name: [] for name in VIEWS.values()}
+    for group in groups:
+        found = [_DECISIONS.validate_json(text) for text in finished.get(group.row["key"])]
+        systems[VIEWS[group.view]] += [
+            VideoDecisions(dialogue, timeline, decisions, scored_frames(dialogue, timeline).start)
+            for (dialogue, timeline), decisions in zip(group.placed, found, strict=True)
+        ]
+    return systems
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Dialogues that one engine streams together, and the row that carries them through Ray Data."""
+
+    view: View
+    placed: Sequence[Placed]
+    row: dict[str, str]
+
+    @classmethod
+    def of(cls, view: View, placed: Sequence[Placed], same: list[Any]) -> "_Group":
+        row = {"view": view, "dialogues": json.dumps([dialogue.model_dump_json() for dialogue, _ in placed])}
+        return cls(view, placed, {**row, "key": fingerprint([*same, row])})
+
+
+class _Finished:
+    """Decisions on disk, a file a group, so that an evaluation that was killed goes on where it was."""
+
+    def __init__(self, folder: Path, total: int, report: Report) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._total, self._report, self._done = folder, total, report, 0
+
+    def has(self, key: str) -> bool:
+        found = (self._folder / f"{key}.json").is_file()
+        self._done += found
+        return found
+
+    def add(self, key: str, decisions: str) -> None:
+        partial = self._folder / f"{key}.partial"
+        partial.write_text(decisions)
+        partial.rename(self._folder / f"{key}.json")
+        self._done += 1
+        self._report(f"eval   {self._done}/{self._total} groups of up to {SESSIONS_PER_GROUP} sessions streamed")
+
+    def get(self, key: str) -> list[str]:
+        return json.loads((self._folder / f"{key}.json").read_text())
+
+
+def _weights_hash(folder: Path) -> str:
+    weights = [hash_file(file) for file in sorted(folder.glob("*.safetensors"))]
+    return fingerprint([*weights, (folder / "config.json").read_text()])
+
+
+def _stream_rows(
+    rows: list[dict[str, str]], folder: Path, cache: Path, store: EmbeddingStore, streaming: StreamingSettings
+) -> Iterator[dict[str, Any]]:
     connect()
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
@@ -155,14 +218,7 @@ def _streamed(
         num_cpus=1,
         num_gpus=1 if gpus else 0,
     )
-    systems: dict[str, dict[int, list[VideoDecisions]]] = {view: {} for view in VIEWS}
-    for done, row in enumerate(streamed.iter_rows(), 1):
-        decided = [_DECISIONS.validate_json(text) for text in json.loads(row["decisions"])]
-        pairs = zip(groups[row["group"]], decided, strict=True)
-        systems[row["view"]][row["group"]] = [VideoDecisions(d, t, found) for (d, t), found in pairs]
-        report(f"eval   {done}/{len(rows)} groups of up to {SESSIONS_PER_GROUP} sessions streamed")
-    names = {"watched": MODEL, "shuffled": "shuffled frames", "blank": "blank frames"}
-    return {names[view]: [one for index in sorted(found) for one in found[index]] for view, found in systems.items()}
+    yield from streamed.iter_rows()
 
 
 def _baselines(records: Records, placed: Sequence[Placed]) -> dict[str, list[VideoDecisions]]:
