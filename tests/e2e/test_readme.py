@@ -68,7 +68,7 @@ def test_the_curl_example(address: str, folder: Path):
     created, pushed, viewed, closed = documents(run(["bash", "-ec", script], folder))
     assert created["session_id"] == viewed["session_id"] == closed["session_id"] == "kitchen-7"
     [frame] = pushed["frames"]
-    assert 0 <= frame["decision"]["p_speak"] <= 1
+    assert 0 <= frame["p_speak"] <= 1
 
 
 def test_the_python_example(address: str, folder: Path):
