@@ -14,7 +14,6 @@ from pathlib import Path
 
 import ray
 from PIL import Image
-from ray import serve
 from rich.console import Console
 
 from prospect.client import LiveSession, ProspectClient
@@ -84,11 +83,8 @@ def stream_held_out(config: Config, model: str) -> None:
     serving = config.serving.model_copy(update={"model": model})
     url = launch(config.model_copy(update={"serving": serving}))
     console.print(f"serve  {model} at {url}; streaming {dialogue.video_id}: {dialogue.goal}")
-    try:
-        with ProspectClient(url) as client, open_session(client, dialogue) as live:
-            follow(config, live, dialogue, str(corpus.videos[dialogue.video_id]))
-    finally:
-        serve.shutdown()
+    with ProspectClient(url) as client, open_session(client, dialogue) as live:
+        follow(config, live, dialogue, str(corpus.videos[dialogue.video_id]))
 
 
 def open_session(client: ProspectClient, dialogue: Dialogue) -> LiveSession:

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from pyarrow.fs import FileSystem
 from pydantic import BaseModel, Field, ValidationError, field_validator
+from transformers.utils.logging import disable_progress_bar
 
 from prospect.corpus import CorpusSettings
 from prospect.data.sources import DataSettings
@@ -150,6 +151,7 @@ def _run(job: str, run: Callable[[Config], object], arguments: list[str]) -> int
             print(usage(job))
             return 0
         config = load(job, arguments)
+        disable_progress_bar()  # jobs have progress lines of their own
         print(f"configuration: {record(job, config, arguments)}", flush=True)
         run(config)
     except ProspectError as error:

@@ -65,7 +65,8 @@ def embed(config: "Config", report: Report = print) -> EmbedReport:
     step = max(1, len(videos) // 10)
 
     def progress(embedded: EmbedReport) -> None:
-        if len(embedded.outcomes) % step == 0 or len(embedded.outcomes) == embedded.total:
+        done = len(embedded.outcomes)
+        if done == embedded.total or (embedded.frames and done % step == 0):
             report(embedded.progress().replace("embed:", "embed "))
 
     embedded = embed_videos(videos, config.vision, embeddings_root(config), progress=progress)
