@@ -15,8 +15,8 @@ from tests.factories import tiny_vocabulary
 
 VISION = VisionSettings(model="prospect-tiny", weights="random:0", image_size=64, device="cpu")
 CONTEXT = ContextSettings(max_seq_len=640, max_context_tokens=256, max_utterance_tokens=8, max_delta_tokens=40)
-SEED = 8
-"""A model that repeats one whole word; others write halves of characters, which are no text to send in pieces."""
+SEED = 32
+"""A model that repeats one whole letter; others write halves of characters, which are no text to send in pieces."""
 STEPS = ("boil water", "pour water", "add milk")
 ALWAYS, NEVER = {"speak": 0.0, "update": 0.0}, {"speak": 1.0, "update": 1.0}
 """Thresholds that make a random model act at every frame, or at none."""
