@@ -302,3 +302,16 @@ def test_frames_pushed_while_another_is_being_decided_keep_counting(random_model
     assert engine.waiting("a") == 6 - engine.counters("a").frames
     run(engine)
     assert engine.waiting("a") == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_is_generated_stays_within_a_frames_reserve(vocabulary, seed):
+    """Half characters take more tokens as text than they took when they were generated."""
+    context = CONTEXT.model_copy(update={"max_seq_len": 400, "max_utterance_tokens": 60})
+    always = StreamingSettings(speak_threshold=0.0, update_threshold=0.0, cooldown_frames=0)
+    engine = StreamingEngine(tiny_model(vocabulary, seed=seed), context, always)
+    engine.open("a", TEA)
+    stream(engine, "a", "a", range(12), {})
+    heard = decisions(run(engine)["a"])
+    assert [decision.frame for decision in heard] == list(range(12))
+    assert all(len(vocabulary.encode(decision.utterance or "")) <= 60 for decision in heard)
