@@ -29,6 +29,7 @@ class Decision:
     """Index in the session's stream, from 0; decided at (frame + 1) / fps seconds."""
     p_speak: float
     p_update: float
+    """0 without a recipe: there is nothing to update."""
     state: TaskState
     """The tracked state after this frame's delta."""
     delta: Delta = ()

@@ -185,12 +185,12 @@ class Session:
         reply = yield Feed(ids, embedding)
         hidden = reply.hidden[-1]
         p = self._backend.at_image(hidden)
-        p_speak = p.speak
+        p_speak, p_update = p.speak, p.update if self.spec.steps else 0.0
         readout = self._read_out(hidden)
         delta: Delta = ()
         illegal: Delta = ()
         lm_head_before = self.counters.lm_head_calls
-        if self.spec.steps and p.update > self.decides.update:
+        if self.spec.steps and p_update > self.decides.update:
             if self.decides.dst_decoder == "generate":
                 delta, illegal, after = yield from self._write_delta()
             else:
@@ -202,7 +202,7 @@ class Session:
             utterance = yield from self._write_utterance(frame)
         fast = self.counters.lm_head_calls == lm_head_before
         self._finish(frame, embedding, FrameEvents(texts, delta, utterance), fast, illegal)
-        self.outbox.append(Decision(frame, p_speak, p.update, self.state, delta, utterance, readout, fast, illegal))
+        self.outbox.append(Decision(frame, p_speak, p_update, self.state, delta, utterance, readout, fast, illegal))
 
     # Context -----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,86 @@
+"""`jobs/demo.py` as a newcomer meets it: interrupted, run to the end, run again."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+
+from scripts.cluster import free_port
+
+pytestmark = pytest.mark.e2e
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SMALL = ["corpus.num_train=16", "corpus.num_validation=2", "corpus.num_test=3", "training.max_steps=8"]
+MARK = "PROSPECT_TEST_MARK"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo")
+
+
+def start(root: Path, mark: str, overrides: Sequence[str]) -> subprocess.Popen[str]:
+    """The demo in a process group of its own, as a shell starts it in the foreground."""
+    command = [sys.executable, "-u", "jobs/demo.py", f"storage.root={root}", f"serving.port={free_port()}"]
+    return subprocess.Popen(
+        [*command, *SMALL, *overrides], cwd=REPOSITORY, env={**os.environ, MARK: mark}, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def left_over(mark: str) -> list[str]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline()) or process.name())
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("moment", ["draw   ", "embed  ", "train  step"])
+def test_ctrl_c_leaves_no_process_behind(moment: str, root: Path) -> None:
+    mark = uuid.uuid4().hex
+    # Long enough that the moment is not over when the signal arrives.
+    process = start(root, mark, ["training.max_steps=5000", "training.run_name=interrupted", "training.log_every=1"])
+    assert process.stdout is not None
+    try:
+        printed = []
+        for line in process.stdout:
+            printed.append(line)
+            if line.startswith(moment):
+                os.killpg(process.pid, signal.SIGINT)
+                break
+        rest, _ = process.communicate(timeout=90)
+        assert process.returncode == 130, "".join(printed) + rest
+        assert "Traceback" not in rest
+        deadline = time.monotonic() + 20
+        while left_over(mark) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert left_over(mark) == []
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_the_demo_runs_to_its_end_and_reuses_what_is_finished(root: Path) -> None:
+    mark = uuid.uuid4().hex
+    first, second = (start(root, mark, []).communicate(timeout=400)[0] for _ in range(2))
+    for printed in (first, second):
+        assert "assistant:" in printed or "user:" in printed
+        assert "trained model" in printed
+        assert "The demo took" in printed, printed[-3000:]
+        assert "mlflow ui --backend-store-uri sqlite:////" in printed
+    assert "groups of up to" in first
+    for phase in ("groups of up to", "train  step"):
+        assert phase not in second
+    assert "run 'default' is finished" in second
+    assert left_over(mark) == []
