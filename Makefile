@@ -57,7 +57,7 @@ DEMO := $(if $(filter real,$(DATA)),data=clips training=few_videos $(if $(PATH_T
 demo: env $(if $(MODEL)$(VISION),weights) ## the whole path on the sample corpus; DATA=real for videos, ARGS="key=value ..."
 	@$(BIN)/python jobs/demo.py $(DEMO) $(ARGS)
 
-test: env ## all tests
+test: env weights ## all tests
 	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest $(ARGS)
 
 test-fast: env ## the tests that take seconds

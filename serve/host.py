@@ -19,8 +19,9 @@ import numpy as np
 from prospect.dialogue.timeline import FPS
 from prospect.errors import ProspectError, UnknownSessionError
 from prospect.streaming.engine import StreamingEngine
-from prospect.streaming.outputs import SessionSpec
+from prospect.streaming.outputs import Failed, SessionSpec
 from prospect.streaming.protocol import (
+    ErrorMessage,
     FrameAppend,
     FrameDropped,
     FrameOutcome,
@@ -256,7 +257,11 @@ class SessionHost:
             while busy:
                 events, busy = await self._call(lambda: (self._engine.step(), self._engine.has_work()))
                 for session_id, event in events:
-                    if session_id in self._streams:  # else closed while the step ran
+                    if session_id not in self._streams:  # closed while the step ran
+                        continue
+                    if isinstance(event, Failed):  # the engine has closed it; its handle leads nowhere
+                        self._streams.pop(session_id).finish(_failure(event), event.reason)
+                    else:
                         self._streams[session_id].publish(event)
 
     async def _sweep(self) -> None:
@@ -320,6 +325,10 @@ class SessionHost:
             raise _unknown(session_id)
         stream.touched = time.monotonic()
         return stream
+
+
+def _failure(event: Failed) -> ErrorMessage:
+    return ErrorMessage(code="session_failed", message=f"the session met a defect of the server: {event.reason}")
 
 
 def _unknown(session_id: str) -> UnknownSessionError:

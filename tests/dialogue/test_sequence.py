@@ -1,15 +1,18 @@
 """The context and the grammar: tokens from events and events from tokens."""
 
+import copy
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from prospect.data.clips import clip_sequence
 from prospect.dialogue.prompt import build_context
 from prospect.dialogue.sequence import TextTask, build_sequence, parse_sequence, shifted
 from prospect.dialogue.state import StepState, TaskState, Transition
 from prospect.dialogue.timeline import FrameEvents
-from prospect.dialogue.vocabulary import GRAMMAR_TOKENS
+from prospect.dialogue.vocabulary import GRAMMAR_TOKENS, Vocabulary
 from prospect.errors import DataError
 from prospect.streaming.context import ContextPlan, session_context
 from prospect.streaming.outputs import SessionSpec
@@ -135,3 +138,10 @@ def test_what_people_write_never_becomes_a_control_token(token):
 def test_tokens_outside_the_grammar_are_refused(ids, message):
     with pytest.raises(DataError, match=message):
         parse_sequence(VOCABULARY, ids, 1)
+
+
+def test_special_tokens_that_a_tokenizer_does_not_name_stay_text_too():
+    tokenizer = copy.deepcopy(VOCABULARY.tokenizer)
+    tokenizer.add_tokens([AddedToken("<|start_header_id|>", special=True)])
+    header = tokenizer.convert_tokens_to_ids("<|start_header_id|>")
+    assert header not in Vocabulary(tokenizer).encode("<|start_header_id|>system")

@@ -130,3 +130,10 @@ def test_transitions_out_of_recipe_order_within_a_frame_survive_a_recording():
 def test_a_recipe_whose_ids_are_out_of_order_is_refused():
     with pytest.raises(ValueError, match="ids must be"):
         Dialogue(dataset="t", video_id="v", dialogue_id="d", steps=[Step(id="S2", name="x")])
+
+
+def test_what_lies_far_behind_the_last_frame_is_quarantined_however_long_the_source_says_the_video_is():
+    turns = [("user", 70.0, "q"), ("assistant", 80.0, "a")]
+    timeline = place(dialogue(turns, [("x", 50.0, 60.0)], duration=100.0), 10)
+    assert timeline.events == {}
+    assert len(timeline.quarantined) == 4

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import ray
+import torch
 
 from prospect.config import Config, StorageSettings
 from prospect.corpus import CorpusSettings

@@ -81,7 +81,8 @@ def test_the_loss_of_a_split_batch_is_the_loss_of_the_whole(backend):
     expected, _ = total_loss(loss_sums(model, whole, settings), counts, settings)
     split = sum(total_loss(loss_sums(model, part, settings), counts, settings)[0] for part in parts)
     assert torch.allclose(expected, split, atol=1e-4)
-    assert trained_heads(counts) == dict.fromkeys(HEADS, True)
+    assert trained_heads(counts, settings) == dict.fromkeys(HEADS, True)
+    assert not trained_heads(counts, LossSettings(update=0.0))["dst_update"]
 
 
 def test_text_and_decisions_are_learned_in_any_batch_that_holds_them():

@@ -1,5 +1,6 @@
 """The engine: exact with the cache, exact in a batch, exact after a refresh, a restart and a recording."""
 
+import dataclasses
 import itertools
 import json
 
@@ -13,7 +14,7 @@ from prospect.errors import FingerprintError, ProspectError, SessionError, Unkno
 from prospect.model.checkpoint import LoadedModel
 from prospect.model.losses import LossSettings, label_counts, loss_sums, total_loss
 from prospect.streaming.engine import StreamingEngine, StreamingSettings
-from prospect.streaming.outputs import Decision, Refreshed, SessionSpec, TextPiece
+from prospect.streaming.outputs import Decision, Failed, Refreshed, SessionSpec, TextPiece
 from tests.factories import (
     CONTEXT,
     DIM,
@@ -315,3 +316,73 @@ def test_whatever_is_generated_stays_within_a_frames_reserve(vocabulary, seed):
     heard = decisions(run(engine)["a"])
     assert [decision.frame for decision in heard] == list(range(12))
     assert all(len(vocabulary.encode(decision.utterance or "")) <= 60 for decision in heard)
+
+
+def test_whatever_text_was_accepted_fits_once_the_context_has_grown(random_model):
+    """The tail and the utterances come only with the first refresh; the text was measured before it."""
+    small = CONTEXT.model_copy(update={"max_seq_len": 360})
+    engine = StreamingEngine(random_model, small, talkative(random_model))
+    engine.open("a", TEA)
+    stream(engine, "a", "a", range(30), {})
+    accepted = next(text for n in range(200, 0, -1) if pushed(engine, text := "tea " * n))
+    stream(engine, "a", "a", range(30, 31), {})
+    events = run(engine)["a"]
+    assert accepted
+    assert [d.frame for d in decisions(events)] == list(range(31))
+
+
+def pushed(engine: StreamingEngine, text: str) -> bool:
+    try:
+        engine.push_text("a", text)
+    except SessionError:
+        return False
+    return True
+
+
+def test_a_defect_in_one_session_ends_that_one_alone(random_model):
+    engine = StreamingEngine(random_model, CONTEXT, SETTINGS)
+    for name in ("a", "b"):
+        engine.open(name, TEA)
+        stream(engine, name, name, range(2), {})
+    while engine.segment("a") is None:
+        engine.step()
+    engine._session("a").segment = None
+    events = run(engine)
+    assert isinstance(events["a"][-1], Failed)
+    assert engine.session_ids == ["b"]
+    assert [d.frame for d in decisions(events["b"])] == [0, 1]
+
+
+def test_a_log_of_another_model_or_a_damaged_one_is_refused(random_model, vocabulary):
+    engine = StreamingEngine(random_model, CONTEXT, SETTINGS)
+    engine.open("a", TEA)
+    stream(engine, "a", "a", range(3), {})
+    run(engine)
+    log = engine.export("a")
+    other = StreamingEngine(tiny_model(vocabulary, layers=3), CONTEXT, SETTINGS)
+    with pytest.raises(SessionError, match="recorded with another model"):
+        other.import_(log)
+    engine.close("a")
+    with pytest.raises(SessionError, match="'segment' is missing"):
+        engine.import_({name: value for name, value in log.items() if name != "segment"})
+    shorter = {**log, "segment": {**log["segment"], "events": log["segment"]["events"][:-1]}}
+    with pytest.raises(SessionError, match="differ in number"):
+        engine.import_(shorter)
+    assert engine.session_ids == []
+
+
+def test_a_session_whose_state_was_set_makes_no_record(random_model):
+    engine = StreamingEngine(random_model, CONTEXT, SETTINGS)
+    engine.open("a", TEA)
+    engine.patch_state("a", {"S1": "completed"})
+    with pytest.raises(SessionError, match="makes no record"):
+        engine.record("a")
+
+
+def test_a_recipe_without_tracking_is_background(random_model, vocabulary):
+    loaded = tiny_model(vocabulary)
+    loaded.model.config.trained_steps = {"speaking": 1}
+    engine = StreamingEngine(loaded, CONTEXT, StreamingSettings(update_threshold=0.0, speak_threshold=1.0))
+    engine.open("a", dataclasses.replace(TEA, track=False))
+    stream(engine, "a", "a", range(2), {})
+    assert [(d.p_update, d.delta, d.readout) for d in decisions(run(engine)["a"])] == [(0.0, (), None)] * 2

@@ -114,7 +114,8 @@ class Dialogue(Record):
     @property
     def has_dst_labels(self) -> bool:
         """Whether the source says when steps happened; an empty recipe or an untimed one says nothing."""
-        return self.explicit_transitions is not None or any(step.start is not None for step in self.steps)
+        timed = self.explicit_transitions is not None or any(step.start is not None for step in self.steps)
+        return timed and bool(self.steps)
 
     def transitions(self) -> tuple[TimedTransition, ...]:
         """All transitions in the order of DESIGN 4.1: (time, step index, start before complete)."""

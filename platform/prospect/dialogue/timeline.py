@@ -119,14 +119,14 @@ def place(dialogue: Dialogue, total_frames: int, fps: float = FPS) -> Timeline:
         the end, is in `quarantined`, with its time.
     """
     last = total_frames - 1
-    end = total_frames / fps if dialogue.end is None else dialogue.end
+    end = _end(dialogue, total_frames, fps)
     builder = _Builder(last)
     quarantined: list[Quarantined] = []
 
     def inside(frame: int, time: float) -> int:
         if frame <= last:
             return frame
-        if time > max(end, total_frames / fps) + CLAMP_S:
+        if time > end + CLAMP_S:
             raise _PastTheEndError
         return last
 
@@ -152,6 +152,13 @@ def place(dialogue: Dialogue, total_frames: int, fps: float = FPS) -> Timeline:
         except _PastTheEndError:
             quarantine(f"{turn.role} turn {turn.text!r}", turn.time)
     return Timeline(total_frames, len(dialogue.steps), builder.build(), tuple(quarantined))
+
+
+def _end(dialogue: Dialogue, total_frames: int, fps: float) -> float:
+    """The end that the frames show; the source's own where it lies within the part of a frame that T leaves out."""
+    shown = total_frames / fps
+    stated = dialogue.end
+    return stated if stated is not None and shown <= stated < shown + 1 / fps else shown
 
 
 class _Builder:

@@ -47,7 +47,8 @@ class Vocabulary:
         self.image, self.user, self.dst, self.asst, self.silent, self.pad = ids
         self.stop: int = tokenizer.eos_token_id
         self.stop_ids = frozenset(stop_ids) | {self.stop}
-        specials = sorted(set(tokenizer.all_special_tokens) | set(GRAMMAR_TOKENS), key=len, reverse=True)
+        added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        specials = sorted(added | set(tokenizer.all_special_tokens) | set(GRAMMAR_TOKENS), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, specials)))
 
     @property

@@ -17,7 +17,7 @@ from prospect.data.embeddings import EmbeddingStore
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.timeline import place
-from prospect.errors import DataError
+from prospect.errors import DataError, ProspectError
 from prospect.evaluation.baselines import Periodic, TimePrior, oracle, right_time_wrong_step, silence
 from prospect.evaluation.intervals import Interval
 from prospect.evaluation.metrics import Scores, evaluate, paired_interval
@@ -127,9 +127,12 @@ class _Streamer:
             frames = self._store.read(dialogue.video_id, start, stop)
             return view_of(frames, row["view"], blank, dialogue.dialogue_id)
 
-        streamed = stream_dialogues(engine, placed, read)
+        try:
+            streamed = stream_dialogues(engine, placed, read)
+        except ProspectError as error:  # as a value: what an actor raises arrives as a stack trace
+            return {"key": row["key"], "decisions": "", "error": str(error)}
         decisions = [_DECISIONS.dump_json(list(one.decisions)).decode() for one in streamed]
-        return {"key": row["key"], "decisions": json.dumps(decisions)}
+        return {"key": row["key"], "decisions": json.dumps(decisions), "error": ""}
 
 
 def _streamed(
@@ -143,7 +146,7 @@ def _streamed(
     """Decisions of every view; what the same model streamed before with the same settings is not streamed again."""
     same = [_weights_hash(folder), streaming.model_dump(mode="json"), store.fingerprint]
     groups = [
-        _Group.of(view, placed[start : start + SESSIONS_PER_GROUP], same)
+        _Group.of(view, placed[start : start + SESSIONS_PER_GROUP], same, store)
         for view in VIEWS
         for start in range(0, len(placed), SESSIONS_PER_GROUP)
     ]
@@ -151,6 +154,8 @@ def _streamed(
     missing = [group.row for group in groups if not finished.has(group.row["key"])]
     if missing:
         for row in _stream_rows(missing, folder, cache, store, streaming):
+            if row["error"]:
+                raise DataError(f"evaluation: a held-out dialogue cannot be streamed: {row['error']}")
             finished.add(row["key"], row["decisions"])
     systems: dict[str, list[VideoDecisions]] = {name: [] for name in VIEWS.values()}
     for group in groups:
@@ -171,9 +176,10 @@ class _Group:
     row: dict[str, str]
 
     @classmethod
-    def of(cls, view: View, placed: Sequence[Placed], same: list[Any]) -> "_Group":
+    def of(cls, view: View, placed: Sequence[Placed], same: list[Any], store: EmbeddingStore) -> "_Group":
         row = {"view": view, "dialogues": json.dumps([dialogue.model_dump_json() for dialogue, _ in placed])}
-        return cls(view, placed, {**row, "key": fingerprint([*same, row])})
+        sources = [store.stored(dialogue.video_id).source_hash for dialogue, _ in placed]
+        return cls(view, placed, {**row, "key": fingerprint([*same, row, sources])})
 
 
 class _Finished:

@@ -192,8 +192,8 @@ def _event_sums(video: VideoDecisions, settings: EvaluationSettings) -> dict[str
 
 
 def _state_sums(video: VideoDecisions, policy: StatePolicy) -> dict[str, float]:
-    """An empty recipe leaves every sum at zero, and so the state metrics undefined."""
-    steps = video.timeline.num_steps
+    """A recipe that is empty or without times leaves every sum at zero, and so the state metrics undefined."""
+    steps = video.timeline.num_steps if video.dialogue.has_dst_labels else 0
     frames = video.frames if steps else range(0)
     reference = video.timeline.states(policy)
     tracked = {frame: decision.state for frame, decision in video.by_frame.items()}

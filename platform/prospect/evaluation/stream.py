@@ -25,6 +25,7 @@ def spec_of(dialogue: Dialogue, timeline: Timeline) -> SessionSpec:
         steps=dialogue.step_names,
         knowledge=dialogue.knowledge,
         state=timeline.state_before(scored_frames(dialogue, timeline).start),
+        track=dialogue.has_dst_labels,
     )
 
 

@@ -132,6 +132,7 @@ def _load_weights(
         tokens_per_frame=config.tokens_per_frame,
         fingerprint=config.fingerprint,
         cache=cache,
+        seed=manifest.get("seed", 0),  # of the frozen base where it is random: `tiny`
     )
     merged = PeftModel.from_pretrained(base, folder).merge_and_unload()
     merged.config.trained_steps, merged.config.thresholds = config.trained_steps, config.thresholds

@@ -84,13 +84,13 @@ def total_loss(sums: Tensor, counts: Tensor, settings: LossSettings) -> tuple[Te
     return total, parts
 
 
-def trained_heads(counts: Tensor) -> dict[str, bool]:
-    """Which heads had labels, from [7] counts: both classes of a decision, or states."""
+def trained_heads(counts: Tensor, settings: LossSettings) -> dict[str, bool]:
+    """Which heads learn from [7] counts: a decision from its positives and their text, with weights above zero."""
     n = dict(zip(TERMS, counts.tolist(), strict=True))
     return {
-        "speaking": n["speak_positive"] > 0 and n["speaking_text"] > 0,
-        "dst_update": n["update_positive"] > 0 and n["dst_text"] > 0,
-        "dst_state": n["state"] > 0,
+        "speaking": min(n["speak_positive"], n["speaking_text"], settings.speak, settings.speaking_text) > 0,
+        "dst_update": min(n["update_positive"], n["dst_text"], settings.update, settings.dst_text) > 0,
+        "dst_state": min(n["state"], settings.state) > 0,
     }
 
 

@@ -46,7 +46,12 @@ def session_context(
     plan: ContextPlan,
     settings: ContextSettings,
     tokens_per_frame: int,
+    room: int | None = None,
 ) -> Context:
+    """The context of a live session; `room` is what text and tail may take together, in tokens."""
+    limit = settings.max_context_tokens
+    if room is not None:
+        limit = min(limit, room - plan.tail_frames * tokens_per_frame)
     return build_context(
         vocabulary,
         goal=spec.goal,
@@ -56,5 +61,5 @@ def session_context(
         utterances=plan.utterances,
         tail_frames=plan.tail_frames,
         tokens_per_frame=tokens_per_frame,
-        max_tokens=settings.max_context_tokens,
+        max_tokens=limit,
     )

@@ -3,6 +3,7 @@
 A plain Python object that a test, the evaluator and the Serve deployment drive alike.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +16,15 @@ from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.state import StatePolicy, StepState, TaskState
 from prospect.errors import FingerprintError, SessionError, UnknownSessionError
+from prospect.lineage import fingerprint
 from prospect.model.checkpoint import LoadedModel
 from prospect.settings import Settings
 from prospect.streaming.journal import Segment, SessionLog, to_dialogue
 from prospect.streaming.kv_cache import ATTENTION, RaggedStep, SessionCache
-from prospect.streaming.outputs import Event, SessionSpec
+from prospect.streaming.outputs import Event, Failed, SessionSpec
 from prospect.streaming.session import Counters, DecisionPolicy, DstDecoder, Feed, Reply, Run, Session, SessionParts
+
+log = logging.getLogger(__name__)
 
 
 class StreamingSettings(Settings):
@@ -102,6 +106,7 @@ class StreamingEngine:
                 ),
                 "wrong_shape",
             )
+        embedding = np.asarray(embedding, np.float16)
         if not np.isfinite(embedding).all():
             raise SessionError("embedding: holds values that are not finite", field="embedding")
         if len(session.frames) >= self.settings.max_waiting_frames:
@@ -109,7 +114,7 @@ class StreamingEngine:
                 SessionError(f"session {session_id}: {len(session.frames)} frames are waiting already", field="seq"),
                 "overloaded",
             )
-        return session.push_frame(np.asarray(embedding, np.float16))
+        return session.push_frame(embedding)
 
     def push_text(self, session_id: str, text: str) -> None:
         """Text of the user; it joins the next frame."""
@@ -158,6 +163,9 @@ class StreamingEngine:
     def record(self, session_id: str) -> Dialogue:
         """The session so far as a dialogue record (DESIGN 4.2: it converts back to the tokens that were fed)."""
         session = self._session(session_id)
+        given = session.spec.state is not None and session.spec.state != TaskState.initial(len(session.spec.steps))
+        if given or session.patched or session.spec.utterances:
+            raise SessionError(f"session {session_id}: it continued another or its state was set; it makes no record")
         return to_dialogue(session_id, session.spec, session.history, session.counters.frames)
 
     def segment(self, session_id: str) -> Segment | None:
@@ -167,20 +175,24 @@ class StreamingEngine:
     # Work --------------------------------------------------------------------------------------------------
 
     def has_work(self) -> bool:
-        return bool(self._jobs) or any(session.frames for session in self._sessions.values())
+        return bool(self._jobs) or any(session.frames or session.outbox for session in self._sessions.values())
 
     def step(self) -> list[tuple[str, Event]]:
         """One ragged forward for every session with work; returns what happened, by session."""
         for session_id, session in self._sessions.items():
             if session_id not in self._jobs and session.frames:
                 self._start(session_id, session.decide())
-        if not self._jobs:
+        if not self._jobs and not any(session.outbox for session in self._sessions.values()):
             return []
         batch = list(self._jobs.items())
-        for (session_id, job), reply in zip(batch, self._forward(batch), strict=True):
+        for (session_id, job), reply in zip(batch, self._forward(batch) if batch else [], strict=True):
             if reply is not None:
-                self._advance(session_id, job, reply)
-        return [(sid, event) for sid, session in self._sessions.items() for event in _drain(session.outbox)]
+                self._resume(session_id, job.run, reply)
+        events = [(sid, event) for sid, session in self._sessions.items() for event in _drain(session.outbox)]
+        for session_id, event in events:
+            if isinstance(event, Failed):
+                self.close(session_id)
+        return events
 
     @torch.inference_mode()
     def _forward(self, batch: list[tuple[str, _Job]]) -> list[Reply | None]:
@@ -221,14 +233,24 @@ class StreamingEngine:
         ]
 
     def _start(self, session_id: str, run: Run) -> None:
-        self._jobs[session_id] = _Job(run, next(run))
+        self._resume(session_id, run, None)
 
     @torch.inference_mode()
-    def _advance(self, session_id: str, job: _Job, reply: Reply) -> None:
+    def _resume(self, session_id: str, run: Run, reply: Reply | None) -> None:
+        """Runs a session up to its next feed. What goes wrong in it ends this session and no other."""
+        self._jobs.pop(session_id, None)
+        session = self._sessions[session_id]
         try:
-            self._jobs[session_id] = _Job(job.run, job.run.send(reply))
+            feed = run.send(reply) if reply is not None else next(run)
+            session.cache.reserve(len(feed.ids))
         except StopIteration:
-            del self._jobs[session_id]
+            return
+        except Exception as error:
+            log.exception("session %s failed", session_id)
+            session.frames.clear()
+            session.outbox.append(Failed(str(error) or type(error).__name__))
+            return
+        self._jobs[session_id] = _Job(run, feed)
 
     # Moving sessions ---------------------------------------------------------------------------------------
 
@@ -244,6 +266,7 @@ class StreamingEngine:
         return {
             "session_id": session_id,
             "fingerprint": self.loaded.fingerprint,
+            "model": self._model_hash,
             **session.export().to_json(),
         }
 
@@ -259,12 +282,33 @@ class StreamingEngine:
                 f"session log: recorded with {log.get('fingerprint')}, this model expects {self.loaded.fingerprint}"
             )
         session_id, restored = str(log.get("session_id")), SessionLog.from_json(log)
+        self._check_log(log, restored)
         self._admit(session_id, restored.spec)
         session = Session(self._parts, restored.spec, self._new_cache(), self._policy(restored.spec))
         session.restore(restored)
         self._sessions[session_id] = session
         self._start(session_id, session.start())
         return session_id
+
+    @property
+    def _model_hash(self) -> str:
+        """Whose tokens a log holds."""
+        config = self._model.config
+        return fingerprint([config.vocab_size, config.hidden_size, config.num_hidden_layers, config.grammar_ids])
+
+    def _check_log(self, log: Mapping[str, Any], restored: SessionLog) -> None:
+        """What a foreign or damaged log would break is refused before a session is opened."""
+        segment, config = restored.segment, self._model.config
+        if log.get("model") != self._model_hash:
+            raise SessionError("session log: recorded with another model", field="model")
+        frames = [*segment.tail, *segment.frames, *restored.tail]
+        if any(frame.shape != (config.tokens_per_frame, config.vision_dim) for frame in frames):
+            raise SessionError("session log: frames of another shape than the model's", field="segment")
+        if len(segment.frames) != len(segment.events) or len(segment.tail) != segment.context.tail_frames:
+            raise SessionError("session log: its frames and its events differ in number", field="segment")
+        length = len(segment.sequence(self.loaded.vocabulary, config.tokens_per_frame).ids)
+        if length > self.context.max_seq_len:
+            raise SessionError(f"session log: {length} tokens, this engine holds {self.context.max_seq_len}")
 
     # Helpers -----------------------------------------------------------------------------------------------
 
@@ -279,7 +323,7 @@ class StreamingEngine:
             raise _coded(SessionError(f"session {session_id!r} is open already", field="session_id"), "session_exists")
         if len(self._sessions) >= self.settings.max_sessions:
             raise _coded(SessionError(f"all {self.settings.max_sessions} sessions are taken; try again later"), "busy")
-        if spec.steps:
+        if spec.tracked:
             self.loaded.require_trained(
                 "dst_update", *(["dst_state"] if self.settings.dst_decoder == "readout" else [])
             )

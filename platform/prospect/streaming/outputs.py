@@ -16,9 +16,16 @@ class SessionSpec:
     """None: nothing started."""
     utterances: tuple[tuple[str, str], ...] = ()
     """(role, text) of what was said before, oldest first; for a session that continues another."""
+    track: bool = True
+    """False: the recipe is background, its state is not tracked."""
     speak_threshold: float | None = None
     """None: the model's calibrated threshold, else the configured one."""
     update_threshold: float | None = None
+
+    @property
+    def tracked(self) -> bool:
+        """Whether there is a state to update."""
+        return self.track and bool(self.steps)
 
 
 @dataclass(frozen=True)
@@ -59,5 +66,12 @@ class Refreshed:
     tokens_after: int
 
 
-Event = Decision | TextPiece | Refreshed
+@dataclass(frozen=True)
+class Failed:
+    """The session met a defect of ours and is closed; the others go on."""
+
+    reason: str
+
+
+Event = Decision | TextPiece | Refreshed | Failed
 """What one step of the engine can say about one session."""

@@ -109,6 +109,7 @@ class Session:
         self._step_vectors: Tensor | None = None
         self._shown: list[int] = []
         self._stale = False
+        self.patched = False
         self._last_spoken: int | None = None
         self._num_sent = 0
         self._tokens_per_frame = parts.model.config.tokens_per_frame
@@ -142,7 +143,7 @@ class Session:
     def patch_state(self, state: TaskState) -> None:
         """Somebody else knows better; the context is rebuilt before the next frame."""
         self.state = state
-        self._stale = True
+        self._stale = self.patched = True
 
     def export(self) -> SessionLog:
         """Everything but keys and values; call it between frames."""
@@ -171,7 +172,8 @@ class Session:
     def start(self) -> Run:
         """Feeds the first context, or a restored segment's tokens."""
         if self.segment is None:
-            yield from self._open_segment(self._plan())
+            reserve = frame_reserve(self._parts.context, self._tokens_per_frame)
+            yield from self._open_segment(self._plan(), self._parts.context.max_seq_len - reserve)
         else:
             yield from self._replay(self.segment)
 
@@ -185,12 +187,12 @@ class Session:
         reply = yield Feed(ids, embedding)
         hidden = reply.hidden[-1]
         p = self._backend.at_image(hidden)
-        p_speak, p_update = p.speak, p.update if self.spec.steps else 0.0
+        p_speak, p_update = p.speak, p.update if self.spec.tracked else 0.0
         readout = self._read_out(hidden)
         delta: Delta = ()
         illegal: Delta = ()
         lm_head_before = self.counters.lm_head_calls
-        if self.spec.steps and p_update > self.decides.update:
+        if self.spec.tracked and p_update > self.decides.update:
             if self.decides.dst_decoder == "generate":
                 delta, illegal, after = yield from self._write_delta()
             else:
@@ -216,17 +218,24 @@ class Session:
             )
 
     def _room_for_text(self) -> int:
-        context = self._context(self._plan())
+        """Tokens that the user may take before one frame, whenever the context is rebuilt.
+
+        A rebuilt context can do without the utterances; a step's label may take two tokens more by then.
+        """
+        longest_tail = STRATEGIES[self._parts.context.strategy](self._parts.context, [], FPS * 3600).tail_frames
+        text = self._context(ContextPlan((), 0)).num_text + 2 * len(self.spec.steps)
         reserve = frame_reserve(self._parts.context, self._tokens_per_frame)
-        return self._parts.context.max_seq_len - len(context.ids) - reserve
+        return self._parts.context.max_seq_len - text - longest_tail * self._tokens_per_frame - reserve
 
     def _plan(self) -> ContextPlan:
         settings = self._parts.context
         return STRATEGIES[settings.strategy](settings, self._said, len(self._tail) if self.counters.frames else 0)
 
-    def _context(self, plan: ContextPlan) -> Context:
+    def _context(self, plan: ContextPlan, room: int | None = None) -> Context:
         parts = self._parts
-        return session_context(parts.vocabulary, self.spec, self.state, plan, parts.context, self._tokens_per_frame)
+        return session_context(
+            parts.vocabulary, self.spec, self.state, plan, parts.context, self._tokens_per_frame, room
+        )
 
     def _make_room(self, frame: int, texts: tuple[str, ...]) -> Run:
         """Rebuilds the context where this frame, whatever comes of it, might not fit."""
@@ -235,14 +244,14 @@ class Session:
         if not self._stale and self.cache.length + needed <= self._parts.context.max_seq_len:
             return
         before = self.cache.length
-        yield from self._open_segment(self._plan())
-        self._stale = False
+        self._stale = False  # a patch that comes while the context is fed makes it stale again
+        yield from self._open_segment(self._plan(), self._parts.context.max_seq_len - needed)
         self.counters.refreshes += 1
         self.outbox.append(Refreshed(frame, before, self.cache.length))
 
-    def _open_segment(self, plan: ContextPlan) -> Run:
+    def _open_segment(self, plan: ContextPlan, room: int) -> Run:
         self.cache.truncate(0)
-        context = self._context(plan)
+        context = self._context(plan, room)
         tail = list(self._tail)[len(self._tail) - plan.tail_frames :]
         self.segment = Segment(context, self.counters.frames, tail)
         reply = yield Feed(list(context.ids), np.concatenate(tail) if tail else None)
@@ -268,7 +277,7 @@ class Session:
         return self._last_spoken is not None and frame - self._last_spoken <= self.decides.cooldown_frames
 
     def _read_out(self, hidden: Tensor) -> TaskState | None:
-        if self._step_vectors is None:
+        if self._step_vectors is None or not self.spec.tracked:
             return None
         logits = self._parts.model.dst_state_head(hidden, self._step_vectors)
         return read_state(logits.cpu(), self._shown, self.state)
@@ -286,7 +295,7 @@ class Session:
             wanted = ()
         wanted = self._within_limit(wanted)
         state, illegal = self.state.apply(wanted, self._parts.policy)
-        delta = self.state.delta_to(state) if illegal else wanted
+        delta = self._legal(wanted) if illegal else wanted
         self.state = state
         self.counters.illegal_transitions += len(illegal)
         block = delta_block(self._parts.vocabulary, delta) if delta else []
@@ -308,6 +317,15 @@ class Session:
         while delta and len(delta_block(self._parts.vocabulary, delta)) > limit:
             delta = delta[:-1]
         return delta
+
+    def _legal(self, wanted: Delta) -> Delta:
+        """What of `wanted` applies, in the order written."""
+        state, legal = self.state, []
+        for transition in wanted:
+            if state.is_legal(transition, self._parts.policy):
+                state, _ = state.apply((transition,), self._parts.policy)
+                legal.append(transition)
+        return tuple(legal)
 
     def _write_utterance(self, frame: int) -> Generator[Feed, Reply, str | None]:
         start, vocabulary = self.cache.length, self._parts.vocabulary

@@ -198,6 +198,7 @@ def _worker_job(config: "Config", folder: Path, store: EmbeddingStore, run: Run)
         "fingerprint": store.fingerprint,
         "run_name": folder.name,
         "mlflow_run": run.id,
+        "seed": config.training.seed,
     }
     cache = folder.parents[1] / "cache"
     return WorkerJob(config.model, config.training, config.context, folder, cache, store.root, manifest)

@@ -226,7 +226,7 @@ def train_step(
         epoch=epoch,
         loss=float(loss),
         parts=_labelled(parts, counts, settings),
-        trained=trained_heads(counts),
+        trained=trained_heads(counts, settings.losses),
         grad_norm=grad_norm,
         learning_rate=learning_rate,
         clips=clips,
