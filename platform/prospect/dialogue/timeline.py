@@ -5,7 +5,6 @@ conversion of recorded sessions all place events through `place`.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from prospect.dialogue.schema import Dialogue, TimedTransition, Turn
@@ -222,8 +221,3 @@ def _ordered(delta: Delta, time: float) -> list[TimedTransition]:
         timed.append(TimedTransition(time=time, step=transition.step, kind=transition.kind))
         previous = transition
     return timed
-
-
-def between(timeline: Timeline, start: int, stop: int) -> Sequence[FrameEvents]:
-    """The events of frames [start, stop), one entry a frame."""
-    return [timeline[frame] for frame in range(start, stop)]

@@ -4,7 +4,6 @@ A rank computes the sums of its micro-batch; the counts come from the labels alo
 and accumulation before the backward pass. World size therefore changes neither loss nor gradient.
 """
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -155,7 +154,3 @@ def _state(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch) -> Tens
     frames = flat[batch.decisions]
     logits = model.dst_state_head(frames[batch.state_frames], vectors[batch.state_steps])
     return F.cross_entropy(logits, batch.state_labels, reduction="sum")
-
-
-Reduce = Callable[[Tensor], Tensor]
-"""Adds a tensor up over all ranks; the identity on one."""

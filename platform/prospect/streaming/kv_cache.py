@@ -56,10 +56,6 @@ class SessionCache:
         assert 0 <= length <= self.length
         self.length = length
 
-    @property
-    def num_bytes(self) -> int:
-        return self._buffer.nbytes
-
 
 @dataclass
 class RaggedStep:
