@@ -60,7 +60,7 @@ demo: env $(if $(MODEL)$(VISION),weights) ## the whole path on the sample corpus
 test: env weights ## all tests
 	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest $(ARGS)
 
-test-fast: env ## the tests that take seconds
+test-fast: env weights ## the tests that take seconds
 	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest -m "not e2e" $(ARGS)
 
 lint: env ## style, types and import rules
