@@ -185,6 +185,12 @@ def test_two_raylets_on_one_machine(cluster: Cluster) -> None:
     try:
         done = run([sys.executable, "-c", SPREAD], cluster.env)
         assert "nodes: 2" in done.stdout, done.stderr
+        # More workers than the head has CPUs: the run spans both nodes.
+        workers = (os.cpu_count() or 1) + 1
+        values = [f"training.num_workers={workers}", "training.run_name=spread", "training.max_steps=4"]
+        printed = submit(["--", "python", "jobs/train.py", *SMALL, *values], cluster.env)
+        assert f"4 steps on {workers} CPU workers" in printed
+        assert "finished after 4 steps" in printed
     finally:
         end(second)
 
