@@ -97,6 +97,22 @@ def test_every_turn_has_its_own_frame_and_nothing_is_quarantined(videos: list[Vi
         assert said == expected
 
 
+def test_every_transition_and_every_user_turn_stands_exactly_once_on_its_frame(videos: list[Video]) -> None:
+    """DESIGN 4.2, counted without `place`: all times are multiples of half a second."""
+    for video in videos:
+        dialogue = video.dialogue
+        timeline = place(dialogue, num_frames(dialogue.duration))
+        placed = sorted((frame, str(t)) for frame, events in timeline.events.items() for t in events.delta)
+        spans = [
+            (step.id, kind, at)
+            for step in dialogue.steps
+            for kind, at in (("start", step.start), ("complete", step.end))
+        ]
+        assert placed == sorted((int(2 * at) - 1, f"{step}->{kind}") for step, kind, at in spans)
+        asked = [(frame, text) for frame, events in sorted(timeline.events.items()) for text in events.user]
+        assert asked == [(int(2 * turn.time), turn.text) for turn in dialogue.turns if turn.role == "user"]
+
+
 def test_the_recipe_text_holds_the_steps(videos: list[Video]) -> None:
     for video in videos:
         assert parse_recipe(video.dialogue.knowledge) == video.dialogue.step_names

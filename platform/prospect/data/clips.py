@@ -11,7 +11,7 @@ from prospect.dialogue.prompt import Context, ContextSettings, build_context
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.sequence import FrameSequence, build_sequence, frame_length
 from prospect.dialogue.state import StatePolicy, TaskState
-from prospect.dialogue.timeline import FPS, FrameEvents, Timeline
+from prospect.dialogue.timeline import FrameEvents, Timeline
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import DataError
 from prospect.lineage import derived_seed
@@ -85,7 +85,7 @@ def make_clip(
 ) -> Clip:
     """The clip of frames [start, stop): initial state, last utterances and tail come from what lies before."""
     first = dialogue.first_frame or 0
-    tail = min(start - first, round(settings.tail_seconds * FPS))
+    tail = min(start - first, settings.max_tail_frames)
     said = timeline.utterances_before(start)
     state = timeline.state_before(start, policy)
     return Clip(

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from prospect.dialogue.schema import parse_recipe
 from prospect.dialogue.state import StepState, TaskState
+from prospect.dialogue.timeline import FPS
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import DataError
 from prospect.settings import Settings
@@ -39,6 +40,11 @@ class ContextSettings(Settings):
     """Longest utterance that is generated."""
     max_delta_tokens: int = Field(default=48, ge=8)
     """Longest DST delta that is generated."""
+
+    @property
+    def max_tail_frames(self) -> int:
+        """`tail_seconds` in frames."""
+        return round(self.tail_seconds * FPS)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from prospect.dialogue.prompt import Context, ContextSettings, build_context
 from prospect.dialogue.state import TaskState
-from prospect.dialogue.timeline import FPS
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.streaming.outputs import SessionSpec
 
@@ -24,7 +23,7 @@ Strategy = Callable[[ContextSettings, list[tuple[str, str]], int], ContextPlan]
 
 def _state_refresh(settings: ContextSettings, said: list[tuple[str, str]], frames_seen: int) -> ContextPlan:
     kept = tuple(said[max(0, len(said) - settings.last_utterances) :])
-    return ContextPlan(kept, min(frames_seen, round(settings.tail_seconds * FPS)))
+    return ContextPlan(kept, min(frames_seen, settings.max_tail_frames))
 
 
 def _drop_all(settings: ContextSettings, said: list[tuple[str, str]], frames_seen: int) -> ContextPlan:

@@ -104,7 +104,7 @@ class Session:
         self.num_pushed = 0
         self.segment: Segment | None = None
         self._said = list(spec.utterances)
-        self._tail: deque[np.ndarray] = deque(maxlen=max(1, round(parts.context.tail_seconds * FPS)))
+        self._tail: deque[np.ndarray] = deque(maxlen=max(1, parts.context.max_tail_frames))
         self._backend = decision_backend(parts.model)
         self._step_vectors: Tensor | None = None
         self._shown: list[int] = []
