@@ -19,15 +19,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
-from pyarrow.fs import FileSystem
 from pydantic import BaseModel, Field, ValidationError, field_validator
 from transformers.utils.logging import disable_progress_bar
 
+from prospect.benchmarks.settings import Suite
 from prospect.corpus import CorpusSettings
 from prospect.data.sources import DataSettings
 from prospect.dialogue.prompt import ContextSettings
-from prospect.errors import ConfigError, ProspectError
+from prospect.errors import ConfigError, DataError, ProspectError
 from prospect.evaluation.metrics import EvaluationSettings
+from prospect.files import open_filesystem, write_file
 from prospect.lineage import fingerprint
 from prospect.model.configuration import ModelSettings
 from prospect.settings import Settings
@@ -92,6 +93,9 @@ class Config(Settings):
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     tracking: TrackingSettings = Field(default_factory=TrackingSettings)
     serving: ServingSettings = Field(default_factory=ServingSettings)
+    suite: Suite | None = None
+    preview: str | None = None
+    """A video id: writes one HTML page on this video's labels, and labels nothing."""
 
 
 def load(job: str, overrides: Sequence[str] = ()) -> Config:
@@ -172,12 +176,9 @@ def record(job: str, config: Config, overrides: Sequence[str]) -> str:
     name = f"configs/{job}-{stamp}-{fingerprint(values)[:8]}.yaml"
     text = f"# python jobs/{shlex.join([f'{job}.py', *overrides])}\n{yaml.safe_dump(values, sort_keys=False)}"
     try:
-        filesystem, root = FileSystem.from_uri(config.storage.root)
-        filesystem.create_dir(f"{root}/configs", recursive=True)
-        with filesystem.open_output_stream(f"{root}/{name}.part") as file:
-            file.write(text.encode())
-        filesystem.move(f"{root}/{name}.part", f"{root}/{name}")
-    except (OSError, pyarrow.ArrowException) as error:
+        filesystem, root = open_filesystem(config.storage.root)
+        write_file(filesystem, f"{root}/{name}", text.encode())
+    except (OSError, pyarrow.ArrowException, DataError) as error:
         message = f"`storage.root` is {config.storage.root}, which cannot be written: {first_line(error)}."
         raise ConfigError(message, field="storage.root") from error
     return f"{config.storage.root}/{name}"
@@ -191,6 +192,10 @@ def usage(job: str) -> str:
     for section, options in used.items():
         choice = f" ({section}={'|'.join(options)})" if options else ""
         settings = getattr(config, section)
+        if not isinstance(settings, BaseModel):
+            text = " ".join((Config.model_fields[section].description or "").split())
+            lines += ["", f"{section}={shown(settings)}", f"    {text}"]
+            continue
         lines += ["", f"{section}{choice}: {(type(settings).__doc__ or '').strip().splitlines()[0]}"]
         for key, value, text in documented(settings, f"{section}."):
             lines += [f"  {key}={shown(value)}", *([f"      {text}"] if text else [])]
@@ -205,6 +210,11 @@ def documented(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any
             yield from documented(value, f"{key}.")
         else:
             yield key, value, " ".join((field.description or "").split())
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a key of `Config` is a value, and no section of keys."""
+    return Config.model_fields[name].annotation in (str | None, bool)
 
 
 def _folder() -> Path:
@@ -253,7 +263,7 @@ def _checked(job: str, override: str, used: dict[str, list[str]]) -> str:
         if section in Config.model_fields:
             raise ConfigError(f"The job {job} does not use `{section}`; it uses {', '.join(used)}.", field=section)
         raise ConfigError(unknown("section", section, used), field=section)
-    if key:
+    if key or _is_plain(section):
         return f"++{override}"  # Hydra's own check knows the YAML's keys only; the class knows them all
     if not used[section]:
         raise ConfigError(f"`{section}` has no options to choose from: set its keys, as {section}.KEY=value.")

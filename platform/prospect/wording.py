@@ -1,7 +1,7 @@
 """Mistakes in what somebody gave us, as one sentence that names the field, the value and what is allowed."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -17,7 +17,7 @@ def describe(error: ValidationError, values: Any, model: type[BaseModel]) -> tup
     first, *others = error.errors(include_url=False)
     rest = f" ({len(others)} more after it)" if others else ""
     path = _path(first, values)
-    return path, f"{_sentence(first, path, model)[:-1]}{rest}."
+    return path, f"{_sentence(first, path, model, values)[:-1]}{rest}."
 
 
 def unknown(kind: str, name: str, known: Iterable[str], of: str = "") -> str:
@@ -39,10 +39,10 @@ def first_line(error: Exception) -> str:
     return str(error).strip().split("\n", 1)[0].rstrip(".")
 
 
-def _sentence(finding: ErrorDetails, path: str, model: type[BaseModel]) -> str:
+def _sentence(finding: ErrorDetails, path: str, model: type[BaseModel], values: Any) -> str:
     parent, _, name = path.rpartition(".")
     if finding["type"] == "extra_forbidden":
-        return unknown("key", name, _model_at(parent, model).model_fields, of=parent)
+        return unknown("key", name, _model_at(parent, model, values).model_fields, of=parent)
     if finding["type"] == "missing":
         return f"`{path}` must be given."
     allowed = finding["msg"].removeprefix("Value error, ").rstrip(".")
@@ -63,10 +63,20 @@ def _path(finding: ErrorDetails, values: Any) -> str:
     return ".".join(path)
 
 
-def _model_at(path: str, model: type[BaseModel]) -> type[BaseModel]:
-    """The class that holds the keys below the dotted `path`."""
-    for name in filter(None, path.split(".")):
-        annotation = model.model_fields[name].annotation
-        members = (annotation, *get_args(annotation))
-        model = next(kind for kind in members if isinstance(kind, type) and issubclass(kind, BaseModel))
+def _model_at(path: str, model: type[BaseModel], values: Any) -> type[BaseModel]:
+    """The class that holds the keys below the dotted `path`; of a union, the member that `name` chooses."""
+    for key in filter(None, path.split(".")):
+        values = values.get(key, {})
+        members = list(_members(model.model_fields[key].annotation))
+        chosen = (
+            m for m in members if "name" in m.model_fields and m.model_fields["name"].default == values.get("name")
+        )
+        model = next(chosen, members[0])
     return model
+
+
+def _members(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _members(part)

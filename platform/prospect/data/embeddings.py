@@ -9,7 +9,6 @@
 
 import json
 import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -18,11 +17,11 @@ from urllib.parse import quote, unquote
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.core import url_to_fs
 from pyarrow import fs
 from safetensors.numpy import save
 
 from prospect.errors import DataError, FingerprintError
+from prospect.files import open_filesystem, write_file
 
 SUFFIX = ".safetensors"
 MANIFEST = "manifest.parquet"
@@ -62,7 +61,7 @@ class EmbeddingStore:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = os.fspath(root)
-        self._fs, self._path = _filesystem(self.root)
+        self._fs, self._path = open_filesystem(self.root)
 
     def write(
         self, video_id: str, frames: np.ndarray, *, fps: float, source_hash: str, fingerprint: str
@@ -185,12 +184,7 @@ class EmbeddingStore:
         self._put(QUARANTINE, json.dumps(entries, indent=2, sort_keys=True, ensure_ascii=False).encode())
 
     def _put(self, name: str, data: bytes) -> None:
-        """Under a temporary name, then renamed: a process that dies here leaves nothing that looks finished."""
-        self._fs.create_dir(self._path, recursive=True)
-        temporary = f"{self._path}/.{uuid.uuid4().hex}.partial"
-        with self._fs.open_output_stream(temporary) as file:
-            file.write(data)
-        self._fs.move(temporary, f"{self._path}/{name}")
+        write_file(self._fs, f"{self._path}/{name}", data)
 
     def _open(self, video_id: str) -> pa.NativeFile:
         try:
@@ -219,20 +213,6 @@ class EmbeddingStore:
             self.__dict__.pop("_any")
             raise DataError(f"no embeddings in {self.root}; run jobs/embed.py first")
         return self._any
-
-
-def _filesystem(root: str) -> tuple[fs.FileSystem, str]:
-    if "://" not in root:
-        return fs.LocalFileSystem(), os.path.abspath(root)
-    try:
-        filesystem, path = fs.FileSystem.from_uri(root)
-    except pa.ArrowInvalid:
-        try:
-            generic, path = url_to_fs(root)
-        except (ValueError, ImportError) as error:
-            raise DataError(f"no file system for {root}: {error}", field="root") from error
-        filesystem = fs.PyFileSystem(fs.FSSpecHandler(generic))
-    return filesystem, path.rstrip("/")
 
 
 def _file_name(video_id: str) -> str:

@@ -56,6 +56,27 @@ class Step(Record):
         return self
 
 
+class Annotation(Record):
+    """One timed line of what annotators wrote while they watched: a block that labelling maps to a step.
+
+    `end=None` is a point: the annotator said when it began and nothing else.
+    """
+
+    start: Annotated[FiniteFloat, Field(ge=0)]
+    end: Annotated[FiniteFloat, Field(ge=0)] | None = None
+    text: Text
+    depth: Annotated[int, Field(ge=0)] = 0
+    """0: a line of the top level; 1: a part of the line of depth 0 before it."""
+    mistake: str = ""
+    """What was wrong, where the annotator marked it so."""
+
+    @model_validator(mode="after")
+    def _span(self) -> Self:
+        if self.end is not None and self.end < self.start:
+            raise ValueError(f"annotation {self.text!r}: end {self.end} lies before start {self.start}")
+        return self
+
+
 class TimedTransition(Record):
     """A change of one step's state at a moment."""
 
@@ -82,6 +103,8 @@ class Dialogue(Record):
     knowledge: str = ""
     steps: tuple[Step, ...] = ()
     turns: tuple[Turn, ...] = ()
+    annotations: tuple[Annotation, ...] = ()
+    """Timed lines in the order of their start, from which labelling finds when the steps happened."""
     explicit_transitions: tuple[TimedTransition, ...] | None = None
     """Given where the source states transitions (DST_UPDATE turns, a recorded session) and not spans."""
     duration: Annotated[FiniteFloat, Field(gt=0)] | None = None

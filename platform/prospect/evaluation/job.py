@@ -22,10 +22,10 @@ from prospect.evaluation.baselines import Periodic, TimePrior, oracle, right_tim
 from prospect.evaluation.intervals import Interval
 from prospect.evaluation.metrics import Scores, evaluate, paired_interval
 from prospect.evaluation.records import VideoDecisions, scored_frames
-from prospect.evaluation.similarity import SentenceSimilarity
 from prospect.evaluation.stream import Placed, View, stream_dialogues, view_of
 from prospect.lineage import fingerprint, hash_file
 from prospect.model.checkpoint import load_model
+from prospect.similarity import SentenceSimilarity
 from prospect.streaming.engine import StreamingEngine, StreamingSettings
 from prospect.streaming.outputs import Decision
 from prospect.tracking import Tracking

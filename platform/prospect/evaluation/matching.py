@@ -28,8 +28,8 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from prospect.dialogue.timeline import FPS
-from prospect.evaluation.similarity import SentenceEncoder
 from prospect.settings import Settings
+from prospect.similarity import SentenceEncoder
 
 MatcherMode = Literal["compat", "corrected"]
 Seconds = tuple[float, float]

@@ -15,9 +15,9 @@ from prospect.evaluation.events import match_events
 from prospect.evaluation.intervals import Interval, metric_interval, percentile_interval, resample
 from prospect.evaluation.matching import MatchingSettings, match_turns
 from prospect.evaluation.records import VideoDecisions
-from prospect.evaluation.similarity import SentenceEncoder, SimilaritySettings
 from prospect.evaluation.tally import METRICS, Tally
 from prospect.settings import Settings
+from prospect.similarity import SentenceEncoder, SimilaritySettings
 
 INTERVALS = ("turn_f1", "dst_f1", "joint_goal_accuracy", "readout_joint_goal_accuracy")
 """The metrics that come with a confidence interval."""

@@ -2,13 +2,11 @@
 
 import json
 import math
-import posixpath
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import ray.data
-from pyarrow import fs
 
 from prospect.cluster.job import connect
 from prospect.data.labels.report import DialogueLabels, LabelReport, summarize
@@ -16,6 +14,7 @@ from prospect.data.labels.table import to_tsv
 from prospect.data.sources import Corpus, DataSettings, QuarantinedRecord, load_dialogues, place_all, to_jsonl
 from prospect.dialogue.schema import Dialogue
 from prospect.errors import DataError
+from prospect.files import open_filesystem, write_file
 
 DIALOGUES_PER_BLOCK = 256
 
@@ -69,11 +68,5 @@ def _place(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(root: str, name: str, text: str) -> None:
-    """Writes `labels/name` under a temporary name first, so that a half-written file never looks finished."""
-    filesystem, base = fs.FileSystem.from_uri(root)
-    folder = posixpath.join(base, "labels")
-    filesystem.create_dir(folder, recursive=True)
-    temporary = posixpath.join(folder, f".{name}.tmp")
-    with filesystem.open_output_stream(temporary) as stream:
-        stream.write(text.encode())
-    filesystem.move(temporary, posixpath.join(folder, name))
+    filesystem, base = open_filesystem(root)
+    write_file(filesystem, f"{base}/labels/{name}", text.encode())

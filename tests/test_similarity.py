@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 
 from prospect.errors import ConfigError
-from prospect.evaluation.baselines import oracle, right_time_wrong_step
-from prospect.evaluation.metrics import evaluate
-from prospect.evaluation.similarity import SentenceSimilarity, SimilaritySettings
+from prospect.similarity import SentenceSimilarity, SimilaritySettings
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +59,3 @@ def test_a_very_long_text_is_cut(encoder):
 def test_a_missing_model_is_one_sentence(tmp_path):
     with pytest.raises(ConfigError, match=r"evaluation\.similarity\.model: there is no file .*nowhere\.onnx"):
         SentenceSimilarity(SimilaritySettings(model=tmp_path / "nowhere.onnx"))
-
-
-def test_the_oracle_is_perfect_with_the_real_encoder(encoder, references):
-    scores = evaluate([oracle(*reference) for reference in references], encoder=encoder).overall
-    assert (scores["turn_f1"], scores["time_diff"], scores["exact_frame_rate"]) == (1.0, 0.0, 1.0)
-
-
-def test_a_wrong_steps_words_score_below_the_oracle_with_the_real_encoder(encoder, tea, toy):
-    scores = evaluate([right_time_wrong_step(*reference) for reference in (tea, toy)], encoder=encoder).overall
-    assert scores["turn_f1"] < 1.0

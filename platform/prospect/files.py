@@ -1,0 +1,40 @@
+"""Files by path or URL: one way to any file system that pyarrow or fsspec opens. The bottom layer."""
+
+import os
+import uuid
+
+import pyarrow as pa
+from fsspec.core import url_to_fs
+from pyarrow import fs
+
+from prospect.errors import DataError
+
+
+def open_filesystem(root: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
+    """The file system of a local path or of a URL (`s3://bucket/videos`), and the path on it.
+
+    Raises:
+        DataError: no installed package opens such a URL.
+    """
+    root = os.fspath(root)
+    if "://" not in root:
+        return fs.LocalFileSystem(), os.path.abspath(root)
+    try:
+        filesystem, path = fs.FileSystem.from_uri(root)
+    except (pa.ArrowInvalid, OSError):
+        try:
+            generic, path = url_to_fs(root)
+        except (ValueError, ImportError, OSError) as error:
+            raise DataError(f"no file system for {root}: {error}", field="root") from error
+        filesystem = fs.PyFileSystem(fs.FSSpecHandler(generic))
+    return filesystem, path.rstrip("/")
+
+
+def write_file(filesystem: fs.FileSystem, path: str, data: bytes) -> None:
+    """Writes a whole file at once: a process that dies here leaves nothing under its name that looks finished."""
+    folder = os.path.dirname(path)
+    filesystem.create_dir(folder, recursive=True)
+    temporary = f"{folder}/.{uuid.uuid4().hex}.partial"
+    with filesystem.open_output_stream(temporary) as file:
+        file.write(data)
+    filesystem.move(temporary, path)
