@@ -78,3 +78,12 @@ def test_a_server_that_does_not_answer_is_one_sentence(tmp_path: Path) -> None:
     for uri in ("ftp://nowhere", f"sqlite:///{tmp_path}/broken.db"):
         with pytest.raises(ConfigError, match=r"tracking.uri: .* does not answer"):
             Tracking(TrackingSettings(uri=uri), tmp_path).open_run(tmp_path / "run", "run")
+
+
+def test_a_job_that_prepares_data_is_a_finished_run_with_its_reports(tracking: Tracking) -> None:
+    numbers = {"train/holoassist/videos": 3.0}
+    run = tracking.log_job("label", config={"data": {"source": "folder"}}, metrics=numbers, texts={"report.json": "{}"})
+    stored = tracking.client.get_run(run.id)
+    assert (stored.info.status, stored.data.tags["prospect.job"]) == ("FINISHED", "label")
+    assert (stored.data.metrics, stored.data.params) == (numbers, {"data.source": "folder"})
+    assert [file.path for file in tracking.client.list_artifacts(run.id)] == ["config.json", "report.json"]

@@ -2,6 +2,7 @@
 
 import os
 import uuid
+from collections.abc import Iterable
 
 import pyarrow as pa
 from fsspec.core import url_to_fs
@@ -30,11 +31,12 @@ def open_filesystem(root: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
     return filesystem, path.rstrip("/")
 
 
-def write_file(filesystem: fs.FileSystem, path: str, data: bytes) -> None:
+def write_file(filesystem: fs.FileSystem, path: str, data: bytes | Iterable[bytes]) -> None:
     """Writes a whole file at once: a process that dies here leaves nothing under its name that looks finished."""
     folder = os.path.dirname(path)
     filesystem.create_dir(folder, recursive=True)
     temporary = f"{folder}/.{uuid.uuid4().hex}.partial"
     with filesystem.open_output_stream(temporary) as file:
-        file.write(data)
+        for part in (data,) if isinstance(data, bytes) else data:
+            file.write(part)
     filesystem.move(temporary, path)

@@ -93,6 +93,27 @@ class Tracking:
         run.set_tags(tags or {})
         return run
 
+    def log_job(
+        self, job: str, *, config: Mapping[str, Any], metrics: Mapping[str, float], texts: Mapping[str, str]
+    ) -> "Run":
+        """A finished run for a job that prepares data: its settings, its numbers, and its reports as artifacts.
+
+        Args:
+            job: `embed` or `label`; the run's name begins with it, and it is the tag `prospect.job`.
+            config: nested.
+            metrics: by name.
+            texts: artifact's name -> its text.
+        """
+        name = f"{job}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+        tags = _git_tags() | {"prospect.job": job}
+        run = Run(self.client, self.client.create_run(self._experiment, run_name=name, tags=tags).info.run_id)
+        run.log_config(config)
+        run.log_metrics(metrics)
+        for artifact, text in texts.items():
+            self.client.log_text(run.id, text, artifact)
+        run.finish()
+        return run
+
     def find_run(self, run_id: str) -> "Run | None":
         """A run by its id, or None where this server does not know it."""
         try:
