@@ -1,5 +1,6 @@
 """Files by path or URL: one way to any file system that pyarrow or fsspec opens. The bottom layer."""
 
+import hashlib
 import os
 import uuid
 from collections.abc import Iterable
@@ -9,6 +10,8 @@ from fsspec.core import url_to_fs
 from pyarrow import fs
 
 from prospect.errors import DataError
+
+_BLOCK = 1 << 20
 
 
 def open_filesystem(root: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
@@ -40,3 +43,27 @@ def write_file(filesystem: fs.FileSystem, path: str, data: bytes | Iterable[byte
         for part in (data,) if isinstance(data, bytes) else data:
             file.write(part)
     filesystem.move(temporary, path)
+
+
+def hash_source(path: str | os.PathLike[str]) -> str:
+    """SHA-256 in hex of a file by path or URL; reads in blocks, so size does not matter.
+
+    Raises:
+        OSError: the file cannot be read.
+        DataError: no installed package opens such a URL.
+    """
+    filesystem, inside = open_filesystem(path)
+    digest = hashlib.sha256()
+    with filesystem.open_input_stream(inside) as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def file_size(path: str | os.PathLike[str]) -> int | None:
+    """Bytes of a file by path or URL; None where there is no such file, or nothing that opens it."""
+    try:
+        filesystem, inside = open_filesystem(path)
+        return filesystem.get_file_info(inside).size
+    except (OSError, DataError):
+        return None

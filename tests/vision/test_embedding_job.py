@@ -12,7 +12,8 @@ from prospect.data.embeddings import EmbeddingStore
 from prospect.errors import CheckpointError, DataError, FingerprintError
 from prospect.vision import job
 from prospect.vision.encoder import VisionSettings, load_encoder
-from prospect.vision.job import EmbedReport, VideoSource, embed_videos
+from prospect.vision.job import embed_videos
+from prospect.vision.report import EmbedReport, VideoSource
 from prospect.vision.video import sample_frames
 from prospect.vision.weights import TINY
 from tests.vision.videos import write_video
@@ -66,12 +67,12 @@ def test_a_folder_is_embedded_once(cluster: None, tmp_path: Path, capsys: pytest
 def test_a_video_that_kills_its_worker_is_quarantined(
     cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "_EmbedVideo", Dying)
+    monkeypatch.setattr(job, "DecodeVideo", Dying)
     path = write_video(tmp_path / "v.mp4", [0, 0.5, 1.0], rate=2)
     videos = [VideoSource(name, str(path)) for name in ("a", "deadly", "b")]
     report = embed_videos(videos, SETTINGS, str(tmp_path / "store"))
     assert EmbeddingStore(tmp_path / "store").video_ids() == ["a", "b"]
-    assert report.quarantined == {"deadly": f"the worker that read {path} died"}
+    assert report.quarantined == {"deadly": f"a worker died each time that it read or encoded {path}"}
 
 
 def test_weights_that_do_not_fit_stop_the_job(cluster: None, tmp_path: Path) -> None:
@@ -90,6 +91,6 @@ def test_an_id_that_stands_for_two_files_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_report_of_nothing_yet_reads_well() -> None:
-    report = EmbedReport(3, "store", "abcd")
-    assert report.progress() == "embed: 0/3 videos, 0 frames, 0 frames/s, 0 s left"
-    assert report.table().row_count == len(report.summary())
+    report = EmbedReport([VideoSource(name, f"{name}.mp4") for name in "abc"], "store", "abcd")
+    assert report.progress() == "embed: 0/3 videos, 0 frames, 0 frames/s, time left unknown"
+    assert report.table().row_count == 1

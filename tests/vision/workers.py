@@ -1,15 +1,16 @@
-"""A worker for the embedding job's test; in a module of its own because Ray's processes import it by name."""
+"""A decoder for the embedding job's test; in a module of its own because Ray's processes import it by name."""
 
 import os
-from typing import Any
+from collections.abc import Iterator
 
-from prospect.vision import job
+from prospect.vision.stages import DecodeVideo, Row
 
 
-class Dying(job._EmbedVideo):
-    """Its process ends at a certain video, as by a decoder's crash."""
+class Dying(DecodeVideo):
+    """Its process ends at a certain video, after the first batch, as by a decoder's crash."""
 
-    def __call__(self, row: dict[str, str]) -> dict[str, Any]:
-        if row["video_id"] == "deadly":
-            os._exit(1)
-        return super().__call__(row)
+    def __call__(self, row: Row) -> Iterator[Row]:
+        for part in super().__call__(row):
+            yield part
+            if row["video_id"] == "deadly":
+                os._exit(1)

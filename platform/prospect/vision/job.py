@@ -1,121 +1,57 @@
-"""Embeds a folder of videos with Ray Data: one block a video, a pool of encoders, one file a video.
+"""Embeds videos with Ray Data: decoders stream batches of pictures to a pool of encoders, the driver commits.
 
-What is finished is skipped, what is broken is quarantined with its reason, and the rest goes on. Nothing but
-the store's own files says what is finished, so a job that dies continues where it was.
+A video is decoded by one task and its batches may go to any encoder; they never cross videos and have one padded
+shape, so that a result depends on no schedule. What is finished is skipped, what is broken is quarantined with
+its reason, and the rest goes on. Nothing but the store's own files says what is finished, so a job that dies
+continues where it was.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import islice
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import ray
-from ray import cloudpickle
-from ray.data import ActorPoolStrategy
-from rich.table import Table
+from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
 from prospect.cluster.job import connect
 from prospect.data.embeddings import EmbeddingStore
 from prospect.dialogue.timeline import FPS
-from prospect.errors import DataError, FingerprintError
-from prospect.lineage import hash_file
-from prospect.vision.encoder import FrameEncoder, VisionSettings, encoder_fingerprint, load_encoder
-from prospect.vision.video import sample_frames
+from prospect.errors import ConfigError, DataError
+from prospect.files import file_size, hash_source
+from prospect.vision.encoder import VisionSettings, encoder_fingerprint
+from prospect.vision.report import EmbedReport, Outcome, VideoSource, print_progress
+from prospect.vision.stages import (
+    Batch,
+    Decoded,
+    DecodeVideo,
+    EmbeddingSettings,
+    EncodeBatch,
+    Failure,
+    Row,
+    item_of,
+)
 
 WORKER_RETRIES = 1
-"""How often a video is tried again whose worker process died (a decoder's crash, no memory).
+"""How often a video, or a batch, is tried again whose worker process died (a decoder's crash, no memory)."""
 
-A worker holds one video at a time, so that its death costs no other video a try."""
+BATCHES_WAITING = 2
+"""Batches of pictures that may wait in shared memory for each decoder and for each encoder."""
 
-
-@dataclass(frozen=True)
-class VideoSource:
-    """A video to embed."""
-
-    video_id: str
-    path: str
-    """A file that every node can read."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one video."""
-
-    video_id: str
-    status: Literal["done", "skipped", "quarantined"]
-    frames: int = 0
-    reason: str = ""
-
-
-@dataclass
-class EmbedReport:
-    """What became of all videos of a job, and how fast."""
-
-    total: int
-    store: str
-    fingerprint: str
-    outcomes: list[Outcome] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def count(self, status: str) -> int:
-        """How many videos ended `done`, `skipped` or `quarantined`."""
-        return sum(outcome.status == status for outcome in self.outcomes)
-
-    @property
-    def frames(self) -> int:
-        """Frames that were encoded now; skipped videos' frames were encoded before."""
-        return sum(outcome.frames for outcome in self.outcomes if outcome.status == "done")
-
-    @property
-    def hours(self) -> float:
-        """Hours of video that were encoded now."""
-        return self.frames / FPS / 3600
-
-    @property
-    def quarantined(self) -> dict[str, str]:
-        """Video id -> reason."""
-        return {o.video_id: o.reason for o in self.outcomes if o.status == "quarantined"}
-
-    def progress(self) -> str:
-        """One line: videos, frames a second, time left."""
-        finished = len(self.outcomes)
-        left = self.seconds / finished * (self.total - finished) if finished else 0.0
-        rate = self.frames / self.seconds if self.seconds else 0.0
-        line = f"embed: {finished}/{self.total} videos, {self.frames} frames, {rate:.0f} frames/s, {left:.0f} s left"
-        return f"{line}, {bad} quarantined" if (bad := self.count("quarantined")) else line
-
-    def summary(self) -> dict[str, Any]:
-        """The report as plain values."""
-        counts = {status: self.count(status) for status in ("done", "skipped", "quarantined")}
-        where = {"store": self.store, "fingerprint": self.fingerprint}
-        return {**where, **counts, "frames": self.frames, "hours": self.hours, "seconds": self.seconds}
-
-    def table(self) -> Table:
-        """The summary, and a row for each quarantined video."""
-        table = Table("embed", "", title_justify="left")
-        for name, value in self.summary().items():
-            table.add_row(name, f"{value:.3g}" if isinstance(value, float) else str(value))
-        for video_id, reason in self.quarantined.items():
-            table.add_row(f"quarantined {video_id}", reason)
-        return table
-
-
-def print_progress(report: EmbedReport) -> None:
-    """Prints the report's line."""
-    print(report.progress(), flush=True)
+PROGRESS_S = 10.0
+"""Seconds without a finished video after which the progress is shown all the same."""
 
 
 def embed_videos(
     videos: Sequence[VideoSource],
     settings: VisionSettings,
     store_root: str,
+    embedding: EmbeddingSettings | None = None,
     *,
-    num_actors: int = 2,
     progress: Callable[[EmbedReport], None] = print_progress,
 ) -> EmbedReport:
     """Brings the store to where it holds an embedding of every video that can be decoded.
@@ -123,26 +59,38 @@ def embed_videos(
     Args:
         videos: what to embed.
         settings: the encoder.
-        store_root: folder or URL that every node can write.
-        num_actors: encoders at work at once, where the cluster has room; on GPUs one each.
-        progress: called with the growing report after each video.
+        store_root: folder or URL that the driver can write and every node can read.
+        embedding: how the work is spread.
+        progress: called with the growing report after each video, and every `PROGRESS_S` between.
 
     Raises:
         DataError: the same video id twice, or no video.
         CheckpointError: the encoder's weights are missing or do not fit.
         FingerprintError: the store was made by another encoder.
+        ConfigError: the cluster has no room for the encoders and a decoder.
     """
     _check(videos)
-    report = EmbedReport(len(videos), store_root, encoder_fingerprint(settings))
+    report = EmbedReport(videos, store_root, encoder_fingerprint(settings))
     store = EmbeddingStore(store_root)
     if store.video_ids():
         store.require(report.fingerprint)
-    began = time.monotonic()
+    began = shown = time.monotonic()
+    report.sizes = _sizes(videos)
     finished = _all_finished(videos, store, report.fingerprint)
-    for outcome in finished or _run(videos, settings, store_root, report.fingerprint, num_actors):
-        report.outcomes.append(outcome)
-        report.seconds = time.monotonic() - began
-        progress(report)
+    try:
+        for event in finished or _run(videos, settings, embedding or EmbeddingSettings(), store, report.fingerprint):
+            if isinstance(event, Outcome):
+                report.outcomes.append(event)
+            else:
+                report.encoded += event.frames
+            now = time.monotonic()
+            report.seconds = now - began
+            if isinstance(event, Outcome) or now - shown > PROGRESS_S:
+                progress(report)
+                shown = now
+    except KeyboardInterrupt:
+        _commit(store, videos, report)
+        raise
     _commit(store, videos, report)
     return report
 
@@ -160,93 +108,152 @@ def _check(videos: Sequence[VideoSource]) -> None:
         seen[video.video_id] = video.path
 
 
+def _sizes(videos: Sequence[VideoSource]) -> dict[str, int]:
+    with ThreadPoolExecutor(32) as pool:  # a remote store answers each question after a while
+        sizes = pool.map(file_size, (video.path for video in videos))
+        return {video.video_id: size for video, size in zip(videos, sizes, strict=True) if size is not None}
+
+
 def _all_finished(videos: Sequence[VideoSource], store: EmbeddingStore, fingerprint: str) -> list[Outcome] | None:
     """Outcomes of a job that has nothing to do, found without starting a worker; None where there is work."""
-    stored = set(store.video_ids())
-    if not all(video.video_id in stored and Path(video.path).is_file() for video in videos):
+    if not {video.video_id for video in videos} <= set(store.video_ids()):
         return None
+
+    def outcome(video: VideoSource) -> Outcome | None:
+        try:
+            same = store.has(video.video_id, hash_source(video.path), fingerprint)
+        except OSError:
+            return None
+        return Outcome(video.video_id, "skipped", store.num_frames(video.video_id)) if same else None
+
     with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter's lock
-        hashes = pool.map(hash_file, (video.path for video in videos))
-        same = all(store.has(v.video_id, source, fingerprint) for v, source in zip(videos, hashes, strict=True))
-    return [Outcome(video.video_id, "skipped") for video in videos] if same else None
+        outcomes = list(pool.map(outcome, videos))
+    return [o for o in outcomes if o] if all(outcomes) else None
 
 
 def _run(
-    videos: Sequence[VideoSource], settings: VisionSettings, store_root: str, fingerprint: str, num_actors: int
-) -> Iterator[Outcome]:
-    """Outcomes as they come; a video whose worker died again and again comes last, as quarantined."""
+    videos: Sequence[VideoSource],
+    settings: VisionSettings,
+    embedding: EmbeddingSettings,
+    store: EmbeddingStore,
+    fingerprint: str,
+) -> Iterator[Outcome | Batch]:
+    """Outcomes and encoded batches as they come; videos whose workers died come last, as quarantined."""
     connect()
-    gpus = int(ray.cluster_resources().get("GPU", 0)) if settings.device != "cpu" else 0
-    actors = max(1, min(num_actors, gpus or num_actors, len(videos)))
-    rows = [{"video_id": video.video_id, "path": str(Path(video.path).absolute())} for video in videos]
-    outcomes = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        cast(Any, _EmbedVideo),
-        fn_constructor_args=(settings, store_root, fingerprint),
-        compute=ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1),
-        num_cpus=1,
-        num_gpus=1 if gpus else 0,
-        max_task_retries=WORKER_RETRIES,
+    rows = _pipeline(videos, settings, embedding, store.root, fingerprint).iter_rows()
+    missing = {video.video_id: video.path for video in videos}
+    for event in _collect(rows, store, fingerprint, settings.tokens_per_frame):
+        if isinstance(event, Outcome):
+            missing.pop(event.video_id)
+        yield event
+    for video_id, path in missing.items():
+        yield Outcome(video_id, "quarantined", reason=f"a worker died each time that it read or encoded {path}")
+
+
+def _pipeline(
+    videos: Sequence[VideoSource], settings: VisionSettings, embedding: EmbeddingSettings, root: str, fingerprint: str
+) -> Dataset:
+    """list -> decode -> encode, as rows of `prospect.vision.stages`."""
+    encoders, decoders, gpus = _places(settings, embedding)
+    encoders = min(encoders, len(videos)) if embedding.num_encoders is None else encoders
+    rows = [asdict(video) | {"path": _reachable(video.path)} for video in videos]
+    dataset = (
+        ray.data.from_items(cast(Any, rows), override_num_blocks=len(rows))
+        .flat_map(
+            DecodeVideo(settings, root, fingerprint),
+            compute=TaskPoolStrategy(size=min(decoders, len(videos))),
+            num_cpus=embedding.decoder_cpus,
+            max_retries=WORKER_RETRIES,
+        )
+        .map(
+            cast(Any, EncodeBatch),
+            fn_constructor_args=(settings, fingerprint, embedding.encoder_threads),
+            compute=ActorPoolStrategy(size=encoders, max_tasks_in_flight_per_actor=BATCHES_WAITING),
+            num_cpus=embedding.encoder_cpus,
+            num_gpus=gpus,
+            max_task_retries=WORKER_RETRIES,
+        )
     )
-    outcomes.context.enable_progress_bars = False
-    outcomes.context.max_errored_blocks = -1  # a block is one video, and exceptions come as rows: only deaths are left
-    missing = {video.video_id for video in videos}
-    for row in outcomes.iter_rows():
-        if row["failure"]:
-            raise cloudpickle.loads(row["failure"])
-        missing.discard(row["video_id"])
-        yield cloudpickle.loads(row["outcome"])
-    for video in videos:
-        if video.video_id in missing:
-            yield Outcome(video.video_id, "quarantined", reason=f"the worker that read {video.path} died")
+    pictures = settings.batch_size * settings.image_size**2 * 3
+    context = dataset.context
+    context.enable_progress_bars = False
+    context.max_errored_blocks = -1  # exceptions come as rows, so that only deaths are left
+    context.target_max_block_size = 1  # every row leaves its task at once, as a block of its own
+    limits = context.execution_options.resource_limits
+    context.execution_options.resource_limits = limits.copy(
+        object_store_memory=float(pictures * BATCHES_WAITING * (encoders + decoders))
+    )
+    return dataset
 
 
-class _EmbedVideo:
-    """The actor: one encoder, loaded when the first unfinished video comes."""
+def _places(settings: VisionSettings, embedding: EmbeddingSettings) -> tuple[int, int, float]:
+    """How many encoders and decoders the cluster holds, and the share of a GPU that an encoder takes."""
+    cluster = ray.cluster_resources()
+    cpus, gpus = cluster.get("CPU", 1.0), cluster.get("GPU", 0.0) if settings.device != "cpu" else 0.0
+    room = math.floor(gpus / embedding.encoder_gpus) if gpus else max(1, int(cpus))
+    encoders = embedding.num_encoders or room
+    decoders = math.floor((cpus - encoders * embedding.encoder_cpus) / embedding.decoder_cpus + 1e-9)
+    if decoders < 1 or (gpus and encoders > room):
+        raise ConfigError(
+            f"embedding.num_encoders={encoders} with embedding.encoder_cpus={embedding.encoder_cpus:g} and "
+            f"embedding.encoder_gpus={embedding.encoder_gpus:g} leaves no room for a decoder of "
+            f"embedding.decoder_cpus={embedding.decoder_cpus:g}, or does not fit at all: there are {cpus:g} CPUs and "
+            f"{gpus:g} GPUs",
+            field="embedding.num_encoders",
+        )
+    return encoders, decoders, embedding.encoder_gpus if gpus else 0.0
 
-    def __init__(self, settings: VisionSettings, store_root: str, fingerprint: str) -> None:
-        self._settings = settings
-        self._store = EmbeddingStore(store_root)
-        self._fingerprint = fingerprint
 
-    def __call__(self, row: dict[str, str]) -> dict[str, Any]:
-        """The outcome, or the exception that is to stop the job, pickled for the driver."""
-        video_id, path = row["video_id"], row["path"]
-        try:
-            try:
-                outcome = self._embed(video_id, path)
-            except DataError as error:
-                outcome = Outcome(video_id, "quarantined", reason=str(error))
-            return {"video_id": video_id, "outcome": cloudpickle.dumps(outcome), "failure": b""}
-        except Exception as error:
-            return {"video_id": video_id, "outcome": b"", "failure": cloudpickle.dumps(error)}
+def _reachable(path: str) -> str:
+    """Workers run in other folders than the driver."""
+    return path if "://" in path else str(Path(path).absolute())
 
-    def _embed(self, video_id: str, path: str) -> Outcome:
-        try:
-            source_hash = hash_file(path)
-        except OSError as error:
-            raise DataError(f"video {path} cannot be read: {error.strerror}") from error
-        if self._store.has(video_id, source_hash, self._fingerprint):
-            return Outcome(video_id, "skipped", self._store.num_frames(video_id))
-        frames = self._encode(path)
-        self._store.write(video_id, frames, fps=FPS, source_hash=source_hash, fingerprint=self._fingerprint)
-        return Outcome(video_id, "done", len(frames))
 
-    def _encode(self, path: str) -> np.ndarray:
-        pictures = sample_frames(path, size=self._settings.image_size, crop=self._settings.crop)
-        batches = []
-        while batch := list(islice(pictures, self._settings.batch_size)):
-            batches.append(self._encoder.encode(np.stack(batch)))
-        return np.concatenate(batches)
+@dataclass
+class _Unfinished:
+    """What has come of a video so far; batches come in any order, and one twice if its worker died."""
 
-    @cached_property
-    def _encoder(self) -> FrameEncoder:
-        encoder = load_encoder(self._settings)
-        if encoder.fingerprint != self._fingerprint:
-            raise FingerprintError(
-                f"the encoder on this node has fingerprint {encoder.fingerprint}, but the job's has "
-                f"{self._fingerprint}; give every node the same weights and packages"
-            )
-        return encoder
+    parts: dict[int, np.ndarray] = field(default_factory=dict)
+    decoded: Decoded | None = None
+
+    @property
+    def complete(self) -> bool:
+        return self.decoded is not None and len(self.parts) == self.decoded.batches
+
+
+def _collect(rows: Iterable[Row], store: EmbeddingStore, fingerprint: str, tokens: int) -> Iterator[Outcome | Batch]:
+    """Puts each video's batches together and commits it when the last has come."""
+    waiting: dict[str, _Unfinished] = {}
+    ended: set[str] = set()
+    for row in rows:
+        item = item_of(row)
+        if isinstance(item, Failure):
+            raise item.error
+        if item.video_id in ended:
+            continue
+        video = waiting.setdefault(item.video_id, _Unfinished())
+        if isinstance(item, Batch):
+            video.parts[item.index] = np.array(row["values"]).view(np.float16).reshape(item.frames, tokens, -1)
+            yield item
+        elif isinstance(item, Decoded):
+            video.decoded = item
+        outcome = item if isinstance(item, Outcome) else None
+        if video.complete:
+            outcome = _write(item.video_id, video, store, fingerprint)
+        if outcome is not None:
+            ended.add(item.video_id)
+            del waiting[item.video_id]
+            yield outcome
+
+
+def _write(video_id: str, video: _Unfinished, store: EmbeddingStore, fingerprint: str) -> Outcome:
+    assert video.decoded is not None
+    frames = np.concatenate([video.parts[index] for index in range(len(video.parts))])
+    try:
+        store.write(video_id, frames, fps=FPS, source_hash=video.decoded.source_hash, fingerprint=fingerprint)
+    except DataError as error:
+        return Outcome(video_id, "quarantined", reason=str(error))
+    return Outcome(video_id, "done", len(frames))
 
 
 def _commit(store: EmbeddingStore, videos: Sequence[VideoSource], report: EmbedReport) -> None:
