@@ -20,13 +20,14 @@ def describe(error: ValidationError, values: Any, model: type[BaseModel]) -> tup
     return path, f"{_sentence(first, path, model, values)[:-1]}{rest}."
 
 
-def unknown(kind: str, name: str, known: Iterable[str], of: str = "") -> str:
-    """What is unknown, what was probably meant, and what there is."""
+def unknown(kind: str, name: str, known: Iterable[str], of: str = "", most: int | None = None) -> str:
+    """What is unknown, what was probably meant, and what there is, of that `most` names."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     meant = f" (did you mean {' or '.join(f'`{match}`' for match in close)}?)" if close else ""
     where = f" of `{of}`" if of else ""
-    return f"Unknown {kind} `{name}`{where}{meant}; there are {', '.join(known)}."
+    more = "" if most is None or len(known) <= most else f" and {len(known) - most:,} more"
+    return f"Unknown {kind} `{name}`{where}{meant}; there are {', '.join(known[:most])}{more}."
 
 
 def shown(value: Any) -> str:

@@ -1,0 +1,55 @@
+"""Small pictures of a video for a page: exact pictures of the model's frames, evenly spaced, as JPEG data."""
+
+import base64
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from prospect.dialogue.timeline import FPS
+from prospect.vision.video import probe, sample_frames
+
+SIDE = 160
+"""Longer side, px."""
+QUALITY = 70
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """The picture of one frame."""
+
+    frame: int
+    """The model's frame, at `FPS`, that this is the picture of."""
+    first: int
+    """The picture stands for frames [first, frame]."""
+    uri: str
+    """`data:image/jpeg;base64,...`"""
+
+
+def thumbnails(video: str | Path, most: int) -> tuple[int, list[Thumbnail]]:
+    """(T, at most `most` pictures of `video`), upright and in its own aspect ratio.
+
+    Every `stride`-th frame is sampled: the last picture before the end of `stride` frames is the picture of
+    the last one of them, because both rules are `sample_frames`'s.
+
+    Raises:
+        DataError: no such video can be sampled; the sentence names the path and the reason.
+    """
+    info = probe(video)
+    stride = math.ceil(info.num_frames / most)
+    scale = SIDE / max(info.width, info.height)
+    size = (max(1, round(info.width * scale)), max(1, round(info.height * scale)))
+    pictures = sample_frames(video, fps=FPS / stride, size=SIDE, crop="squash")
+    shown = []
+    for number, picture in enumerate(pictures):
+        last = (number + 1) * stride - 1
+        shown.append(Thumbnail(last, number * stride, _jpeg(Image.fromarray(picture).resize(size))))
+    return info.num_frames, shown
+
+
+def _jpeg(picture: Image.Image) -> str:
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
