@@ -89,14 +89,14 @@ def test_overrides_win_over_options_and_options_over_defaults() -> None:
 def test_values_follow_hydras_grammar() -> None:
     config = load("train", ["data.datasets=[wtag,'a b']", "data.holdout=2", "data.path='/a=b/c d'", "data.videos=null"])
     assert config.data.datasets == ("wtag", "a b")
-    assert (config.data.holdout, config.data.path, config.data.videos) == (2, Path("/a=b/c d"), None)
+    assert (config.data.holdout, config.data.path, config.data.videos) == (2, "/a=b/c d", None)
 
 
 def test_storage_root_is_absolute_and_others_lie_below_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = load("train", ["storage.root=there"])
     assert config.storage.root == f"{tmp_path}/there"
-    assert config.data.path == tmp_path / "there" / "corpus"
+    assert config.data.path == f"{tmp_path}/there/corpus"
     assert load("train", ["storage.root=s3://bucket/runs"]).storage.root == "s3://bucket/runs"
     monkeypatch.setenv("PROSPECT_STORAGE_ROOT", "/srv/outputs")
     assert load("train").storage.root == "/srv/outputs"

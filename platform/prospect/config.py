@@ -84,7 +84,7 @@ class Config(Settings):
 
     storage: StorageSettings = Field(default_factory=StorageSettings)
     corpus: CorpusSettings = Field(default_factory=CorpusSettings)
-    data: DataSettings = Field(default_factory=lambda: DataSettings(source="dialogues", path=Path("outputs/corpus")))
+    data: DataSettings = Field(default_factory=lambda: DataSettings(source="dialogues", path="outputs/corpus"))
     vision: VisionSettings = Field(default_factory=VisionSettings)
     model: ModelSettings = Field(default_factory=ModelSettings)
     training: TrainingSettings = Field(default_factory=TrainingSettings)

@@ -30,7 +30,7 @@ def embeddings_root(config: "Config") -> str:
 def draw_sample(config: "Config", report: Report = print) -> None:
     """Draws the sample corpus where `data.path` is its place; what is there with the same settings is kept."""
     folder = Path(config.storage.root) / "corpus"
-    if config.data.path != folder:
+    if config.data.path != str(folder):
         return
 
     drawn = 0

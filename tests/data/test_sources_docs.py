@@ -8,11 +8,11 @@ import pytest
 from prospect.data.sources import READERS, DataSettings, load_dialogues, place_all
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"^```(jsonl?) (\w+)\n(.*?)^```", DOCUMENT, flags=re.MULTILINE | re.DOTALL)
+EXAMPLES = re.findall(r"^```(jsonl?) (\w+)(?: (\S+))?\n(.*?)^```", DOCUMENT, flags=re.MULTILINE | re.DOTALL)
 
 
 def test_every_reader_has_an_example_and_a_row_in_the_table() -> None:
-    assert {source for _, source, _ in EXAMPLES} == READERS.keys()
+    assert {source for _, source, _, _ in EXAMPLES} == READERS.keys()
     for source, reader in READERS.items():
         patterns = ", ".join(f"`{pattern}`" for pattern in reader.patterns)
         assert re.search(rf"^\| `{source}` \|.*{re.escape(patterns)}", DOCUMENT, flags=re.MULTILINE)
@@ -23,11 +23,12 @@ def test_every_setting_is_explained() -> None:
     assert explained == DataSettings.model_fields.keys()
 
 
-@pytest.mark.parametrize(("suffix", "source", "text"), EXAMPLES, ids=[source for _, source, _ in EXAMPLES])
-def test_an_example_reads_without_loss(tmp_path: Path, suffix: str, source: str, text: str) -> None:
-    file = tmp_path / f"example.{suffix}"
+@pytest.mark.parametrize(("suffix", "source", "place", "text"), EXAMPLES, ids=[source for _, source, _, _ in EXAMPLES])
+def test_an_example_reads_without_loss(tmp_path: Path, suffix: str, source: str, place: str, text: str) -> None:
+    file = tmp_path / (place or f"example.{suffix}")
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
-    corpus = load_dialogues(DataSettings(source=source, path=file))
+    corpus = load_dialogues(DataSettings(source=source, path=tmp_path if place else file))
     assert corpus.dialogues
     assert not corpus.quarantined
     placed, quarantined = place_all(corpus.dialogues, lambda _: None)

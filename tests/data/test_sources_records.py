@@ -237,7 +237,7 @@ def test_a_video_of_unknown_length_is_as_long_as_its_events(tmp_path: Path) -> N
         ({"source": "ego5d"}, "data.source: 'ego5d' is none of canonical, dialogues, folder"),
         ({"datasets": ("garage",)}, "data.datasets: 'garage' is none of kitchen"),
         ({"holdout": ("v9",)}, "data.holdout: no dialogue is about video 'v9'"),
-        ({"holdout": 2}, "data.holdout: 2 of 1 videos without a split of their own cannot be held out"),
+        ({"holdout": 2}, "data.holdout: 2 of 1 recordings without a split of their own cannot be held out"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value(tmp_path: Path, settings: dict[str, Any], sentence: str) -> None:
@@ -280,16 +280,18 @@ def test_held_out_videos_are_the_test_split(tmp_path: Path) -> None:
     assert {d.video_id for d in drawn.split("test")} == {d.video_id for d in reversed_order.split("test")}
 
 
-def test_a_split_of_the_source_stays(tmp_path: Path) -> None:
+def test_a_split_of_the_source_stays_under_the_projects_name(tmp_path: Path) -> None:
     corpus = read(tmp_path, "canonical", canonical(split="val"), canonical(video_id="v2"), holdout=1)
-    assert [(d.video_id, d.split) for d in corpus.dialogues] == [("v1", "val"), ("v2", "test")]
+    assert [(d.video_id, d.split) for d in corpus.dialogues] == [("v1", "validation"), ("v2", "test")]
+    assert corpus.split("val") == corpus.split("validation") == corpus.dialogues[:1]
 
 
 def test_proassist_files_say_their_split_in_their_name(tmp_path: Path) -> None:
     for name in ("train_filtered", "val", "test"):
         (tmp_path / f"{name}.json").write_text(json.dumps([dst(video_uid=name)]))
     corpus = load_dialogues(DataSettings(source="proassist_dst", path=tmp_path))
-    assert {d.video_id: d.split for d in corpus.dialogues} == {"train_filtered": "train", "val": "val", "test": "test"}
+    splits = {"train_filtered": "train", "val": "validation", "test": "test"}
+    assert {d.video_id: d.split for d in corpus.dialogues} == splits
 
 
 turns = st.builds(
@@ -306,7 +308,7 @@ def test_own_records_read_back_equal(
 ) -> None:
     steps = tuple(Step(id=f"S{n}", name="do", start=a, end=a + b) for n, (a, b) in enumerate(spans, 1))
     ordered = tuple(sorted(spoken, key=lambda turn: turn.time))
-    written = Dialogue(dataset="d", video_id="v", dialogue_id="x", split="val", steps=steps, turns=ordered)
+    written = Dialogue(dataset="d", video_id="v", dialogue_id="x", split="validation", steps=steps, turns=ordered)
     file = tmp_path_factory.mktemp("own") / "sessions.jsonl"
     file.write_text(to_jsonl([written]), encoding="utf-8")
     assert load_dialogues(DataSettings(source="dialogues", path=file)).dialogues == [written]

@@ -169,7 +169,7 @@ def _prepare(
     config: "Config", records: Records, store: EmbeddingStore, folder: Path, report: Report
 ) -> tuple[TrainingData, list[QuarantinedRecord]]:
     """Clips of both splits and the tokenizer, which lies in the run's folder from now on."""
-    train_split, validation_split = records.split("train"), [*records.split("validation"), *records.split("val")]
+    train_split, validation_split = records.split("train"), records.split("validation")
     tokenizer = build_tokenizer(config.model, training_texts(d for d, _ in train_split), folder.parents[1] / "cache")
     tokenizer.save_pretrained(folder / "tokenizer")
     quarantined = list(records.quarantined)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prospect.data.clips import Clip, ClipSettings, split_clips
 from prospect.data.embeddings import EmbeddingStore
-from prospect.data.sources import DataSettings, QuarantinedRecord, load_dialogues, place_all
+from prospect.data.sources import DataSettings, QuarantinedRecord, load_dialogues, place_all, split_name
 from prospect.data.sources.dialogues import READER
 from prospect.dialogue.prompt import SYSTEM_PROMPT, ContextSettings
 from prospect.dialogue.schema import Dialogue
@@ -37,7 +37,7 @@ class Records:
     quarantined: list[QuarantinedRecord]
 
     def split(self, name: str) -> list[tuple[Dialogue, Timeline]]:
-        return [(dialogue, timeline) for dialogue, timeline in self.placed if dialogue.split == name]
+        return [(dialogue, timeline) for dialogue, timeline in self.placed if dialogue.split == split_name(name)]
 
     @property
     def fingerprint(self) -> str:

@@ -1,32 +1,55 @@
 """Readers: one module a format, each turning files into `Dialogue` records. `load_dialogues` is the only entrance.
 
-A new format is one module with a `READER`, its line in `READERS`, and one file in configs/data.
+A new format is one module with a `READER`, its line in `READERS`, and one file in configs/data. A new data set in
+a format that is here is its file in configs/data alone.
 """
 
 from prospect.data.sources import (
     canonical,
     dialogues,
     folder,
+    holoassist,
     proassist_dst,
     proassist_generated,
     proassist_prepared,
+    proassist_tree,
 )
-from prospect.data.sources.base import QuarantinedRecord, Reader
-from prospect.data.sources.corpus import Corpus, DataSettings, read_corpus
+from prospect.data.sources.base import QuarantinedRecord
+from prospect.data.sources.corpus import Corpus, Source, read_corpus
 from prospect.data.sources.dialogues import to_jsonl
+from prospect.data.sources.hygiene import Duplicate
+from prospect.data.sources.names import file_stem, recording_of, split_name
 from prospect.data.sources.placement import place_all
+from prospect.data.sources.settings import DataSettings
+from prospect.data.sources.videos import feature_files, find_videos
 from prospect.errors import ConfigError
 
-READERS: dict[str, Reader] = {
+READERS: dict[str, Source] = {
     "canonical": canonical.READER,
     "dialogues": dialogues.READER,
     "folder": folder.READER,
+    "holoassist": holoassist.READER,
+    "proassist": proassist_tree.READER,
     "proassist_dst": proassist_dst.READER,
     "proassist_generated": proassist_generated.READER,
     "proassist_prepared": proassist_prepared.READER,
 }
 
-__all__ = ["READERS", "Corpus", "DataSettings", "QuarantinedRecord", "load_dialogues", "place_all", "to_jsonl"]
+__all__ = [
+    "READERS",
+    "Corpus",
+    "DataSettings",
+    "Duplicate",
+    "QuarantinedRecord",
+    "feature_files",
+    "file_stem",
+    "find_videos",
+    "load_dialogues",
+    "place_all",
+    "recording_of",
+    "split_name",
+    "to_jsonl",
+]
 
 
 def load_dialogues(settings: DataSettings) -> Corpus:

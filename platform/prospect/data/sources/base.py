@@ -1,16 +1,16 @@
 """What all readers share: files to raw records, raw records to dialogues, and why a record could not be one."""
 
-import gzip
-import json
+import os
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, TextIO, cast
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationError
 
+from prospect.data.sources.files import is_file, is_folder, list_files, read_json
+from prospect.data.sources.names import split_name
+from prospect.data.sources.settings import DataSettings
 from prospect.dialogue.schema import Dialogue, Step
 from prospect.errors import DataError
 
@@ -45,6 +45,9 @@ class QuarantinedRecord:
         return f"{self.dataset or 'unknown dataset'} {self.id}: {self.field}: {self.reason}"
 
 
+Result = Dialogue | QuarantinedRecord
+
+
 def _whole(raw: Raw) -> Iterable[Raw]:
     return (raw,)
 
@@ -57,47 +60,89 @@ class Reader:
     """Names of its files in a folder; a path to a file is read whatever its name."""
     convert: Callable[[Raw], Dialogue]
     """Raises ValidationError or DataError for a record that cannot be used."""
-    split: Callable[[Raw], Iterable[Raw]] = _whole
-    """Cuts one element of the file into the records of one dialogue each."""
+    split: Callable[[Raw], Iterable[Raw | QuarantinedRecord]] = _whole
+    """Cuts one element of the file into the records of one dialogue each, and into what of it cannot be used."""
     split_in_name: bool = False
     """Whether a file's name says the split: `train_filtered.json`, `dialog-klg_val_L4096_I1.jsonl`."""
 
-    def files(self, path: Path) -> list[Path]:
+    def files(self, settings: DataSettings) -> list["SourceFile"]:
         """The files to read, sorted.
 
         Raises:
-            DataError: `path` does not exist, or is a folder without such a file.
+            DataError: `settings.path` does not exist, or is a folder without such a file.
         """
-        if path.is_file():
-            return [path]
-        if not path.is_dir():
+        path = settings.path
+        if is_file(path):
+            return [SourceFile(self, path)]
+        if not is_folder(path):
             raise DataError(f"data.path: there is no file or folder at {path}", field="data.path")
-        found = sorted({file for pattern in self.patterns for file in path.glob(pattern) if file.is_file()})
+        found = list_files(path, *self.patterns)
         if not found:
             raise DataError(f"data.path: {path} holds no {' or '.join(self.patterns)}", field="data.path")
-        return found
+        return [SourceFile(self, file) for file in found]
 
-    def read(self, file: Path) -> Iterator[Dialogue | QuarantinedRecord]:
-        """One result for every record of `file`, in its order; turns sorted by time, equal times in source order.
+    def read(self, path: str | os.PathLike[str]) -> Iterator[Result]:
+        """Every result of one file.
 
         Raises:
             DataError: the file is unreadable as a whole.
         """
-        split = _split_of(file) if self.split_in_name else ""
-        for place, element in _elements(file):
-            if isinstance(element, QuarantinedRecord):
-                yield element
+        return (result for row in SourceFile(self, os.fspath(path)).rows() for result in row)
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a source."""
+
+    reader: Reader
+    url: str
+    dataset: str = ""
+    """Data set of all its records, where the file's place says it; else each record names its own."""
+
+    @property
+    def name(self) -> str:
+        return self.url.rsplit("/", 1)[-1]
+
+    @property
+    def split(self) -> str:
+        """The split that the file's name says; empty where it says none."""
+        match = (
+            re.search(r"(?:^|_)(train|val|validation|test)(?=[_.])", self.name) if self.reader.split_in_name else None
+        )
+        return split_name(match.group(1)) if match else ""
+
+    def rows(self) -> Iterator[list[Result]]:
+        """The results of one element of the file after the other, turns sorted by time, equal times in source order.
+
+        Raises:
+            DataError: the file is unreadable as a whole.
+        """
+        for number, element in enumerate(read_json(self.url), 1):
+            place = f"{self.name}:{number}"
+            if isinstance(element, dict):
+                yield list(self._results(element | {"dataset": self.dataset} if self.dataset else element, place))
+            else:
+                reason = element if isinstance(element, str) else f"a {type(element).__name__} is not a record"
+                yield [QuarantinedRecord(self.dataset, place, "record", reason)]
+
+    def _results(self, element: Raw, place: str) -> Iterator[Result]:
+        try:
+            parts = list(self.reader.split(element))
+        except (ValidationError, DataError) as error:
+            yield _quarantine(element, place, error)
+            return
+        for part in parts:
+            if isinstance(part, QuarantinedRecord):
+                yield part
                 continue
             try:
-                records = list(self.split(element))
+                yield self._finished(self.reader.convert(part))
             except (ValidationError, DataError) as error:
-                yield _quarantine(element, place, error)
-                continue
-            for raw in records:
-                try:
-                    yield _finished(self.convert(raw), split)
-                except (ValidationError, DataError) as error:
-                    yield _quarantine(raw, place, error)
+                yield _quarantine(part, place, error)
+
+    def _finished(self, dialogue: Dialogue) -> Dialogue:
+        turns = tuple(sorted(dialogue.turns, key=lambda turn: turn.time))
+        return dialogue.model_copy(update={"turns": turns, "split": split_name(dialogue.split or self.split)})
 
 
 def recipe_steps(names: Iterable[str]) -> tuple[Step, ...]:
@@ -105,60 +150,14 @@ def recipe_steps(names: Iterable[str]) -> tuple[Step, ...]:
     return tuple(Step(id=f"S{n}", name=" ".join(name.split()), source="recipe") for n, name in enumerate(names, 1))
 
 
-def _finished(dialogue: Dialogue, split: str) -> Dialogue:
-    turns = tuple(sorted(dialogue.turns, key=lambda turn: turn.time))
-    return dialogue.model_copy(update={"turns": turns, "split": dialogue.split or split})
-
-
-def _split_of(file: Path) -> str:
-    match = re.search(r"(?:^|_)(train|val|test)(?=[_.])", file.name)
-    return match.group(1) if match else ""
-
-
-def _open(file: Path) -> TextIO:
-    if file.suffix == ".gz":
-        return cast(TextIO, gzip.open(file, "rt", encoding="utf-8"))
-    return file.open(encoding="utf-8")
-
-
-def _elements(file: Path) -> Iterator[tuple[str, Raw | QuarantinedRecord]]:
-    """(where, element) of a JSON document or of JSON lines; a broken line is quarantined, a broken document raises."""
-    lines = ".jsonl" in file.suffixes
-    try:
-        with _open(file) as text:
-            parsed = enumerate(map(_line, (line for line in text if line.strip())), 1) if lines else _document(text)
-            for number, element in parsed:
-                place = f"{file.name}:{number}"
-                if isinstance(element, dict):
-                    yield place, element
-                else:
-                    reason = element if isinstance(element, str) else f"a {type(element).__name__} is not a record"
-                    yield place, QuarantinedRecord("", place, "record", reason)
-    except json.JSONDecodeError as error:
-        raise DataError(f"data.path: {file} is not valid JSON: {error}", field="data.path") from None
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"data.path: {file} cannot be read: {error}", field="data.path") from None
-
-
-def _document(text: TextIO) -> Iterable[tuple[int, Any]]:
-    document = json.load(text)
-    return enumerate(document if isinstance(document, list) else [document], 1)
-
-
-def _line(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        return f"the line is not valid JSON: {error}"
-
-
 def _quarantine(raw: Raw, place: str, error: ValidationError | DataError) -> QuarantinedRecord:
-    names = (raw.get("video_id") or raw.get("video_uid") or place, raw.get("dialogue_id"))
-    field, reason = _explain(error)
+    names = (raw.get("video_id") or raw.get("video_uid") or raw.get("video_name") or place, raw.get("dialogue_id"))
+    field, reason = explain(error)
     return QuarantinedRecord(str(raw.get("dataset") or ""), "/".join(str(n) for n in names if n), field, reason)
 
 
-def _explain(error: ValidationError | DataError) -> tuple[str, str]:
+def explain(error: ValidationError | DataError) -> tuple[str, str]:
+    """The field and the one sentence of an error."""
     if isinstance(error, DataError):
         return error.field or "record", str(error)
     first, *others = error.errors(include_url=False)

@@ -1,21 +1,31 @@
 """Canonical JSON lines, as `prepared/` has them: one video a line with timed steps and turns, seconds everywhere.
 
-{"dataset", "video_id", "goal", "duration", "steps": [{"start", "end", "text"}],
+{"dataset", "video_id", "goal", "duration", "steps": [{"start", "end", "text", "substeps": [{"start", "end", "text"}]}],
  "turns": [{"time" or "start", "role", "text"}]}
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import AliasChoices, Field, FiniteFloat
 
+from prospect.data.sources.annotations import in_order
 from prospect.data.sources.base import OneLine, Raw, Reader, SourceRecord, Trimmed
-from prospect.dialogue.schema import Dialogue, Role, Step, Turn
+from prospect.dialogue.schema import Annotation, Dialogue, Role, Step, Turn
 
 
 class StepError(SourceRecord):
     """CaptainCook4D: what went wrong in a step."""
 
     tag: str = ""
+
+
+class Substep(SourceRecord):
+    """GoalStep: a part of a step, as the annotator timed it."""
+
+    text: OneLine
+    start: FiniteFloat
+    end: FiniteFloat | None = None
 
 
 class CanonicalStep(SourceRecord):
@@ -27,6 +37,7 @@ class CanonicalStep(SourceRecord):
     performed: Any = None
     """False where skipped; elsewhere CaptainCook4D tells here in words how the step was performed."""
     errors: tuple[StepError, ...] = ()
+    substeps: tuple[Substep, ...] = ()
 
     def step(self, number: int) -> Step:
         identity = {"id": f"S{number}", "name": self.text, "source": "annotation"}
@@ -34,6 +45,13 @@ class CanonicalStep(SourceRecord):
         if skipped or self.performed is False or any(error.tag == "Missing Step" for error in self.errors):
             return Step(**identity, performed=False)
         return Step(**identity, start=self.start, end=self.end)
+
+    def lines(self) -> Iterator[Annotation]:
+        """The step and its parts as the lines from which labelling would find when it happened."""
+        if self.start is not None and self.start >= 0:
+            yield Annotation(start=self.start, end=self.end, text=self.text)
+            for part in self.substeps:
+                yield Annotation(start=part.start, end=part.end, text=part.text, depth=1)
 
 
 class CanonicalTurn(SourceRecord):
@@ -65,12 +83,19 @@ class CanonicalRecord(SourceRecord):
     steps: tuple[CanonicalStep, ...] = ()
     turns: tuple[CanonicalTurn, ...] = ()
 
+    def annotations(self) -> tuple[Annotation, ...]:
+        """Lines where steps have parts; elsewhere the steps' own times say all."""
+        if not any(step.substeps for step in self.steps):
+            return ()
+        return in_order(line for step in self.steps for line in step.lines())
+
     def dialogue(self) -> Dialogue:
         return Dialogue(
             **self.model_dump(exclude={"goal", "steps", "turns"}),
             goal=self.goal or "",
             steps=tuple(step.step(number) for number, step in enumerate(self.steps, 1)),
             turns=tuple(turn.turn() for turn in self.turns),
+            annotations=self.annotations(),
         )
 
 

@@ -22,16 +22,22 @@ StepId = Annotated[str, Field(pattern=r"^S[1-9]\d*$")]
 
 
 class Span(SourceRecord):
-    """One entry of `dst`."""
+    """One entry of `dst`; both times are -1, or `performed` is false, where the step was skipped."""
 
     type: Literal["step", "STEP"]
     id: StepId
     name: OneLine
     start_ts: FiniteFloat
     end_ts: FiniteFloat
+    performed: bool = True
+    confidence: float | None = None
+    source: str | None = None
 
     def step(self) -> Step:
-        return Step(id=self.id, name=self.name, start=self.start_ts, end=self.end_ts, source="dst")
+        known = {"id": self.id, "name": self.name, "confidence": self.confidence, "source": self.source or "dst"}
+        if not self.performed or self.start_ts == self.end_ts == -1:
+            return Step(**known, performed=False)
+        return Step(**known, start=self.start_ts, end=self.end_ts)
 
 
 class Change(SourceRecord):

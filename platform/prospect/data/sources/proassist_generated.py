@@ -1,13 +1,16 @@
 """ProAssist's generated dialogues: one element a video, several conversations, one dialogue each.
 
-The steps are those of the recipe text; nobody has timed them, so there are no DST labels yet.
+The steps are those of the recipe text; nobody has timed them, so there are no DST labels yet. What annotators
+wrote while they watched comes along as annotations.
 """
 
+import sys
 from collections.abc import Iterator
 
 from pydantic import FiniteFloat
 
-from prospect.data.sources.base import Raw, Reader, SourceRecord, Trimmed, recipe_steps
+from prospect.data.sources.annotations import read_lines
+from prospect.data.sources.base import QuarantinedRecord, Raw, Reader, SourceRecord, Trimmed, recipe_steps
 from prospect.dialogue.schema import Dialogue, Role, Turn, parse_recipe
 from prospect.errors import DataError
 
@@ -22,13 +25,13 @@ class GeneratedTurn(SourceRecord):
     progress: str | None = None
 
     def turn(self) -> Turn:
-        return Turn(role=self.role, time=self.time, text=self.content, labels=self.labels, progress=self.progress)
+        labels = sys.intern(self.labels)  # a few dozen different ones in a million turns
+        return Turn(role=self.role, time=self.time, text=self.content, labels=labels, progress=self.progress)
 
 
 class VideoAnnotations(SourceRecord):
     """The part of `parsed_video_anns` that places a conversation in its video."""
 
-    dataset: str
     duration: FiniteFloat | None = None
     video_start_time: FiniteFloat | None = None
 
@@ -36,6 +39,7 @@ class VideoAnnotations(SourceRecord):
 class GeneratedRecord(SourceRecord):
     """One conversation of one video."""
 
+    dataset: str
     video_uid: str
     dialogue_id: str
     user_type: str = ""
@@ -45,37 +49,49 @@ class GeneratedRecord(SourceRecord):
     conversation: tuple[GeneratedTurn, ...]
 
 
-def split(element: Raw) -> Iterator[Raw]:
+def split(element: Raw) -> Iterator[Raw | QuarantinedRecord]:
     """One record for each conversation of a video, numbered as ProAssist numbers its users: `talk_some_0`.
 
-    What is no conversation becomes an empty one, whose missing fields are named.
+    What is no conversation becomes an empty one, whose missing fields are named. Steps and annotations are read
+    once and shared by the video's records.
     """
     conversations = element.get("conversations")
     if not isinstance(conversations, list) or not conversations:
         raise DataError("the video has no list of conversations", field="conversations")
-    annotations = element.get("parsed_video_anns")
-    dataset = annotations.get("dataset") if isinstance(annotations, dict) else None
+    video = element.get("parsed_video_anns")
+    video = video if isinstance(video, dict) else {}
+    dataset = element.get("dataset") or video.get("dataset")
+    lines = video.get("all_step_descriptions") or ""
+    annotations, unread = read_lines(lines, str(dataset or ""), str(element.get("video_uid") or ""))
+    yield from unread
+    knowledge = element.get("inferred_knowledge")
+    shared = {
+        "dataset": dataset,
+        "annotations": annotations,
+        "steps": recipe_steps(parse_recipe(knowledge)) if isinstance(knowledge, str) else (),
+    }
     for number, conversation in enumerate(conversations):
         talk = conversation if isinstance(conversation, dict) else {}
         user_type = talk.get("user_type") or "user"
-        yield {**element, **talk, "dataset": dataset, "dialogue_id": f"{user_type}_{number}"}
+        yield {**element, **talk, **shared, "dialogue_id": f"{user_type}_{number}"}
 
 
 def convert(raw: Raw) -> Dialogue:
     """One conversation; `video_start_time` (Assembly101) says from where the duration counts."""
     record = GeneratedRecord.model_validate(raw)
-    return Dialogue(
-        dataset=record.parsed_video_anns.dataset,
+    dialogue = Dialogue(
+        dataset=record.dataset,
         video_id=record.video_uid,
         dialogue_id=record.dialogue_id,
         user_type=record.user_type,
         goal=record.inferred_goal,
         knowledge=record.inferred_knowledge,
-        steps=recipe_steps(parse_recipe(record.inferred_knowledge)),
         turns=tuple(turn.turn() for turn in record.conversation),
         duration=record.parsed_video_anns.duration,
         video_start=record.parsed_video_anns.video_start_time or 0.0,
     )
+    # The constructor would copy these for each conversation; EPIC-KITCHENS has up to 881 lines a video.
+    return dialogue.model_copy(update={"steps": raw["steps"], "annotations": raw["annotations"]})
 
 
 READER = Reader(patterns=("*.json",), convert=convert, split=split, split_in_name=True)

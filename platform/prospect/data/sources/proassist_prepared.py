@@ -10,22 +10,40 @@ from prospect.dialogue.schema import Dialogue, parse_recipe
 from prospect.dialogue.timeline import FPS
 from prospect.errors import DataError
 
+SUMMARY_REQUEST = "Please summarize"
+"""How the system turn begins that stands, with one frame more, before the summary of progress at a clip's end."""
+
 
 def _utterances(conversation: Any) -> Any:
-    """Without the system prompts and the ranges of frames between the turns, which our own clips redraw."""
+    """The turns up to the request for a summary, without system prompts and ranges of frames, which our clips redraw.
+
+    Narrations have no times: each is said when the frames before it have been seen.
+    """
     if not isinstance(conversation, list):
         return conversation
-    return [turn for turn in conversation if not (isinstance(turn, dict) and turn.get("role") in ("system", "frames"))]
+    utterances = []
+    seen: Any = None
+    for turn in conversation:
+        role = turn.get("role") if isinstance(turn, dict) else None
+        if role == "system" and str(turn.get("content")).startswith(SUMMARY_REQUEST):
+            break
+        if role == "frames":
+            seen = turn.get("end")
+        elif role != "system":
+            untimed = role == "assistant" and "time" not in turn and isinstance(seen, int)
+            utterances.append(turn | {"time": seen / FPS} if untimed else turn)
+    return utterances
 
 
 class Metadata(SourceRecord):
-    """Who speaks, and about what."""
+    """Who speaks, and about what; narrations have none."""
 
     user_type: str = ""
-    user_id: str
+    user_id: str = "narration"
     task_goal: str = ""
     knowledge: str = ""
     has_summary: bool = False
+    summary_only: bool = False
 
 
 class PreparedRecord(SourceRecord):
@@ -38,7 +56,7 @@ class PreparedRecord(SourceRecord):
     start_frame_idx: int
     end_frame_idx: int
     conversation: Annotated[tuple[GeneratedTurn, ...], BeforeValidator(_utterances)]
-    metadata: Metadata
+    metadata: Annotated[Metadata, BeforeValidator(lambda given: {} if given is None else given)] = Metadata()
 
 
 def clip_id(name: str, clip: int) -> str:
@@ -47,13 +65,15 @@ def clip_id(name: str, clip: int) -> str:
 
 
 def convert(raw: Raw) -> Dialogue:
-    """One clip; `first_frame` and `last_frame` are the clip's, absolute and the end exclusive."""
-    metadata = raw.get("metadata")
-    if isinstance(metadata, dict) and metadata.get("has_summary"):
-        raise DataError("its last turn is a summary of progress and no utterance", field="metadata.has_summary")
+    """One clip; `first_frame` and `last_frame` are the clip's, absolute and the end exclusive.
+
+    A summary of progress at its end is no utterance: it is left out with the frame that it is asked for at.
+    """
     record = PreparedRecord.model_validate(raw)
     if record.fps != FPS:
         raise DataError(f"its frames are counted at {record.fps:g} fps and not at {FPS}", field="fps")
+    if record.metadata.summary_only:
+        raise DataError("it says nothing but a summary of progress", field="metadata.summary_only")
     return Dialogue(
         dataset=record.dataset,
         video_id=record.video_uid,
@@ -64,7 +84,7 @@ def convert(raw: Raw) -> Dialogue:
         steps=recipe_steps(parse_recipe(record.metadata.knowledge)),
         turns=tuple(turn.turn() for turn in record.conversation),
         first_frame=record.start_frame_idx,
-        last_frame=record.end_frame_idx,
+        last_frame=record.end_frame_idx - int(record.metadata.has_summary),
     )
 
 

@@ -1,0 +1,32 @@
+"""What a video's id says: the name of its files, the recording that it is a part or a view of; and splits' names."""
+
+import re
+
+SPLITS = ("train", "validation", "test")
+"""From what a model learns to what nobody may have seen."""
+
+_TASK_PREFIX = re.compile(r"^(?:dis)?assembly_")
+
+
+def split_name(name: str) -> str:
+    """The project's name of a split: ProAssist's `val` is `validation`."""
+    return "validation" if name == "val" else name
+
+
+def file_stem(dataset: str, video_id: str) -> str:
+    """Name, without suffix, of a video's file of frames, features or pictures.
+
+    Assembly101's assembly and disassembly lie in one file of the recording, and Ego4D's groups of videos are
+    named after the first one; so two video ids may share a file.
+    """
+    if dataset == "assembly101":
+        return _TASK_PREFIX.sub("", video_id)
+    if dataset.startswith("ego4d"):
+        return video_id.removeprefix("grp-")
+    return video_id
+
+
+def recording_of(dataset: str, video_id: str) -> str:
+    """The recording that a video shows: all cameras and all parts of one Assembly101 recording have the same."""
+    stem = file_stem(dataset, video_id)
+    return stem.partition("__")[0] if dataset == "assembly101" else stem
