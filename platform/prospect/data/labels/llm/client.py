@@ -1,0 +1,260 @@
+"""The endpoint: one request at a time within its rate limits, its misbehaviour sorted into two kinds.
+
+`Lost`: this request brought no answer; it is sent again or the video goes without. `EndpointError`: no request can
+succeed (wrong key, unknown model, nobody listens), so the run stops instead of giving up every video.
+"""
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Awaitable, Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+
+import openai
+from pydantic import BaseModel, ValidationError
+
+from prospect.data.labels.llm.cache import Answer
+from prospect.data.labels.llm.settings import LLMSettings
+from prospect.errors import ConfigError, ProspectError
+from prospect.wording import first_line
+
+T = TypeVar("T")
+LONGEST_BACKOFF_S = 60.0
+SHOWN_CHARACTERS = 300
+REPEATABLE = (408, 409, 425, 429)
+"""Status codes below 500 that may pass by themselves."""
+THIS_VIDEO_ONLY = ("context_length_exceeded", "content_filter", "string_above_max_length")
+"""Error codes of a 400 that speak of the content, not of how it is asked for."""
+
+
+class EndpointError(ProspectError):
+    """The endpoint cannot be used at all; what is finished is kept, and the next run goes on from there."""
+
+    code = "endpoint"
+
+
+class Lost(Exception):  # noqa: N818 - the request is lost, nothing of ours is wrong
+    """A request without an answer."""
+
+    def __init__(
+        self, reason: str, *, retry_after: float | None = None, again: bool = True, unreachable: bool = False
+    ) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+        """Seconds that the endpoint asks to wait."""
+        self.again = again
+        """Whether the same request may succeed later."""
+        self.unreachable = unreachable
+        """Whether nobody listens at the address."""
+
+
+class RateLimit:
+    """Spaces requests evenly, and holds all of them back while the endpoint asks to wait."""
+
+    def __init__(self, per_minute: float | None) -> None:
+        self._interval = 60 / per_minute if per_minute else 0.0
+        self._next = 0.0
+
+    async def turn(self) -> None:
+        """Returns when the next request may be sent."""
+        while (wait := self._next - time.monotonic()) > 0:  # noqa: ASYNC110 - a pause may lengthen it meanwhile
+            await asyncio.sleep(wait)
+        self._next = max(self._next, time.monotonic()) + self._interval
+
+    def pause(self, seconds: float) -> None:
+        self._next = max(self._next, time.monotonic() + seconds)
+
+
+class Endpoint:
+    """A client of one endpoint; answers carry no trace of the key.
+
+    Raises:
+        ConfigError: the environment variable that should hold the key is empty.
+    """
+
+    def __init__(self, settings: LLMSettings) -> None:
+        self.settings = settings
+        self._key = os.environ.get(settings.api_key_env, "") if settings.api_key_env else ""
+        if settings.api_key_env and not self._key:
+            where = f"the environment variable {settings.api_key_env} (`api_key_env`) holds no key for it"
+            raise ConfigError(f"{settings.base_url} is asked for labels, but {where}: set it.", field="api_key_env")
+        self.client = openai.AsyncOpenAI(
+            base_url=settings.base_url, api_key=self._key or "none", timeout=settings.timeout_s, max_retries=0
+        )
+        self._limit = RateLimit(settings.requests_per_minute)
+        self._reached = False
+        self._lost_videos = 0
+
+    async def ask(self, body: dict[str, Any]) -> Answer:
+        """One chat completion.
+
+        Args:
+            body: the request as the wire has it.
+
+        Raises:
+            Lost: no answer this time.
+            EndpointError: no answer ever.
+        """
+        await self._limit.turn()
+        completions = self.client.chat.completions.with_raw_response
+        rest = {key: value for key, value in body.items() if key not in ("model", "messages")}
+        try:
+            async with asyncio.timeout(self.settings.timeout_s):  # the client's own starts again with every byte
+                response = await completions.create(model=body["model"], messages=body["messages"], extra_body=rest)
+        except (TimeoutError, openai.APITimeoutError) as error:
+            raise self._no_connection(error, f"no answer within {self.settings.timeout_s:g} s") from error
+        except openai.APIConnectionError as error:
+            raise self._no_connection(error, f"the connection was lost: {self._about(error)}") from error
+        except openai.APIStatusError as error:
+            raise self.refusal(error.status_code, error.body, error.response.headers) from error
+        self._reached = True
+        answer = self.answer(response.text)
+        self._lost_videos = 0
+        return answer
+
+    def answer(self, completion: str | Mapping[str, Any]) -> Answer:
+        """The answer in a chat completion, as text or as decoded JSON.
+
+        Raises:
+            Lost: it is no chat completion.
+        """
+        try:
+            if isinstance(completion, str):
+                parsed = _Completion.model_validate_json(completion)
+            else:
+                parsed = _Completion.model_validate(completion)
+            choice = parsed.choices[0]
+        except (ValidationError, IndexError) as error:
+            raise Lost(f"what came is no chat completion: {self.clean(str(completion))[:SHOWN_CHARACTERS]}") from error
+        usage = parsed.usage or _Usage()
+        return Answer(
+            text=self.clean(choice.message.content or choice.message.refusal or ""),
+            finish_reason=choice.finish_reason or "",
+            model=parsed.model or "",
+            input_tokens=usage.prompt_tokens,
+            output_tokens=usage.completion_tokens,
+        )
+
+    def refusal(self, status: int, body: object, headers: Mapping[str, str]) -> Exception:
+        """What a status of 4xx or 5xx means: `Lost` or `EndpointError`."""
+        code, message = _error_of(body)
+        reason = f"HTTP {status}" + (f" ({self.clean(message)[:SHOWN_CHARACTERS]})" if message else "")
+        if status >= 500 or (status in REPEATABLE and code != "insufficient_quota"):
+            self._reached = True
+            wait = _retry_after(headers)
+            if wait is not None and wait > self.settings.max_wait_s:
+                return self._stop(
+                    f"asks to wait {wait:.0f} s, longer than `max_wait_s`, with {reason}; run again later"
+                )
+            return Lost(reason, retry_after=wait)
+        if status in (400, 413, 422) and (self._reached or code in THIS_VIDEO_ONLY or "context length" in message):
+            return Lost(reason, again=False)
+        advice = {
+            401: f"check the key in {self.settings.api_key_env or 'api_key_env'}",
+            404: "check `model` and `base_url`",
+        }
+        return self._stop(f"answered {reason}; {advice.get(status, 'check the settings of the endpoint')}")
+
+    async def back_off(self, lost: Lost, times: int) -> None:
+        """Waits before a request is sent again: as long as the endpoint asks, and then for all requests."""
+        if lost.retry_after is not None:
+            self._limit.pause(lost.retry_after)
+            return
+        longest = min(self.settings.backoff_s * 2 ** (times - 1), LONGEST_BACKOFF_S)
+        await asyncio.sleep(longest * random.uniform(0.75, 1))
+
+    def give_up(self, lost: Lost) -> None:
+        """One video goes without an answer.
+
+        Raises:
+            EndpointError: so will the others, because nobody listens or too many in a row had none.
+        """
+        if lost.unreachable:
+            raise self._stop(f"cannot be reached: {lost}; check `base_url`") from lost
+        self._lost_videos += 1
+        if self._lost_videos >= self.settings.stop_after:
+            raise self._stop(f"gave no answer for {self._lost_videos} videos in a row, the last time: {lost}") from lost
+
+    async def management(self, call: Awaitable[T]) -> T:
+        """A call about files and batches, on which every video depends: whatever goes wrong stops the run.
+
+        Raises:
+            EndpointError: with the reason.
+        """
+        try:
+            return await call
+        except openai.APIStatusError as error:
+            refused = self.refusal(error.status_code, error.body, error.response.headers)
+            raise self._stop(f"answered {refused}") if isinstance(refused, Lost) else refused from error
+        except openai.APIConnectionError as error:
+            raise self._stop(f"cannot be reached: {self._about(error)}") from error
+
+    def clean(self, text: str) -> str:
+        """Text of the endpoint without the key, which some repeat in their errors."""
+        return text.replace(self._key, "***") if self._key else text
+
+    def _no_connection(self, error: Exception, reason: str) -> Lost:
+        """Nobody listening at the first request is a wrong address; later it may be a server that restarts."""
+        nobody = type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout")
+        lost = Lost(reason, unreachable=nobody)
+        if nobody and not self._reached:
+            self.give_up(lost)
+        return lost
+
+    def _stop(self, what: str) -> EndpointError:
+        return EndpointError(f"{self.settings.base_url} (model {self.settings.model}) {what}.", field="base_url")
+
+    def _about(self, error: Exception) -> str:
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        return self.clean(first_line(cause) or type(cause).__name__)
+
+
+class _Lenient(BaseModel):
+    """Compatible endpoints add fields and leave some out."""
+
+
+class _Message(_Lenient):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(_Lenient):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Usage(_Lenient):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _Completion(_Lenient):
+    choices: list[_Choice]
+    model: str | None = None
+    usage: _Usage | None = None
+
+
+def _error_of(body: object) -> tuple[str, str]:
+    """Code and message of an error body, which the client has unwrapped where it is of OpenAI's shape."""
+    if isinstance(body, Mapping):
+        body = body.get("error", body)
+    if not isinstance(body, Mapping):
+        return "", str(body or "")
+    return str(body.get("code") or body.get("type") or ""), str(body.get("message") or "")
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds of a Retry-After header, which may be a number or a date."""
+    value = headers.get("retry-after")
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+        except ValueError:
+            return None
+    return seconds if seconds >= 0 else None

@@ -1,0 +1,132 @@
+"""Steps and annotation lines of many videos -> which line belongs to which step, asked of a language model."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from anyio.from_thread import start_blocking_portal
+
+from prospect.data.labels.llm.batch import settle_in_batches
+from prospect.data.labels.llm.cache import Cache, Conversation
+from prospect.data.labels.llm.client import Endpoint
+from prospect.data.labels.llm.prompt import MappingRequest
+from prospect.data.labels.llm.report import MappingReport, MappingResult, Usage, failure_kinds
+from prospect.data.labels.llm.settings import LLMSettings
+from prospect.data.labels.llm.single import settle_one_by_one
+
+Progress = Callable[[MappingResult], None]
+"""Called once a video, when it is settled."""
+READERS = 16
+"""Files of the cache read at the same time: on an object store each takes a round trip."""
+
+
+def map_videos(
+    requests: Sequence[MappingRequest], settings: LLMSettings, root: str, progress: Progress | None = None
+) -> MappingReport:
+    """Asks for the mapping of every video that the cache under `root` does not hold.
+
+    Killed at any moment and run again, it goes on where it was: finished videos are not asked about, a video in
+    the middle of its retries continues with them, a submitted batch is waited for. A video that got no answer at
+    all is asked about again by the next run; one whose answers were all wrong is not.
+
+    Args:
+        requests: one a video; those with equal content are asked about once.
+        settings: endpoint, limits and prices.
+        root: path or URL of the storage root; conversations lie in `labels/llm/` under it.
+        progress: called with each result as it comes, possibly from another thread.
+
+    Raises:
+        ConfigError: no key in the environment.
+        EndpointError: nobody listens, the key or the model is refused, a batch failed; what is finished is kept.
+        DataError: a file of the cache is damaged.
+    """
+    results: dict[int, MappingResult] = {}
+    done: dict[str, Conversation] = {}
+    conversations, places = _conversations(requests, settings, Cache(root))
+    earlier = {conversation.key: len(conversation.attempts) for conversation in conversations}
+
+    def finish(index: int, result: MappingResult) -> None:
+        results[index] = result
+        if progress is not None:
+            progress(result)
+
+    def settled(conversation: Conversation) -> None:
+        done[conversation.key] = conversation
+        cached = len(conversation.attempts) == earlier[conversation.key]
+        for index in places[conversation.key]:
+            finish(index, _result(requests[index].video, conversation, cached, settings))
+
+    for index, request in enumerate(requests):
+        if (certain := _without_asking(request, settings)) is not None:
+            finish(index, certain)
+    still_open = []
+    for conversation in conversations:
+        if conversation.finished(settings.max_retries):
+            settled(conversation)
+        else:
+            still_open.append(conversation)
+    if still_open:
+        _ask(still_open, settings, Cache(root), settled)
+    return _report(settings, [results[index] for index in range(len(requests))], done.values(), earlier)
+
+
+def _conversations(
+    requests: Sequence[MappingRequest], settings: LLMSettings, cache: Cache
+) -> tuple[list[Conversation], dict[str, list[int]]]:
+    """One conversation for each different content, as far as the cache has it, and the requests it answers."""
+    begun: dict[str, Conversation] = {}
+    places: dict[str, list[int]] = defaultdict(list)
+    for index, request in enumerate(requests):
+        if _without_asking(request, settings) is None:
+            conversation = Conversation.begin(request, settings)
+            begun.setdefault(conversation.key, conversation)
+            places[conversation.key].append(index)
+    with ThreadPoolExecutor(READERS) as readers:
+        return [*readers.map(cache.recall, begun.values())], places
+
+
+def _ask(
+    conversations: list[Conversation], settings: LLMSettings, cache: Cache, settled: Callable[[Conversation], None]
+) -> None:
+    endpoint = Endpoint(settings)
+    settle = settle_in_batches if settings.mode == "batch" else settle_one_by_one
+    with start_blocking_portal() as portal:  # a loop of its own: a notebook's thread runs one already
+        portal.call(settle, conversations, endpoint, cache, settled)
+
+
+def _without_asking(request: MappingRequest, settings: LLMSettings) -> MappingResult | None:
+    """What needs no model: a mapping that is the only one possible, or one that cannot exist."""
+    steps, blocks = len(request.steps), len(request.blocks)
+    if not steps or blocks < steps:
+        reason = f"{blocks} blocks cannot give each of {steps} steps one" if steps else "there are no steps"
+        return MappingResult(request.video, settings.on_failure, reason=reason)
+    if steps == 1 or blocks == steps:
+        return MappingResult(request.video, "mapped", assignment=tuple(min(i, steps - 1) for i in range(blocks)))
+    return None
+
+
+def _result(video: str, conversation: Conversation, cached: bool, settings: LLMSettings) -> MappingResult:
+    mapped = conversation.assignment is not None
+    return MappingResult(
+        video,
+        "mapped" if mapped else settings.on_failure,
+        assignment=conversation.assignment,
+        reason="" if mapped else conversation.failure,
+        key=conversation.key,
+        attempts=len(conversation.attempts),
+        cached=cached,
+    )
+
+
+def _report(
+    settings: LLMSettings, results: list[MappingResult], done: Iterable[Conversation], earlier: dict[str, int]
+) -> MappingReport:
+    attempts = [(conversation.attempts, earlier[conversation.key]) for conversation in done]
+    kinds = sum((failure_kinds(all_of_it) for all_of_it, _ in attempts), Counter())
+    return MappingReport(
+        settings.model,
+        tuple(results),
+        spent=Usage.of((attempt for all_of_it, kept in attempts for attempt in all_of_it[kept:]), settings),
+        cached=Usage.of((attempt for all_of_it, kept in attempts for attempt in all_of_it[:kept]), settings),
+        failures=dict(kinds),
+    )

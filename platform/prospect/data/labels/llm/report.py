@@ -1,0 +1,107 @@
+"""What mapping brought: one result a video, and what it cost."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from rich.table import Table
+
+from prospect.data.labels.llm.cache import Attempt
+from prospect.data.labels.llm.settings import LLMSettings
+
+Outcome = Literal["mapped", "quarantine", "aligner"]
+
+
+@dataclass(frozen=True)
+class MappingResult:
+    """One video's mapping, or why there is none."""
+
+    video: str
+    outcome: Outcome
+    """mapped; or what the settings want for a video without a mapping."""
+    assignment: tuple[int, ...] | None = None
+    """Step index (from 0) of each block, non-decreasing, every step at least once."""
+    reason: str = ""
+    """Why there is no mapping, in one sentence."""
+    key: str = ""
+    """Name of the conversation in the cache, `<root>/labels/llm/<key>.json`; empty where nothing had to be asked."""
+    attempts: int = 0
+    """Requests about this video, those of earlier runs included."""
+    cached: bool = False
+    """Whether this run sent no request for it."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Requests, tokens and their price."""
+
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float | None = None
+    """In the currency of the settings' prices; None where they are not given."""
+
+    @classmethod
+    def of(cls, attempts: Iterable[Attempt], settings: LLMSettings) -> "Usage":
+        attempts = [*attempts]
+        answers = [attempt.answer for attempt in attempts if attempt.answer is not None]
+        tokens = sum(answer.input_tokens for answer in answers), sum(answer.output_tokens for answer in answers)
+        return cls(len(attempts), *tokens, settings.cost(*tokens))
+
+
+@dataclass(frozen=True)
+class MappingReport:
+    """The outcome of `map_videos`."""
+
+    model: str
+    results: tuple[MappingResult, ...]
+    """In the order of the requests."""
+    spent: Usage
+    """What this run asked."""
+    cached: Usage
+    """What earlier runs asked about the same videos, found in the cache."""
+    failures: dict[str, int] = field(default_factory=dict)
+    """How many requests failed in each way, in this run and in those kept."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Counts and totals without the single results, for JSON and for tracking."""
+        outcomes = Counter(result.outcome for result in self.results)
+        return {
+            "model": self.model,
+            "videos": len(self.results),
+            "mapped": outcomes["mapped"],
+            "failed": len(self.results) - outcomes["mapped"],
+            "videos_from_cache": sum(result.cached for result in self.results),
+            "spent": asdict(self.spent),
+            "cached": asdict(self.cached),
+            "failures": dict(self.failures),
+        }
+
+    def to_json(self) -> str:
+        """All of it, results included."""
+        results = [asdict(result) for result in self.results]
+        return json.dumps({**self.to_dict(), "results": results}, indent=1, ensure_ascii=False)
+
+    def __rich__(self) -> Table:
+        total = self.to_dict()
+        title = f"LLM mapping by {self.model}: {total['mapped']:,} of {total['videos']:,} videos"
+        table = Table("", title=title)
+        for column in ("requests", "input tokens", "output tokens", "cost"):
+            table.add_column(column, justify="right")
+        for name, usage in (("this run", self.spent), ("earlier runs", self.cached)):
+            cost = "unknown" if usage.cost is None else f"{usage.cost:,.4f}"
+            table.add_row(name, f"{usage.requests:,}", f"{usage.input_tokens:,}", f"{usage.output_tokens:,}", cost)
+        if self.failures:
+            table.caption = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.failures.items()))
+        return table
+
+
+def failure_kinds(attempts: Iterable[Attempt]) -> Counter[str]:
+    """How many attempts failed in each way: the kinds of the validators, and `no answer`."""
+    kinds: Counter[str] = Counter()
+    for attempt in attempts:
+        kinds.update({failure.kind for failure in attempt.failures})
+        kinds.update(["no answer"] if attempt.error else [])
+    return kinds

@@ -1,0 +1,163 @@
+"""Raw answer -> step of each block, or everything that is wrong with it in words the model can act on."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import Any, Literal
+
+from prospect.dialogue.schema import Record
+
+FailureKind = Literal[
+    "empty", "length", "json", "structure", "unknown", "duplicate", "missing", "consecutive", "sequential"
+]
+SHOWN_IDS = 20
+
+
+class Failure(Record):
+    """One thing that is wrong with an answer."""
+
+    kind: FailureKind
+    feedback: str
+    """One sentence, told to the model."""
+
+
+class InvalidAnswer(Exception):  # noqa: N818 - it is the answer that is invalid, not the program
+    """An answer that is no mapping; `failures` is never empty."""
+
+    def __init__(self, *failures: Failure) -> None:
+        super().__init__(" ".join(failure.feedback for failure in failures))
+        self.failures = failures
+
+
+def read_mapping(answer: str, num_steps: int, num_blocks: int, finish_reason: str = "stop") -> tuple[int, ...]:
+    """The step index (from 0) of each block: non-decreasing, complete, every step at least once.
+
+    Args:
+        answer: what the model wrote; prose and code fences around the object are tolerated.
+        num_steps: K, for the ids S1..SK.
+        num_blocks: N, for the ids B1..BN.
+        finish_reason: `length` where the answer was cut off.
+
+    Raises:
+        InvalidAnswer: with every failure of the first group that has one: form, ids, order.
+    """
+    try:
+        mapping = _mapping(answer)
+    except InvalidAnswer as invalid:
+        if finish_reason == "length":
+            raise _invalid("length", "The answer was cut off; write the object alone, without spaces.") from invalid
+        raise
+    steps = {f"S{number}": number - 1 for number in range(1, num_steps + 1)}
+    blocks = {f"B{number}": number - 1 for number in range(1, num_blocks + 1)}
+    if failures := [*_id_failures(mapping, steps, blocks)]:
+        raise InvalidAnswer(*failures)
+    spans = [sorted(blocks[block] for block in mapping[step]) for step in steps]
+    if failures := [*_consecutive(spans)] or [*_sequential(spans)]:
+        raise InvalidAnswer(*failures)
+    return tuple(step for step, span in enumerate(spans) for _ in span)
+
+
+def _mapping(answer: str) -> dict[str, list[str]]:
+    """The value of `mapping` in the last object that has one: a model that thinks aloud ends with what it means."""
+    if not answer.strip():
+        raise _invalid("empty", "The answer was empty.")
+    objects = [*_objects(answer)]
+    if not objects:
+        raise _invalid("json", f"The answer is not valid JSON: {_json_error(answer)}.")
+    mapping = next((value["mapping"] for value in reversed(objects) if "mapping" in value), None)
+    if mapping is None and '"mapping"' in answer:  # only the inside of the object that is meant can be read
+        raise _invalid("json", f"The answer is not valid JSON: {_json_error(answer)}.")
+    if not isinstance(mapping, dict):
+        raise _invalid("structure", 'The object must have one key, "mapping", with an object of step ids.')
+    for step, blocks in mapping.items():
+        if not isinstance(blocks, list) or not all(isinstance(block, str) for block in blocks):
+            raise _invalid("structure", f'The value of "{step}" must be a list of block ids such as ["B1", "B2"].')
+    return mapping
+
+
+class _RepeatedKeyError(ValueError):
+    """A key that an object has twice: JSON keeps the last one in silence, and blocks would be lost."""
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    repeated = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+    if repeated:
+        raise _RepeatedKeyError(repeated[0])
+    return dict(pairs)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_pairs)
+
+
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    """All JSON objects in a text, whatever stands around them; objects inside others are not repeated."""
+    position = text.find("{")
+    while position >= 0:
+        try:
+            value, end = _DECODER.raw_decode(text, position)
+        except _RepeatedKeyError as repeated:
+            raise _invalid("duplicate", f"{repeated} appears twice as a key; each key once.") from repeated
+        except (ValueError, RecursionError):
+            end = position + 1
+        else:
+            yield value
+        position = text.find("{", end)
+
+
+def _json_error(text: str) -> str:
+    start = text.find("{")
+    if start < 0:
+        return "there is no object in it"
+    try:
+        _DECODER.raw_decode(text, start)
+    except json.JSONDecodeError as error:
+        return f"{error.msg} in line {error.lineno}, column {error.colno}"
+    except RecursionError:
+        return "it is nested too deeply"
+    return "there is no object in it"
+
+
+def _id_failures(mapping: dict[str, list[str]], steps: dict[str, int], blocks: dict[str, int]) -> Iterator[Failure]:
+    given = Counter(block for members in mapping.values() for block in members)
+    unknown = [step for step in mapping if step not in steps] + [block for block in given if block not in blocks]
+    if unknown:
+        allowed = f"S1 to S{len(steps)} and B1 to B{len(blocks)}"
+        yield Failure(kind="unknown", feedback=f"These ids do not exist: {_listed(unknown)}; use {allowed} only.")
+    repeated = [block for block, count in given.items() if count > 1]
+    if repeated:
+        feedback = f"These blocks appear more than once: {_listed(repeated)}; each block belongs to one step."
+        yield Failure(kind="duplicate", feedback=feedback)
+    absent = [block for block in blocks if block not in given]
+    if absent:
+        yield Failure(kind="missing", feedback=f"These blocks are missing: {_listed(absent)}; give each to a step.")
+    bare = [step for step in steps if not mapping.get(step)]
+    if bare:
+        yield Failure(kind="missing", feedback=f"These steps have no block: {_listed(bare)}; each needs at least one.")
+
+
+def _consecutive(spans: list[list[int]]) -> Iterator[Failure]:
+    for step, span in enumerate(spans, 1):
+        gap = next((block for block, after in pairwise(span) if after > block + 1), None)
+        if gap is not None:
+            feedback = f"The blocks of S{step} are not consecutive: B{gap + 2} stands between them and is another's."
+            yield Failure(kind="consecutive", feedback=feedback)
+
+
+def _sequential(spans: list[list[int]]) -> Iterator[Failure]:
+    for step, (span, after) in enumerate(pairwise(spans), 1):
+        if after[0] < span[0]:
+            feedback = (
+                f"The steps are out of order: B{after[0] + 1} of S{step + 1} comes before B{span[0] + 1} of S{step}."
+            )
+            yield Failure(kind="sequential", feedback=feedback)
+
+
+def _listed(ids: Iterable[str]) -> str:
+    ids = [*ids]
+    more = f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else ""
+    return ", ".join(ids[:SHOWN_IDS]) + more
+
+
+def _invalid(kind: FailureKind, feedback: str) -> InvalidAnswer:
+    return InvalidAnswer(Failure(kind=kind, feedback=feedback))
