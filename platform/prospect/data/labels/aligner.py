@@ -1,0 +1,151 @@
+"""Assigns annotation lines to recipe steps without a language model.
+
+A linear-chain model over monotone paths (chain.py). How much a block speaks for a step is the similarity of their
+texts; how much a moment speaks for a boundary is the pause before the next block. Both weights are in log-odds, so
+that the posterior over paths is a probability: they were fitted by maximum likelihood on half of GoalStep's videos
+(docs/benchmarks.md). The answer is the path with the most blocks expected to be right; a step's confidence is the
+share of its blocks expected to be right.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prospect.data.labels.chain import Floats, best_path, marginals
+from prospect.data.labels.nli import CrossEncoderEntailment, Entailment
+from prospect.data.labels.spans import SpanSettings, block_ends
+from prospect.dialogue.schema import Annotation
+from prospect.errors import DataError
+from prospect.settings import Settings
+from prospect.similarity import SentenceEncoder
+
+
+class AlignerSettings(Settings):
+    """What the aligner listens to, and how much."""
+
+    similarity_weight: float = 3.2
+    """Log-odds for one unit of cosine similarity."""
+    pause_weight: float = 4.5
+    """Log-odds for one unit of log(1 + pause / mean pause)."""
+    nli_model: str | None = None
+    """An NLI cross-encoder of sentence-transformers by name or folder; None: similarity alone."""
+    nli_weight: float = 1.1
+    """Log-odds for one unit of entailment less contradiction. Not fitted."""
+    blocks_per_step: int = 2
+    """Containers are opened until there are so many blocks for each step (blocks.py)."""
+    spans: SpanSettings = SpanSettings()
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """A monotone, complete assignment."""
+
+    assignment: tuple[int, ...]
+    """The index of each block's step: from the first to the last, none left out."""
+    confidences: tuple[float, ...]
+    """One in [0, 1] for each step."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What speaks for an alignment, before any weight."""
+
+    similarity: Floats
+    """[B, K] cosine between a block's text and a step's."""
+    pauses: Floats
+    """[B - 1] log(1 + pause / mean pause) between a block and the next one."""
+    entailment: Floats | None = None
+    """[B, K] entailment less contradiction, where there is an NLI model."""
+
+    def weighted(self, settings: AlignerSettings) -> tuple[Floats, Floats]:
+        """Scores of blocks on steps and of boundaries, in log-odds."""
+        scores = settings.similarity_weight * self.similarity
+        if self.entailment is not None:
+            scores = scores + settings.nli_weight * self.entailment
+        return scores, settings.pause_weight * self.pauses
+
+
+def load_nli(settings: AlignerSettings, field: str = "labels.aligner") -> Entailment | None:
+    """The NLI model that the settings name; `field` is where they lie.
+
+    Raises:
+        ConfigError: it is not there or tells no entailment from contradiction.
+    """
+    return CrossEncoderEntailment(settings.nli_model, f"{field}.nli_model") if settings.nli_model else None
+
+
+def align(
+    steps: Sequence[str],
+    blocks: Sequence[Annotation],
+    encoder: SentenceEncoder,
+    settings: AlignerSettings,
+    nli: Entailment | None = None,
+) -> Alignment:
+    """The step of every block; blocks are in the order of their start.
+
+    Raises:
+        DataError: there are no steps, or fewer blocks than steps.
+    """
+    if not steps:
+        raise DataError("steps: the recipe has none, so there is nothing to align", field="steps")
+    if len(blocks) < len(steps):
+        sentence = f"annotations: {len(blocks)} lines for {len(steps)} steps; every step needs a line of its own"
+        raise DataError(sentence, field="annotations")
+    return decode(*evidence(steps, blocks, encoder, settings.spans, nli).weighted(settings))
+
+
+def evidence(
+    steps: Sequence[str],
+    blocks: Sequence[Annotation],
+    encoder: SentenceEncoder,
+    settings: SpanSettings,
+    nli: Entailment | None = None,
+) -> Evidence:
+    """What the texts and the times of the blocks say."""
+    texts = [block.text for block in blocks]
+    similarity = encoder.embed(texts).astype(np.float64) @ encoder.embed(steps).astype(np.float64).T
+    entailment = None if nli is None else nli.scores(texts, steps).astype(np.float64)
+    return Evidence(similarity, pauses_between(blocks, settings), entailment)
+
+
+def pauses_between(blocks: Sequence[Annotation], settings: SpanSettings) -> Floats:
+    """[B - 1] log(1 + pause / mean pause of the video): the unit is the video's own, so any pace of work counts.
+
+    A pause is the time in which no block so far goes on; zeros where there is none in the whole video.
+    """
+    starts = np.array([block.start for block in blocks])
+    ends = np.maximum.accumulate(block_ends(blocks, settings))
+    pauses = np.maximum(starts[1:] - ends[:-1], 0)
+    return np.log1p(pauses / pauses.mean()) if pauses.any() else np.zeros_like(pauses)
+
+
+def decode(scores: Floats, boundaries: Floats) -> Alignment:
+    """The path with the largest expected number of right blocks.
+
+    The single most probable path is a much worse answer (docs/benchmarks.md): where texts repeat, thousands of
+    paths are nearly as good, and it is one from the rim.
+    """
+    posterior = marginals(scores, boundaries).steps
+    path = best_path(posterior, np.zeros_like(boundaries))
+    return Alignment(tuple(path.tolist()), _confidences(path, posterior))
+
+
+def support(
+    assignment: Sequence[int],
+    steps: Sequence[str],
+    blocks: Sequence[Annotation],
+    encoder: SentenceEncoder,
+    settings: AlignerSettings,
+    nli: Entailment | None = None,
+) -> tuple[float, ...]:
+    """One confidence in [0, 1] for each step of an assignment that somebody else made."""
+    scores, boundaries = evidence(steps, blocks, encoder, settings.spans, nli).weighted(settings)
+    return _confidences(np.asarray(assignment), marginals(scores, boundaries).steps)
+
+
+def _confidences(path: NDArray[np.intp], posterior: Floats) -> tuple[float, ...]:
+    """The share of each step's blocks that are expected to be right."""
+    of_block = posterior[np.arange(len(path)), path]
+    return tuple(np.clip(np.bincount(path, of_block) / np.bincount(path), 0, 1).tolist())

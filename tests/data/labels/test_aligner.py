@@ -1,0 +1,130 @@
+"""Annotation lines on recipe steps, with the packaged encoder."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prospect.data.labels.aligner import AlignerSettings, align, load_nli, pauses_between
+from prospect.data.labels.nli import CrossEncoderEntailment
+from prospect.data.labels.spans import SpanSettings
+from prospect.dialogue.schema import Annotation
+from prospect.errors import ConfigError, DataError
+from prospect.similarity import SentenceEncoder, SentenceSimilarity
+from tests.tiny_bert import save_bert
+
+STEPS = ("Boil the water", "Grind the coffee beans", "Pour the water over the ground coffee")
+
+
+@pytest.fixture(scope="module")
+def encoder() -> SentenceEncoder:
+    try:
+        return SentenceSimilarity()
+    except ConfigError as error:
+        pytest.skip(str(error))
+
+
+class Letters:
+    """Counts letters: an encoder for properties that hold with any."""
+
+    def embed(self, texts):
+        counts = np.array([[text.count(letter) + 0.1 for letter in "abc"] for text in texts], np.float32)
+        return counts / np.linalg.norm(counts, axis=1, keepdims=True)
+
+
+def lines(*texts: str, seconds: float = 10.0) -> list[Annotation]:
+    """Lines without a pause between them."""
+    return [Annotation(start=i * seconds, end=(i + 1) * seconds, text=text) for i, text in enumerate(texts)]
+
+
+def test_texts_decide_where_there_is_no_pause(encoder):
+    blocks = lines(
+        "fill the kettle with water",
+        "heat the kettle",
+        "take coffee beans",
+        "grind beans in the grinder",
+        "pour hot water onto the grounds",
+    )
+    alignment = align(STEPS, blocks, encoder, AlignerSettings())
+    assert alignment.assignment == (0, 0, 1, 1, 2)
+    assert len(alignment.confidences) == 3
+
+
+def test_pauses_decide_where_all_texts_are_equal(encoder):
+    blocks = [Annotation(start=t, end=t + 10, text="stir the pot") for t in (0, 11, 22, 60, 71, 82, 93, 140)]
+    alignment = align(["stir the pot"] * 3, blocks, encoder, AlignerSettings())
+    assert alignment.assignment == (0, 0, 0, 1, 1, 1, 1, 2)
+
+
+def test_confidence_falls_where_neither_text_nor_time_tells(encoder):
+    clear = align(STEPS[:2], lines(*STEPS[:2]), encoder, AlignerSettings())
+    unclear = align(["stir"] * 2, lines(*["stir"] * 9), encoder, AlignerSettings())
+    assert clear.confidences == pytest.approx((1.0, 1.0))
+    assert max(unclear.confidences) < 0.9
+
+
+texts = st.text("abc", min_size=1, max_size=3)
+
+
+@settings(max_examples=50)
+@given(st.lists(texts, min_size=1, max_size=6), st.data())
+def test_every_alignment_is_monotone_complete_and_anchored(steps, data):
+    names = data.draw(st.lists(texts, min_size=len(steps), max_size=15))
+    starts = sorted(data.draw(st.lists(st.floats(0, 100), min_size=len(names), max_size=len(names))))
+    blocks = [Annotation(start=start, text=name) for start, name in zip(starts, names, strict=True)]
+    alignment = align(steps, blocks, Letters(), AlignerSettings())
+    assert list(alignment.assignment) == sorted(alignment.assignment)
+    assert set(alignment.assignment) == set(range(len(steps)))
+    assert len(alignment.assignment) == len(blocks)
+    assert all(0 <= confidence <= 1 for confidence in alignment.confidences)
+
+
+def test_the_largest_recipe_of_the_six_datasets():
+    """881 lines, 178 steps."""
+    blocks = lines(*["abc"[i // 5 % 3] for i in range(881)])
+    alignment = align(["abc"[i % 3] for i in range(178)], blocks, Letters(), AlignerSettings())
+    assert alignment.assignment[-1] == 177
+
+
+def test_fewer_lines_than_steps_is_one_sentence(encoder):
+    with pytest.raises(DataError, match=r"^annotations: 2 lines for 3 steps; every step needs a line of its own$"):
+        align(STEPS, lines("boil", "pour"), encoder, AlignerSettings())
+
+
+def test_an_empty_recipe_is_one_sentence(encoder):
+    with pytest.raises(DataError, match=r"^steps: the recipe has none"):
+        align((), lines("boil"), encoder, AlignerSettings())
+
+
+def test_a_pause_is_time_in_which_no_line_goes_on():
+    blocks = [Annotation(start=a, end=b, text="x") for a, b in ((0, 50), (10, 20), (60, 70), (70, 75))]
+    assert pauses_between(blocks, SpanSettings()) == pytest.approx(np.log1p([0, 10 / (10 / 3), 0]))
+
+
+def test_an_nli_model_by_folder(tmp_path):
+    from sentence_transformers import CrossEncoder
+
+    bert = save_bert(tmp_path / "bert", ["contradiction", "entailment", "neutral"])
+    CrossEncoder(str(bert)).save_pretrained(str(tmp_path / "nli"))
+    nli = load_nli(AlignerSettings(nli_model=str(tmp_path / "nli")))
+    scores = nli.scores(["pour water", "stir soup", "pour water"], ["pour water", "attach wheel"])
+    assert scores.shape == (3, 2)
+    assert (np.abs(scores) <= 1).all()
+    assert np.array_equal(scores[0], scores[2])
+    blocks = lines("a", "b", "c")
+    assert align(["a", "c"], blocks, Letters(), AlignerSettings(), nli).assignment[-1] == 1
+
+
+def test_no_nli_model_unless_named():
+    assert load_nli(AlignerSettings()) is None
+
+
+def test_a_relevance_ranker_is_no_nli_model(tmp_path):
+    bert = save_bert(tmp_path / "bert", ["relevance"])
+    with pytest.raises(ConfigError, match=r"nli_model: .* has the classes relevance; give a model with entailment"):
+        CrossEncoderEntailment(str(bert))
+
+
+def test_an_unknown_nli_model_is_one_sentence():
+    with pytest.raises(ConfigError, match=r"^labels\.aligner\.nli_model: cannot load /nowhere/at-all "):
+        CrossEncoderEntailment("/nowhere/at-all")
