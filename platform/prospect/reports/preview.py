@@ -153,7 +153,7 @@ def preview_video(
 def write_preview(
     video_id: str,
     dialogues: Sequence[Dialogue],
-    video: Path | None,
+    video: str | Path | None,
     root: str,
     *,
     num_frames: int | None = None,
@@ -167,7 +167,7 @@ def write_preview(
     Args:
         video_id: the video.
         dialogues: all about this video, at least one.
-        video: its file; None or unreadable: a page without pictures that says so.
+        video: path or URL of its file; None or unreadable: a page without pictures that says so.
         root: absolute path or URL of the storage root.
         num_frames: T where it is known; None: as the file says, else as the dialogues say.
         context: how long clips may be.

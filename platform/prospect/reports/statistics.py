@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from prospect.data.sources.placement import total_frames
 from prospect.dialogue.schema import Dialogue
@@ -72,9 +73,10 @@ class Values:
         update = sum(bool(happens.delta) for happens in events)
         minutes = total / FPS / 60
         users = sum(turn.role == "user" for turn in dialogue.turns)
-        self.of["user_turns"].append(users / minutes)
-        self.of["assistant_turns"].append((len(dialogue.turns) - users) / minutes)
-        self.of["speak_rate"].append(100 * speak / total)
+        if dialogue.turns:
+            self.of["user_turns"].append(users / minutes)
+            self.of["assistant_turns"].append((len(dialogue.turns) - users) / minutes)
+            self.of["speak_rate"].append(100 * speak / total)
         if dialogue.has_dst_labels:
             self.of["update_rate"].append(100 * update / total)
         if dialogue.video_id not in self.frames:  # dialogues of one video share its recipe
@@ -140,10 +142,12 @@ def measure(dialogues: Iterable[Dialogue], frames_of: Callable[[str], int | None
     groups: dict[Group, Values] = defaultdict(Values)
     for dialogue in dialogues:
         groups[dialogue.dataset, dialogue.split].add(dialogue, total_frames(dialogue, frames_of(dialogue.video_id)))
-    order = list(SPLIT_COLOURS)
-    return dict(
-        sorted(groups.items(), key=lambda item: (item[0][0], order.index(s) if (s := item[0][1]) in order else 9, s))
-    )
+    return dict(sorted(groups.items(), key=lambda item: _place(*item[0])))
+
+
+def _place(dataset: str, split: str) -> tuple[str, int, str]:
+    known = list(SPLIT_COLOURS)
+    return dataset, known.index(split) if split in known else len(known), split
 
 
 def draw(each: Measure, groups: Mapping[Group, Values]) -> bytes:
@@ -155,7 +159,7 @@ def draw(each: Measure, groups: Mapping[Group, Values]) -> bytes:
     columns = min(PANELS_A_ROW, len(panels))
     rows = -(-len(panels) // columns)
     with rc_context({"font.size": 9, "svg.hashsalt": each.name, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(3.9 * columns, 2.3 * rows + 0.3), layout="constrained")
+        figure = Figure(figsize=(3.9 * columns, 2.3 * rows + 0.3), layout=ConstrainedLayoutEngine(h_pad=0.1))
         axes = figure.subplots(rows, columns, squeeze=False).flat
         for axis, (dataset, splits) in zip(axes, panels.items(), strict=False):
             _panel(axis, dataset, splits)
@@ -165,7 +169,7 @@ def draw(each: Measure, groups: Mapping[Group, Values]) -> bytes:
         figure.supxlabel(each.axis)
         figure.supylabel("share of values, %")
         data = io.BytesIO()
-        figure.savefig(data, format="svg", metadata={"Date": None})
+        figure.savefig(data, format="svg", metadata={"Date": None}, transparent=True)
     return data.getvalue()
 
 
