@@ -79,6 +79,7 @@ class FakeEndpoint(ThreadingHTTPServer):
     """`plan[goal]` lists what happens to successive requests about a video; then all goes well."""
 
     daemon_threads = True
+    request_queue_size = 64
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -98,7 +99,7 @@ class FakeEndpoint(ThreadingHTTPServer):
     def reaction(self, body: dict[str, Any]) -> Any:
         with self.lock:
             self.bodies.append(body)
-            self.times.append(time.monotonic())
+            self.times.append(time.time())
             planned = self.plan[goal_of(body)]
             return planned.pop(0) if planned else self.default or Says(right_answer(body))
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prospect.data.labels.llm import EndpointError, LLMSettings, map_videos
-from prospect.data.labels.llm.batch import BatchError
+from prospect.data.labels.llm import BatchError, EndpointError, LLMSettings, map_videos
 from tests.data.labels.llm.misbehaving import KEY, Absent, Hang, Says, Status, killed_when_hanging, mapping, request
 
 RIGHT = (0, 1, 2, 2, 2)

@@ -122,16 +122,20 @@ def test_three_retries_and_then_its_reason_for_good(server, settings, tmp_path):
     assert len(server.asked("tea")) == 5
 
 
-@pytest.mark.parametrize("date", [False, True])
-def test_retry_after_is_waited_for_by_all(server, settings, tmp_path, date):
-    wait = 1.2
-    header = formatdate(time.time() + wait + 1, usegmt=True) if date else str(wait)
-    server.plan["tea"] = [Status(429, {"Retry-After": header})]
+def test_retry_after_is_waited_for_by_all(server, settings, tmp_path):
+    server.plan["tea"] = [Status(429, {"Retry-After": "0.8"})]
     report = run(settings, tmp_path, "tea", "soup", concurrency=1)
     assert [result.assignment for result in report.results] == [RIGHT, RIGHT]
-    assert server.times[1] - server.times[0] >= wait - 0.05
+    assert server.times[1] - server.times[0] >= 0.75
     assert report.failures == {"no answer": 1}
     assert conversation(report, tmp_path)["attempts"][0]["error"] == "HTTP 429 (no)"
+
+
+def test_retry_after_may_be_a_date(server, settings, tmp_path):
+    until = int(time.time()) + 3
+    server.plan["tea"] = [Status(503, {"Retry-After": formatdate(until, usegmt=True)})]
+    assert run(settings, tmp_path, "tea").results[0].outcome == "mapped"
+    assert server.times[1] >= until - 0.05
 
 
 def test_a_wait_beyond_the_limit_stops_the_run(server, settings, tmp_path):
@@ -222,7 +226,7 @@ def test_no_key_is_one_sentence_unless_nothing_is_asked(server, settings, tmp_pa
     run(settings, tmp_path, "tea")
     monkeypatch.delenv(KEY_VARIABLE)
     assert run(settings, tmp_path, "tea").results[0].assignment == RIGHT
-    with pytest.raises(ConfigError, match=rf"the environment variable {KEY_VARIABLE} .* holds no key"):
+    with pytest.raises(ConfigError, match=rf"api_key_env: the environment variable {KEY_VARIABLE} holds no key"):
         run(settings, tmp_path, "soup")
 
 
@@ -243,8 +247,9 @@ def test_the_key_is_written_nowhere(server, settings, tmp_path, caplog, capfd):
     [{"api_key_env": KEY}, {"base_url": f"https://user:{KEY}@host/v1"}, {"base_url": f"https://host/v1?key={KEY}"}],
 )
 def test_a_key_in_the_configuration_is_refused(values):
-    with pytest.raises(ValidationError, match="key"):
+    with pytest.raises(ValidationError, match="key") as error:
         LLMSettings(**values)
+    assert KEY not in str(error.value)
 
 
 def test_what_has_one_answer_or_none_is_not_asked(server, settings, tmp_path):

@@ -17,7 +17,8 @@ import openai
 from openai.types import Batch
 
 from prospect.data.labels.llm.cache import Answer, Cache, Conversation, now
-from prospect.data.labels.llm.client import Endpoint, EndpointError, Lost
+from prospect.data.labels.llm.client import Endpoint
+from prospect.data.labels.llm.errors import BatchError, EndpointError, Lost
 from prospect.dialogue.schema import Record
 
 log = logging.getLogger(__name__)
@@ -25,12 +26,6 @@ PATH: Final = "/v1/chat/completions"
 TERMINAL = ("completed", "failed", "expired", "cancelled")
 CLOCK_SKEW_S = 3600
 """How far the endpoint's clock may lie behind ours when a batch of ours is looked for."""
-
-
-class BatchError(EndpointError):
-    """A batch that failed, expired or was cancelled; the answers that it has are kept."""
-
-    code = "batch"
 
 
 class Submission(Record):
@@ -124,7 +119,7 @@ class _Rounds:
         fatal: EndpointError | None = None
         lines = {str(line.get("custom_id")): line async for line in self._lines(batch)}
         if batch.status == "completed":  # what has no line is lost too; of another batch it was never asked
-            lines = {**dict.fromkeys(submission.requests, {}), **lines}
+            lines = {request: lines.get(request, {}) for request in submission.requests}
         for request, line in lines.items():
             try:
                 self._take(request, line)
@@ -144,7 +139,7 @@ class _Rounds:
             f"Batch {batch.id} at {self.settings.base_url} {batch.status}"
             f"{f' ({why})' if why else ''} with {answered} of {total} requests answered, which are kept: "
             "run again to submit the rest.",
-            field="mode",
+            field="labels.llm.mode",
         )
 
     async def _submit(self, conversations: Sequence[Conversation]) -> Submission:
@@ -184,7 +179,7 @@ class _Rounds:
             raise BatchError(
                 f"{self.settings.base_url} does not know batch {submission.batch_id} any more: delete {where} to "
                 "submit its requests again.",
-                field="base_url",
+                field="labels.llm.base_url",
             ) from error
 
     async def _look_for(self, submission: Submission) -> str:

@@ -1,8 +1,4 @@
-"""The endpoint: one request at a time within its rate limits, its misbehaviour sorted into two kinds.
-
-`Lost`: this request brought no answer; it is sent again or the video goes without. `EndpointError`: no request can
-succeed (wrong key, unknown model, nobody listens), so the run stops instead of giving up every video.
-"""
+"""The endpoint: one request at a time within its rate limits, its misbehaviour sorted into the kinds of errors.py."""
 
 import asyncio
 import os
@@ -16,8 +12,9 @@ import openai
 from pydantic import BaseModel, ValidationError
 
 from prospect.data.labels.llm.cache import Answer
+from prospect.data.labels.llm.errors import EndpointError, Lost
 from prospect.data.labels.llm.settings import LLMSettings
-from prospect.errors import ConfigError, ProspectError
+from prospect.errors import ConfigError
 from prospect.wording import first_line
 
 T = TypeVar("T")
@@ -27,27 +24,6 @@ REPEATABLE = (408, 409, 425, 429)
 """Status codes below 500 that may pass by themselves."""
 THIS_VIDEO_ONLY = ("context_length_exceeded", "content_filter", "string_above_max_length")
 """Error codes of a 400 that speak of the content, not of how it is asked for."""
-
-
-class EndpointError(ProspectError):
-    """The endpoint cannot be used at all; what is finished is kept, and the next run goes on from there."""
-
-    code = "endpoint"
-
-
-class Lost(Exception):  # noqa: N818 - the request is lost, nothing of ours is wrong
-    """A request without an answer."""
-
-    def __init__(
-        self, reason: str, *, retry_after: float | None = None, again: bool = True, unreachable: bool = False
-    ) -> None:
-        super().__init__(reason)
-        self.retry_after = retry_after
-        """Seconds that the endpoint asks to wait."""
-        self.again = again
-        """Whether the same request may succeed later."""
-        self.unreachable = unreachable
-        """Whether nobody listens at the address."""
 
 
 class RateLimit:
@@ -78,8 +54,8 @@ class Endpoint:
         self.settings = settings
         self._key = os.environ.get(settings.api_key_env, "") if settings.api_key_env else ""
         if settings.api_key_env and not self._key:
-            where = f"the environment variable {settings.api_key_env} (`api_key_env`) holds no key for it"
-            raise ConfigError(f"{settings.base_url} is asked for labels, but {where}: set it.", field="api_key_env")
+            variable = f"the environment variable {settings.api_key_env} holds no key for {settings.base_url}"
+            raise ConfigError(f"labels.llm.api_key_env: {variable}; set it.", field="labels.llm.api_key_env")
         self.client = openai.AsyncOpenAI(
             base_url=settings.base_url, api_key=self._key or "none", timeout=settings.timeout_s, max_retries=0
         )
@@ -204,7 +180,8 @@ class Endpoint:
         return lost
 
     def _stop(self, what: str) -> EndpointError:
-        return EndpointError(f"{self.settings.base_url} (model {self.settings.model}) {what}.", field="base_url")
+        sentence = f"{self.settings.base_url} (model {self.settings.model}) {what}."
+        return EndpointError(sentence, field="labels.llm.base_url")
 
     def _about(self, error: Exception) -> str:
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error

@@ -6,13 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from anyio.from_thread import start_blocking_portal
 
-from prospect.data.labels.llm.batch import settle_in_batches
 from prospect.data.labels.llm.cache import Cache, Conversation
-from prospect.data.labels.llm.client import Endpoint
 from prospect.data.labels.llm.prompt import MappingRequest
 from prospect.data.labels.llm.report import MappingReport, MappingResult, Usage, failure_kinds
 from prospect.data.labels.llm.settings import LLMSettings
-from prospect.data.labels.llm.single import settle_one_by_one
 
 Progress = Callable[[MappingResult], None]
 """Called once a video, when it is settled."""
@@ -88,6 +85,11 @@ def _conversations(
 def _ask(
     conversations: list[Conversation], settings: LLMSettings, cache: Cache, settled: Callable[[Conversation], None]
 ) -> None:
+    # openai takes a second to import, which a run that the cache answers, or the aligner, has no use for.
+    from prospect.data.labels.llm.batch import settle_in_batches
+    from prospect.data.labels.llm.client import Endpoint
+    from prospect.data.labels.llm.single import settle_one_by_one
+
     endpoint = Endpoint(settings)
     settle = settle_in_batches if settings.mode == "batch" else settle_one_by_one
     with start_blocking_portal() as portal:  # a loop of its own: a notebook's thread runs one already

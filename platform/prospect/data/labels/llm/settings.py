@@ -4,7 +4,7 @@ import re
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from prospect.settings import Settings
 
@@ -14,6 +14,8 @@ Count = Annotated[int, Field(ge=0)]
 
 class LLMSettings(Settings):
     """An OpenAI-compatible endpoint. The key itself never stands here: only the variable that holds it."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     base_url: str = "https://api.openai.com/v1"
     """Where the endpoint lives, with its version: `http://gpu-7:8000/v1` for a vLLM server."""

@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from prospect.data.labels.llm.cache import Cache, Conversation
-from prospect.data.labels.llm.client import Endpoint, Lost
+from prospect.data.labels.llm.client import Endpoint
+from prospect.data.labels.llm.errors import Lost
 
 
 async def settle_one_by_one(
