@@ -1,0 +1,93 @@
+"""ProAssist's frames files: pictures that were sampled already, one JPEG a row of an Arrow table."""
+
+import base64
+import binascii
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import fs, ipc
+
+from prospect.dialogue.timeline import FPS
+from prospect.errors import DataError
+from prospect.files import open_filesystem
+from prospect.vision.pictures import Crop, decode_picture, resize_picture
+
+FRAMES_FILE_PHASE = "start-of-interval"
+"""For the fingerprint, in place of `video.SAMPLING_PHASE`: row k was taken at k/fps, not just before (k+1)/fps."""
+
+_COLUMN = "frame"
+
+
+def is_frames_file(path: str) -> bool:
+    """Told by its name, `.arrow`."""
+    return path.endswith(".arrow")
+
+
+def measure(path: str, fps: float) -> tuple[int, tuple[int, int]]:
+    """The number of rows, and height and width of the first picture.
+
+    Raises:
+        DataError: as of `read_pictures`; of the rows only the first is decoded.
+    """
+    _check_rate(path, fps)
+    rows, shape = 0, (0, 0)
+    with _batches(path) as batches:
+        for batch in batches:
+            if not rows and len(batch):
+                height, width, _ = _decode(path, 0, batch.column(_COLUMN)[0]).shape
+                shape = height, width
+            rows += len(batch)
+    if not rows:
+        raise DataError(f"frames file {path} holds no picture")
+    return rows, shape
+
+
+def read_pictures(path: str, fps: float, size: int, crop: Crop) -> Iterator[np.ndarray]:
+    """Each row's picture as uint8 [size, size, 3]; one record batch is held at a time.
+
+    Raises:
+        DataError: missing, truncated, no such table, another rate than 2 a second, or a row that holds no JPEG.
+    """
+    _check_rate(path, fps)
+    row = 0
+    with _batches(path) as batches:
+        for batch in batches:
+            for value in batch.column(_COLUMN):
+                yield resize_picture(_decode(path, row, value), size, crop)
+                row += 1
+    if not row:
+        raise DataError(f"frames file {path} holds no picture")
+
+
+def _check_rate(path: str, fps: float) -> None:
+    if fps != FPS:
+        raise DataError(f"frames file {path} was sampled at {FPS} frames/s and cannot be read at {fps:g}")
+
+
+def _decode(path: str, row: int, value: pa.Scalar) -> np.ndarray:
+    try:
+        return decode_picture(base64.b64decode(value.as_py() or b"", validate=True))
+    except (DataError, binascii.Error, ValueError) as error:
+        raise DataError(f"row {row} of frames file {path} is no picture: {error}") from error
+
+
+@contextmanager
+def _batches(path: str) -> Iterator[Iterator[pa.RecordBatch]]:
+    """The table's record batches, from either of Arrow's formats; what is wrong with the file becomes one sentence."""
+    filesystem, name = open_filesystem(path)
+    if filesystem.get_file_info(name).type != fs.FileType.File:
+        raise DataError(f"frames file {path} does not exist")
+    try:
+        with filesystem.open_input_file(name) as file:
+            is_stream = file.read(6) != b"ARROW1"
+            file.seek(0)
+            with ipc.open_stream(file) if is_stream else ipc.open_file(file) as reader:
+                kind = reader.schema.field(_COLUMN).type if _COLUMN in reader.schema.names else None
+                if kind is None or not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                    raise DataError(f"frames file {path} has no text column {_COLUMN!r}")
+                yield iter(reader) if is_stream else map(reader.get_batch, range(reader.num_record_batches))
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"frames file {path} is truncated, corrupted or no Arrow file: {reason}") from error

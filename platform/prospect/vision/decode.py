@@ -1,0 +1,276 @@
+"""Decodes only what is sampled: of each interval its last picture, and what that one needs.
+
+Measured against decoding everything and against seeking in docs/benchmarks.md, "Decoding".
+"""
+
+import heapq
+import itertools
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import IO, cast
+
+import av
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Discard, Disposition
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from pyarrow import fs
+
+from prospect.dialogue.timeline import frame_at
+from prospect.errors import DataError
+from prospect.files import open_filesystem
+
+MISSING_S = 0.5
+"""A video whose pictures end this much before the length that its container declares is truncated."""
+
+_REORDER = 32
+"""No codec puts more pictures than this (16 pairs of fields) before one that is displayed earlier."""
+
+_SKIPPABLE = {"h264"}
+"""Codecs whose non-reference pictures nothing refers to. HEVC's may serve a higher temporal layer."""
+
+_IDR = 5
+"""The type of an H.264 unit of a picture that nothing reaches over."""
+
+_READ_BYTES = 1 << 20
+"""Bytes a read of a video that is not on a local disk."""
+
+
+class LostPictureError(Exception):
+    """A picture that was to be sampled did not come out of the decoder, though no packet was refused."""
+
+
+class VideoReader:
+    """An open video; its times are seconds, and time 0 is the first picture that can be decoded.
+
+    Attributes:
+        path: as it was given.
+        stream: the first moving pictures in the container.
+        first: the first picture.
+    """
+
+    def __init__(self, path: str, container: InputContainer, stream: VideoStream) -> None:
+        self.path = path
+        self.stream = stream
+        self.codec = stream.codec_context
+        self.codec.thread_count = 1  # videos are decoded side by side, each on its own core
+        self._container = container
+        self._needs_others = stream.duration is None
+        for other in container.streams:
+            if other is not stream and not self._needs_others:
+                other.discard = Discard.all
+        self._others_end = Fraction(0)
+        self._time_base = stream.time_base or Fraction(1, av.time_base)
+        rate = stream.average_rate or stream.guessed_rate
+        self._period = 1 / (rate * self._time_base) if rate else Fraction(0)
+        self._source = self._demux()
+        self._head: list[Packet[VideoStream]] = []
+        self.first = self._decode_first()
+        self._start = self.first.pts or 0
+        self._end: Fraction | int = self._start
+
+    @property
+    def end(self) -> float:
+        """When the last picture that was read ends; one without a duration stands for the stream's mean period."""
+        return float((self._end - self._start) * self._time_base)
+
+    def packets(self) -> Iterator["Packet[VideoStream]"]:
+        """All packets of the stream, in decoding order.
+
+        Raises:
+            DataError: a picture has no time stamp, or the packets end before the length that is declared.
+        """
+        for packet in itertools.chain(self._head, self._source):
+            if packet.pts is None:
+                raise DataError(f"video {self.path} has pictures without time stamps; remux it, for instance to mkv")
+            if self.is_shown(packet):
+                self._end = max(self._end, packet.pts + (packet.duration or self._period))
+            yield packet
+        self._check_complete()
+
+    def pictures(self, fps: float, *, skip: bool = True) -> Iterator[tuple[int, VideoFrame]]:
+        """(k, the last picture that begins in [k/fps, (k+1)/fps)) for each k that has one, in order.
+
+        Args:
+            fps: intervals a second.
+            skip: leave out what the sampled pictures do not need; without it everything is decoded.
+
+        Raises:
+            DataError: as of `packets`, or what is read is corrupted.
+            LostPictureError: the decoder's own choice differs; only with `skip`.
+        """
+        held: tuple[int, VideoFrame] | None = None
+        planned: list[int] = []
+        for frame in self._decode(_sampled(self, fps, planned) if skip else self.packets()):
+            if frame.pts is None or frame.is_corrupt:
+                raise DataError(f"video {self.path} is corrupted near {self.end:.1f} s")
+            interval = self.interval(frame.pts, fps)
+            if held is not None and interval > held[0]:
+                _expect(held[1], planned if skip else None)
+                yield held
+            held = interval, frame
+        if held is not None:
+            _expect(held[1], planned if skip else None)
+            yield held
+        if planned:
+            raise LostPictureError
+
+    def interval(self, pts: int, fps: float) -> int:
+        """The k of the interval that a time stamp lies in; negative before time 0."""
+        return frame_at(float((pts - self._start) * self._time_base), fps)
+
+    def is_shown(self, packet: "Packet[VideoStream]") -> bool:
+        """False for what an edit list cuts away and for what precedes the first picture that can be decoded."""
+        return not packet.is_discard and packet.pts is not None and packet.pts >= self._start
+
+    def _decode(self, packets: Iterable["Packet[VideoStream]"]) -> Iterator[VideoFrame]:
+        for packet in packets:
+            yield from self.codec.decode(packet)
+        yield from self.codec.decode(None)
+
+    def _demux(self) -> Iterator["Packet[VideoStream]"]:
+        """An empty packet repeats the picture before it; to the decoder it would mean the end."""
+        for packet in self._container.demux() if self._needs_others else self._container.demux(self.stream):
+            if packet.stream is self.stream and packet.size:
+                yield cast("Packet[VideoStream]", packet)
+            elif packet.pts is not None:
+                self._others_end = max(self._others_end, (packet.pts + (packet.duration or 0)) * packet.time_base)
+
+    def _decode_first(self) -> VideoFrame:
+        for packet in self._source:
+            self._head.append(packet)
+            if pictures := self.codec.decode(packet):
+                break
+        else:
+            pictures = self.codec.decode(None)
+        if not pictures:
+            raise DataError(f"video {self.path} holds no picture")
+        self.codec.flush_buffers()
+        return pictures[0]
+
+    def _check_complete(self) -> None:
+        """Compares what was found with what is declared, for the pictures or for all streams together."""
+        end, declared = self.end, 0.0
+        if self.stream.duration is not None:
+            declared = float(self.stream.duration * self._time_base)
+        elif self._container.duration is not None:
+            declared = self._container.duration / av.time_base  # in mkv it counts from 0, wherever the pictures start
+            end = max(end, float(self._end * self._time_base), float(self._others_end))
+        if end < declared - MISSING_S:
+            raise DataError(f"video {self.path} is truncated: {end:.1f} s of {declared:.1f} s can be read")
+
+
+@contextmanager
+def open_video(path: str) -> Iterator[VideoReader]:
+    """Opens a video by path or URL; errors of files and decoders, here and while it is read, become one sentence.
+
+    Raises:
+        DataError: missing, unreadable, empty, no video, or corrupted.
+    """
+    try:
+        with _open_file(path) as file, av.open(file, mode="r", buffer_size=_READ_BYTES) as container:
+            moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+            if not moving:
+                raise DataError(f"video {path} has no video stream")
+            yield VideoReader(path, container, moving[0])
+    except av.FFmpegError as error:
+        raise DataError(f"video {path} is truncated, corrupted or no video: {error.strerror}") from error
+    except OSError as error:
+        raise DataError(f"video {path} cannot be read: {error.strerror or error}") from error
+
+
+@contextmanager
+def _open_file(path: str) -> Iterator[str | IO[bytes]]:
+    """What FFmpeg is to open: it reads local files itself, and others through their file system."""
+    filesystem, name = open_filesystem(path)
+    info = filesystem.get_file_info(name)
+    if info.type != fs.FileType.File:
+        raise DataError(f"video {path} does not exist")
+    if info.size == 0:
+        raise DataError(f"video {path} is an empty file")
+    with filesystem.open_input_file(name) as file:  # says what is wrong better than FFmpeg does
+        yield f"file:{name}" if isinstance(filesystem, fs.LocalFileSystem) else cast(IO[bytes], file)
+
+
+def _sampled(reader: VideoReader, fps: float, planned: list[int]) -> Iterator["Packet[VideoStream]"]:
+    """The packets that the sampled pictures need.
+
+    Two things are left out. Nothing refers to non-reference pictures: the decoder skips those that are not sampled.
+    And nothing is needed from the last sampled picture of a group of pictures to the next keyframe, unless pictures
+    that are shown before that keyframe lean on both sides (an open group). `planned` is a heap of the time stamps of
+    sampled pictures that the decoder has been given.
+    """
+    skippable = reader.codec.name in _SKIPPABLE
+    rest: list[Packet[VideoStream]] = []
+    for packet, wanted, opens_group in _planned(reader, fps):
+        if opens_group and rest and _is_clean(packet, reader.codec):
+            rest.clear()
+        rest.append(packet)
+        if wanted:
+            heapq.heappush(planned, cast(int, packet.pts))
+            for needed in rest:
+                reader.codec.skip_frame = "NONREF" if skippable and needed is not packet else "DEFAULT"
+                yield needed
+            rest.clear()
+
+
+def _is_clean(keyframe: "Packet[VideoStream]", codec: VideoCodecContext) -> bool:
+    """Whether later pictures refer to nothing before this one.
+
+    In H.264 that is an IDR picture only; demuxers mark every picture without prediction, and the first of a gradual
+    refresh, as a keyframe.
+    """
+    return codec.name != "h264" or _IDR in _nal_types(bytes(keyframe), codec.extradata or b"")
+
+
+def _nal_types(data: bytes, header: bytes) -> set[int]:
+    """Types of the H.264 units in a packet: behind start codes, or behind lengths where the header is an avcC box."""
+    if header[:1] != b"\x01":
+        return {match[0][-1] & 31 for match in re.finditer(rb"\x00\x00\x01[\x00-\xff]", data)}
+    bytes_of_length, at, types = (header[4] & 3) + 1, 0, set()
+    while at + bytes_of_length < len(data):
+        types.add(data[at + bytes_of_length] & 31)
+        at += bytes_of_length + int.from_bytes(data[at : at + bytes_of_length], "big")
+    return types
+
+
+def _planned(reader: VideoReader, fps: float) -> Iterator[tuple["Packet[VideoStream]", bool, bool]]:
+    """Each packet, whether its picture is sampled, and whether it begins a closed group.
+
+    Looks as many packets ahead as pictures may be out of order, so no container's decoding times are relied on.
+    """
+    queue: deque[tuple[int, Packet[VideoStream]]] = deque()
+    newest: list[int] = []
+    last: dict[int, int] = {}
+    settled = -1  # intervals below it get no more pictures
+
+    def decided(until: float) -> Iterator[tuple["Packet[VideoStream]", bool, bool]]:
+        while queue and queue[0][0] < until:
+            interval, packet = queue.popleft()
+            pts = cast(int, packet.pts)
+            opens = packet.is_keyframe and interval >= 0 and all(cast(int, later.pts) > pts for _, later in queue)
+            yield packet, last.get(interval) == pts, opens
+
+    for packet in reader.packets():
+        pts = cast(int, packet.pts)
+        interval = reader.interval(pts, fps) if reader.is_shown(packet) else -1
+        queue.append((interval, packet))
+        if interval >= 0:
+            if interval < settled:
+                raise LostPictureError
+            last[interval] = max(pts, last.get(interval, pts))
+        heapq.heappush(newest, pts)
+        if len(newest) > _REORDER:
+            settled = max(settled, reader.interval(heapq.heappop(newest), fps))
+            yield from decided(settled)
+    yield from decided(float("inf"))
+
+
+def _expect(frame: VideoFrame, planned: list[int] | None) -> None:
+    if planned is not None and (not planned or heapq.heappop(planned) != frame.pts):
+        raise LostPictureError
