@@ -24,6 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from prospect.benchmarks.settings import Suite
 from prospect.corpus import CorpusSettings
+from prospect.data.labels.settings import LabelSettings
 from prospect.data.sources import DataSettings
 from prospect.dialogue.prompt import ContextSettings
 from prospect.errors import ConfigError, DataError, ProspectError
@@ -37,6 +38,7 @@ from prospect.streaming.protocol import SessionLimits
 from prospect.tracking import TrackingSettings
 from prospect.training.loop import TrainingSettings
 from prospect.vision.encoder import VisionSettings
+from prospect.vision.stages import EmbeddingSettings
 from prospect.wording import describe, first_line, shown, unknown
 
 RUNTIME_ENV = "runtime_env.yaml"
@@ -85,7 +87,9 @@ class Config(Settings):
     storage: StorageSettings = Field(default_factory=StorageSettings)
     corpus: CorpusSettings = Field(default_factory=CorpusSettings)
     data: DataSettings = Field(default_factory=lambda: DataSettings(source="dialogues", path="outputs/corpus"))
+    labels: LabelSettings = Field(default_factory=LabelSettings)
     vision: VisionSettings = Field(default_factory=VisionSettings)
+    embedding: EmbeddingSettings = Field(default_factory=EmbeddingSettings)
     model: ModelSettings = Field(default_factory=ModelSettings)
     training: TrainingSettings = Field(default_factory=TrainingSettings)
     context: ContextSettings = Field(default_factory=ContextSettings)

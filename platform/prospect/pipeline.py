@@ -1,6 +1,10 @@
 """The jobs that prepare data, each from one composed configuration: what jobs/embed.py and jobs/label.py call."""
 
-from collections.abc import Callable
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,17 +13,23 @@ from rich.console import Console
 from prospect.corpus import draw_corpus
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.labels.job import label
-from prospect.data.labels.report import LabelReport
+from prospect.data.labels.report import LabelReport, count_labels
 from prospect.data.sources import load_dialogues
 from prospect.errors import DataError
 from prospect.evaluation.job import EvaluationResult, evaluate_model
+from prospect.reports.preview import preview_video
+from prospect.reports.statistics import plot_statistics
 from prospect.reports.tables import render_table
+from prospect.tracking import Tracking
 from prospect.vision.job import EmbedReport, VideoSource, embed_videos
 
 if TYPE_CHECKING:
     from prospect.config import Config
 
 Report = Callable[[str], None]
+
+PROGRESS_S = 5.0
+"""Seconds between two lines of progress."""
 
 
 def embeddings_root(config: "Config") -> str:
@@ -61,7 +71,11 @@ def embed(config: "Config", report: Report = print) -> EmbedReport:
             f"data.videos: {config.data.video_folder} holds none of the {len(corpus.dialogues)} dialogues' videos",
             field="data.videos",
         )
-    videos = [VideoSource(video_id, str(path)) for video_id, path in sorted(corpus.videos.items())]
+    known = {dialogue.video_id: dialogue for dialogue in corpus.dialogues}
+    videos = [
+        VideoSource(video_id, path, known[video_id].dataset, known[video_id].split)
+        for video_id, path in sorted(corpus.videos.items())
+    ]
     step = max(1, len(videos) // 10)
 
     def progress(embedded: EmbedReport) -> None:
@@ -69,28 +83,73 @@ def embed(config: "Config", report: Report = print) -> EmbedReport:
         if done == embedded.total or (embedded.frames and done % step == 0):
             report(embedded.progress().replace("embed:", "embed "))
 
-    embedded = embed_videos(videos, config.vision, embeddings_root(config), progress=progress)
-    for video_id, reason in embedded.quarantined.items():
-        report(f"embed  quarantined {video_id}: {reason}")
+    embedded = embed_videos(videos, config.vision, embeddings_root(config), config.embedding, progress=progress)
+    console = Console(width=140)
+    console.print(embedded.table())
+    dialogues = count_labels(corpus, frames_in(config))
+    console.print(dialogues)
+    texts = {"embeddings.json": json.dumps(embedded.to_json(), indent=2), "dialogues.json": dialogues.to_json()}
+    _track(config, "embed", dialogues.metrics() | embedded.metrics(), texts, report)
     return embedded
 
 
 def make_labels(config: "Config", report: Report = print) -> LabelReport:
-    """Annotations -> DST labels on the frames of the embeddings, or of the stated durations where there are none."""
+    """Annotations -> DST labels on the frames of the embeddings, or of the stated durations where there are none.
+
+    Ends with the table, the plots, and a finished run of the tracker.
+    """
     draw_sample(config, report)
-    store = EmbeddingStore(embeddings_root(config))
-    frames = {video: store.num_frames(video) for video in store.video_ids()}
-    labels = label(config.data, config.storage.root, frames)
-    Console(width=120).print(labels)
-    report(f"label  written to {config.storage.root}/labels")
+    began = shown = time.monotonic()
+
+    def progress(what: str, done: int, total: int) -> None:
+        nonlocal shown
+        if (now := time.monotonic()) - shown >= PROGRESS_S:
+            left = timedelta(seconds=round((now - began) / done * (total - done)))
+            report(f"label  {done}/{total} videos {what}, {left} left")
+            shown = now
+
+    root, frames_of = config.storage.root, frames_in(config)
+    corpus = load_dialogues(config.data)
+    labels = label(corpus, root, frames_of, config.labels, progress)
+    console = Console(width=140)
+    console.print(labels)
+    if labels.mapping is not None:
+        console.print(labels.mapping)
+    for sentence in labels.remarks():
+        report(f"label  {sentence}")
+    page, *_ = plot_statistics(corpus.dialogues, root, frames_of)
+    report(f"label  written to {root}/labels, plots in {page}")
+    _track(config, "label", labels.metrics(), {"report.json": labels.to_json()}, report)
     return labels
 
 
-def embed_and_show(config: "Config") -> EmbedReport:
-    """`embed`, with its table at the end."""
-    embedded = embed(config)
-    Console(width=120).print(embedded.table())
-    return embedded
+def label_and_show(config: "Config", report: Report = print) -> None:
+    """`make_labels`; or, with `preview=VIDEO`, one page on that video's labels."""
+    if config.preview is None:
+        make_labels(config, report)
+        return
+    draw_sample(config, report)
+    corpus = load_dialogues(config.data)
+    page = preview_video(config.preview, corpus, config.storage.root, frames_in(config), config.context)
+    report(f"label  preview written to {page}")
+
+
+def frames_in(config: "Config") -> Callable[[str], int | None]:
+    """T of a video that is embedded below the storage root, None of another."""
+    store = EmbeddingStore(embeddings_root(config))
+    stored = set(store.video_ids())
+    return lambda video_id: store.num_frames(video_id) if video_id in stored else None
+
+
+def _track(config: "Config", job: str, metrics: Mapping[str, float], texts: Mapping[str, str], report: Report) -> None:
+    """Leaves a run in the tracker; a storage root on an object store has no place for the default database."""
+    named = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if "://" in config.storage.root and not named:
+        report(f"{job:6} not tracked: storage.root is a URL, so name a server with tracking.uri or MLFLOW_TRACKING_URI")
+        return
+    tracking = Tracking(config.tracking, config.storage.root)
+    run = tracking.log_job(job, config=config.model_dump(mode="json"), metrics=metrics, texts=texts)
+    report(f"{job:6} tracked as run {run.id} at {tracking.uri}")
 
 
 def evaluate_and_show(config: "Config") -> EvaluationResult:

@@ -131,6 +131,10 @@ class EmbedReport:
         speed = {"frames": self.frames, "hours": self.hours, "seconds": self.seconds, "frames_per_second": self.rate}
         return {**where, **counts, **speed}
 
+    def metrics(self) -> dict[str, float]:
+        """The summary's numbers, for a tracker."""
+        return {f"embed/{name}": value for name, value in self.summary().items() if isinstance(value, int | float)}
+
     def to_json(self) -> dict[str, Any]:
         """Summary, groups, and the reason of each quarantined video, as JSON takes it."""
         return self.summary() | {

@@ -1,72 +1,130 @@
-"""Annotations -> DST labels with Ray Data: every dialogue is placed on its video's frames, checked and counted."""
+"""Annotations -> DST labels with Ray Data: steps get their spans, every event its frame, and all is counted.
 
-import json
+Steps that a source times keep their times. Steps that nobody timed get theirs from the video's annotation lines,
+which the aligner maps to steps inside the tasks, or a language model before them.
+"""
+
 import math
-from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 
 import ray.data
 
 from prospect.cluster.job import connect
+from prospect.data.labels.llm.mapping import map_videos
+from prospect.data.labels.llm.report import MappingReport
+from prospect.data.labels.proassist import to_proassist
 from prospect.data.labels.report import DialogueLabels, LabelReport, summarize
+from prospect.data.labels.settings import LabelSettings
 from prospect.data.labels.table import to_tsv
-from prospect.data.sources import Corpus, DataSettings, QuarantinedRecord, load_dialogues, place_all, to_jsonl
+from prospect.data.labels.video import FramesOf, Video, VideoLabels, by_video, label_video, load_models
+from prospect.data.sources import Corpus, to_jsonl
 from prospect.dialogue.schema import Dialogue
 from prospect.errors import DataError
 from prospect.files import open_filesystem, write_file
 
-DIALOGUES_PER_BLOCK = 256
+Progress = Callable[[str, int, int], None]
+"""(what is being done, videos done, videos in all)."""
 
 
-def label(data: DataSettings, root: str, frames: Mapping[str, int] | None = None) -> LabelReport:
-    """Labels a source and writes `labels/` under `root`: dialogues.jsonl, labels.tsv and report.json.
+def label(
+    corpus: Corpus,
+    root: str,
+    frames_of: FramesOf = lambda _: None,
+    settings: LabelSettings | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> LabelReport:
+    """Labels a corpus in place and writes `labels/` under `root`: dialogues, ProAssist's JSON, a table, the report.
 
     Args:
-        data: the source.
-        root: absolute path or URL (anything that pyarrow opens) of the storage root.
-        frames: T by video id, from the embedding manifest where there is one; other videos get theirs from
-            the source's duration.
+        corpus: the source; its dialogues are replaced by labelled ones without annotation lines.
+        root: absolute path or URL of the storage root.
+        frames_of: T of a video that is embedded; others get theirs from the source's duration.
+        settings: how steps get their times.
+        progress: called as videos are done.
 
     Raises:
-        DataError: the source cannot be read, or holds nothing that can be used.
-        ConfigError: an unknown source, data set or held-out video.
+        DataError: the corpus holds nothing that can be used.
+        ConfigError: a sentence encoder that is not there.
+        EndpointError: the language model's endpoint does not work.
     """
-    corpus = load_dialogues(data)
+    settings = settings or LabelSettings()
     if not corpus.dialogues:
         why = f": {corpus.quarantined[0]}" if corpus.quarantined else ""
-        raise DataError(f"data.path: {data.path} holds no dialogue that can be used{why}", field="data.path")
-    report = _label(corpus, frames or {})
-    _write(root, "dialogues.jsonl", to_jsonl(corpus.dialogues))
-    _write(root, "labels.tsv", to_tsv(corpus.dialogues))
-    _write(root, "report.json", report.to_json())
+        raise DataError(f"data.path: it holds no dialogue that can be used{why}", field="data.path")
+    videos, places = by_video(corpus.dialogues, frames_of)
+    untimed = [place for place, video in enumerate(videos) if video.lines]
+    if untimed:
+        load_models(settings.similarity, settings.aligner.nli_model)  # a wrong name is told before any work
+    mapping = None
+    if settings.mapper == "llm":
+        mapping = _ask([videos[place] for place in untimed], settings, root, progress)
+        for place, answer in zip(untimed, mapping.results, strict=True):
+            videos[place] = videos[place].model_copy(update={"mapping": answer})
+    report = _label(corpus, videos, places, settings, mapping, progress)
+    _write(root, corpus.dialogues, report)
     return report
 
 
-def _label(corpus: Corpus, frames: Mapping[str, int]) -> LabelReport:
-    rows = [
-        {"index": index, "dialogue": dialogue.model_dump_json(), "frames": frames.get(dialogue.video_id, 0)}
-        for index, dialogue in enumerate(corpus.dialogues)
-    ]
+def _ask(videos: Sequence[Video], settings: LabelSettings, root: str, progress: Progress) -> MappingReport:
+    done = iter(range(1, len(videos) + 1))
+    requests = [video.request(settings) for video in videos]
+    return map_videos(requests, settings.llm, root, lambda _: progress("asked about", next(done), len(videos)))
+
+
+def _label(
+    corpus: Corpus,
+    videos: list[Video],
+    places: list[list[int]],
+    settings: LabelSettings,
+    mapping: MappingReport | None,
+    progress: Progress,
+) -> LabelReport:
+    """Replaces the corpus's dialogues by labelled ones, and reports."""
+    labels: dict[int, DialogueLabels] = {}
+    results: dict[int, VideoLabels] = {}
+    for place, result in _run(videos, settings):
+        results[place] = result
+        for index, dialogue, counts in zip(places[place], videos[place].dialogues, result.labels, strict=True):
+            labels[index] = counts
+            corpus.dialogues[index] = dialogue.model_copy(update={"steps": result.steps or dialogue.steps})
+        progress("labelled", len(results), len(videos))
+    ordered = [results[place] for place in range(len(videos))]
+    return summarize(
+        [(dialogue, labels[index]) for index, dialogue in enumerate(corpus.dialogues)],
+        corpus.quarantined,
+        [record for result in ordered for record in result.quarantined],
+        duplicates=corpus.duplicates,
+        overlaps=[record for result in ordered for record in result.overlaps],
+        mapping=mapping,
+    )
+
+
+def _run(videos: list[Video], settings: LabelSettings) -> Iterator[tuple[int, VideoLabels]]:
+    """The results as they come, each with its video's place."""
+
+    def task(row: dict[str, str]) -> dict[str, str]:
+        result = label_video(Video.model_validate_json(row["video"]), settings)
+        return {"place": row["place"], "result": result.model_dump_json()}
+
     connect()
-    blocks = math.ceil(len(rows) / DIALOGUES_PER_BLOCK)
-    placed = ray.data.from_items(rows, override_num_blocks=blocks).map(_place).take_all()
-    labelled, events = [], []
-    for row in sorted(placed, key=lambda row: row["index"]):
-        result = json.loads(row["result"])
-        labelled.append((corpus.dialogues[row["index"]], DialogueLabels(**result["labels"])))
-        events += [QuarantinedRecord(**event) for event in result["quarantined"]]
-    return summarize(labelled, corpus.quarantined, events)
+    rows = [
+        {"place": place, "video": video.model_dump_json(exclude_defaults=True)} for place, video in enumerate(videos)
+    ]
+    blocks = math.ceil(len(rows) / settings.videos_per_block)
+    for row in ray.data.from_items(rows, override_num_blocks=blocks).map(task).iter_rows():
+        yield int(row["place"]), VideoLabels.model_validate_json(row["result"])
 
 
-def _place(row: dict[str, Any]) -> dict[str, Any]:
-    """One dialogue; the result travels as JSON, because an Arrow column has no type for an empty list."""
-    dialogue = Dialogue.model_validate_json(row["dialogue"])
-    [(_, timeline)], quarantined = place_all([dialogue], lambda _: row["frames"] or None)
-    result = {"labels": asdict(DialogueLabels.of(timeline)), "quarantined": [asdict(event) for event in quarantined]}
-    return {"index": row["index"], "result": json.dumps(result)}
-
-
-def _write(root: str, name: str, text: str) -> None:
+def _write(root: str, dialogues: Sequence[Dialogue], report: LabelReport) -> None:
     filesystem, base = open_filesystem(root)
-    write_file(filesystem, f"{base}/labels/{name}", text.encode())
+
+    def write(name: str, parts: Iterable[bytes]) -> None:
+        write_file(filesystem, f"{base}/labels/{name}", parts)
+
+    write("dialogues.jsonl", (to_jsonl([dialogue]).encode() for dialogue in dialogues))
+    write("labels.tsv", to_tsv(dialogues))
+    write("report.json", [report.to_json().encode()])
+    groups = sorted(dialogues, key=lambda dialogue: (dialogue.dataset, dialogue.split))
+    for (dataset, split), members in groupby(groups, key=lambda dialogue: (dialogue.dataset, dialogue.split)):
+        write(f"proassist/{dataset}/{split}.json", to_proassist(members))

@@ -1,16 +1,19 @@
 """What labelling found: counts by data set and split, and everything that was left out, with its reason."""
 
 import json
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 
 from rich.table import Table
 
-from prospect.data.sources import QuarantinedRecord
+from prospect.data.labels.llm.report import MappingReport
+from prospect.data.sources import Corpus, Duplicate, QuarantinedRecord, place_all
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.state import StatePolicy, TaskState
 from prospect.dialogue.timeline import FPS, Timeline
+
+COLUMNS = ("videos", "hours", "dialogues", "turns", "steps", "labels", "illegal", "unlabelled", "quarantined")
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,12 @@ class LabelRow:
     dialogues: int = 0
     turns: int = 0
     steps: int = 0
-    transitions: int = 0
+    labels: int = 0
+    """DST labels: transitions that have a frame."""
     illegal: int = 0
+    """Labels of these that the state machine refuses."""
+    unlabelled: int = 0
+    """Dialogues that have steps, and nobody knows when they happened."""
     quarantined: int = 0
 
 
@@ -56,26 +63,58 @@ class LabelReport:
 
     rows: tuple[LabelRow, ...]
     quarantined: tuple[QuarantinedRecord, ...]
-    """Every record and event that was left out."""
+    """Every record, event and mapping that was left out."""
+    duplicates: tuple[Duplicate, ...] = ()
+    """Dialogues with the same content under different ids; they are kept."""
+    overlaps: tuple[QuarantinedRecord, ...] = ()
+    """Spans of neighbouring steps that overlap by more than is trimmed; they are kept as annotated."""
+    mapping: MappingReport | None = None
+    """What the language model was asked and what it cost, where there was one."""
+
+    def metrics(self) -> dict[str, float]:
+        """The table's numbers as flat names, `train/holoassist/videos`, for a tracker."""
+        numbers = ((row, column, getattr(row, column)) for row in self.rows for column in COLUMNS)
+        return {f"{row.split}/{row.dataset}/{column}": float(value) for row, column, value in numbers}
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
 
+    def remarks(self) -> Iterator[str]:
+        """What the table does not show, a sentence each; report.json has every case."""
+        if self.quarantined:
+            yield f"{len(self.quarantined)} records and events are quarantined; the first: {self.quarantined[0]}"
+        if self.duplicates:
+            crossing = sum(pair.crosses_splits for pair in self.duplicates)
+            counted = f"{len(self.duplicates)} dialogues repeat another one, {crossing} of them across splits"
+            yield f"{counted}; the first: {self.duplicates[0]}"
+        if self.overlaps:
+            yield f"{len(self.overlaps)} overlaps of steps are kept as annotated; the first: {self.overlaps[0]}"
+
     def __rich__(self) -> Table:
         table = Table("dataset", "split", title="Labels")
-        columns = ("videos", "hours", "dialogues", "turns", "steps", "transitions", "illegal", "quarantined")
-        for column in columns:
+        for column in COLUMNS:
             table.add_column(column, justify="right")
         for row in self.rows:
-            values = (getattr(row, column) for column in columns)
+            values = (getattr(row, column) for column in COLUMNS)
             table.add_row(row.dataset, row.split, *(f"{v:.2f}" if isinstance(v, float) else f"{v:,}" for v in values))
         return table
+
+
+def count_labels(corpus: Corpus, frames_of: Callable[[str], int | None]) -> LabelReport:
+    """The report on a corpus as it is, without labelling anything."""
+    placed, events = place_all(corpus.dialogues, frames_of)
+    labelled = [(dialogue, DialogueLabels.of(timeline)) for dialogue, timeline in placed]
+    return summarize(labelled, corpus.quarantined, events, duplicates=corpus.duplicates)
 
 
 def summarize(
     labelled: Iterable[tuple[Dialogue, DialogueLabels]],
     unread: Iterable[QuarantinedRecord],
     events: Iterable[QuarantinedRecord],
+    *,
+    duplicates: Iterable[Duplicate] = (),
+    overlaps: Iterable[QuarantinedRecord] = (),
+    mapping: MappingReport | None = None,
 ) -> LabelReport:
     """The report on labelled dialogues, on records that no reader could use, and on events without a frame."""
     groups: dict[tuple[str, str], list[tuple[Dialogue, DialogueLabels]]] = defaultdict(list)
@@ -83,10 +122,9 @@ def summarize(
         groups[dialogue.dataset, dialogue.split].append((dialogue, labels))
     rows = [_row(dataset, split, members) for (dataset, split), members in sorted(groups.items())]
     unread = tuple(unread)
-    for dataset in sorted({record.dataset for record in unread}):
-        count = sum(record.dataset == dataset for record in unread)
+    for dataset, count in sorted(Counter(record.dataset for record in unread).items()):
         rows.append(LabelRow(dataset or "unknown", "unread", quarantined=count))
-    return LabelReport(tuple(rows), (*unread, *events))
+    return LabelReport(tuple(rows), (*unread, *events), tuple(duplicates), tuple(overlaps), mapping)
 
 
 def _row(dataset: str, split: str, members: list[tuple[Dialogue, DialogueLabels]]) -> LabelRow:
@@ -101,7 +139,8 @@ def _row(dataset: str, split: str, members: list[tuple[Dialogue, DialogueLabels]
         dialogues=len(members),
         turns=sum(len(dialogue.turns) for dialogue, _ in members),
         steps=sum(len(dialogue.steps) for dialogue, _ in members),
-        transitions=sum(labels.transitions for _, labels in members),
+        labels=sum(labels.transitions for _, labels in members),
+        unlabelled=sum(bool(dialogue.steps) and not dialogue.has_dst_labels for dialogue, _ in members),
         illegal=sum(labels.illegal for _, labels in members),
         quarantined=sum(labels.quarantined for _, labels in members),
     )

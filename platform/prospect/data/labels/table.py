@@ -1,24 +1,39 @@
-"""The tab-separated table of step spans: `type id start_ts end_ts name`, behind the dialogue it belongs to."""
+"""The tab-separated table of step spans: `type id start_ts end_ts name` and how sure, behind the dialogue's ids."""
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from prospect.dialogue.schema import Dialogue
 
-COLUMNS = ("dataset", "video_id", "dialogue_id", "type", "id", "start_ts", "end_ts", "name")
+COLUMNS = ("dataset", "video_id", "dialogue_id", "type", "id", "start_ts", "end_ts", "name", "confidence", "source")
 
 
-def to_tsv(dialogues: Iterable[Dialogue]) -> str:
-    """One row a step; times are empty where the step has no such transition."""
-    text = io.StringIO()
-    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
-    writer.writerow(COLUMNS)
+def to_tsv(dialogues: Iterable[Dialogue]) -> Iterator[bytes]:
+    """The header, then one part a dialogue with one row a step; what is not known is empty."""
+    yield _rows([COLUMNS])
     for dialogue in dialogues:
         times = {(change.step, change.kind): change.time for change in reversed(dialogue.transitions())}
-        for index, step in enumerate(dialogue.steps):
-            span = (times.get((index, "start"), ""), times.get((index, "complete"), ""))
-            writer.writerow(
-                (dialogue.dataset, dialogue.video_id, dialogue.dialogue_id, "step", step.id, *span, step.name)
+        ids = (dialogue.dataset, dialogue.video_id, dialogue.dialogue_id, "step")
+        yield _rows(
+            (
+                *ids,
+                step.id,
+                times.get((n, "start")),
+                times.get((n, "complete")),
+                step.name,
+                step.confidence,
+                step.source,
             )
-    return text.getvalue()
+            for n, step in enumerate(dialogue.steps)
+        )
+
+
+def _rows(rows: Iterable[tuple[object, ...]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, delimiter="\t", lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
+
+
+def _short(confidence: float | None) -> str:
+    return "" if confidence is None else f"{confidence:.3f}"

@@ -1,0 +1,148 @@
+"""Labels one video: its steps get their spans where nobody timed them, and its dialogues their frames."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from prospect.data.labels.aligner import Alignment, align, support
+from prospect.data.labels.blocks import blocks_of
+from prospect.data.labels.llm.prompt import MappingRequest
+from prospect.data.labels.llm.report import MappingResult
+from prospect.data.labels.nli import CrossEncoderEntailment, Entailment
+from prospect.data.labels.report import DialogueLabels
+from prospect.data.labels.settings import LabelSettings
+from prospect.data.labels.spans import spans_of
+from prospect.data.sources import QuarantinedRecord, place_all
+from prospect.dialogue.schema import Annotation, Dialogue, Record, Step
+from prospect.dialogue.timeline import CLAMP_S
+from prospect.errors import DataError
+from prospect.similarity import SentenceEncoder, SentenceSimilarity, SimilaritySettings
+
+FramesOf = Callable[[str], int | None]
+"""T of a video by its id, or None where it is not known."""
+
+
+class Video(Record):
+    """The dialogues of one video that share a recipe, and what tells when its steps happened."""
+
+    dialogues: tuple[Dialogue, ...]
+    """Without their annotations, which are the same for all."""
+    lines: tuple[Annotation, ...] = ()
+    """Annotation lines that steps without times are to be found in; empty where the source timed the steps."""
+    frames: int | None = None
+    """T of its embedding, where there is one."""
+    mapping: MappingResult | None = None
+    """What the language model said, where it was asked."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.dialogues[0].video_id}/{self.dialogues[0].dialogue_id}"
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return self.dialogues[0].steps
+
+    @property
+    def performed(self) -> tuple[Step, ...]:
+        return tuple(step for step in self.steps if step.performed)
+
+    def request(self, settings: LabelSettings) -> MappingRequest:
+        """What a language model is asked about it."""
+        names = tuple(step.name for step in self.performed)
+        return MappingRequest(self.name, self.dialogues[0].goal, names, self.blocks(settings))
+
+    @property
+    def late(self) -> tuple[Annotation, ...]:
+        """Lines that start past the end of the video."""
+        end = self.dialogues[0].end
+        return tuple(line for line in self.lines if end is not None and line.start > end + CLAMP_S)
+
+    def blocks(self, settings: LabelSettings) -> tuple[Annotation, ...]:
+        late = set(map(id, self.late))
+        lines = [line for line in self.lines if id(line) not in late]
+        return blocks_of(lines, settings.aligner.blocks_per_step * len(self.performed))
+
+
+class VideoLabels(Record):
+    """What labelling found out about a video."""
+
+    steps: tuple[Step, ...] | None
+    """The steps with the spans that they got; None where they stay as they are."""
+    labels: tuple[DialogueLabels, ...]
+    """One a dialogue."""
+    quarantined: tuple[QuarantinedRecord, ...]
+    overlaps: tuple[QuarantinedRecord, ...]
+
+
+def by_video(dialogues: Sequence[Dialogue], frames_of: FramesOf) -> tuple[list[Video], list[list[int]]]:
+    """Dialogues of the same video, recipe and lines together, in the order of the corpus, and their places in it."""
+    places: dict[tuple[Any, ...], list[int]] = {}
+    for index, dialogue in enumerate(dialogues):
+        key = (dialogue.dataset, dialogue.video_id, dialogue.steps, dialogue.annotations, dialogue.end)
+        places.setdefault(key, []).append(index)
+    videos = [_video([dialogues[index] for index in indices], frames_of) for indices in places.values()]
+    return videos, list(places.values())
+
+
+def _video(dialogues: Sequence[Dialogue], frames_of: FramesOf) -> Video:
+    first = dialogues[0]
+    untimed = any(step.performed for step in first.steps) and not first.has_dst_labels
+    bare = tuple(dialogue.model_copy(update={"annotations": ()}) for dialogue in dialogues)
+    return Video(dialogues=bare, lines=first.annotations if untimed else (), frames=frames_of(first.video_id))
+
+
+def label_video(video: Video, settings: LabelSettings) -> VideoLabels:
+    """Finds the spans, places every event on its frame, and counts; what fails is quarantined with its reason."""
+    steps, overlaps = None, []
+    problems = [_record(video, "annotations", f"line {line.text!r} starts past its end") for line in video.late]
+    if video.lines:
+        try:
+            steps, found = _timed(video, settings)
+            overlaps = [_record(video, "steps", str(overlap)) for overlap in found]
+        except DataError as error:
+            problems.append(_record(video, error.field or "annotations", str(error)))
+    dialogues = [dialogue.model_copy(update={"steps": steps or dialogue.steps}) for dialogue in video.dialogues]
+    placed, events = place_all(dialogues, lambda _: video.frames)
+    counts = [DialogueLabels.of(timeline) for _, timeline in placed]
+    labels = tuple(replace(count, quarantined=count.quarantined + len(problems)) for count in counts)
+    return VideoLabels(steps=steps, labels=labels, quarantined=(*problems, *events), overlaps=tuple(overlaps))
+
+
+def _record(video: Video, field: str, reason: str) -> QuarantinedRecord:
+    return QuarantinedRecord(video.dialogues[0].dataset, video.name, field, reason.removeprefix(f"{field}: "))
+
+
+def _timed(video: Video, settings: LabelSettings) -> tuple[tuple[Step, ...], tuple[object, ...]]:
+    """All steps of the recipe, those that were performed with their spans."""
+    blocks, performed = video.blocks(settings), video.performed
+    alignment, source = _alignment(video, blocks, settings)
+    timed, overlaps = spans_of(
+        performed, blocks, alignment.assignment, alignment.confidences, source, settings.aligner.spans,
+        video.dialogues[0].end,
+    )  # fmt: skip
+    by_id = {step.id: step for step in timed}
+    return tuple(by_id.get(step.id, step) for step in video.steps), overlaps
+
+
+def _alignment(video: Video, blocks: Sequence[Annotation], settings: LabelSettings) -> tuple[Alignment, str]:
+    """The mapping and who made it; a language model's has the aligner's belief in it as confidence."""
+    names = [step.name for step in video.performed]
+    models = load_models(settings.similarity, settings.aligner.nli_model)
+    if video.mapping is None or video.mapping.outcome == "aligner":
+        return align(names, blocks, models[0], settings.aligner, models[1]), "aligner"
+    if video.mapping.assignment is None:
+        raise DataError(f"annotations: {video.mapping.reason}", field="annotations")
+    confidences = support(video.mapping.assignment, names, blocks, models[0], settings.aligner, models[1])
+    return Alignment(video.mapping.assignment, confidences), settings.llm.model
+
+
+@lru_cache(maxsize=1)
+def load_models(similarity: SimilaritySettings, nli_model: str | None) -> tuple[SentenceEncoder, Entailment | None]:
+    """The aligner's models, once a process: both remember the texts that they have read.
+
+    Raises:
+        ConfigError: one of them is not there.
+    """
+    nli = CrossEncoderEntailment(nli_model) if nli_model else None
+    return SentenceSimilarity(similarity, "labels.similarity"), nli
