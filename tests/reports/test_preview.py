@@ -84,11 +84,12 @@ def illegal_dialogue() -> Dialogue:
     return tea.model_copy(update={"dialogue_id": "tea#1", "steps": steps, "explicit_transitions": stated})
 
 
-@pytest.fixture
-def page(tmp_path: Path) -> Page:
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
     record = QuarantinedRecord("sample", "tea/tea#2", "turns.0.time", "Input should be greater than 0")
     both = [rich_dialogue(), illegal_dialogue()]
-    return written(write_preview("tea", both, None, str(tmp_path), quarantined=[record]))
+    root = tmp_path_factory.mktemp("storage")
+    return written(write_preview("tea", both, None, str(root), quarantined=[record]))
 
 
 def test_every_step_has_a_row_and_every_step_with_times_a_bar(page: Page) -> None:
@@ -177,6 +178,12 @@ def test_a_missing_video_and_a_broken_one_are_noted(page: Page, tmp_path: Path) 
     broken.write_bytes(b"no video")
     path = write_preview("tea", [tea_dialogue()], broken, str(tmp_path))
     assert f"No pictures: video {broken} is" in written(path).text
+
+
+def test_a_file_that_is_not_the_embedded_video_is_noted(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "tea.mp4", [k / 2 for k in range(8)], rate=2)
+    path = write_preview("tea", [tea_dialogue()], video, str(tmp_path), num_frames=60)
+    assert "The video file has 8 frames, its embedding 60" in written(path).text
 
 
 def test_a_recipe_of_many_steps_is_one_page(tmp_path: Path) -> None:

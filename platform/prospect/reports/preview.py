@@ -186,7 +186,9 @@ def write_preview(
     total = num_frames or counted or max(map(total_frames, dialogues))
     context = context or ContextSettings()
     tracks = _tracks(dialogues, total, context, clips or ClipSettings())
-    problems = [str(record) for record in quarantined]
+    problems = [f"Quarantined: {record}" for record in quarantined]
+    if counted is not None and counted != total:
+        problems.append(f"The video file has {counted} frames, its embedding {total}: one of them is another video's.")
     page = Page(video_id, total, source, pictures, no_pictures, tracks, _cutting(context), problems)
     filesystem, base = open_filesystem(root)
     name = f"labels/preview/{quote(video_id, safe='')}.html"
