@@ -1,22 +1,51 @@
 """What each suite of jobs/benchmark.py can be told. Light, because every job's configuration imports it."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from prospect.data.labels.aligner import AlignerSettings
 from prospect.settings import Settings
+from prospect.similarity import SimilaritySettings
 
 
 class EmbedSuite(Settings):
     """The embedding pipeline against the bare encoder, the bare decoder and the peers' ways."""
 
     name: Literal["embed"] = "embed"
+    backend: Literal["open_clip", "timm"] = "timm"
+    """Which library builds the image tower; its weights are random."""
+    model: str = "vit_tiny_patch16_224"
+    """The image tower. It has to be slow enough on this machine for decoding to hide behind it (60 images/s)."""
+    image_size: int = Field(224, ge=8)
+    """Side of its square picture, pixels."""
+    batch_size: int = Field(16, ge=1)
+    """Pictures a forward pass."""
+    num_videos: int = Field(6, ge=1)
+    """Videos that the pipeline embeds in a round."""
+    video_seconds: int = Field(75, ge=2)
+    """Length of each: 640x360 H.264 at 30 pictures/s, drawn once."""
+    rounds: int = Field(2, ge=1)
+    """Pipeline runs, each between two measurements of the bare encoder and the bare decoder."""
+    probe_seconds: float = Field(6.0, gt=0)
+    """Seconds that each measurement of a bare part takes."""
 
 
 class LabelsSuite(Settings):
     """The aligner against gold steps and against simpler methods."""
 
     name: Literal["labels"] = "labels"
+    path: Path = Path("../shared/data/prepared")
+    """Folder of the gold: goalstep_val, holoassist, egoexolearn and captaincook4d as .jsonl.gz."""
+    aligner: AlignerSettings = AlignerSettings()
+    similarity: SimilaritySettings = SimilaritySettings()
+    """The sentence encoder that all methods share."""
+    transfer_videos: int = Field(200, ge=2)
+    """Videos of each data set other than GoalStep."""
+    bootstrap_samples: int = Field(1000, ge=100)
+    """Draws of videos behind an interval."""
+    seed: int = 0
 
 
 Suite = Annotated[EmbedSuite | LabelsSuite, Field(discriminator="name")]

@@ -25,13 +25,13 @@ from prospect.similarity import SentenceEncoder
 class AlignerSettings(Settings):
     """What the aligner listens to, and how much."""
 
-    similarity_weight: float = 3.2
+    similarity_weight: float = 3.9
     """Log-odds for one unit of cosine similarity."""
-    pause_weight: float = 4.5
+    pause_weight: float = 5.6
     """Log-odds for one unit of log(1 + pause / mean pause)."""
     nli_model: str | None = None
     """An NLI cross-encoder of sentence-transformers by name or folder; None: similarity alone."""
-    nli_weight: float = 1.1
+    nli_weight: float = 1.3
     """Log-odds for one unit of entailment less contradiction. Not fitted."""
     blocks_per_step: int = 2
     """Containers are opened until there are so many blocks for each step (blocks.py)."""
@@ -124,8 +124,8 @@ def pauses_between(blocks: Sequence[Annotation], settings: SpanSettings) -> Floa
 def decode(scores: Floats, boundaries: Floats) -> Alignment:
     """The path with the largest expected number of right blocks.
 
-    The single most probable path is a much worse answer (docs/benchmarks.md): where texts repeat, thousands of
-    paths are nearly as good, and it is one from the rim.
+    Where pauses tell little, the single most probable path is a worse answer (docs/benchmarks.md): where texts
+    repeat, thousands of paths are nearly as good, and it is one from the rim.
     """
     posterior = marginals(scores, boundaries).steps
     path = best_path(posterior, np.zeros_like(boundaries))
