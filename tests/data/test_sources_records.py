@@ -141,6 +141,20 @@ def test_an_update_without_its_span_is_named(tmp_path: Path) -> None:
     assert record.reason == "a DST_UPDATE turn says S1->start at 2 s, dst does not (2 differences)"
 
 
+def test_confidence_and_source_of_a_span_are_read(tmp_path: Path) -> None:
+    row = dst()["dst"][0] | {"confidence": 0.75, "source": "aligner"}
+    [dialogue] = read(tmp_path, "proassist_dst", dst(dst=[row])).dialogues
+    assert [(step.confidence, step.source) for step in dialogue.steps] == [(0.75, "aligner"), (None, "recipe")]
+
+
+@pytest.mark.parametrize("skipped", [{"start_ts": -1, "end_ts": -1.0}, {"performed": False}])
+def test_a_span_marked_as_skipped_is_a_step_that_was_not_performed(tmp_path: Path, skipped: dict[str, Any]) -> None:
+    row = {"type": "step", "id": "S2", "start_ts": 8.0, "end_ts": 9.0, "name": "Show it."} | skipped
+    [dialogue] = read(tmp_path, "proassist_dst", dst(dst=[*dst()["dst"], row])).dialogues
+    assert [step.performed for step in dialogue.steps] == [True, False]
+    assert [change.step for change in dialogue.transitions()] == [0, 0]
+
+
 BAD_RECORDS = [
     ("canonical", canonical(turns=[{"time": -1, "role": "user", "text": "Hi"}]), "time", "greater than or equal to 0"),
     ("canonical", canonical(turns=[{"time": 1, "role": "user", "text": "  "}]), "text", "at least 1 character"),

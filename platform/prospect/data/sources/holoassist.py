@@ -15,6 +15,7 @@ from prospect.dialogue.schema import Annotation, Dialogue, Role, Step, Turn
 from prospect.errors import DataError
 
 UNINTELLIGIBLE = "*unintelligible*"
+LOW_CONFIDENCE = "low-confidence-transcription"
 
 Word = Annotated[str, BeforeValidator(lambda text: "" if text in (None, "none") else text)]
 """A field of the annotators' form, which says `none` where nothing applies."""
@@ -41,6 +42,7 @@ class Conversation(SourceRecord):
 
     purpose: str = Field(validation_alias="Conversation Purpose", pattern=r"^(instructor|student)-")
     transcription: Word = Field(default="", validation_alias="Transcription")
+    confidence: Word = Field(default="", validation_alias="Transcription Confidence")
 
 
 class Event(SourceRecord):
@@ -75,9 +77,9 @@ class ConversationEvent(Event):
     attributes: Conversation
 
     def turn(self) -> Turn | None:
-        """None where a part of it was not understood: what is left is nothing to learn to say."""
+        """None where the annotator is not sure what was said: that is nothing to learn to say."""
         text = self.attributes.transcription.strip()
-        if not text or UNINTELLIGIBLE in text:
+        if not text or UNINTELLIGIBLE in text or self.attributes.confidence == LOW_CONFIDENCE:
             return None
         speaker, _, purpose = self.attributes.purpose.partition("_")
         role: Role = "user" if speaker.startswith("student") else "assistant"
