@@ -1,13 +1,18 @@
 """The page on one video's labels: everything is on it, nothing outside of it."""
 
 import base64
+import io
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
+from PIL import Image
+from pyarrow import ipc
 
 from prospect.data.sources import Corpus, QuarantinedRecord, to_jsonl
 from prospect.dialogue.schema import Annotation, Dialogue, Step, TimedTransition, Turn
@@ -15,11 +20,11 @@ from prospect.dialogue.state import StepState, TaskState
 from prospect.dialogue.timeline import place
 from prospect.errors import ConfigError
 from prospect.reports.preview import preview_video, write_preview
-from prospect.reports.thumbnails import thumbnails
+from prospect.reports.thumbnails import Thumbnail, thumbnails
 from prospect.reports.tracks import annotation_boxes, clock, events_of, state_text, step_rows, turn_boxes
 from prospect.vision.pictures import decode_picture
 from tests.factories import tea_dialogue
-from tests.vision.videos import index_of, write_video
+from tests.vision.videos import flat_picture, index_of, write_video
 
 SCRIPT = "<script>alert('x')</script> & \"quotes\""
 VOID = {"meta", "img", "br"}
@@ -55,6 +60,16 @@ class Page(HTMLParser):
 
 def written(path: str) -> Page:
     return Page(Path(path).read_text())
+
+
+def pixels_of(picture: Thumbnail) -> np.ndarray:
+    return decode_picture(base64.b64decode(picture.uri.partition(",")[2]))
+
+
+def encode_picture(pixels: np.ndarray) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "JPEG")
+    return data.getvalue()
 
 
 def rich_dialogue() -> Dialogue:
@@ -167,9 +182,19 @@ def test_thumbnails_are_the_pictures_of_their_frames_and_no_more_than_asked_for(
     assert [picture.frame for picture in shown] == list(range(2, 101, 3))
     assert [picture.first for picture in shown] == list(range(0, 99, 3))
     for picture in shown:
-        pixels = decode_picture(base64.b64decode(picture.uri.partition(",")[2]))
+        pixels = pixels_of(picture)
         assert pixels.shape == (120, 160, 3)
         assert index_of(pixels) == picture.frame % 27
+
+
+def test_thumbnails_of_a_frames_file_are_its_own_pictures(tmp_path: Path) -> None:
+    rows = [base64.b64encode(encode_picture(flat_picture(k))).decode() for k in range(10)]
+    path = tmp_path / "v.arrow"
+    with ipc.new_file(path, pa.schema([("frame", pa.string())])) as file:
+        file.write(pa.table({"frame": rows}))
+    total, shown = thumbnails(path, 5)
+    assert (total, [picture.frame for picture in shown]) == (10, [1, 3, 5, 7, 9])
+    assert [index_of(pixels_of(picture)) for picture in shown] == [1, 3, 5, 7, 9]
 
 
 def test_a_missing_video_and_a_broken_one_are_noted(page: Page, tmp_path: Path) -> None:

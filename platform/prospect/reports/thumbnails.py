@@ -2,13 +2,17 @@
 
 import base64
 import io
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from prospect.dialogue.timeline import FPS
+from prospect.vision.arrow import is_frames_file
 from prospect.vision.video import probe, sample_frames
 
 SIDE = 160
@@ -31,8 +35,8 @@ class Thumbnail:
 def thumbnails(video: str | Path, most: int) -> tuple[int, list[Thumbnail]]:
     """(T, at most `most` pictures of `video`), upright and in its own aspect ratio.
 
-    Every `stride`-th frame is sampled: the last picture before the end of `stride` frames is the picture of
-    the last one of them, because both rules are `sample_frames`'s.
+    Only every `stride`-th frame is sampled: the last picture before the end of `stride` frames is the picture of
+    the last one of them, because both rules are `sample_frames`'s. A frames file is read as it is.
 
     Raises:
         DataError: no such video can be sampled; the sentence names the path and the reason.
@@ -41,7 +45,11 @@ def thumbnails(video: str | Path, most: int) -> tuple[int, list[Thumbnail]]:
     stride = math.ceil(info.num_frames / most)
     scale = SIDE / max(info.width, info.height)
     size = (max(1, round(info.width * scale)), max(1, round(info.height * scale)))
-    pictures = sample_frames(video, fps=FPS / stride, size=SIDE, crop="squash")
+    pictures: Iterator[np.ndarray]
+    if is_frames_file(str(video)):
+        pictures = itertools.islice(sample_frames(video, size=SIDE, crop="squash"), stride - 1, None, stride)
+    else:
+        pictures = sample_frames(video, fps=FPS / stride, size=SIDE, crop="squash")
     shown = []
     for number, picture in enumerate(pictures):
         last = (number + 1) * stride - 1
