@@ -94,12 +94,18 @@ class FakeEndpoint(ThreadingHTTPServer):
         self.statuses: list[str] = ["completed"]
         """What successive looks at a batch find; the last one stays."""
         self.create_hangs = False
+        self.seconds_between = 0.0
+        """A request that follows an answered one sooner is refused."""
+        self.answered_at = 0.0
         self.lock = threading.Lock()
 
     def reaction(self, body: dict[str, Any]) -> Any:
         with self.lock:
             self.bodies.append(body)
             self.times.append(time.time())
+            if time.monotonic() - self.answered_at < self.seconds_between:
+                return Status(429, {"Retry-After": str(self.seconds_between)})
+            self.answered_at = time.monotonic()
             planned = self.plan[goal_of(body)]
             return planned.pop(0) if planned else self.default or Says(right_answer(body))
 

@@ -138,6 +138,20 @@ def test_retry_after_may_be_a_date(server, settings, tmp_path):
     assert server.times[1] >= until - 0.05
 
 
+def test_an_endpoint_with_a_narrow_limit_costs_time_and_no_video(server, settings, tmp_path):
+    server.seconds_between = 0.1
+    report = run(settings, tmp_path, *map(str, range(12)), concurrency=12, transport_retries=3)
+    assert [result.outcome for result in report.results] == ["mapped"] * 12
+    assert report.failures["no answer"] >= 11, "twelve came at once"
+
+
+def test_an_endpoint_that_is_always_busy_is_given_up(server, settings, tmp_path):
+    server.default = Status(429, {"Retry-After": "0.01"})
+    report = run(settings, tmp_path, "tea", "soup")
+    assert {result.reason for result in report.results} == {"the endpoint gave no answer: HTTP 429 (no)"}
+    assert len(server.bodies) == 6
+
+
 def test_a_wait_beyond_the_limit_stops_the_run(server, settings, tmp_path):
     server.plan["tea"] = [Status(429, {"Retry-After": "86400"})]
     with pytest.raises(EndpointError, match=r"asks to wait 86400 s, longer than `max_wait_s`.*run again later"):

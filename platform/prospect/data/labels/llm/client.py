@@ -19,6 +19,8 @@ from prospect.wording import first_line
 
 T = TypeVar("T")
 LONGEST_BACKOFF_S = 60.0
+SHORTEST_SPACING_S = 0.05
+"""Between requests after the first 429."""
 SHOWN_CHARACTERS = 300
 REPEATABLE = (408, 409, 425, 429)
 """Status codes below 500 that may pass by themselves."""
@@ -27,11 +29,16 @@ THIS_VIDEO_ONLY = ("context_length_exceeded", "content_filter", "string_above_ma
 
 
 class RateLimit:
-    """Spaces requests evenly, and holds all of them back while the endpoint asks to wait."""
+    """Spaces requests evenly: as the settings say, and further while the endpoint says that they are too many.
+
+    One 429 holds back all requests for as long as it asks and doubles the spacing, every answer shrinks it by a
+    twentieth; otherwise all videos would come back together after the pause, and all but one be refused again.
+    """
 
     def __init__(self, per_minute: float | None) -> None:
-        self._interval = 60 / per_minute if per_minute else 0.0
-        self._next = 0.0
+        self._least = 60 / per_minute if per_minute else 0.0
+        self._interval = self._least
+        self._next = self._paused_until = 0.0
 
     async def turn(self) -> None:
         """Returns when the next request may be sent."""
@@ -39,8 +46,16 @@ class RateLimit:
             await asyncio.sleep(wait)
         self._next = max(self._next, time.monotonic()) + self._interval
 
-    def pause(self, seconds: float) -> None:
-        self._next = max(self._next, time.monotonic() + seconds)
+    def refused(self, pause: float) -> None:
+        """There were too many requests; the next may be sent in `pause` seconds."""
+        now = time.monotonic()
+        if now >= self._paused_until:  # what was sent before the pause and is refused in it says nothing new
+            self._interval = min(max(2 * self._interval, SHORTEST_SPACING_S), LONGEST_BACKOFF_S)
+        self._paused_until = max(self._paused_until, now + pause)
+        self._next = max(self._next, self._paused_until)
+
+    def answered(self) -> None:
+        self._interval = max(0.95 * self._interval, self._least)
 
 
 class Endpoint:
@@ -62,6 +77,8 @@ class Endpoint:
         self._limit = RateLimit(settings.requests_per_minute)
         self._reached = False
         self._lost_videos = 0
+        self.answers = 0
+        """How many requests were answered."""
 
     async def ask(self, body: dict[str, Any]) -> Answer:
         """One chat completion.
@@ -87,6 +104,8 @@ class Endpoint:
             raise self.refusal(error.status_code, error.body, error.response.headers) from error
         self._reached = True
         answer = self.answer(response.text)
+        self._limit.answered()
+        self.answers += 1
         self._lost_videos = 0
         return answer
 
@@ -124,7 +143,7 @@ class Endpoint:
                 return self._stop(
                     f"asks to wait {wait:.0f} s, longer than `max_wait_s`, with {reason}; run again later"
                 )
-            return Lost(reason, retry_after=wait)
+            return Lost(reason, retry_after=wait, busy=status == 429)
         if status in (400, 413, 422) and (self._reached or code in THIS_VIDEO_ONLY or "context length" in message):
             return Lost(reason, again=False)
         advice = {
@@ -134,12 +153,13 @@ class Endpoint:
         return self._stop(f"answered {reason}; {advice.get(status, 'check the settings of the endpoint')}")
 
     async def back_off(self, lost: Lost, times: int) -> None:
-        """Waits before a request is sent again: as long as the endpoint asks, and then for all requests."""
-        if lost.retry_after is not None:
-            self._limit.pause(lost.retry_after)
-            return
-        longest = min(self.settings.backoff_s * 2 ** (times - 1), LONGEST_BACKOFF_S)
-        await asyncio.sleep(longest * random.uniform(0.75, 1))
+        """Waits before a request is sent again, as long as the endpoint asks; all others wait if there are too many."""
+        longest = min(self.settings.backoff_s * 2 ** max(times - 1, 0), LONGEST_BACKOFF_S)
+        wait = longest * random.uniform(0.75, 1) if lost.retry_after is None else lost.retry_after
+        if lost.busy:
+            self._limit.refused(wait)
+        else:
+            await asyncio.sleep(wait)
 
     def give_up(self, lost: Lost) -> None:
         """One video goes without an answer.

@@ -19,12 +19,20 @@ class Lost(Exception):  # noqa: N818 - the request is lost, nothing of ours is w
     """A request without an answer."""
 
     def __init__(
-        self, reason: str, *, retry_after: float | None = None, again: bool = True, unreachable: bool = False
+        self,
+        reason: str,
+        *,
+        retry_after: float | None = None,
+        again: bool = True,
+        busy: bool = False,
+        unreachable: bool = False,
     ) -> None:
         super().__init__(reason)
         self.retry_after = retry_after
         """Seconds that the endpoint asks to wait."""
         self.again = again
         """Whether the same request may succeed later."""
+        self.busy = busy
+        """Whether there were too many requests."""
         self.unreachable = unreachable
         """Whether nobody listens at the address."""

@@ -37,7 +37,8 @@ class LLMSettings(Settings):
     max_retries: Count = 3
     """How often a video is asked again with what was wrong with the answer."""
     transport_retries: Count = 5
-    """How often a request that brought no answer (429, 5xx, time-out, lost connection) is sent again."""
+    """How often a request that brought no answer (429, 5xx, time-out, lost connection) is sent again; a 429
+    does not count while the endpoint answers others."""
     backoff_s: Positive = 1.0
     """Seconds before the first such repetition; doubles each time up to 60. A `Retry-After` takes its place."""
     max_wait_s: Positive = 600.0

@@ -31,12 +31,14 @@ async def settle_one_by_one(
 
 
 async def _settle(conversation: Conversation, endpoint: Endpoint, cache: Cache) -> Conversation:
-    settings, times_lost = endpoint.settings, 0
+    settings, times_lost, answers = endpoint.settings, 0, endpoint.answers
     while not conversation.finished(settings.max_retries):
         try:
             answer = await endpoint.ask(conversation.body(settings))
         except Lost as lost:
-            times_lost += 1
+            if not lost.busy or endpoint.answers == answers:  # a busy endpoint that answers others is not lost
+                times_lost += 1
+            answers = endpoint.answers
             conversation = conversation.lost(str(lost))
             await asyncio.to_thread(cache.keep, conversation)
             if not lost.again:
