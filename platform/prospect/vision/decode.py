@@ -154,13 +154,16 @@ class VideoReader:
         return pictures[0]
 
     def _check_complete(self) -> None:
-        """Compares what was found with what is declared, for the pictures or for all streams together."""
-        end, declared = self.end, 0.0
+        """Compares what was found with what is declared, for the pictures or for all streams together.
+
+        Some containers (mkv) count what they declare from 0, wherever the pictures start; the benefit of the doubt
+        is the later of the two ends.
+        """
+        end, declared = max(self.end, float(self._end * self._time_base)), 0.0
         if self.stream.duration is not None:
             declared = float(self.stream.duration * self._time_base)
         elif self._container.duration is not None:
-            declared = self._container.duration / av.time_base  # in mkv it counts from 0, wherever the pictures start
-            end = max(end, float(self._end * self._time_base), float(self._others_end))
+            end, declared = max(end, float(self._others_end)), self._container.duration / av.time_base
         if end < declared - MISSING_S:
             raise DataError(f"video {self.path} is truncated: {end:.1f} s of {declared:.1f} s can be read")
 
