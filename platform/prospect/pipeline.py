@@ -119,7 +119,10 @@ def make_labels(config: "Config", report: Report = print) -> LabelReport:
         report(f"label  {sentence}")
     page, *_ = plot_statistics(corpus.dialogues, root, frames_of)
     report(f"label  written to {root}/labels, plots in {page}")
-    _track(config, "label", labels.metrics(), {"report.json": labels.to_json()}, report)
+    texts = {"report.json": labels.to_json()}
+    if labels.mapping is not None:
+        texts["mapping.json"] = labels.mapping.to_json()
+    _track(config, "label", labels.metrics(), texts, report)
     return labels
 
 

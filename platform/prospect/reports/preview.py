@@ -136,7 +136,7 @@ def preview_video(
     if not found:
         known = {dialogue.video_id for dialogue in corpus.dialogues}
         raise ConfigError(unknown("video", video_id, known, of="preview", most=5), field="preview")
-    labelled = _labelled(video_id, root)
+    labelled = _labelled(found, root)
     return write_preview(
         video_id,
         labelled or found,
@@ -145,7 +145,11 @@ def preview_video(
         num_frames=frames_of(video_id),
         context=context,
         clips=clips,
-        quarantined=[record for record in corpus.quarantined if f"{record.id}/".startswith(f"{video_id}/")],
+        quarantined=[
+            record
+            for record in (_reported(root) if labelled else corpus.quarantined)
+            if f"{record.id}/".startswith(f"{video_id}/")
+        ],
         source="the labelling job's dialogues.jsonl" if labelled else "the source; jobs/label.py has not labelled it",
     )
 
@@ -209,17 +213,34 @@ def render(page: Page) -> str:
     return environment.get_template("preview.html").render(page=page, fps=FPS, overview=OVERVIEW)
 
 
-def _labelled(video_id: str, root: str) -> list[Dialogue]:
-    """The video's dialogues as the labelling job wrote them; none where it did not."""
-    filesystem, base = open_filesystem(root)
-    path = f"{base}/labels/dialogues.jsonl"
-    if filesystem.get_file_info(path).type != fs.FileType.File:
-        return []
-    with filesystem.open_input_stream(path) as file:
-        lines = file.read().decode().split("\n")  # not splitlines: texts may hold other breaks
+def _labelled(found: Sequence[Dialogue], root: str) -> list[Dialogue]:
+    """The same dialogues as the labelling job wrote them, with the source's annotation lines; none where it did not."""
+    written = _read(root, "dialogues.jsonl")
+    video_id, lines_of = found[0].video_id, {dialogue.dialogue_id: dialogue.annotations for dialogue in found}
     name = json.dumps(video_id, ensure_ascii=False)  # a whole corpus is not parsed for one video
-    dialogues = (Dialogue.model_validate_json(line) for line in lines if name in line)
-    return [dialogue for dialogue in dialogues if dialogue.video_id == video_id]
+    lines = (line for line in written.split("\n") if name in line)  # not splitlines: texts may hold other breaks
+    dialogues = (Dialogue.model_validate_json(line) for line in lines)
+    return [
+        dialogue.model_copy(update={"annotations": lines_of.get(dialogue.dialogue_id, ())})
+        for dialogue in dialogues
+        if dialogue.video_id == video_id
+    ]
+
+
+def _reported(root: str) -> list[QuarantinedRecord]:
+    """What the labelling job left out."""
+    written = _read(root, "report.json")
+    return [QuarantinedRecord(**record) for record in json.loads(written)["quarantined"]] if written else []
+
+
+def _read(root: str, name: str) -> str:
+    """A file of the labelling job, or nothing."""
+    filesystem, base = open_filesystem(root)
+    path = f"{base}/labels/{name}"
+    if filesystem.get_file_info(path).type != fs.FileType.File:
+        return ""
+    with filesystem.open_input_stream(path) as file:
+        return file.read().decode()
 
 
 def _tracks(

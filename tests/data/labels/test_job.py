@@ -200,8 +200,8 @@ def test_too_few_lines_leave_the_steps_untimed_and_say_so() -> None:
 
 
 def test_a_language_models_mapping_is_taken_and_the_aligner_says_how_likely_it_is() -> None:
-    good = MappingResult("v1/main", "mapped", assignment=(0, 0, 1))
-    odd = MappingResult("v1/main", "mapped", assignment=(0, 1, 1))
+    good = MappingResult("v1/main", "mapped", assignment=(0, 0, 1), key="a")
+    odd = MappingResult("v1/main", "mapped", assignment=(0, 1, 1), key="b")
     likely, unlikely = (labels_of(untimed(KETTLE, BOIL, BAG), mapping=mapping).steps for mapping in (good, odd))
     assert likely is not None
     assert unlikely is not None

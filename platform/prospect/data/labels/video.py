@@ -134,7 +134,8 @@ def _alignment(video: Video, blocks: Sequence[Annotation], settings: LabelSettin
     if video.mapping.assignment is None:
         raise DataError(f"annotations: {video.mapping.reason}", field="annotations")
     confidences = support(video.mapping.assignment, names, blocks, models[0], settings.aligner, models[1])
-    return Alignment(video.mapping.assignment, confidences), settings.llm.model
+    asked = bool(video.mapping.key)  # where only one mapping is possible, nobody was
+    return Alignment(video.mapping.assignment, confidences), settings.llm.model if asked else "aligner"
 
 
 @lru_cache(maxsize=1)
