@@ -173,4 +173,5 @@ def test_a_folder_of_several_corpora_can_be_filtered(shared_data: Path) -> None:
     settings = DataSettings(source="canonical", path=shared_data / "prepared", datasets=("ego4d_goalstep",), num_rows=5)
     corpus = load_dialogues(settings)
     assert [d.dataset for d in corpus.dialogues] == ["ego4d_goalstep"] * 5
+    assert load_dialogues(settings.model_copy(update={"datasets": ("ego4d",)})).dialogues == corpus.dialogues
     assert len(corpus.missing_videos) == 5

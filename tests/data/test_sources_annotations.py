@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prospect.data.sources import Corpus, DataSettings, load_dialogues
+from prospect.data.sources import Corpus, DataSettings, load_dialogues, to_jsonl
 from prospect.data.sources.annotations import read_lines
 from prospect.dialogue.schema import Annotation
 
@@ -91,6 +91,10 @@ def test_conversations_of_a_video_share_its_annotations_and_a_bad_line_costs_not
     assert first.annotations == (Annotation(start=0.5, end=3.0, text="boil"),)
     assert first.annotations is second.annotations
     assert first.steps is second.steps
+    own = tmp_path / "own.jsonl"
+    own.write_text(to_jsonl(corpus.dialogues))
+    first, second = load_dialogues(DataSettings(source="dialogues", path=own)).dialogues
+    assert first.annotations is second.annotations
     assert [record.field for record in corpus.quarantined] == ["parsed_video_anns.all_step_descriptions:2"]
 
 

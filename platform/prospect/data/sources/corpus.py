@@ -7,7 +7,7 @@ from typing import Protocol
 
 from prospect.data.sources.base import QuarantinedRecord, Result, SourceFile
 from prospect.data.sources.hygiene import Duplicate, find_duplicates, with_splits, without_straddling
-from prospect.data.sources.names import SPLITS, split_name
+from prospect.data.sources.names import SPLITS, dataset_name, split_name
 from prospect.data.sources.settings import DataSettings
 from prospect.data.sources.videos import find_videos
 from prospect.dialogue.schema import Dialogue
@@ -73,8 +73,9 @@ def _results(files: list[SourceFile], settings: DataSettings) -> Iterator[Result
     found, counts = {file.dataset for file in files}, Counter[str]()
     for file in files:
         for row in file.rows():
-            found |= {result.dataset for result in row}
-            kept = [result for result in row if not settings.datasets or result.dataset in (*settings.datasets, "")]
+            names = {result.dataset for result in row}
+            found |= names | set(map(dataset_name, names))
+            kept = [result for result in row if _wanted(result.dataset, settings.datasets)]
             split = next((result.split for result in kept if isinstance(result, Dialogue)), None)
             if split is not None and settings.num_rows >= 0:
                 counts[split] += 1
@@ -89,9 +90,14 @@ def _results(files: list[SourceFile], settings: DataSettings) -> Iterator[Result
             raise ConfigError(f"data.datasets: {name!r} is none of {known}", field="data.datasets")
 
 
+def _wanted(dataset: str, datasets: tuple[str, ...]) -> bool:
+    return not datasets or not dataset or dataset in datasets or dataset_name(dataset) in datasets
+
+
 def _unique(results: Iterator[Result]) -> tuple[list[Dialogue], list[QuarantinedRecord]]:
     """Dialogues by id; the second one with the same video and dialogue id is quarantined."""
     dialogues: dict[tuple[str, str], Dialogue] = {}
+    videos: dict[str, Dialogue] = {}
     quarantined = []
     for result in results:
         if isinstance(result, QuarantinedRecord):
@@ -100,5 +106,13 @@ def _unique(results: Iterator[Result]) -> tuple[list[Dialogue], list[Quarantined
             reason = f"an earlier record of {dialogues[key].dataset} has the same video id and dialogue id"
             quarantined.append(QuarantinedRecord(result.dataset, "/".join(key), "dialogue_id", reason))
         else:
-            dialogues[key] = result
+            dialogues[key] = _shared(result, videos.setdefault(result.video_id, result))
     return list(dialogues.values()), quarantined
+
+
+def _shared(dialogue: Dialogue, first: Dialogue) -> Dialogue:
+    """The dialogue with what it says like the first one of its video held once: up to 881 lines, ten times a video."""
+    names = ("goal", "knowledge", "steps", "annotations")
+    return dialogue.model_copy(
+        update={n: getattr(first, n) for n in names if getattr(first, n) == getattr(dialogue, n)}
+    )

@@ -5,12 +5,18 @@ import re
 SPLITS = ("train", "validation", "test")
 """From what a model learns to what nobody may have seen."""
 
+_FOLDERS = {"ego4d-goalstep": "ego4d", "ego4d_goalstep": "ego4d", "epic_kitchens": "epickitchens"}
 _TASK_PREFIX = re.compile(r"^(?:dis)?assembly_")
 
 
 def split_name(name: str) -> str:
     """The project's name of a split: ProAssist's `val` is `validation`."""
     return "validation" if name == "val" else name
+
+
+def dataset_name(name: str) -> str:
+    """The name of ProAssist's folder for a data set that its records call otherwise."""
+    return _FOLDERS.get(name, name)
 
 
 def file_stem(dataset: str, video_id: str) -> str:
