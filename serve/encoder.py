@@ -1,6 +1,7 @@
 """Pictures sent live to embeddings, off the event loop and in batches across sessions."""
 
 import asyncio
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,22 +14,27 @@ LIVE_BATCH = 4
 """On a CPU the encoder fills every batch up to this size; live pictures come one by one."""
 
 
-def encoder_of(loaded: LoadedModel) -> FrameEncoder | None:
+def encoder_of(loaded: LoadedModel, equivalent_to: Collection[str] = ()) -> FrameEncoder | None:
     """The encoder that the model's embeddings came from; None where the model does not say which.
 
+    Args:
+        loaded: the model.
+        equivalent_to: fingerprints declared as good as this encoder's, beside those that training was told of.
+
     Raises:
-        FingerprintError: the encoder found here is another one.
+        FingerprintError: the encoder found here is another one, and not declared to be as good.
         CheckpointError: its weights are not to be found.
     """
     if loaded.manifest.get("vision") is None:
         return None
     settings = VisionSettings(**loaded.manifest["vision"]).model_copy(update={"batch_size": LIVE_BATCH})
     encoder = load_encoder(settings)
-    if encoder.fingerprint != loaded.fingerprint:
+    if loaded.fingerprint not in {encoder.fingerprint, *settings.equivalent_to, *equivalent_to}:
         raise FingerprintError(
             f"model {loaded.folder}: trained on embeddings of {loaded.fingerprint}, its encoder here "
-            f"({settings.model}, {settings.weights}) is {encoder.fingerprint}",
-            field="vision",
+            f"({settings.model}, {settings.weights}) is {encoder.fingerprint}; if one is as good as the other, "
+            f"declare it with vision.equivalent_to=[{loaded.fingerprint}]",
+            field="vision.equivalent_to",
         )
     return encoder
 

@@ -51,9 +51,11 @@ class Engine(SessionHost):
     def __init__(self, config: Config) -> None:
         folder = Tracking(config.tracking, config.storage.root).resolve(config.serving.model)
         loaded = load_model(folder, cache=Path(config.storage.root) / "cache")
-        encoder = encoder_of(loaded)
+        equivalent_to = config.vision.equivalent_to
+        encoder = encoder_of(loaded, equivalent_to)
         context = ContextSettings(**loaded.manifest.get("context", {}))
-        engine = StreamingEngine(loaded, context, config.streaming)
+        accepted = {*equivalent_to, *({encoder.fingerprint} if encoder else ())}
+        engine = StreamingEngine(loaded, context, config.streaming, accepted)
         super().__init__(engine, LiveEncoder(encoder) if encoder else None, config.serving.limits)
 
     async def answer(self, method: str, *arguments: Any) -> Any:

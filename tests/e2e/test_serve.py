@@ -113,8 +113,11 @@ def test_without_a_champion_the_server_says_so_in_one_line(tmp_path: Path):
     assert "Traceback" not in ran.stderr
 
 
-def test_a_model_of_another_encoder_is_not_served(tmp_path: Path):
+def test_a_model_of_another_encoder_is_not_served_unless_it_is_declared_as_good(tmp_path: Path):
+    loaded = load_model(write_model(tmp_path / "model", fingerprint="0123456789abcdef"))
     with pytest.raises(FingerprintError) as refused:
-        encoder_of(load_model(write_model(tmp_path / "model", fingerprint="0123456789abcdef")))
-    assert "0123456789abcdef" in str(refused.value)
-    assert "prospect-tiny" in str(refused.value)
+        encoder_of(loaded)
+    here = encoder_of(loaded, ["0123456789abcdef"])
+    assert here is not None
+    for named in ("0123456789abcdef", here.fingerprint, "prospect-tiny", "vision.equivalent_to=[0123456789abcdef]"):
+        assert named in str(refused.value)

@@ -264,6 +264,9 @@ def test_mistakes_are_named_and_harm_nobody(random_model):
         engine.push_frame("a", np.full((1, DIM), np.nan, np.float16))
     with pytest.raises(FingerprintError, match="encoded with other, the model expects tests"):
         engine.push_frame("a", np.zeros((1, DIM), np.float16), "other")
+    declared = StreamingEngine(engine.loaded, CONTEXT, engine.settings, ["other"])
+    declared.open("a", TEA)
+    assert declared.push_frame("a", np.zeros((1, DIM), np.float16), "other") == 0
     with pytest.raises(SessionError, match="open already"):
         engine.open("a", TEA)
     with pytest.raises(SessionError, match="no step 'S9'"):

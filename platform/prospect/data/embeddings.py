@@ -1,15 +1,17 @@
 """The embedding store: what a frozen vision encoder saw, one file a video (DESIGN 4.7).
 
-    ROOT/VIDEO.safetensors   `frames` float16 [T, I, D]; header: video_id, fps, source_hash, fingerprint
+    ROOT/VIDEO.safetensors   `frames` float16 [T, I, D]; header: video_id, fps, source_hash, fingerprint, content_hash
     ROOT/manifest.parquet    one row a video, for tools; the files' own headers decide
     ROOT/quarantine.json     videos that could not be embedded, each with its reason
 
 `VIDEO` is the video id, percent-encoded. A file appears under its name only when it is complete.
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from urllib.parse import quote, unquote
@@ -26,6 +28,9 @@ from prospect.files import open_filesystem, write_file
 SUFFIX = ".safetensors"
 MANIFEST = "manifest.parquet"
 QUARANTINE = "quarantine.json"
+
+ABANDONED_S = 3600
+"""Age at which a temporary file belongs to a job that died."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ class StoredVideo:
     """SHA-256 of the video file that the embedding was made from."""
     fingerprint: str
     """What made it: encoder, weights, resize and sampling."""
+    content_hash: str
+    """SHA-256 of the embedding's own bytes: its values in C order, little-endian. Empty in files older than it."""
     file: str
     """Name inside the store."""
 
@@ -80,11 +87,12 @@ class EmbeddingStore:
             raise DataError(f"embedding of {video_id!r} holds values that are not finite in float16")
         if self._any is not None:
             self.require(fingerprint)
+        content_hash = hashlib.sha256(frames.data).hexdigest()
         header = {"video_id": video_id, "fps": repr(fps), "source_hash": source_hash, "fingerprint": fingerprint}
-        self._put(_file_name(video_id), save({"frames": frames}, metadata=header))
+        self._put(_file_name(video_id), save({"frames": frames}, metadata=header | {"content_hash": content_hash}))
         self.__dict__.pop("_any", None)
         T, tokens, dim = frames.shape
-        return StoredVideo(video_id, T, tokens, dim, fps, source_hash, fingerprint, _file_name(video_id))
+        return StoredVideo(video_id, T, tokens, dim, fps, source_hash, fingerprint, content_hash, _file_name(video_id))
 
     def read(self, video_id: str, start: int | None = None, stop: int | None = None) -> np.ndarray:
         """Frames [start, stop) as float16 [stop - start, I, D]; reads no more of the file than these.
@@ -142,17 +150,22 @@ class EmbeddingStore:
         """I; raises DataError on an empty store."""
         return self._first().tokens
 
-    def require(self, fingerprint: str) -> None:
+    def require(self, fingerprint: str, equivalent_to: Collection[str] = ()) -> None:
         """Refuses a store whose embeddings were made otherwise.
+
+        Args:
+            fingerprint: the one that is wanted.
+            equivalent_to: others that are declared to be as good (`vision.equivalent_to`).
 
         Raises:
             FingerprintError: naming the store's fingerprint and the one that is wanted.
             DataError: the store is empty.
         """
-        if self.fingerprint != fingerprint:
+        if self.fingerprint not in {fingerprint, *equivalent_to}:
             raise FingerprintError(
                 f"embeddings in {self.root} have fingerprint {self.fingerprint}, but {fingerprint} is wanted; "
-                f"use the encoder settings they were made with, or another folder",
+                f"use the encoder settings they were made with, or another folder, or declare them as good with "
+                f"vision.equivalent_to=[{self.fingerprint}]",
                 field="fingerprint",
             )
 
@@ -170,6 +183,28 @@ class EmbeddingStore:
         pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema), sink)
         self._put(MANIFEST, sink.getvalue().to_pybytes())
         return rows
+
+    def finish(self, sources: Mapping[str, str], reasons: Mapping[str, str]) -> list[StoredVideo]:
+        """What a job does last: the manifest, its part of the quarantine, and what earlier jobs' deaths left.
+
+        Args:
+            sources: video id -> path of all the job's videos; those of other jobs keep their entries.
+            reasons: video id -> why it could not be embedded.
+        """
+        before = self.quarantined()
+        entries = {video_id: entry for video_id, entry in before.items() if video_id not in sources}
+        entries |= {video_id: {"path": sources[video_id], "reason": reason} for video_id, reason in reasons.items()}
+        if entries != before:
+            self.write_quarantine(entries)
+        self._sweep()
+        return self.commit()
+
+    def _sweep(self) -> None:
+        """Deletes temporary files that nobody is writing any more."""
+        for info in self._fs.get_file_info(fs.FileSelector(self._path, allow_not_found=True)):
+            abandoned = info.mtime_ns is not None and time.time() - info.mtime_ns / 1e9 > ABANDONED_S
+            if info.is_file and info.base_name.endswith(".partial") and abandoned:
+                self._fs.delete_file(info.path)
 
     def quarantined(self) -> dict[str, dict[str, str]]:
         """Videos that could not be embedded: id -> {`path`, `reason`}."""
@@ -237,6 +272,7 @@ def _read_header(file: pa.NativeFile, name: str) -> tuple[StoredVideo, int]:
             float(meta["fps"]),
             meta["source_hash"],
             meta["fingerprint"],
+            meta.get("content_hash", ""),
             name.rsplit("/", 1)[-1],
         )
         if tensor["dtype"] != "F16" or file.size() != 8 + length + tensor["data_offsets"][1]:

@@ -4,7 +4,7 @@ A plain Python object that a test, the evaluator and the Serve deployment drive 
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,10 +59,24 @@ class _Job:
 
 
 class StreamingEngine:
-    """Opens sessions, takes frames, and decides them in `step`."""
+    """Opens sessions, takes frames, and decides them in `step`.
 
-    def __init__(self, loaded: LoadedModel, context: ContextSettings, settings: StreamingSettings) -> None:
+    Args:
+        loaded: the model.
+        context: how contexts are made.
+        settings: of the engine.
+        equivalent_to: fingerprints of embeddings that are taken beside those of the model's own.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        context: ContextSettings,
+        settings: StreamingSettings,
+        equivalent_to: Collection[str] = (),
+    ) -> None:
         self.loaded = loaded
+        self._accepted = {loaded.fingerprint, *equivalent_to}
         self.settings = settings
         self.context = context
         self._model = loaded.model
@@ -92,9 +106,10 @@ class StreamingEngine:
             UnknownSessionError, FingerprintError, SessionError: `wrong_shape`, `overloaded`.
         """
         session = self._session(session_id)
-        if fingerprint is not None and fingerprint != self.loaded.fingerprint:
+        if fingerprint is not None and fingerprint not in self._accepted:
             raise FingerprintError(
-                f"fingerprint: the frame was encoded with {fingerprint}, the model expects {self.loaded.fingerprint}",
+                f"fingerprint: the frame was encoded with {fingerprint}, the model expects {self.loaded.fingerprint}; "
+                f"the server can declare it as good with vision.equivalent_to=[{fingerprint}]",
                 field="fingerprint",
             )
         config = self._model.config

@@ -90,7 +90,7 @@ def train(config: "Config", report: Report = print) -> TrainResult:
     folder = root / "runs" / settings.run_name
     store = EmbeddingStore(root / "embeddings")
     records = read_records(config.data, root / "labels" / "dialogues.jsonl", store)
-    store.require(encoder_fingerprint(config.vision))
+    store.require(encoder_fingerprint(config.vision), config.vision.equivalent_to)
     _claim(folder, _identity(config, records, store))
     if finished := _finished(folder):
         report(f"train  run {settings.run_name!r} is finished; training.run_name=NAME starts another")

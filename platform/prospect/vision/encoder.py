@@ -22,7 +22,7 @@ _GRID_SIDE = {1: 0, 5: 2, 10: 3}
 
 
 class VisionSettings(Settings):
-    """The vision encoder and what it is fed. All but `batch_size` and `device` make up the fingerprint."""
+    """The vision encoder and what it is fed. All above `batch_size` make up the fingerprint."""
 
     backend: Literal["open_clip", "timm"] = "open_clip"
     """Which library builds the image tower."""
@@ -36,14 +36,27 @@ class VisionSettings(Settings):
     """How a picture becomes a square: `squash` or `centre`."""
     tokens_per_frame: Literal[1, 5, 10] = 1
     """I: the pooled vector alone, with a 2x2 grid (5), or with a 3x3 grid (10)."""
-    batch_size: int = Field(32, ge=1)
-    """Pictures a forward pass; on a CPU smaller batches are padded to it, so that a batch changes no result."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """Subtracted from pixel values in [0, 1], by channel."""
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """Divides them then, by channel."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the tower. bfloat16 has 8 bits of precision, so that its embeddings are other embeddings."""
+    batch_size: int = Field(32, ge=1)
+    """Pictures a forward pass; smaller batches are padded to it on a CPU or compiled, so that a batch changes no
+    result and has one shape."""
     device: str = "auto"
     """`auto` (a GPU where there is one), or a torch device."""
+    compile: bool = False
+    """Whether torch.compile makes the tower faster, for minutes of start. It rounds differently in the last bits,
+    as another machine does too, and belongs to no fingerprint."""
+    equivalent_to: tuple[str, ...] = ()
+    """Fingerprints of embeddings that you declare to be as good as this encoder's, such as those of imported
+    features: training accepts a store of them, and serving a model that was trained on them. Nothing checks it."""
+
+
+_NO_PART = {"batch_size", "device", "compile", "equivalent_to"}
+"""Settings that do not make another embedding."""
 
 
 def encoder_fingerprint(settings: VisionSettings, weights: Weights | None = None) -> str:
@@ -53,7 +66,7 @@ def encoder_fingerprint(settings: VisionSettings, weights: Weights | None = None
         CheckpointError: the weights are not to be found.
     """
     weights = weights or find_weights(settings.backend, settings.model, settings.weights)
-    what = settings.model_dump(mode="json", exclude={"batch_size", "device", "weights"})
+    what = settings.model_dump(mode="json", exclude=_NO_PART | {"weights"})
     sampling = {"resize": RESIZE_KERNEL, "fps": FPS, "phase": SAMPLING_PHASE}
     return fingerprint(what | sampling | {"weights": weights.identity})
 
@@ -85,7 +98,9 @@ class FrameEncoder:
         self.tokens_per_frame: int = settings.tokens_per_frame
         self.fingerprint = fingerprint
         self._device = _device(settings.device)
-        self._tower = tower.requires_grad_(False).eval().to(self._device)
+        self._dtype: torch.dtype = getattr(torch, settings.dtype)
+        self._tower = tower.requires_grad_(False).eval().to(self._device, self._dtype)
+        self._tokens = torch.compile(_tokens, dynamic=False) if settings.compile else _tokens
         self._mean = torch.tensor(settings.mean, device=self._device)[:, None, None] * 255
         self._std = torch.tensor(settings.std, device=self._device)[:, None, None] * 255
         self.dim = self._try()
@@ -117,7 +132,8 @@ class FrameEncoder:
 
     def _encode_batch(self, pictures: np.ndarray) -> np.ndarray:
         rows = len(pictures)
-        if self._device.type == "cpu" and rows < self.settings.batch_size:
+        one_shape = self._device.type == "cpu" or self.settings.compile
+        if one_shape and rows < self.settings.batch_size:
             padded = np.zeros((self.settings.batch_size, *pictures.shape[1:]), np.uint8)
             padded[:rows] = pictures
             pictures = padded
@@ -126,13 +142,13 @@ class FrameEncoder:
     @torch.inference_mode()
     def _forward(self, pictures: torch.Tensor) -> torch.Tensor:
         x = pictures.to(self._device).permute(0, 3, 1, 2).float()
-        tokens = _tokens(self._tower, (x - self._mean) / self._std, _GRID_SIDE[self.tokens_per_frame])
-        return tokens.to(torch.float16)
+        x = ((x - self._mean) / self._std).to(self._dtype)
+        return self._tokens(self._tower, x, _GRID_SIDE[self.tokens_per_frame]).to(torch.float16)
 
     def _try(self) -> int:
-        size = self.settings.image_size
+        size, rows = self.settings.image_size, self.settings.batch_size if self.settings.compile else 1
         try:
-            return self._forward(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape[2]
+            return self._forward(torch.zeros(rows, size, size, 3, dtype=torch.uint8)).shape[2]
         except (RuntimeError, AssertionError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ConfigError(

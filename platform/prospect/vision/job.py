@@ -42,9 +42,6 @@ WORKER_RETRIES = 1
 BATCHES_WAITING = 2
 """Batches of pictures that may wait in shared memory for each decoder and for each encoder."""
 
-PROGRESS_S = 10.0
-"""Seconds without a finished video after which the progress is shown all the same."""
-
 
 def embed_videos(
     videos: Sequence[VideoSource],
@@ -53,6 +50,7 @@ def embed_videos(
     embedding: EmbeddingSettings | None = None,
     *,
     progress: Callable[[EmbedReport], None] = print_progress,
+    progress_s: float = 10.0,
 ) -> EmbedReport:
     """Brings the store to where it holds an embedding of every video that can be decoded.
 
@@ -61,7 +59,8 @@ def embed_videos(
         settings: the encoder.
         store_root: folder or URL that the driver can write and every node can read.
         embedding: how the work is spread.
-        progress: called with the growing report after each video, and every `PROGRESS_S` between.
+        progress: called with the growing report after each video, and with the next batch `progress_s` later.
+        progress_s: seconds between two calls while no video is finished.
 
     Raises:
         DataError: the same video id twice, or no video.
@@ -74,6 +73,7 @@ def embed_videos(
     store = EmbeddingStore(store_root)
     if store.video_ids():
         store.require(report.fingerprint)
+    paths = {video.video_id: video.path for video in videos}
     began = shown = time.monotonic()
     report.sizes = _sizes(videos)
     finished = _all_finished(videos, store, report.fingerprint)
@@ -85,13 +85,13 @@ def embed_videos(
                 report.encoded += event.frames
             now = time.monotonic()
             report.seconds = now - began
-            if isinstance(event, Outcome) or now - shown > PROGRESS_S:
+            if isinstance(event, Outcome) or now - shown >= progress_s:
                 progress(report)
                 shown = now
     except KeyboardInterrupt:
-        _commit(store, videos, report)
+        store.finish(paths, report.quarantined)
         raise
-    _commit(store, videos, report)
+    store.finish(paths, report.quarantined)
     return report
 
 
@@ -153,7 +153,7 @@ def _run(
 def _pipeline(
     videos: Sequence[VideoSource], settings: VisionSettings, embedding: EmbeddingSettings, root: str, fingerprint: str
 ) -> Dataset:
-    """list -> decode -> encode, as rows of `prospect.vision.stages`."""
+    """Lists, decodes and encodes, in rows of `prospect.vision.stages`."""
     encoders, decoders, gpus = _places(settings, embedding)
     encoders = min(encoders, len(videos)) if embedding.num_encoders is None else encoders
     rows = [asdict(video) | {"path": _reachable(video.path)} for video in videos]
@@ -254,15 +254,3 @@ def _write(video_id: str, video: _Unfinished, store: EmbeddingStore, fingerprint
     except DataError as error:
         return Outcome(video_id, "quarantined", reason=str(error))
     return Outcome(video_id, "done", len(frames))
-
-
-def _commit(store: EmbeddingStore, videos: Sequence[VideoSource], report: EmbedReport) -> None:
-    """Writes the manifest and the quarantine; videos of other jobs keep their entries."""
-    store.commit()
-    paths = {video.video_id: video.path for video in videos}
-    before = store.quarantined()
-    entries = {video_id: entry for video_id, entry in before.items() if video_id not in paths}
-    for video_id, reason in report.quarantined.items():
-        entries[video_id] = {"path": paths[video_id], "reason": reason}
-    if entries != before:
-        store.write_quarantine(entries)

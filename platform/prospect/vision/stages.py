@@ -1,4 +1,4 @@
-"""The two stages of the embedding job as plain functions of rows: a video to batches of pictures, a batch to embeddings.
+"""The two stages of the embedding job as functions of rows: a video to batches of pictures, a batch to embeddings.
 
 A row has two columns, as Ray moves them: `item`, a pickled dataclass of below that says what the row is, and
 `values`, a flat uint8 array that is read where it lies in shared memory: the pictures of a batch, then its

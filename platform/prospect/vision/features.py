@@ -1,0 +1,146 @@
+"""ProAssist's released features as an embedding store, under a fingerprint of their own.
+
+    features/ENCODER/VIDEO.arrow   one row a frame of the whole video, float16: `cls` [1, D], `2x2` [4, D],
+                                   `3x3` [9, D]; Hugging Face's arrow stream
+
+`ENCODER` is a model's name with `/` written as `___`, such as `google___siglip-so400m-patch14-384@-2`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from prospect.data.embeddings import EmbeddingStore
+from prospect.dialogue.timeline import FPS
+from prospect.errors import DataError
+from prospect.files import hash_source, open_filesystem
+from prospect.lineage import fingerprint
+from prospect.vision.report import EmbedReport, Outcome, VideoSource
+
+COLUMNS = {1: ("cls",), 5: ("cls", "2x2"), 10: ("cls", "3x3")}
+"""Tokens a frame -> the columns they come from, in order."""
+
+_TOKENS = {"cls": 1, "2x2": 4, "3x3": 9}
+
+
+def features_fingerprint(encoder_name: str, tokens: int) -> str:
+    """Says how the features were made: 2 fps from the start of each interval, centre crop, by this encoder."""
+    made = {"encoder": encoder_name, "tokens_per_frame": tokens, "crop": "centre", "phase": "start-of-interval"}
+    return fingerprint(made | {"fps": FPS, "origin": "imported"})
+
+
+def find_features(folder: str) -> tuple[str, dict[str, str]]:
+    """The encoder's name and each video's file of a folder `features/ENCODER`.
+
+    Raises:
+        DataError: no `.arrow` file is there.
+    """
+    files = {path.stem: str(path) for path in sorted(Path(folder).glob("*.arrow"))}
+    if not files:
+        raise DataError(f"embedding.import_features: {folder} holds no .arrow file", field="embedding.import_features")
+    return Path(folder).name.replace("___", "/"), files
+
+
+def import_features(
+    files: Mapping[str, str],
+    encoder_name: str,
+    tokens: int,
+    store_root: str,
+    *,
+    dim: int | None = None,
+    progress: Callable[[EmbedReport], None] = lambda report: None,
+) -> EmbedReport:
+    """Brings the store to where it holds every readable file's features; a second call has nothing to do.
+
+    Args:
+        files: video id -> path or URL.
+        encoder_name: goes into the fingerprint.
+        tokens: I, of `COLUMNS`.
+        store_root: folder or URL.
+        dim: D, where it is known; else the first file's.
+        progress: called with the growing report after each video.
+
+    Raises:
+        FingerprintError: the store holds embeddings made otherwise.
+    """
+    videos = [VideoSource(video_id, path) for video_id, path in sorted(files.items())]
+    report = EmbedReport(videos, store_root, features_fingerprint(encoder_name, tokens))
+    store = EmbeddingStore(store_root)
+    if store.video_ids():
+        store.require(report.fingerprint)
+        dim = store.dim
+    for video in videos:
+        try:
+            outcome, dim = _import(video, tokens, store, report.fingerprint, dim)
+        except DataError as error:
+            outcome = Outcome(video.video_id, "quarantined", reason=str(error))
+        report.outcomes.append(outcome)
+        report.encoded = report.frames
+        progress(report)
+    store.finish({video.video_id: video.path for video in videos}, report.quarantined)
+    return report
+
+
+def _import(video: VideoSource, tokens: int, store: EmbeddingStore, made: str, dim: int | None) -> tuple[Outcome, int]:
+    try:
+        source_hash = hash_source(video.path)
+    except OSError as error:
+        raise DataError(f"features {video.path} cannot be read: {error.strerror or error}") from error
+    if store.has(video.video_id, source_hash, made):
+        return Outcome(video.video_id, "skipped", store.num_frames(video.video_id)), store.dim
+    frames = read_features(video.path, tokens)
+    if dim is not None and frames.shape[2] != dim:
+        raise DataError(f"features {video.path} have {frames.shape[2]} dimensions, but those before them have {dim}")
+    store.write(video.video_id, frames, fps=FPS, source_hash=source_hash, fingerprint=made)
+    return Outcome(video.video_id, "done", len(frames)), frames.shape[2]
+
+
+def read_features(path: str, tokens: int) -> np.ndarray:
+    """float16 [T, I, D] of one `.arrow` file; reads it batch by batch and keeps the named columns only.
+
+    Raises:
+        DataError: the file is no arrow stream, lacks a column, or a row has another shape.
+    """
+    parts: list[np.ndarray] = []
+    try:
+        with _batches(path) as batches:
+            for batch in batches:
+                columns = [_vectors(batch, name, path) for name in COLUMNS[tokens]]
+                parts.append(np.concatenate(columns, axis=1))
+        return np.concatenate(parts)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"features {path} cannot be read: {reason}") from error
+
+
+@contextmanager
+def _batches(path: str) -> Iterator[Iterator[pa.RecordBatch]]:
+    """The record batches of an arrow stream, or of an arrow file, which begins with a word of its own."""
+    filesystem, inside = open_filesystem(path)
+    with filesystem.open_input_file(inside) as file:
+        head = file.read(6)
+        file.seek(0)
+        if head == b"ARROW1":
+            reader = pa.ipc.open_file(file)
+            yield (reader.get_batch(number) for number in range(reader.num_record_batches))
+        else:
+            with pa.ipc.open_stream(file) as stream:
+                yield iter(stream)
+
+
+def _vectors(batch: pa.RecordBatch, name: str, path: str) -> np.ndarray:
+    """One column as [rows, tokens, D], however deep its lists are nested."""
+    if name not in batch.schema.names:
+        raise DataError(f"features {path} have no column {name!r}, only {', '.join(batch.schema.names)}")
+    column, rows, tokens = batch.column(name), batch.num_rows, _TOKENS[name]
+    while isinstance(column, pa.ExtensionArray) or pa.types.is_nested(column.type):
+        column = column.storage if isinstance(column, pa.ExtensionArray) else column.flatten()
+    values = column.to_numpy(zero_copy_only=False)
+    if not rows or column.null_count or values.size == 0 or values.size % (rows * tokens):
+        raise DataError(
+            f"features {path}: column {name!r} holds {values.size} values for {rows} frames of {tokens} tokens"
+        )
+    return values.reshape(rows, tokens, -1).astype(np.float16)
