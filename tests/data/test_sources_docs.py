@@ -8,7 +8,8 @@ import pytest
 from prospect.data.sources import READERS, DataSettings, load_dialogues, place_all
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"^```(jsonl?) (\w+)(?: (\S+))?\n(.*?)^```", DOCUMENT, flags=re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(r"^```(\w+) (\w+)(?: (\S+))?\n(.*?)^```", DOCUMENT, flags=re.MULTILINE | re.DOTALL)
+EXAMPLES = [block for block in BLOCKS if block[1] in READERS]
 
 
 def test_every_reader_has_an_example_and_a_row_in_the_table() -> None:
