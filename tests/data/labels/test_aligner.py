@@ -128,3 +128,9 @@ def test_a_relevance_ranker_is_no_nli_model(tmp_path):
 def test_an_unknown_nli_model_is_one_sentence():
     with pytest.raises(ConfigError, match=r"^labels\.aligner\.nli_model: cannot load /nowhere/at-all "):
         CrossEncoderEntailment("/nowhere/at-all")
+
+
+def test_one_long_break_counts_no_more_than_eight_mean_pauses():
+    starts = [*range(50), *range(10_000, 10_050)]
+    blocks = [Annotation(start=start, end=start + 1, text="x") for start in starts]
+    assert pauses_between(blocks, SpanSettings()).max() == pytest.approx(np.log1p(8))

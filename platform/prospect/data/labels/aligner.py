@@ -21,6 +21,9 @@ from prospect.errors import DataError
 from prospect.settings import Settings
 from prospect.similarity import SentenceEncoder
 
+_LONGEST_PAUSE = 8.0
+"""In mean pauses of the video."""
+
 
 class AlignerSettings(Settings):
     """What the aligner listens to, and how much."""
@@ -33,8 +36,8 @@ class AlignerSettings(Settings):
     """An NLI cross-encoder of sentence-transformers by name or folder; None: similarity alone."""
     nli_weight: float = 1.3
     """Log-odds for one unit of entailment less contradiction. Not fitted."""
-    blocks_per_step: int = 2
-    """Containers are opened until there are so many blocks for each step (blocks.py)."""
+    blocks_per_step: int = 1
+    """Containers (blocks.py) are opened only while there are fewer blocks than so many for each step."""
     spans: SpanSettings = SpanSettings()
 
 
@@ -55,7 +58,7 @@ class Evidence:
     similarity: Floats
     """[B, K] cosine between a block's text and a step's."""
     pauses: Floats
-    """[B - 1] log(1 + pause / mean pause) between a block and the next one."""
+    """[B - 1] how long each block's pause before the next one is (`pauses_between`)."""
     entailment: Floats | None = None
     """[B, K] entailment less contradiction, where there is an NLI model."""
 
@@ -113,12 +116,13 @@ def evidence(
 def pauses_between(blocks: Sequence[Annotation], settings: SpanSettings) -> Floats:
     """[B - 1] log(1 + pause / mean pause of the video): the unit is the video's own, so any pace of work counts.
 
-    A pause is the time in which no block so far goes on; zeros where there is none in the whole video.
+    A pause is the time in which no block so far goes on; zeros where there is none in the whole video. At most
+    8 mean pauses count: where lines are dense the mean is next to nothing, and one break must not overrule all text.
     """
     starts = np.array([block.start for block in blocks])
     ends = np.maximum.accumulate(block_ends(blocks, settings))
     pauses = np.maximum(starts[1:] - ends[:-1], 0)
-    return np.log1p(pauses / pauses.mean()) if pauses.any() else np.zeros_like(pauses)
+    return np.log1p(np.minimum(pauses / pauses.mean(), _LONGEST_PAUSE)) if pauses.any() else np.zeros_like(pauses)
 
 
 def decode(scores: Floats, boundaries: Floats) -> Alignment:
