@@ -99,12 +99,15 @@ def make_labels(config: "Config", report: Report = print) -> LabelReport:
     Ends with the table, the plots, and a finished run of the tracker.
     """
     draw_sample(config, report)
-    began = shown = time.monotonic()
+    first, began, shown = 0, time.monotonic(), 0.0
 
     def progress(what: str, done: int, total: int) -> None:
-        nonlocal shown
-        if (now := time.monotonic()) - shown >= PROGRESS_S:
-            left = timedelta(seconds=round((now - began) / done * (total - done)))
+        nonlocal first, began, shown
+        now = time.monotonic()
+        if not shown:  # workers and models are loaded now: from here the pace says how long the rest takes
+            first, began, shown = done, now, now
+        elif now - shown >= PROGRESS_S:
+            left = timedelta(seconds=round((now - began) / (done - first) * (total - done)))
             report(f"label  {done}/{total} videos {what}, {left} left")
             shown = now
 
