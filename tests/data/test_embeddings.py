@@ -1,5 +1,7 @@
 """The embedding store: exact round trips, slices, one fingerprint, nothing half-written."""
 
+import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 
 from prospect.data.embeddings import EmbeddingStore
 from prospect.errors import DataError, FingerprintError
@@ -39,6 +42,18 @@ def test_what_is_written_is_read(store: EmbeddingStore) -> None:
     assert store.video_ids() == ["a", "b"]
 
 
+def test_a_file_is_plain_safetensors_whose_bytes_depend_on_nothing_but_the_embedding(tmp_path: Path) -> None:
+    first, second = EmbeddingStore(tmp_path / "first"), EmbeddingStore(tmp_path / "second")
+    for store in (first, second):
+        write(store, "a", embedding())
+    path = tmp_path / "first" / "a.safetensors"
+    assert path.read_bytes() == (tmp_path / "second" / "a.safetensors").read_bytes()
+    with safe_open(path, "np") as file:
+        np.testing.assert_array_equal(file.get_tensor("frames"), embedding())
+        assert file.metadata()["fingerprint"] == "aaaa"
+    assert first.stored("a").content_hash == hashlib.sha256(embedding().tobytes()).hexdigest()
+
+
 def test_a_new_store_is_empty_and_says_so(store: EmbeddingStore) -> None:
     assert store.video_ids() == []
     with pytest.raises(DataError, match=r"no embeddings in .*; run jobs/embed.py first"):
@@ -62,6 +77,7 @@ def test_a_second_fingerprint_is_refused_naming_both(store: EmbeddingStore) -> N
     with pytest.raises(FingerprintError, match=r"aaaa.*bbbb"):
         EmbeddingStore(store.root).require("bbbb")
     EmbeddingStore(store.root).require("aaaa")
+    EmbeddingStore(store.root).require("bbbb", ["cccc", "aaaa"])
     assert store.video_ids() == ["a"]
 
 
@@ -124,5 +140,13 @@ def test_a_file_cut_short_is_damaged_not_short(tmp_path: Path) -> None:
 
 
 def test_a_process_that_dies_while_writing_leaves_no_video(tmp_path: Path) -> None:
-    (tmp_path / ".1234.partial").write_bytes(b"half of a file")
-    assert EmbeddingStore(tmp_path).video_ids() == []
+    old, new = tmp_path / ".1234.partial", tmp_path / ".5678.partial"
+    old.write_bytes(b"half of a file")
+    new.write_bytes(b"half of a file that another job is writing")
+    os.utime(old, (0, 0))
+    store = EmbeddingStore(tmp_path)
+    assert store.video_ids() == []
+    write(store, "a", embedding())
+    assert [row.video_id for row in store.finish({"a": "a.mp4"}, {})] == ["a"]
+    assert not old.exists()
+    assert new.exists()

@@ -1,19 +1,25 @@
 """The embedding job: every video ends up embedded, skipped or quarantined, and a second run has nothing to do."""
 
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
 
 from prospect.data.embeddings import EmbeddingStore
-from prospect.errors import CheckpointError, DataError, FingerprintError
+from prospect.errors import CheckpointError, ConfigError, DataError, FingerprintError
+from prospect.lineage import hash_file
 from prospect.vision import job
 from prospect.vision.encoder import VisionSettings, load_encoder
+from prospect.vision.encoding import EmbeddingSettings
 from prospect.vision.job import embed_videos
-from prospect.vision.report import EmbedReport, VideoSource
+from prospect.vision.report import EmbedReport, Group, Outcome, VideoSource
+from prospect.vision.stages import Batch, Decoded, DecodeVideo, item_of
 from prospect.vision.video import sample_frames
 from prospect.vision.weights import TINY
 from tests.vision.videos import write_video
@@ -75,6 +81,44 @@ def test_a_video_that_kills_its_worker_is_quarantined(
     assert report.quarantined == {"deadly": f"a worker died each time that it read or encoded {path}"}
 
 
+@pytest.mark.parametrize("tokens", [5, 10])
+def test_urls_are_read_and_written_with_any_number_of_tokens(cluster: None, tmp_path: Path, tokens: int) -> None:
+    path = write_video(tmp_path / "v.mp4", [i / 2 for i in range(21)], rate=2)
+    settings = SETTINGS.model_copy(update={"tokens_per_frame": tokens})
+    root, source = f"file://{tmp_path}/store", VideoSource("v", f"file://{path}")
+    assert embed_videos([source], settings, root).frames == 21
+    expected = load_encoder(settings).encode(np.stack(list(sample_frames(path, size=64, crop="squash"))))
+    assert expected.shape == (21, tokens, 64)
+    np.testing.assert_array_equal(EmbeddingStore(root).read("v"), expected)
+    stored = EmbeddingStore(root).stored("v")
+    assert stored.source_hash == hash_file(path)
+    assert stored.content_hash == hashlib.sha256(expected.tobytes()).hexdigest()
+    assert embed_videos([source], settings, root).count("skipped") == 1
+
+
+def test_a_decoder_holds_one_batch_and_reads_an_url_too(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "v.mp4", [i / 2 for i in range(21)], rate=2)
+    with fsspec.open(f"memory://{path}", "wb") as file:
+        file.write(path.read_bytes())
+    decode = DecodeVideo(64, "squash", 8, str(tmp_path / "store"), "abcd")
+    for url in (str(path), f"memory://{path}"):
+        rows = list(decode(vars(VideoSource("v", url))))
+        assert [item_of(row) for row in rows] == [
+            Batch("v", 0, 8),
+            Batch("v", 1, 8),
+            Batch("v", 2, 5),
+            Decoded("v", 3, hash_file(path)),
+        ]
+        assert [len(row["values"]) for row in rows] == [8 * 64 * 64 * 3, 8 * 64 * 64 * 3, 5 * 64 * 64 * 3, 0]
+
+
+def test_encoders_that_leave_no_room_for_a_decoder_are_refused(cluster: None, tmp_path: Path) -> None:
+    path = write_video(tmp_path / "v.mp4", [0, 0.5], rate=2)
+    spread = EmbeddingSettings(num_encoders=2, encoder_cpus=1)
+    with pytest.raises(ConfigError, match=r"embedding.num_encoders=2 .* there are 2 CPUs and 0 GPUs"):
+        embed_videos([VideoSource("v", str(path))], SETTINGS, str(tmp_path / "store"), spread)
+
+
 def test_weights_that_do_not_fit_stop_the_job(cluster: None, tmp_path: Path) -> None:
     (tmp_path / "weights.pt").write_bytes(b"no weights")
     path = write_video(tmp_path / "v.mp4", [0, 0.5], rate=2)
@@ -88,6 +132,26 @@ def test_an_id_that_stands_for_two_files_is_refused(tmp_path: Path) -> None:
         embed_videos([VideoSource("a", "x.mp4"), VideoSource("a", "y.mp4")], SETTINGS, str(tmp_path))
     with pytest.raises(DataError, match="no video"):
         embed_videos([], SETTINGS, str(tmp_path))
+
+
+def test_the_report_counts_by_dataset_and_split_and_foresees_the_end() -> None:
+    videos = [VideoSource(name, f"{name}.mp4", *where) for name, where in [
+        ("a", ("wtag", "train")), ("b", ("wtag", "val")), ("c", ("wtag", "train")), ("d", ("egoexolearn", "train")),
+    ]]  # fmt: skip
+    report = EmbedReport(videos, "store", "abcd", sizes={"a": 100, "b": 300, "c": 50, "d": 100}, seconds=10.0)
+    report.outcomes = [Outcome("c", "skipped", 7200), Outcome("a", "done", 3600), Outcome("d", "quarantined", 0, "cut")]
+    report.encoded = 4000
+    assert report.groups() == [
+        Group("egoexolearn", "train", 1, 0, 0.0, 1),
+        Group("wtag", "train", 2, 10_800, 1.5, 0),
+        Group("wtag", "val", 1, 0, 0.0, 0),
+    ]
+    assert report.seconds_left() == (3 * 3600 - 400) / 400, "b is three times as large as a, and has 400 frames already"
+    assert report.progress() == "embed: 3/4 videos, 4000 frames, 400 frames/s, 0:00:26 left, 1 quarantined"
+    assert report.table().row_count == 4
+    assert json.loads(json.dumps(report.to_json()))["groups"][1] == {
+        "dataset": "wtag", "split": "train", "videos": 2, "frames": 10_800, "hours": 1.5, "quarantined": 0,
+    }  # fmt: skip
 
 
 def test_a_report_of_nothing_yet_reads_well() -> None:

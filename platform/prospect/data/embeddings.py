@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from urllib.parse import quote, unquote
@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
-from safetensors.numpy import save
 
 from prospect.errors import DataError, FingerprintError
 from prospect.files import open_filesystem, write_file
@@ -89,7 +88,7 @@ class EmbeddingStore:
             self.require(fingerprint)
         content_hash = hashlib.sha256(frames.data).hexdigest()
         header = {"video_id": video_id, "fps": repr(fps), "source_hash": source_hash, "fingerprint": fingerprint}
-        self._put(_file_name(video_id), save({"frames": frames}, metadata=header | {"content_hash": content_hash}))
+        self._put(_file_name(video_id), _serialised(frames, header | {"content_hash": content_hash}))
         self.__dict__.pop("_any", None)
         T, tokens, dim = frames.shape
         return StoredVideo(video_id, T, tokens, dim, fps, source_hash, fingerprint, content_hash, _file_name(video_id))
@@ -218,7 +217,7 @@ class EmbeddingStore:
         """Replaces the list of videos that could not be embedded."""
         self._put(QUARANTINE, json.dumps(entries, indent=2, sort_keys=True, ensure_ascii=False).encode())
 
-    def _put(self, name: str, data: bytes) -> None:
+    def _put(self, name: str, data: bytes | Iterable[bytes]) -> None:
         write_file(self._fs, f"{self._path}/{name}", data)
 
     def _open(self, video_id: str) -> pa.NativeFile:
@@ -255,6 +254,14 @@ def _file_name(video_id: str) -> str:
     if not video_id or len(name) > 240:
         raise DataError(f"video id {video_id!r} is empty or too long for a file name", field="video_id")
     return name
+
+
+def _serialised(frames: np.ndarray, metadata: Mapping[str, str]) -> tuple[bytes, bytes]:
+    """A safetensors file in two parts. The library's own `save` orders the metadata anew in every process."""
+    tensor = {"dtype": "F16", "shape": frames.shape, "data_offsets": [0, frames.nbytes]}
+    header = json.dumps({"__metadata__": metadata, "frames": tensor}, sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header, frames.tobytes()
 
 
 def _read_header(file: pa.NativeFile, name: str) -> tuple[StoredVideo, int]:

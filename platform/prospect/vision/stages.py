@@ -1,47 +1,26 @@
-"""The two stages of the embedding job as functions of rows: a video to batches of pictures, a batch to embeddings.
+"""A video to batches of pictures: the decoding stage of the embedding job, and the rows that its stages pass on.
 
-A row has two columns, as Ray moves them: `item`, a pickled dataclass of below that says what the row is, and
-`values`, a flat uint8 array that is read where it lies in shared memory: the pictures of a batch, then its
-embeddings.
+Nothing here imports torch, which a decoder would wait for and keep in memory for nothing. A row has two columns,
+as Ray moves them: `item`, a pickled dataclass of below that says what the row is, and `values`, a flat uint8 array
+that is read where it lies in shared memory: the pictures of a batch, then its embeddings.
 """
 
 import pickle
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
-from pydantic import Field
 
 from prospect.data.embeddings import EmbeddingStore
-from prospect.errors import DataError, FingerprintError, ProspectError
+from prospect.errors import DataError, ProspectError
 from prospect.files import hash_source
-from prospect.settings import Settings
-from prospect.vision.encoder import FrameEncoder, VisionSettings, load_encoder
+from prospect.vision.pictures import Crop
 from prospect.vision.report import Outcome, VideoSource
 from prospect.vision.video import sample_frames
 
 Row = dict[str, Any]
-
-
-class EmbeddingSettings(Settings):
-    """How the embedding job spreads over the machine or the cluster."""
-
-    num_encoders: int | None = Field(None, ge=1)
-    """Encoders at work at once; null: as many as the GPUs hold, or without GPUs one a CPU core."""
-    encoder_gpus: float = Field(1.0, gt=0, le=1)
-    """Share of a GPU that an encoder holds, where there are GPUs and `vision.device` is not `cpu`."""
-    encoder_cpus: float = Field(0.5, gt=0)
-    """CPU cores that an encoder reserves. Halves let encoders and decoders share the cores of one machine."""
-    encoder_threads: int = Field(1, ge=1)
-    """Threads of an encoder's arithmetic on a CPU; another number may change the last bits of an embedding."""
-    decoder_cpus: float = Field(0.5, gt=0)
-    """CPU cores that a decoder reserves; there are as many decoders as fit beside the encoders."""
-    import_features: str | None = None
-    """A folder of ProAssist's `.arrow` features to import instead of embedding videos."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +71,10 @@ def item_of(row: Row) -> Item:
 class DecodeVideo:
     """A video's row -> its batches of pictures, then `Decoded`; or one outcome, if it is finished or broken."""
 
-    settings: VisionSettings
+    size: int
+    """Side of the square pictures, pixels."""
+    crop: Crop
+    batch_size: int
     store_root: str
     fingerprint: str
 
@@ -124,9 +106,8 @@ class DecodeVideo:
 
     def batches(self, path: str) -> Iterator[np.ndarray]:
         """The sampled pictures of a video, uint8 [up to batch_size, S, S, 3]."""
-        size, rows = self.settings.image_size, 0
-        batch = np.empty((self.settings.batch_size, size, size, 3), np.uint8)
-        for picture in sample_frames(path, size=size, crop=self.settings.crop):
+        batch, rows = np.empty((self.batch_size, self.size, self.size, 3), np.uint8), 0
+        for picture in sample_frames(path, size=self.size, crop=self.crop):
             batch[rows] = picture
             rows += 1
             if rows == len(batch):
@@ -134,33 +115,3 @@ class DecodeVideo:
                 batch, rows = np.empty_like(batch), 0
         if rows:
             yield batch[:rows]
-
-
-class EncodeBatch:
-    """A row of pictures -> the row of their embeddings, float16; other rows pass. Loads its encoder when needed."""
-
-    def __init__(self, settings: VisionSettings, fingerprint: str, threads: int) -> None:
-        self._settings = settings
-        self._fingerprint = fingerprint
-        self._threads = threads
-
-    def __call__(self, row: Row) -> Row:
-        """An exception comes as a `Failure`: a worker that raises would look like one that died."""
-        item, size = item_of(row), self._settings.image_size
-        if not isinstance(item, Batch):
-            return row
-        try:
-            return to_row(item, self._encoder.encode(row["values"].reshape(item.frames, size, size, 3)))
-        except Exception as error:
-            return to_row(Failure.of(error))
-
-    @cached_property
-    def _encoder(self) -> FrameEncoder:
-        torch.set_num_threads(self._threads)
-        encoder = load_encoder(self._settings)
-        if encoder.fingerprint != self._fingerprint:
-            raise FingerprintError(
-                f"the encoder on this node has fingerprint {encoder.fingerprint}, but the job's has "
-                f"{self._fingerprint}; give every node the same weights and packages"
-            )
-        return encoder

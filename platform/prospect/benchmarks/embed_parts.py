@@ -1,0 +1,193 @@
+"""The parts and the rivals of the embedding benchmark: bare loops in processes of their own, and the peers' ways."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import cycle, islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, cast
+
+import av
+import numpy as np
+import ray
+import torch
+from PIL import Image
+from ray.data import ActorPoolStrategy
+
+from prospect.dialogue.timeline import FPS
+from prospect.vision.encoder import FrameEncoder, VisionSettings, load_encoder
+from prospect.vision.stages import DecodeVideo
+
+WIDTH, HEIGHT, RATE = 640, 360, 30
+
+_encoder: FrameEncoder | None = None
+"""A bare process's own, so that loading it is no part of what is measured."""
+
+
+def draw_video(path: Path, seconds: int) -> None:
+    """A window that wanders over a large picture of soft blobs: 640x360 H.264, 30 pictures a second."""
+    random = np.random.default_rng(0)
+    coarse = random.integers(0, 256, (90, 160, 3), np.uint8)
+    scene = np.asarray(Image.fromarray(coarse).resize((2 * WIDTH, 2 * HEIGHT), Image.Resampling.BICUBIC))
+    partial = path.with_suffix(".partial.mp4")
+    with av.open(str(partial), "w") as container:
+        stream = container.add_stream("libx264", rate=RATE, options={"preset": "veryfast", "crf": "23"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for number in range(seconds * RATE):
+            x = int(WIDTH / 2 * (1 + np.sin(number / 97)))
+            y = int(HEIGHT / 2 * (1 + np.sin(number / 61)))
+            picture = np.ascontiguousarray(scene[y : y + HEIGHT, x : x + WIDTH])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    partial.rename(path)
+
+
+class BareLoops:
+    """One process a core, which encode frames in memory or decode, and do nothing else, all at the same time."""
+
+    def __init__(self, settings: VisionSettings, cores: int) -> None:
+        self.cores = cores
+        self._settings = settings
+        self._pool = ProcessPoolExecutor(cores, get_context("spawn"))
+        self._each(_load, settings)
+
+    def __enter__(self) -> "BareLoops":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def encoder(self, seconds: float, processes: int | None = None, threads: int = 1) -> float:
+        """Frames/s of `processes` (default: one a core) encoding frames in memory."""
+        return sum(self._each(_encode_loop, threads, seconds, processes=processes))
+
+    def decoder(self, path: Path, seconds: float, processes: int | None = None) -> float:
+        """Sampled frames/s of `processes` (default: one a core) decoding and resizing."""
+        return sum(self._each(_decode_loop, self._settings, str(path), seconds, processes=processes))
+
+    def _each(self, function: Callable[..., float], *arguments: Any, processes: int | None = None) -> list[float]:
+        # All start at one moment, later than any takes to fetch its task: so that none serves two.
+        start = time.time() + 0.2
+        futures: list[Future[float]] = [
+            self._pool.submit(_at, start, function, *arguments) for _ in range(processes or self.cores)
+        ]
+        return [future.result() for future in futures]
+
+
+def _at(start: float, function: Callable[..., float], *arguments: Any) -> float:
+    time.sleep(max(0.0, start - time.time()))
+    return function(*arguments)
+
+
+def _load(settings: VisionSettings) -> float:
+    global _encoder
+    _encoder = load_encoder(settings)
+    return 0.0
+
+
+def _encode_loop(threads: int, seconds: float) -> float:
+    assert _encoder is not None
+    torch.set_num_threads(threads)
+    settings = _encoder.settings
+    shape = (settings.batch_size, settings.image_size, settings.image_size, 3)
+    pictures = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    return _rate(iter(lambda: len(_encoder.encode(pictures)), 0), seconds)
+
+
+def _decode_loop(settings: VisionSettings, path: str, seconds: float) -> float:
+    decode = _decoder(settings)
+    return _rate((len(batch) for video in cycle([path]) for batch in decode.batches(video)), seconds)
+
+
+def _decoder(settings: VisionSettings) -> DecodeVideo:
+    return DecodeVideo(settings.image_size, settings.crop, settings.batch_size, "", "")
+
+
+def _rate(counts: Iterator[int], seconds: float) -> float:
+    """Frames/s after the first batch, over whole batches."""
+    next(counts)
+    began, frames = time.perf_counter(), 0
+    for count in counts:
+        frames += count
+        if (spent := time.perf_counter() - began) >= seconds:
+            return frames / spent
+    return frames / (time.perf_counter() - began)
+
+
+def one_after_another(paths: list[Path], settings: VisionSettings, cores: int) -> float:
+    """The peers' way, with our sampler: one process reads a batch, encodes it on all cores, and reads the next."""
+    encoder, decode = load_encoder(settings), _decoder(settings)
+    torch.set_num_threads(cores)
+    began, frames = time.perf_counter(), 0
+    for path in paths:
+        for batch in decode.batches(str(path)):
+            frames += len(encoder.encode(batch))
+    return frames / (time.perf_counter() - began)
+
+
+def every_frame(paths: list[Path], settings: VisionSettings, encoders: int) -> float:
+    """Steady frames/s of a Ray Data job as `ray.data.read_videos` makes it: a row a picture, most dropped later."""
+    rows = [{"path": str(path), "size": settings.image_size} for path in paths]
+    dataset = (
+        ray.data.from_items(cast(Any, rows), override_num_blocks=len(rows))
+        .flat_map(_all_pictures, num_cpus=0.5)
+        .filter(_is_sampled, num_cpus=0.5)
+        .map_batches(
+            cast(Any, _Encode),
+            batch_size=settings.batch_size,
+            fn_constructor_args=(settings,),
+            compute=ActorPoolStrategy(size=encoders),
+            num_cpus=0.5,
+        )
+    )
+    dataset.context.enable_progress_bars = False
+    return steady((1, second) for second in sorted(row["encoded_at"] for row in dataset.iter_rows()))
+
+
+def steady(arrivals: Iterable[tuple[int, float]]) -> float:
+    """Frames/s between 20 and 90 % of all frames: buffers are as full at one end as at the other.
+
+    Args:
+        arrivals: frames, and the second at which they came.
+    """
+    counts, times = zip(*arrivals, strict=True)
+    total = np.cumsum(counts)
+    first, last = np.searchsorted(total, [0.2 * total[-1], 0.9 * total[-1]])
+    return float((total[last] - total[first]) / (times[last] - times[first]))
+
+
+def _all_pictures(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    with av.open(row["path"]) as container:
+        for number, frame in enumerate(container.decode(video=0)):
+            picture = Image.fromarray(frame.to_ndarray(format="rgb24"))
+            resized = picture.resize((row["size"], row["size"]), Image.Resampling.BICUBIC)
+            yield {"number": number, "picture": np.asarray(resized)}
+
+
+def _is_sampled(row: dict[str, Any]) -> bool:
+    step = RATE // int(FPS)
+    return bool(row["number"] % step == step - 1)
+
+
+class _Encode:
+    """The same encoder, in an actor."""
+
+    def __init__(self, settings: VisionSettings) -> None:
+        torch.set_num_threads(1)
+        self._encoder = load_encoder(settings)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        embedding = self._encoder.encode(np.ascontiguousarray(batch["picture"]))
+        return {"embedding": embedding.astype(np.float32), "encoded_at": np.full(len(embedding), time.time())}
+
+
+def gpu_loop(seconds: float, batch_size: int = 128) -> float:
+    """Images/s of SigLIP-SO400M (random weights) on a GPU: bfloat16, compiled, frames in memory."""
+    encoder = load_encoder(
+        VisionSettings(weights="random:0", batch_size=batch_size, dtype="bfloat16", compile=True, device="cuda")
+    )
+    pictures = np.random.default_rng(0).integers(0, 256, (batch_size, 384, 384, 3), np.uint8)
+    for _ in islice(iter(lambda: encoder.encode(pictures), None), 3):
+        pass
+    return _rate(iter(lambda: len(encoder.encode(pictures)), 0), seconds)
