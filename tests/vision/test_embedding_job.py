@@ -16,10 +16,9 @@ from prospect.errors import CheckpointError, ConfigError, DataError, Fingerprint
 from prospect.lineage import hash_file
 from prospect.vision import job
 from prospect.vision.encoder import VisionSettings, load_encoder
-from prospect.vision.encoding import EmbeddingSettings
 from prospect.vision.job import embed_videos
 from prospect.vision.report import EmbedReport, Group, Outcome, VideoSource
-from prospect.vision.stages import Batch, Decoded, DecodeVideo, item_of
+from prospect.vision.stages import Batch, Decoded, DecodeVideo, EmbeddingSettings, item_of
 from prospect.vision.video import sample_frames
 from prospect.vision.weights import TINY
 from tests.vision.videos import write_video

@@ -30,9 +30,9 @@ from prospect.benchmarks.embed_parts import (
 from prospect.benchmarks.settings import EmbedSuite
 from prospect.cluster.job import connect
 from prospect.vision.encoder import VisionSettings
-from prospect.vision.encoding import EmbeddingSettings
 from prospect.vision.job import embed_videos
 from prospect.vision.report import EmbedReport, VideoSource
+from prospect.vision.stages import EmbeddingSettings
 
 if TYPE_CHECKING:
     from prospect.config import Config
@@ -83,7 +83,7 @@ def run(config: "Config") -> dict[str, Any]:
         own = [_round("own", bare, paths, settings, suite, folder)] if cores == 2 else []
     rivals = {
         "every frame decoded, resized and dropped": every_frame(paths[:2], settings, cores),
-        "one video after another": one_after_another(paths[:2], settings, cores),
+        "one video after another": one_after_another(paths[:1], settings, cores),
     }
     ray.shutdown()
     result = {

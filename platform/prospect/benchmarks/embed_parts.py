@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from itertools import cycle, islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -47,16 +47,17 @@ class BareLoops:
     """One process a core, which encode frames in memory or decode, and do nothing else, all at the same time."""
 
     def __init__(self, settings: VisionSettings, cores: int) -> None:
-        self.cores = cores
         self._settings = settings
-        self._pool = ProcessPoolExecutor(cores, get_context("spawn"))
+        context = get_context("spawn")
+        self._pools = [ProcessPoolExecutor(1, context) for _ in range(cores)]  # one each, so that none serves two
         self._each(_load, settings)
 
     def __enter__(self) -> "BareLoops":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
+        for pool in self._pools:
+            pool.shutdown()
 
     def encoder(self, seconds: float, processes: int | None = None, threads: int = 1) -> float:
         """Frames/s of `processes` (default: one a core) encoding frames in memory."""
@@ -67,11 +68,8 @@ class BareLoops:
         return sum(self._each(_decode_loop, self._settings, str(path), seconds, processes=processes))
 
     def _each(self, function: Callable[..., float], *arguments: Any, processes: int | None = None) -> list[float]:
-        # All start at one moment, later than any takes to fetch its task: so that none serves two.
         start = time.time() + 0.2
-        futures: list[Future[float]] = [
-            self._pool.submit(_at, start, function, *arguments) for _ in range(processes or self.cores)
-        ]
+        futures = [pool.submit(_at, start, function, *arguments) for pool in self._pools[:processes]]
         return [future.result() for future in futures]
 
 

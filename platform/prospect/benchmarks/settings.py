@@ -16,19 +16,19 @@ class EmbedSuite(Settings):
     name: Literal["embed"] = "embed"
     backend: Literal["open_clip", "timm"] = "timm"
     """Which library builds the image tower; its weights are random."""
-    model: str = "vit_tiny_patch16_224"
+    model: str = "vit_small_patch16_224"
     """The image tower. It has to be slow enough on this machine for decoding to hide behind it (60 images/s)."""
     image_size: int = Field(224, ge=8)
     """Side of its square picture, pixels."""
     batch_size: int = Field(16, ge=1)
     """Pictures a forward pass."""
-    num_videos: int = Field(6, ge=1)
+    num_videos: int = Field(3, ge=2)
     """Videos that the pipeline embeds in a round."""
     video_seconds: int = Field(75, ge=2)
     """Length of each: 640x360 H.264 at 30 pictures/s, drawn once."""
     rounds: int = Field(2, ge=1)
     """Pipeline runs, each between two measurements of the bare encoder and the bare decoder."""
-    probe_seconds: float = Field(6.0, gt=0)
+    probe_seconds: float = Field(4.0, gt=0)
     """Seconds that each measurement of a bare part takes."""
 
 
