@@ -24,8 +24,9 @@ from prospect.dialogue.timeline import FPS
 from prospect.errors import ConfigError, DataError
 from prospect.files import file_size, hash_source
 from prospect.vision.encoder import VisionSettings, encoder_fingerprint
+from prospect.vision.encoding import EncodeBatch
 from prospect.vision.report import EmbedReport, Outcome, VideoSource, print_progress
-from prospect.vision.stages import Batch, Decoded, DecodeVideo, EmbeddingSettings, EncodeBatch, Failure, Row, item_of
+from prospect.vision.stages import Batch, Decoded, DecodeVideo, EmbeddingSettings, Failure, Row, item_of
 
 WORKER_RETRIES = 1
 """How often a video, or a batch, is tried again whose worker process died (a decoder's crash, no memory)."""
