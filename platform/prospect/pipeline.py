@@ -14,19 +14,22 @@ from prospect.corpus import draw_corpus
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.labels.job import label
 from prospect.data.labels.report import LabelReport, count_labels
-from prospect.data.sources import load_dialogues
-from prospect.errors import DataError
+from prospect.data.sources import Corpus, feature_files, load_dialogues
+from prospect.errors import ConfigError, DataError
 from prospect.evaluation.job import EvaluationResult, evaluate_model
 from prospect.reports.preview import preview_video
 from prospect.reports.statistics import plot_statistics
 from prospect.reports.tables import render_table
 from prospect.tracking import Tracking
-from prospect.vision.job import EmbedReport, VideoSource, embed_videos
+from prospect.vision.features import import_features
+from prospect.vision.job import embed_videos
+from prospect.vision.report import EmbedReport, VideoSource
 
 if TYPE_CHECKING:
     from prospect.config import Config
 
 Report = Callable[[str], None]
+Progress = Callable[[EmbedReport], None]
 
 PROGRESS_S = 5.0
 """Seconds between two lines of progress."""
@@ -55,14 +58,34 @@ def draw_sample(config: "Config", report: Report = print) -> None:
 
 
 def embed(config: "Config", report: Report = print) -> EmbedReport:
-    """Videos -> embeddings, one file a video below the storage root.
+    """Videos -> embeddings, one file a video below the storage root; or features that somebody else extracted.
+
+    Ends with two tables, of the videos and of the dialogues about them, and a finished run of the tracker.
 
     Raises:
         DataError: no dialogue names a video that is there.
-        ProspectError: see `embed_videos` and `load_dialogues`.
+        ProspectError: see `embed_videos`, `import_features` and `load_dialogues`.
     """
     draw_sample(config, report)
     corpus = load_dialogues(config.data)
+
+    def progress(embedded: EmbedReport) -> None:
+        done = len(embedded.outcomes)
+        if done == embedded.total or (embedded.encoded and done % max(1, embedded.total // 10) == 0):
+            report(embedded.progress().replace("embed:", "embed "))
+
+    make = _embed_videos if config.embedding.import_features is None else _import_features
+    embedded = make(config, corpus, progress, report)
+    console = Console(width=140)
+    console.print(embedded.table())
+    dialogues = count_labels(corpus, frames_in(config))
+    console.print(dialogues)
+    texts = {"embeddings.json": json.dumps(embedded.to_json(), indent=2), "dialogues.json": dialogues.to_json()}
+    _track(config, "embed", dialogues.metrics() | embedded.metrics(), texts, report)
+    return embedded
+
+
+def _embed_videos(config: "Config", corpus: Corpus, progress: Progress, report: Report) -> EmbedReport:
     if corpus.missing_videos:
         shown = ", ".join(corpus.missing_videos[:3])
         report(f"embed  {len(corpus.missing_videos)} videos have no file in {config.data.video_folder}: {shown} ...")
@@ -71,26 +94,28 @@ def embed(config: "Config", report: Report = print) -> EmbedReport:
             f"data.videos: {config.data.video_folder} holds none of the {len(corpus.dialogues)} dialogues' videos",
             field="data.videos",
         )
+    videos = _sources(corpus, corpus.videos)
+    return embed_videos(videos, config.vision, embeddings_root(config), config.embedding, progress=progress)
+
+
+def _import_features(config: "Config", corpus: Corpus, progress: Progress, report: Report) -> EmbedReport:
+    if config.data.source != "proassist":
+        raise ConfigError(
+            f"embedding.import_features reads ProAssist's tree and not data.source={config.data.source}; "
+            f"use data=proassist data.path=FOLDER",
+            field="embedding.import_features",
+        )
+    encoder = config.embedding.import_features or ""
+    files = feature_files(config.data, corpus.dialogues, encoder)
+    report(f"embed  importing the features of {encoder} for {len(files)} videos")
+    videos, tokens = _sources(corpus, files), config.vision.tokens_per_frame
+    return import_features(videos, encoder, tokens, embeddings_root(config), progress=progress)
+
+
+def _sources(corpus: Corpus, paths: Mapping[str, str]) -> list[VideoSource]:
     known = {dialogue.video_id: dialogue for dialogue in corpus.dialogues}
-    videos = [
-        VideoSource(video_id, path, known[video_id].dataset, known[video_id].split)
-        for video_id, path in sorted(corpus.videos.items())
-    ]
-    step = max(1, len(videos) // 10)
-
-    def progress(embedded: EmbedReport) -> None:
-        done = len(embedded.outcomes)
-        if done == embedded.total or (embedded.frames and done % step == 0):
-            report(embedded.progress().replace("embed:", "embed "))
-
-    embedded = embed_videos(videos, config.vision, embeddings_root(config), config.embedding, progress=progress)
-    console = Console(width=140)
-    console.print(embedded.table())
-    dialogues = count_labels(corpus, frames_in(config))
-    console.print(dialogues)
-    texts = {"embeddings.json": json.dumps(embedded.to_json(), indent=2), "dialogues.json": dialogues.to_json()}
-    _track(config, "embed", dialogues.metrics() | embedded.metrics(), texts, report)
-    return embedded
+    found = ((known[video_id], path) for video_id, path in sorted(paths.items()))
+    return [VideoSource(about.video_id, path, about.dataset, about.split) for about, path in found]
 
 
 def make_labels(config: "Config", report: Report = print) -> LabelReport:

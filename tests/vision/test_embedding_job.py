@@ -21,7 +21,7 @@ from prospect.vision.report import EmbedReport, Group, Outcome, VideoSource
 from prospect.vision.stages import Batch, Decoded, DecodeVideo, EmbeddingSettings, item_of
 from prospect.vision.video import sample_frames
 from prospect.vision.weights import TINY
-from tests.vision.videos import write_video
+from tests.vision.videos import flat_picture, write_frames_file, write_video
 from tests.vision.workers import Dying
 
 SETTINGS = VisionSettings(model=TINY, weights="random:0", image_size=64, batch_size=8, device="cpu")
@@ -157,3 +157,18 @@ def test_a_report_of_nothing_yet_reads_well() -> None:
     report = EmbedReport([VideoSource(name, f"{name}.mp4") for name in "abc"], "store", "abcd")
     assert report.progress() == "embed: 0/3 videos, 0 frames, 0 frames/s, time left unknown"
     assert report.table().row_count == 1
+
+
+def test_a_frames_file_is_embedded_and_says_in_the_fingerprint_when_its_pictures_were_taken(
+    cluster: None, tmp_path: Path
+) -> None:
+    file = write_frames_file(tmp_path / "v.arrow", [flat_picture(index) for index in range(5)])
+    videos, root = [VideoSource("v", str(file))], str(tmp_path / "store")
+    with pytest.raises(ConfigError, match="set vision.phase=start-of-interval"):
+        embed_videos(videos, SETTINGS, root)
+    started = SETTINGS.model_copy(update={"phase": "start-of-interval"})
+    report = embed_videos(videos, started, root)
+    assert (report.count("done"), report.frames) == (1, 5)
+    assert report.fingerprint != load_encoder(SETTINGS).fingerprint
+    with pytest.raises(ConfigError, match="set vision.phase=last-before-end"):
+        embed_videos([VideoSource("w", str(tmp_path / "w.mp4"))], started, root)

@@ -1,5 +1,6 @@
 """ProAssist's `.arrow` features become an embedding store under a fingerprint of their own."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +8,13 @@ import pyarrow as pa
 import pytest
 
 from prospect.data.embeddings import EmbeddingStore
-from prospect.errors import DataError, FingerprintError
+from prospect.errors import FingerprintError
 from prospect.vision.encoder import VisionSettings, encoder_fingerprint
-from prospect.vision.features import features_fingerprint, find_features, import_features
+from prospect.vision.features import features_fingerprint, import_features
+from prospect.vision.report import EmbedReport, VideoSource
 from prospect.vision.weights import TINY
 
-ENCODER = "google/siglip-so400m-patch14-384@-2"
+ENCODER = "google___siglip-so400m-patch14-384@-2"
 D = 12
 SIDES = {"cls": 1, "2x2": 4, "3x3": 9, "5x5": 25}
 
@@ -33,24 +35,27 @@ def write_features(path: Path, values: dict[str, np.ndarray], rows_a_batch: int 
     return path
 
 
+def bring(files: Mapping[str, Path | str], root: Path | str, tokens: int = 1, dim: int | None = None) -> EmbedReport:
+    videos = [VideoSource(video_id, str(path)) for video_id, path in files.items()]
+    return import_features(videos, ENCODER, tokens, str(root), dim=dim)
+
+
 @pytest.mark.parametrize(("tokens", "columns"), [(1, ["cls"]), (5, ["cls", "2x2"]), (10, ["cls", "3x3"])])
 def test_a_folder_of_features_is_imported_once(tmp_path: Path, tokens: int, columns: list[str]) -> None:
-    folder = tmp_path / "features" / "google___siglip-so400m-patch14-384@-2"
     a, b = features(11), features(3, seed=1)
-    write_features(folder / "a.arrow", a)
-    write_features(folder / "b.arrow", b, stream=False)
-    name, files = find_features(str(folder))
-    assert (name, sorted(files)) == (ENCODER, ["a", "b"])
-
+    files = {
+        "a": write_features(tmp_path / "a.arrow", a),
+        "b": write_features(tmp_path / "b.arrow", b, stream=False),
+    }
     root = str(tmp_path / "store")
-    report = import_features(files, name, tokens, root)
+    report = bring(files, root, tokens)
     assert (report.count("done"), report.frames) == (2, 14)
     store = EmbeddingStore(root)
     np.testing.assert_array_equal(store.read("a"), np.concatenate([a[column] for column in columns], axis=1))
     np.testing.assert_array_equal(store.read("b"), np.concatenate([b[column] for column in columns], axis=1))
     assert store.fingerprint == features_fingerprint(ENCODER, tokens)
 
-    again = import_features({"a": f"file://{files['a']}", "b": files["b"]}, name, tokens, root)
+    again = bring({"a": f"file://{files['a']}", "b": files["b"]}, root, tokens)
     assert (again.count("skipped"), again.count("done")) == (2, 0)
 
 
@@ -59,7 +64,7 @@ def test_flat_single_precision_vectors_are_features_too(tmp_path: Path) -> None:
     table = pa.table({"cls": pa.array(list(values), pa.list_(pa.float32(), D))})
     with pa.ipc.new_stream(str(tmp_path / "a.arrow"), table.schema) as writer:
         writer.write_table(table)
-    import_features({"a": str(tmp_path / "a.arrow")}, ENCODER, 1, str(tmp_path / "store"))
+    bring({"a": tmp_path / "a.arrow"}, tmp_path / "store")
     np.testing.assert_array_equal(EmbeddingStore(tmp_path / "store").read("a")[:, 0], values.astype(np.float16))
 
 
@@ -71,8 +76,8 @@ def test_what_is_no_feature_file_is_quarantined_with_its_reason(tmp_path: Path) 
     noise.write_bytes(b"no arrow at all")
     poor = write_features(tmp_path / "poor.arrow", {"5x5": features(2)["5x5"]})
     wide = write_features(tmp_path / "wide.arrow", {"cls": np.zeros((2, 1, D + 1), np.float16)})
-    files = {path.stem: str(path) for path in (good, cut, noise, poor, wide)} | {"gone": str(tmp_path / "gone.arrow")}
-    report = import_features(files, ENCODER, 1, str(tmp_path / "store"), dim=D)
+    files = {path.stem: path for path in (good, cut, noise, poor, wide, tmp_path / "gone.arrow")}
+    report = bring(files, tmp_path / "store", dim=D)
     assert EmbeddingStore(tmp_path / "store").video_ids() == ["good"]
     assert (
         set(report.quarantined)
@@ -81,8 +86,6 @@ def test_what_is_no_feature_file_is_quarantined_with_its_reason(tmp_path: Path) 
     )
     assert "have no column 'cls', only 5x5" in report.quarantined["poor"]
     assert "have 13 dimensions" in report.quarantined["wide"]
-    with pytest.raises(DataError, match=r"holds no \.arrow file"):
-        find_features(str(tmp_path / "store"))
 
 
 def test_each_way_of_making_features_has_its_fingerprint() -> None:
@@ -92,7 +95,7 @@ def test_each_way_of_making_features_has_its_fingerprint() -> None:
 
 def test_imported_features_are_another_encoder_s_until_they_are_declared_as_good(tmp_path: Path) -> None:
     path = write_features(tmp_path / "a.arrow", features(3))
-    import_features({"a": str(path)}, ENCODER, 1, str(tmp_path / "store"))
+    bring({"a": path}, tmp_path / "store")
     store, imported = EmbeddingStore(tmp_path / "store"), features_fingerprint(ENCODER, 1)
     ours = VisionSettings(model=TINY, weights="random:0", image_size=64)
     with pytest.raises(FingerprintError) as refused:

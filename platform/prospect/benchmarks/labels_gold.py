@@ -111,7 +111,8 @@ def egoexolearn_lines(folder: Path, limit: int) -> Gold:
     """Steps of several sentences: the first one is the step's name, the others are blocks without real times."""
     videos, short = [], 0
     for row in sampled(read(folder, "egoexolearn"), limit):
-        steps, lines = [], []
+        steps: list[dict[str, Any]] = []
+        lines: list[tuple[Annotation, int]] = []
         for step in sorted(row["steps"], key=lambda step: step["start"]):
             sentences = [_NUMBER.sub("", line).strip() for line in step["text"].splitlines()]
             name, *rest = [sentence for sentence in sentences if sentence] or [""]

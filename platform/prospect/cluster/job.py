@@ -3,6 +3,7 @@
 import logging
 import os
 import warnings
+from typing import Any
 
 import ray
 from ray.data import DataContext
@@ -23,7 +24,9 @@ def connect() -> None:
         # Ray's C++ core prints an error line for every actor pool; what fails reaches us as an exception.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         joins = "RAY_ADDRESS" in os.environ
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=None if joins else False)
+        # Without "local", Ray would join whatever cluster was last started on this machine, or its remains.
+        where: dict[str, Any] = {} if joins else {"address": "local", "include_dashboard": False}
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False

@@ -4,6 +4,7 @@ import base64
 import binascii
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from prospect.errors import DataError
 from prospect.files import open_filesystem
 from prospect.vision.pictures import Crop, decode_picture, resize_picture
 
-FRAMES_FILE_PHASE = "start-of-interval"
+FRAMES_FILE_PHASE: Final = "start-of-interval"
 """For the fingerprint, in place of `video.SAMPLING_PHASE`: row k was taken at k/fps, not just before (k+1)/fps."""
 
 _COLUMN = "frame"

@@ -40,6 +40,9 @@ class VisionSettings(Settings):
     """Subtracted from pixel values in [0, 1], by channel."""
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """Divides them then, by channel."""
+    phase: Literal["last-before-end", "start-of-interval"] = SAMPLING_PHASE
+    """Which moment of its half second a frame shows. Videos are sampled as a live camera is seen, by the last picture
+    before the end; ProAssist's frames files and features were taken at the start, and say so here."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the tower. bfloat16 has 8 bits of precision, so that its embeddings are other embeddings."""
     batch_size: int = Field(32, ge=1)
@@ -67,7 +70,7 @@ def encoder_fingerprint(settings: VisionSettings, weights: Weights | None = None
     """
     weights = weights or find_weights(settings.backend, settings.model, settings.weights)
     what = settings.model_dump(mode="json", exclude=_NO_PART | {"weights"})
-    sampling = {"resize": RESIZE_KERNEL, "fps": FPS, "phase": SAMPLING_PHASE}
+    sampling = {"resize": RESIZE_KERNEL, "fps": FPS}
     return fingerprint(what | sampling | {"weights": weights.identity})
 
 

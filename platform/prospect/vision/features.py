@@ -6,9 +6,9 @@
 `ENCODER` is a model's name with `/` written as `___`, such as `google___siglip-so400m-patch14-384@-2`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -26,27 +26,20 @@ COLUMNS = {1: ("cls",), 5: ("cls", "2x2"), 10: ("cls", "3x3")}
 _TOKENS = {"cls": 1, "2x2": 4, "3x3": 9}
 
 
-def features_fingerprint(encoder_name: str, tokens: int) -> str:
+def features_fingerprint(encoder: str, tokens: int) -> str:
     """Says how the features were made: 2 fps from the start of each interval, centre crop, by this encoder."""
-    made = {"encoder": encoder_name, "tokens_per_frame": tokens, "crop": "centre", "phase": "start-of-interval"}
+    made = {
+        "encoder": encoder,
+        "tokens_per_frame": tokens,
+        "crop": "centre",
+        "phase": "start-of-interval",
+    }
     return fingerprint(made | {"fps": FPS, "origin": "imported"})
 
 
-def find_features(folder: str) -> tuple[str, dict[str, str]]:
-    """The encoder's name and each video's file of a folder `features/ENCODER`.
-
-    Raises:
-        DataError: no `.arrow` file is there.
-    """
-    files = {path.stem: str(path) for path in sorted(Path(folder).glob("*.arrow"))}
-    if not files:
-        raise DataError(f"embedding.import_features: {folder} holds no .arrow file", field="embedding.import_features")
-    return Path(folder).name.replace("___", "/"), files
-
-
 def import_features(
-    files: Mapping[str, str],
-    encoder_name: str,
+    videos: Sequence[VideoSource],
+    encoder: str,
     tokens: int,
     store_root: str,
     *,
@@ -56,8 +49,8 @@ def import_features(
     """Brings the store to where it holds every readable file's features; a second call has nothing to do.
 
     Args:
-        files: video id -> path or URL.
-        encoder_name: goes into the fingerprint.
+        videos: each with the path or URL of its file of features.
+        encoder: name of their folder; goes into the fingerprint.
         tokens: I, of `COLUMNS`.
         store_root: folder or URL.
         dim: D, where it is known; else the first file's.
@@ -66,8 +59,8 @@ def import_features(
     Raises:
         FingerprintError: the store holds embeddings made otherwise.
     """
-    videos = [VideoSource(video_id, path) for video_id, path in sorted(files.items())]
-    report = EmbedReport(videos, store_root, features_fingerprint(encoder_name, tokens))
+    began = time.monotonic()
+    report = EmbedReport(videos, store_root, features_fingerprint(encoder, tokens))
     store = EmbeddingStore(store_root)
     if store.video_ids():
         store.require(report.fingerprint)
@@ -78,7 +71,7 @@ def import_features(
         except DataError as error:
             outcome = Outcome(video.video_id, "quarantined", reason=str(error))
         report.outcomes.append(outcome)
-        report.encoded = report.frames
+        report.encoded, report.seconds = report.frames, time.monotonic() - began
         progress(report)
     store.finish({video.video_id: video.path for video in videos}, report.quarantined)
     return report

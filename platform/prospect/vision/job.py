@@ -23,10 +23,12 @@ from prospect.data.embeddings import EmbeddingStore
 from prospect.dialogue.timeline import FPS
 from prospect.errors import ConfigError, DataError
 from prospect.files import file_size, hash_source
+from prospect.vision.arrow import FRAMES_FILE_PHASE, is_frames_file
 from prospect.vision.encoder import VisionSettings, encoder_fingerprint
 from prospect.vision.encoding import EncodeBatch
 from prospect.vision.report import EmbedReport, Outcome, VideoSource, print_progress
 from prospect.vision.stages import Batch, Decoded, DecodeVideo, EmbeddingSettings, Failure, Row, item_of
+from prospect.vision.video import SAMPLING_PHASE
 
 WORKER_RETRIES = 1
 """How often a video, or a batch, is tried again whose worker process died (a decoder's crash, no memory)."""
@@ -56,11 +58,12 @@ def embed_videos(
 
     Raises:
         DataError: the same video id twice, or no video.
+        ConfigError: videos and frames files in one job, or `vision.phase` says the other kind.
         CheckpointError: the encoder's weights are missing or do not fit.
         FingerprintError: the store was made by another encoder.
         ConfigError: the cluster has no room for the encoders and a decoder.
     """
-    _check(videos)
+    _check(videos, settings)
     report = EmbedReport(videos, store_root, encoder_fingerprint(settings))
     store = EmbeddingStore(store_root)
     if store.video_ids():
@@ -87,7 +90,7 @@ def embed_videos(
     return report
 
 
-def _check(videos: Sequence[VideoSource]) -> None:
+def _check(videos: Sequence[VideoSource], settings: VisionSettings) -> None:
     if not videos:
         raise DataError("there is no video to embed", field="videos")
     seen: dict[str, str] = {}
@@ -98,6 +101,13 @@ def _check(videos: Sequence[VideoSource]) -> None:
                 field="videos",
             )
         seen[video.video_id] = video.path
+        phase = FRAMES_FILE_PHASE if is_frames_file(video.path) else SAMPLING_PHASE
+        if phase != settings.phase:
+            raise ConfigError(
+                f"vision.phase is {settings.phase}, but the pictures of {video.path} are those of {phase}; "
+                f"set vision.phase={phase}, and give frames files and videos stores of their own",
+                field="vision.phase",
+            )
 
 
 def _sizes(videos: Sequence[VideoSource]) -> dict[str, int]:

@@ -39,7 +39,8 @@ class EmbeddingSettings(Settings):
     decoder_cpus: float = Field(0.5, gt=0)
     """CPU cores that a decoder reserves; there are as many decoders as fit beside the encoders."""
     import_features: str | None = None
-    """A folder of ProAssist's `.arrow` features to import instead of embedding videos."""
+    """Name of a folder below `features/` in ProAssist's tree (data=proassist), such as
+    google___siglip-so400m-patch14-384@-2: its features are imported, and no video is encoded."""
 
 
 @dataclass(frozen=True)

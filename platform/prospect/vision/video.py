@@ -4,6 +4,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from av.video.frame import VideoFrame
@@ -13,7 +14,7 @@ from prospect.vision import arrow
 from prospect.vision.decode import LostPictureError, VideoReader, open_video
 from prospect.vision.pictures import Crop, Scaler, upright
 
-SAMPLING_PHASE = "last-before-end"
+SAMPLING_PHASE: Final = "last-before-end"
 """Part of the fingerprint: frame k's picture is the last source picture with pts < (k+1)/fps."""
 
 

@@ -3,7 +3,7 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from rich.table import Table
 
@@ -70,6 +70,7 @@ class LabelReport:
     """Spans of neighbouring steps that overlap by more than is trimmed; they are kept as annotated."""
     mapping: MappingReport | None = None
     """What the language model was asked and what it cost, where there was one."""
+    title: str = "Labels"
 
     def metrics(self) -> dict[str, float]:
         """The table's numbers as flat names, `train/holoassist/videos`, for a tracker."""
@@ -91,7 +92,7 @@ class LabelReport:
             yield f"{len(self.overlaps)} overlaps of steps are kept as annotated; the first: {self.overlaps[0]}"
 
     def __rich__(self) -> Table:
-        table = Table("dataset", "split", title="Labels")
+        table = Table("dataset", "split", title=self.title)
         for column in COLUMNS:
             table.add_column(column, justify="right")
         for row in self.rows:
@@ -104,7 +105,8 @@ def count_labels(corpus: Corpus, frames_of: Callable[[str], int | None]) -> Labe
     """The report on a corpus as it is, without labelling anything."""
     placed, events = place_all(corpus.dialogues, frames_of)
     labelled = [(dialogue, DialogueLabels.of(timeline)) for dialogue, timeline in placed]
-    return summarize(labelled, corpus.quarantined, events, duplicates=corpus.duplicates)
+    report = summarize(labelled, corpus.quarantined, events, duplicates=corpus.duplicates)
+    return replace(report, title="Dialogues")
 
 
 def summarize(
