@@ -119,7 +119,7 @@ def main(videos: str, store: str, image_size: str) -> None:
     from prospect.vision.weights import TINY
 
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     settings = VisionSettings(model=TINY, weights="random:0", image_size=int(image_size), batch_size=16, device="cpu")
     sources = [VideoSource(path.stem, str(path)) for path in sorted(Path(videos).glob("*.mp4"))]
     print(REPORT + json.dumps(embed_videos(sources, settings, store).to_json()), flush=True)

@@ -31,7 +31,7 @@ SETTINGS = VisionSettings(model=TINY, weights="random:0", image_size=64, batch_s
 def cluster() -> Iterator[None]:
     started = not ray.is_initialized()
     if started:
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     if started:
         ray.shutdown()
@@ -164,11 +164,11 @@ def test_a_frames_file_is_embedded_and_says_in_the_fingerprint_when_its_pictures
 ) -> None:
     file = write_frames_file(tmp_path / "v.arrow", [flat_picture(index) for index in range(5)])
     videos, root = [VideoSource("v", str(file))], str(tmp_path / "store")
-    with pytest.raises(ConfigError, match="set vision.phase=start-of-interval"):
+    with pytest.raises(ConfigError, match=r"set vision\.phase=start-of-interval"):
         embed_videos(videos, SETTINGS, root)
     started = SETTINGS.model_copy(update={"phase": "start-of-interval"})
     report = embed_videos(videos, started, root)
     assert (report.count("done"), report.frames) == (1, 5)
     assert report.fingerprint != load_encoder(SETTINGS).fingerprint
-    with pytest.raises(ConfigError, match="set vision.phase=last-before-end"):
+    with pytest.raises(ConfigError, match=r"set vision\.phase=last-before-end"):
         embed_videos([VideoSource("w", str(tmp_path / "w.mp4"))], started, root)
