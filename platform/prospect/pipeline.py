@@ -17,6 +17,7 @@ from prospect.data.labels.report import LabelReport, count_labels
 from prospect.data.sources import Corpus, feature_files, load_dialogues
 from prospect.errors import ConfigError, DataError
 from prospect.evaluation.job import EvaluationResult, evaluate_model
+from prospect.files import open_filesystem, write_file
 from prospect.reports.preview import preview_video
 from prospect.reports.statistics import plot_statistics
 from prospect.reports.tables import render_table
@@ -81,6 +82,9 @@ def embed(config: "Config", report: Report = print) -> EmbedReport:
     dialogues = count_labels(corpus, frames_in(config))
     console.print(dialogues)
     texts = {"embeddings.json": json.dumps(embedded.to_json(), indent=2), "dialogues.json": dialogues.to_json()}
+    filesystem, root = open_filesystem(embeddings_root(config))
+    for name, text in texts.items():
+        write_file(filesystem, f"{root}/report/{name}", text.encode())
     _track(config, "embed", dialogues.metrics() | embedded.metrics(), texts, report)
     return embedded
 

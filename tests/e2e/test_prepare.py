@@ -62,6 +62,9 @@ def test_a_released_tree_becomes_embeddings_labels_and_a_page(tree: Path, tmp_pa
         "assembly_nusar-2021_action_both_9026-b04b_9026_user_id_2021-02-03_163855__HMC_21179183_mono10bit": (1260, 5),
     }
 
+    dialogues = json.loads((tmp_path / "embeddings/report/dialogues.json").read_text())
+    assert [(row["dataset"], row["videos"]) for row in dialogues["rows"]] == [("assembly101", 1), ("holoassist", 1)]
+
     labelled = run("label", tree, tmp_path)
     assert labelled.returncode == 0, labelled.stderr
     assert "assembly101" in labelled.stdout
