@@ -128,15 +128,15 @@ def make_labels(config: "Config", report: Report = print) -> LabelReport:
     Ends with the table, the plots, and a finished run of the tracker.
     """
     draw_sample(config, report)
-    first, began, shown = 0, time.monotonic(), 0.0
+    began: dict[str, tuple[int, float]] = {}
+    shown = time.monotonic()
 
     def progress(what: str, done: int, total: int) -> None:
-        nonlocal first, began, shown
+        nonlocal shown
         now = time.monotonic()
-        if not shown:  # workers and models are loaded now: from here the pace says how long the rest takes
-            first, began, shown = done, now, now
-        elif now - shown >= PROGRESS_S:
-            left = timedelta(seconds=round((now - began) / (done - first) * (total - done)))
+        first, start = began.setdefault(what, (done, now))  # models are loaded: from here on the pace tells
+        if done > first and now - shown >= PROGRESS_S:
+            left = timedelta(seconds=round((now - start) / (done - first) * (total - done)))
             report(f"label  {done}/{total} videos {what}, {left} left")
             shown = now
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from mlflow import MlflowClient
 
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.sources import DataSettings, file_stem, load_dialogues
+from tests.data.labels.llm.misbehaving import KEY, KEY_VARIABLE, FakeEndpoint
 from tests.vision.test_features import write_features
 
 pytestmark = pytest.mark.e2e
@@ -87,6 +89,28 @@ def test_a_released_tree_becomes_embeddings_labels_and_a_page(tree: Path, tmp_pa
     labels = next(run for run in runs if run.data.tags["prospect.job"] == "label")
     assert labels.data.metrics["train/assembly101/labels"] == 16
     assert {file.path for file in client.list_artifacts(labels.info.run_id)} == {"config.json", "report.json"}
+
+
+def test_a_language_model_maps_lines_to_steps_and_is_asked_once(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    endpoint = FakeEndpoint()
+    threading.Thread(target=endpoint.serve_forever, daemon=True).start()
+    options = (
+        "labels=llm",
+        f"labels.llm.base_url={endpoint.base_url}",
+        f"labels.llm.api_key_env={KEY_VARIABLE}",
+        "labels.llm.model=tiny",
+    )
+    first, again = (run("label", tree, tmp_path, *options) for _ in range(2))
+    endpoint.close()
+    assert first.returncode == again.returncode == 0, first.stderr + again.stderr
+    assert "LLM mapping by tiny: 2 of 2 videos" in first.stdout
+    corpus = load_dialogues(DataSettings(source="dialogues", path=tmp_path / "labels/dialogues.jsonl"))
+    assert {step.source for dialogue in corpus.dialogues for step in dialogue.steps} == {"tiny"}
+    assert len(list((tmp_path / "labels/llm").glob("*.json"))) == len(endpoint.bodies) == 2
+    assert not any(KEY in file.read_text(errors="ignore") for file in tmp_path.rglob("*") if file.is_file())
 
 
 def test_mistakes_are_one_sentence(tree: Path, tmp_path: Path) -> None:
