@@ -83,13 +83,12 @@ class LabelReport:
     def remarks(self) -> Iterator[str]:
         """What the table does not show, a sentence each; report.json has every case."""
         if self.quarantined:
-            yield f"{len(self.quarantined)} records and events are quarantined; the first: {self.quarantined[0]}"
+            yield f"quarantined records and events: {len(self.quarantined)}; the first: {self.quarantined[0]}"
         if self.duplicates:
             crossing = sum(pair.crosses_splits for pair in self.duplicates)
-            counted = f"{len(self.duplicates)} dialogues repeat another one, {crossing} of them across splits"
-            yield f"{counted}; the first: {self.duplicates[0]}"
+            yield f"duplicates: {len(self.duplicates)}, {crossing} across splits; the first: {self.duplicates[0]}"
         if self.overlaps:
-            yield f"{len(self.overlaps)} overlaps of steps are kept as annotated; the first: {self.overlaps[0]}"
+            yield f"overlaps of steps, kept as annotated: {len(self.overlaps)}; the first: {self.overlaps[0]}"
 
     def __rich__(self) -> Table:
         table = Table("dataset", "split", title=self.title)
