@@ -78,3 +78,11 @@ def test_a_measure_without_a_value_is_named_and_a_data_sets_name_stays_text(tmp_
 
 def test_no_dialogue_at_all_is_a_page_without_plots(tmp_path: Path) -> None:
     assert len(plot_statistics([], str(tmp_path))) == 1
+
+
+@pytest.mark.parametrize("data_sets", [1, 2, 4, 5])
+def test_a_row_that_is_not_full_shows_no_empty_panels(data_sets: int, tmp_path: Path) -> None:
+    tea = tea_dialogue()
+    plot_statistics([tea.model_copy(update={"dataset": f"kitchen {n}"}) for n in range(data_sets)], str(tmp_path))
+    svg = (tmp_path / "labels/plots/video_length.svg").read_text()
+    assert len(re.findall(r'id="axes_\d+"', svg)) == data_sets

@@ -160,10 +160,10 @@ def draw(each: Measure, groups: Mapping[Group, Values]) -> bytes:
     rows = -(-len(panels) // columns)
     with rc_context({"font.size": 9, "svg.hashsalt": each.name, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(3.9 * columns, 2.3 * rows + 0.3), layout=ConstrainedLayoutEngine(h_pad=0.1))
-        axes = figure.subplots(rows, columns, squeeze=False).flat
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axis, (dataset, splits) in zip(axes, panels.items(), strict=False):
             _panel(axis, dataset, splits)
-        for axis in list(axes)[len(panels) :]:
+        for axis in axes[len(panels) :]:
             axis.set_visible(False)
         figure.suptitle(each.title)
         figure.supxlabel(each.axis)
