@@ -6,7 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import cycle, islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import av
 import numpy as np
@@ -113,19 +113,31 @@ def _rate(counts: Iterator[int], seconds: float) -> float:
     return frames / (time.perf_counter() - began)
 
 
-def one_after_another(paths: list[Path], settings: VisionSettings, cores: int) -> float:
+class Rate(NamedTuple):
+    """Frames/s of one way from video files to embeddings."""
+
+    steady: float
+    """Once it runs."""
+    with_start: float
+    """From the call to the last embedding: the encoders' loading counts, and every picture that was decoded."""
+
+
+def one_after_another(paths: list[Path], settings: VisionSettings, cores: int) -> Rate:
     """The peers' way, with our sampler: one process reads a batch, encodes it on all cores, and reads the next."""
+    called = time.perf_counter()
     encoder, decode = load_encoder(settings), _decoder(settings)
     torch.set_num_threads(cores)
     began, frames = time.perf_counter(), 0
     for path in paths:
         for batch in decode.batches(str(path)):
             frames += len(encoder.encode(batch))
-    return frames / (time.perf_counter() - began)
+    ended = time.perf_counter()
+    return Rate(frames / (ended - began), frames / (ended - called))
 
 
-def every_frame(paths: list[Path], settings: VisionSettings, encoders: int) -> float:
-    """Steady frames/s of a Ray Data job as `ray.data.read_videos` makes it: a row a picture, most dropped later."""
+def every_frame(paths: list[Path], settings: VisionSettings, encoders: int) -> Rate:
+    """A Ray Data job as `ray.data.read_videos` makes it: a row a picture, most dropped later."""
+    called = time.time()
     rows = [{"path": str(path), "size": settings.image_size} for path in paths]
     dataset = (
         ray.data.from_items(cast(Any, rows), override_num_blocks=len(rows))
@@ -140,7 +152,8 @@ def every_frame(paths: list[Path], settings: VisionSettings, encoders: int) -> f
         )
     )
     dataset.context.enable_progress_bars = False
-    return steady((1, second) for second in sorted(row["encoded_at"] for row in dataset.iter_rows()))
+    seconds = sorted(row["encoded_at"] for row in dataset.iter_rows())
+    return Rate(steady((1, second) for second in seconds), len(seconds) / (time.time() - called))
 
 
 def steady(arrivals: Iterable[tuple[int, float]]) -> float:
