@@ -4,11 +4,18 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# A run of the tests draws the same examples as the one before it: what a change broke shows, and nothing else does.
+# `--hypothesis-profile=search` draws new ones.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("search", derandomize=False, max_examples=1000)
+settings.load_profile("same")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

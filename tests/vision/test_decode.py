@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from av.packet import Packet
 from av.video.frame import VideoFrame
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from prospect.dialogue.timeline import frame_at
@@ -43,6 +43,9 @@ def skipping(path: Path) -> Sampled:
         return {interval: planes(frame) for interval, frame in video.pictures(2)}
 
 
+SHORTEST_TRANSPORT_STREAM = 10 * 188
+"""Bytes: FFmpeg finds out the size of the packets from more than ten of them, and opens nothing shorter."""
+
 CODINGS = {
     "all intra": {"g": "1"},
     "long group, no B": {"g": "250", "bf": "0"},
@@ -65,6 +68,7 @@ def test_h264_is_exact(tmp_path: Path, coding: str, extension: str, gaps: list[i
     times = [(first + sum(gaps[:i])) / 1000 for i in range(len(gaps) + 1)]
     encoder = {"preset": "veryfast", **CODINGS[coding]}
     path = write_video(tmp_path / f"v.{extension}", times, panorama(len(times)), encoder=encoder)
+    assume(extension != "ts" or path.stat().st_size > SHORTEST_TRANSPORT_STREAM)
     assert skipping(path) == decoding_everything(path)
 
 
