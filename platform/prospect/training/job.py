@@ -248,8 +248,8 @@ def _fit(job: WorkerJob, data: TrainingData, root: Path, run: Run, report: Repor
 
     with Follower(job.folder / "metrics.jsonl", hand_on, Console(settings.log_every, report), report):
         summary = _run(trainer, settings)
-    if "error" in summary:
-        raise TrainingError(summary["error"])
+        if "error" in summary:
+            raise TrainingError(summary["error"])
     return summary
 
 

@@ -87,7 +87,9 @@ class Follower:
             thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failed: object, *_: object) -> None:
+        if failed:
+            self._patience = 0  # who waits for a reason is told it at once
         self._stop.set()
         for thread in self._threads:
             thread.join()
