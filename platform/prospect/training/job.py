@@ -262,7 +262,8 @@ def _workers(settings: TrainingSettings, gpus: int, report: Report) -> int:
     if len(ray.nodes()) == 1 and "RAY_ADDRESS" not in os.environ:
         report(f"train  training.num_workers={settings.num_workers}, but this machine has {have}: {room} it is")
         return room
-    report(f"train  waiting for {settings.num_workers} workers; the cluster has {have} now")
+    least = settings.min_workers or settings.num_workers
+    report(f"train  {settings.num_workers} workers wanted, {least} needed to begin; the cluster has {have} now")
     return settings.num_workers
 
 
