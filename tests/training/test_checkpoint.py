@@ -113,7 +113,7 @@ def test_a_run_goes_on_with_another_number_of_workers(
     assert groups[before].run(ranks.train, first, resized, data, 5) == [None] * before
     [continued, *_] = groups[after].run(ranks.train, second, resized, data)
     assert continued["trained_steps"] == summary["trained_steps"]
-    assert_same_course(resized, whole, 1e-3)
+    assert_same_course(resized, whole, 1e-4)
 
 
 def test_a_run_goes_from_one_card_to_deepspeed_and_back(
@@ -125,7 +125,7 @@ def test_a_run_goes_from_one_card_to_deepspeed_and_back(
     ranks.train("plain", mixed, data, 2)
     groups[2].run(ranks.train, "zero", mixed, data, 4)
     ranks.train("plain", mixed, data)
-    assert_same_course(mixed, whole, 1e-3)
+    assert_same_course(mixed, whole, 1e-4)
 
 
 def test_zero3_writes_the_whole_model_and_lends_it_to_one_rank(
