@@ -96,7 +96,13 @@ def assert_one_run(config: Config, result: TrainResult, steps: int = 60) -> Run:
     return run
 
 
-JOB = "import pickle, sys; from prospect.training.job import train; train(pickle.load(open(sys.argv[1], 'rb')))"
+JOB = """
+import pickle, ray, sys
+from prospect.training.job import train
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+with open(sys.argv[1], "rb") as config:
+    train(pickle.load(config))
+"""
 
 
 def test_a_killed_driver_is_started_again(cluster: None, tmp_path: Path) -> None:
