@@ -1,4 +1,4 @@
-"""A run that grows with the cluster and shrinks with it."""
+"""A run that grows with its cluster."""
 
 import os
 import threading
@@ -30,18 +30,16 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     started.shutdown()
 
 
-def test_a_run_grows_when_a_node_comes_and_shrinks_when_it_dies(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_run_grows_when_a_node_comes(cluster: Cluster, tmp_path: Path) -> None:
     config = prepared(
-        tmp_path, num_workers=2, min_workers=1, max_steps=800, save_every=50, eval_every=800, log_every=400
+        tmp_path, num_workers=2, min_workers=1, max_steps=600, save_every=50, eval_every=600, log_every=200
     )
     lines: list[str] = []
     results: list[TrainResult] = []
     running = threading.Thread(target=lambda: results.append(train(config, lines.append)), daemon=True)
     running.start()
-    wait_for(lambda: len(steps_in(tmp_path)) > 60)
-    second = cluster.add_node(num_cpus=1)
-    wait_for(lambda: any("of 800 on 2 CPU workers" in line for line in lines))
-    cluster.remove_node(second, allow_graceful=False)
-    wait_for(lambda: any("of 800 on 1 CPU worker," in line for line in lines))
-    running.join(timeout=600)
-    assert_one_run(config, results[0], 800)
+    wait_for(lambda: len(steps_in(tmp_path)) > 10, 300)
+    cluster.add_node(num_cpus=1)
+    wait_for(lambda: any("of 600 on 2 CPU workers" in line for line in lines), 300)
+    running.join(timeout=300)
+    assert_one_run(config, results[0], 600)
