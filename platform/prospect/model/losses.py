@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 from prospect.data.batches import IGNORE, Batch
 from prospect.dialogue.sequence import TextTask
 from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.packing import ATTENTION, Packing
 from prospect.settings import Settings
 
 TERMS = (
@@ -53,11 +54,19 @@ def label_counts(batch: Batch, backend: str) -> Tensor:
 
 def loss_sums(model: DSTProActLlamaForCausalLM, batch: Batch, settings: LossSettings) -> Tensor:
     """[7] sums of each term over this micro-batch, differentiable."""
-    hidden = model.trunk(batch.input_ids, batch.frames, attention_mask=batch.attention_mask)
-    flat = hidden.reshape(-1, hidden.shape[-1])
+    flat = _hidden(model, batch)
     backend = model.config.decision_backend
     decide = _head_decisions if backend == "heads" else _token_decisions
     return torch.stack([*_text(model, flat, batch), *decide(model, flat, batch, settings), _state(model, flat, batch)])
+
+
+def _hidden(model: DSTProActLlamaForCausalLM, batch: Batch) -> Tensor:
+    """[B * S, H]"""
+    if batch.packed:
+        packing = Packing.of(batch.lengths, batch.input_ids.device)
+        kwargs = {"packing": packing, "position_ids": packing.position_ids}
+        return model.trunk(batch.input_ids, batch.frames, ATTENTION, **kwargs)[0]
+    return model.trunk(batch.input_ids, batch.frames, attention_mask=batch.attention_mask).flatten(0, 1)
 
 
 def total_loss(sums: Tensor, counts: Tensor, settings: LossSettings) -> tuple[Tensor, dict[str, Tensor]]:
