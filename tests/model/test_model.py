@@ -32,6 +32,11 @@ def test_image_tokens_equal_feature_rows_for_every_clip_also_with_an_offset():
     assert int((together.input_ids == VOCABULARY.image).sum()) == len(together.frames)
 
 
+def test_a_clip_knows_its_number_of_tokens():
+    for clip in tea_clips(VOCABULARY, CONTEXT.model_copy(update={"max_seq_len": 330}), random_start_share=1.0):
+        assert clip.num_tokens == len(collator(VOCABULARY).sequence(clip).ids)
+
+
 def test_masks_come_from_lengths_so_that_stop_tokens_are_seen():
     clips = tea_clips(VOCABULARY, CONTEXT.model_copy(update={"max_seq_len": 330}))
     batch = collator(VOCABULARY, packed=False)(clips)

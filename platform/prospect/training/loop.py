@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from prospect.data.batches import Batch, SamplingSettings
 from prospect.data.clips import Clip, ClipSettings
-from prospect.errors import ProspectError
+from prospect.errors import ConfigError, ProspectError
 from prospect.lineage import derived_seed
 from prospect.model.adapters import unwrap
-from prospect.model.losses import LossSettings, label_counts, loss_sums, total_loss, trained_heads
+from prospect.model.losses import TERMS, LossSettings, label_counts, loss_sums, total_loss, trained_heads
 from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.settings import Settings
 from prospect.training.sampler import ClipSampler, Share
@@ -52,7 +52,13 @@ class TrainingSettings(Settings):
     batch_size: int = Field(default=16, ge=1)
     """Clips of one optimizer step, over all workers."""
     micro_batch_size: int = Field(default=4, ge=1)
-    """Clips that one worker computes at once; the rest is accumulated."""
+    """Clips that one worker computes at once, packed into one row; the rest is accumulated."""
+    micro_batch_tokens: int | None = Field(default=None, ge=64)
+    """Instead of `micro_batch_size`: tokens that one worker computes at once, as many clips as fit. The batch stays
+    in clips, so that this changes memory and speed and not the loss."""
+    activation_checkpointing: bool = False
+    """Keep one hidden state a layer and compute the layer again in the backward pass: a third more work, and
+    memory for one layer's activations instead of all."""
     learning_rate: float = Field(default=3e-4, gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_steps: int = Field(default=20, ge=0)
@@ -163,6 +169,7 @@ class StepResult:
     Attributes:
         loss: before the update.
         parts: unweighted losses by name, of those that had labels.
+        labels: how many of each of the losses' terms; a decision has one term for each class.
         trained: which heads had labels.
         grad_norm: before clipping.
         clips, tokens: how many, padding not counted.
@@ -172,6 +179,7 @@ class StepResult:
     epoch: int
     loss: float
     parts: dict[str, float]
+    labels: dict[str, int]
     trained: dict[str, bool]
     grad_norm: float
     learning_rate: float
@@ -208,9 +216,11 @@ def train_step(
     totals = backend.all_reduce(sum((_totals(micro, decisions) for micro in micro_batches), torch.zeros(9).double()))
     counts, clips, tokens = totals[:-2], int(totals[-2]), int(totals[-1])
     backend.model.train()
+    checkpoint_layers(backend.model, settings.activation_checkpointing)
     sums = []
     for micro in micro_batches:
-        terms = loss_sums(backend.model, micro.batch.to(backend.device), settings.losses)
+        with mixed_precision(backend.model):
+            terms = loss_sums(backend.model, micro.batch.to(backend.device), settings.losses)
         loss, _ = total_loss(terms, counts.to(backend.device), settings.losses)
         backend.backward(loss * micro.counts)
         sums.append(terms.detach().double().cpu() * micro.counts)
@@ -226,12 +236,26 @@ def train_step(
         epoch=epoch,
         loss=float(loss),
         parts=_labelled(parts, counts, settings),
+        labels={name: int(count) for name, count in zip(TERMS, counts.tolist(), strict=True)},
         trained=trained_heads(counts, settings.losses),
         grad_norm=grad_norm,
         learning_rate=learning_rate,
         clips=clips,
         tokens=tokens,
     )
+
+
+def checkpoint_layers(model: DSTProActLlamaForCausalLM, on: bool) -> None:
+    if model.is_gradient_checkpointing != on:
+        if on:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            model.gradient_checkpointing_disable()
+
+
+def mixed_precision(model: DSTProActLlamaForCausalLM) -> torch.autocast:
+    """bfloat16 arithmetic around a bfloat16 base, whatever precision the trained parameters are kept in."""
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16)
 
 
 def _totals(micro: MicroBatch, decisions: str) -> Tensor:
@@ -268,7 +292,7 @@ def train_steps(
     total = settings.total_steps(sampler)
 
     def prepare(step: int) -> list[MicroBatch]:
-        shares = sampler.shares(step, settings.micro_batch_size, backend.rank, backend.world_size)
+        shares = _shares(sampler, settings, step, backend)
         return [_micro_batch(share, clips, collate, sampler.epoch(step)) for share in shares]
 
     with ThreadPoolExecutor(1) as pool:
@@ -283,11 +307,30 @@ def train_steps(
 
 
 def make_sampler(clips: Sequence[Clip], settings: TrainingSettings) -> ClipSampler:
-    """The order of `clips`; raises TrainingError where there is none."""
+    """The order of `clips`.
+
+    Raises:
+        TrainingError: there is none.
+        ConfigError: one is longer than `micro_batch_tokens`.
+    """
     if not clips:
         raise TrainingError("there is no clip to train on; look at what was quarantined, and at the splits")
-    lengths = [clip.stop - clip.first_row for clip in clips]
+    lengths = [clip.num_tokens or clip.stop - clip.first_row for clip in clips]
+    budget, longest = settings.micro_batch_tokens, max(range(len(clips)), key=lengths.__getitem__)
+    if budget and lengths[longest] > budget:
+        raise ConfigError(
+            f"`training.micro_batch_tokens` is {budget}, but clip {clips[longest].id} has {lengths[longest]} tokens: "
+            "raise it, or cut shorter clips with context.max_seq_len.",
+            field="training.micro_batch_tokens",
+        )
     return ClipSampler(lengths, settings.batch_size, settings.seed)
+
+
+def _shares(sampler: ClipSampler, settings: TrainingSettings, step: int, backend: Backend) -> list[Share]:
+    place = (backend.rank, backend.world_size)
+    if settings.micro_batch_tokens:
+        return sampler.packed_shares(step, settings.micro_batch_tokens, *place)
+    return sampler.shares(step, settings.micro_batch_size, *place)
 
 
 def _micro_batch(share: Share, clips: Sequence[Clip], collate: Collate, epoch: int) -> MicroBatch:
@@ -305,7 +348,9 @@ def validation_loss(
     mine = sorted(clips, key=len)[backend.rank :: backend.world_size]
     for first in range(0, len(mine), settings.micro_batch_size):
         batch = collate(mine[first : first + settings.micro_batch_size], 0)
-        totals[0] += loss_sums(backend.model, batch.to(backend.device), settings.losses).double().cpu()
+        with mixed_precision(backend.model):
+            terms = loss_sums(backend.model, batch.to(backend.device), settings.losses)
+        totals[0] += terms.double().cpu()
         totals[1] += label_counts(batch, decisions)
     sums, counts = backend.all_reduce(totals)
     loss, parts = total_loss(sums, counts, settings.losses)
