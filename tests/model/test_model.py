@@ -73,6 +73,30 @@ def test_all_frames_count_in_evaluation():
     assert len(batch.state_labels) == 60 * 3
 
 
+def test_logits_in_chunks_give_the_gradients_of_logits_at_once(monkeypatch):
+    batch, gradients = collator(VOCABULARY)([tea_clip()]), []
+    for logits in (2**25, 7 * 512):
+        monkeypatch.setattr("prospect.model.losses.LOGITS", logits)
+        model = tiny_model(VOCABULARY).model
+        loss_sums(model, batch, LossSettings()).sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert (gradients[0] - gradients[1]).abs().max() < 1e-5 * gradients[0].abs().max()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_focal_loss_cares_less_about_what_is_known(backend):
+    """With gamma 0 it is cross-entropy; a larger gamma only makes losses smaller."""
+    model, batch = tiny_model(VOCABULARY, backend).model, collator(VOCABULARY)([tea_clip()])
+    terms = dict.fromkeys(["balanced", 0.0, 2.0])
+    with torch.no_grad():
+        terms["balanced"] = loss_sums(model, batch, LossSettings())
+        for gamma in (0.0, 2.0):
+            terms[gamma] = loss_sums(model, batch, LossSettings(decision="focal", focal_gamma=gamma))
+    assert torch.allclose(terms[0.0], terms["balanced"], rtol=1e-5)
+    decisions = slice(2, 6)
+    assert (terms[2.0][decisions] < terms[0.0][decisions]).all()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_packed_batch_gives_losses_and_gradients_of_the_padded_one(backend):
     """No clip sees another: up to 1e-5 of the largest gradient, the order of additions."""

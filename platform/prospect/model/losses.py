@@ -10,6 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
+from torchvision.ops import sigmoid_focal_loss
 
 from prospect.data.batches import IGNORE, Batch
 from prospect.dialogue.sequence import TextTask
@@ -21,6 +23,10 @@ TERMS = (
     "speaking_text", "dst_text", "speak_positive", "speak_negative", "update_positive", "update_negative", "state",
 )  # fmt: skip
 """What is summed: text by task, decisions by class, the state head. Order of all [7] tensors here."""
+
+
+LOGITS = 2**25
+"""Largest number of vocabulary logits that are held at once: 128 MiB in float32, 261 tokens of Llama 3."""
 
 
 class LossSettings(Settings):
@@ -103,9 +109,18 @@ def trained_heads(counts: Tensor, settings: LossSettings) -> dict[str, bool]:
 
 
 def _text(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch) -> list[Tensor]:
-    """`lm_head` runs at the labelled positions only."""
-    logits = model.lm_head(flat[batch.text_positions]).float()
-    losses = F.cross_entropy(logits, batch.text_targets, reduction="none")
+    """`lm_head` runs at the labelled positions only, a chunk at a time that the backward pass computes again."""
+
+    def chunk_losses(hidden: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(model.lm_head(hidden).float(), targets, reduction="none")
+
+    rows = max(1, LOGITS // model.config.vocab_size)
+    parts = zip(flat[batch.text_positions].split(rows), batch.text_targets.split(rows), strict=True)
+    chunks = list(parts)
+    if len(chunks) == 1 or not torch.is_grad_enabled():
+        losses = torch.cat([chunk_losses(*chunk) for chunk in chunks])
+    else:
+        losses = torch.cat([checkpoint(chunk_losses, *chunk, use_reentrant=False) for chunk in chunks])
     return [losses[batch.text_tasks == task].sum() for task in (TextTask.SPEAKING, TextTask.DST)]
 
 
@@ -119,12 +134,15 @@ def _head_decisions(
 def _binary(logits: Tensor, labels: Tensor, settings: LossSettings) -> list[Tensor]:
     seen = labels != IGNORE
     logits, labels = logits[seen], labels[seen]
-    losses = F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
-    return _by_class(_modulate(losses, settings), labels)
+    if settings.decision == "focal":
+        losses = sigmoid_focal_loss(logits, labels.float(), alpha=-1, gamma=settings.focal_gamma)
+    else:
+        losses = F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
+    return _by_class(losses, labels)
 
 
 def _modulate(losses: Tensor, settings: LossSettings) -> Tensor:
-    """Focal loss: (1 - p_t)^gamma * CE, with p_t = exp(-CE) (Lin et al. 2017, without alpha)."""
+    """Focal loss over three classes: (1 - p_t)^gamma * CE, with p_t = exp(-CE) (Lin et al. 2017, without alpha)."""
     if settings.decision == "balanced":
         return losses
     return (1 - torch.exp(-losses)) ** settings.focal_gamma * losses

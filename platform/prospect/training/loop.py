@@ -19,7 +19,7 @@ from prospect.data.batches import Batch, SamplingSettings
 from prospect.data.clips import Clip, ClipSettings
 from prospect.errors import ConfigError, ProspectError
 from prospect.lineage import derived_seed
-from prospect.model.adapters import unwrap
+from prospect.model.adapters import keep_trained_in_float32, unwrap
 from prospect.model.losses import TERMS, LossSettings, label_counts, loss_sums, total_loss, trained_heads
 from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.settings import Settings
@@ -114,6 +114,7 @@ class PlainBackend:
 
     def __init__(self, model: nn.Module, settings: TrainingSettings, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
+        keep_trained_in_float32(model)
         self.model = unwrap(model.to(self.device))  # type: ignore[arg-type]
         self._max_grad_norm = settings.max_grad_norm
         self._optimizer = make_optimizer(model, settings)
