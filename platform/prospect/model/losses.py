@@ -61,9 +61,15 @@ def label_counts(batch: Batch, backend: str) -> Tensor:
 def loss_sums(model: DSTProActLlamaForCausalLM, batch: Batch, settings: LossSettings) -> Tensor:
     """[7] sums of each term over this micro-batch, differentiable."""
     flat = _hidden(model, batch)
-    backend = model.config.decision_backend
-    decide = _head_decisions if backend == "heads" else _token_decisions
-    return torch.stack([*_text(model, flat, batch), *decide(model, flat, batch, settings), _state(model, flat, batch)])
+    return torch.stack([*_text(model, flat, batch), *decision_sums(model, flat, batch, settings)])
+
+
+def decision_sums(
+    model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch, settings: LossSettings
+) -> list[Tensor]:
+    """The terms behind the text's, from hidden states [B * S, H]: decisions by class, then the state head."""
+    decide = _head_decisions if model.config.decision_backend == "heads" else _token_decisions
+    return [*decide(model, flat, batch, settings), _state(model, flat, batch)]
 
 
 def _hidden(model: DSTProActLlamaForCausalLM, batch: Batch) -> Tensor:

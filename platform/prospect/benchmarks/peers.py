@@ -1,0 +1,62 @@
+"""The peers' way of training: transformers' Trainer around a peft model, as its documentation shows it."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import Trainer, TrainingArguments
+
+from prospect.data.batches import IGNORE, Batch, Collator
+from prospect.data.clips import Clip
+from prospect.model.adapters import unwrap
+from prospect.model.losses import decision_sums
+from prospect.training.loop import TrainingSettings
+
+
+def train_with_transformers(
+    model: PeftModel, clips: Sequence[Clip], collate: Collator, settings: TrainingSettings
+) -> float:
+    """One pass over `clips` in random order, in batches of `settings.batch_size`; returns the mean loss."""
+    arguments = TrainingArguments(
+        output_dir="unused",
+        per_device_train_batch_size=settings.micro_batch_size,
+        gradient_accumulation_steps=settings.batch_size // settings.micro_batch_size,
+        num_train_epochs=1,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="constant",
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        use_cpu=not torch.cuda.is_available(),
+        remove_unused_columns=False,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    trainer = _Trainer(model, arguments, data_collator=lambda chosen: _columns(collate(chosen)), train_dataset=clips)
+    return trainer.train().training_loss
+
+
+def _columns(batch: Batch) -> dict[str, Any]:
+    """A padded batch as the Trainer hands it on, with labels for every token as transformers has them."""
+    labels = torch.full(batch.input_ids.shape, IGNORE)
+    # Transformers shifts labels itself: a token's label stands at the token.
+    labels.view(-1)[batch.text_positions[:-1] + 1] = batch.text_targets[:-1]
+    return {"batch": vars(batch), "labels": labels}
+
+
+class _Trainer(Trainer):
+    """Adds the decisions' and the state's losses to transformers' own language-model loss."""
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        batch = Batch(**{field.name: inputs["batch"][field.name] for field in fields(Batch)})
+        inner = unwrap(model)
+        hidden = inner.trunk(batch.input_ids, batch.frames, attention_mask=batch.attention_mask)
+        text = inner.loss_function(inner.lm_head(hidden), inputs["labels"], inner.config.vocab_size)
+        sums = decision_sums(inner, hidden.flatten(0, 1), batch, TrainingSettings().losses)
+        return text + sum(sums) / len(batch.decisions)
