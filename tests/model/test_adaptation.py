@@ -17,7 +17,9 @@ from prospect.model.adapters import adapt, build_model, build_tokenizer, trainab
 from prospect.model.checkpoint import load_model, save_model
 from prospect.model.configuration import LoraSettings, ModelSettings
 from prospect.model.parameters import parameter_groups, parameter_table
-from prospect.training.loop import MicroBatch, PlainBackend, TrainingSettings, train_step
+from prospect.training.backend import PlainBackend
+from prospect.training.loop import MicroBatch, train_step
+from prospect.training.settings import TrainingSettings
 from tests.factories import DIM, collator, tea_clip, tiny_vocabulary
 
 VOCABULARY = tiny_vocabulary()
@@ -46,7 +48,7 @@ def adapted(folder: Path, way: str, backend: str = "heads", tied: bool = True) -
 
 def train(model: torch.nn.Module, steps: int = 3) -> None:
     backend = PlainBackend(model, SETTINGS)
-    for step in range(steps):
+    for _ in range(steps):
         train_step(backend, [MicroBatch(collator(VOCABULARY, SamplingSettings())([tea_clip()]))], SETTINGS, 1e-2)
 
 
@@ -77,7 +79,10 @@ def test_adapters_hold_lora_projector_heads_and_new_rows_alone(way, tmp_path):
     assert groups["LoRA adapters"].tensors == 2 * 7 * 2, "two matrices for each of seven projections in two layers"
     assert groups["rows of new tokens"].trainable == 6 * 64
     assert groups["language model"].trainable == 0
-    assert groups["language model"].frozen == len(VOCABULARY.tokenizer) * 64 + 2 * (64 * 64 * 3 + 64 * 128 * 3 + 2 * 64) + 64
+    assert (
+        groups["language model"].frozen
+        == len(VOCABULARY.tokenizer) * 64 + 2 * (64 * 64 * 3 + 64 * 128 * 3 + 2 * 64) + 64
+    )
     assert all(group.frozen == 0 for group in list(groups.values())[:-1])
     assert parameter_table(model).row_count == 7
 

@@ -74,7 +74,7 @@ def test_console_and_metric_names(tmp_path: Path) -> None:
     batches: list[Sequence[Event]] = []
     with follow(file, batches, lines):
         log = EventLog(file)
-        log.write("start", step=0, total_steps=4, workers=2, gpu=False, clips=7, parameters=1_900_000, optimizer_restored=True)  # fmt: skip # noqa: E501
+        log.write("start", step=0, total_steps=4, workers=2, gpu=False, clips=7, parameters=1_900_000)  # fmt: skip
         for number in range(4):
             step(log, number)
         log.write("validation", step=3, losses={"loss": 2.0, "speak": 0.25})

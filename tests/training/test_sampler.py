@@ -70,4 +70,6 @@ def test_a_token_budget_shares_the_same_global_batch(
 
 def test_a_token_budget_is_filled() -> None:
     sampler = ClipSampler([100, 900, 400, 600, 500, 500], 6, seed=0)
-    assert [sum(sampler.lengths[clip] for clip in share.clips) for share in sampler.packed_shares(0, 1000)] == [1000] * 3
+    assert [sum(sampler.lengths[clip] for clip in share.clips) for share in sampler.packed_shares(0, 1000)] == [
+        1000
+    ] * 3

@@ -13,7 +13,7 @@ from prospect.data.batches import IGNORE, Batch, Collator
 from prospect.data.clips import Clip
 from prospect.model.adapters import unwrap
 from prospect.model.losses import decision_sums
-from prospect.training.loop import TrainingSettings
+from prospect.training.settings import TrainingSettings
 
 
 def train_with_transformers(

@@ -37,8 +37,10 @@ from prospect.files import open_filesystem, write_file
 from prospect.lineage import derived_seed
 from prospect.model.adapters import adapt, build_model, build_tokenizer
 from prospect.model.configuration import LoraSettings, ModelSettings
-from prospect.training.loop import MicroBatch, PlainBackend, TrainingSettings, make_sampler, train_step
+from prospect.training.backend import PlainBackend
+from prospect.training.loop import MicroBatch, make_sampler, train_step
 from prospect.training.prepare import make_clips
+from prospect.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from prospect.config import Config
@@ -294,7 +296,11 @@ def comparison(results: dict[str, Measurement]) -> Table:
 
 
 def _machine(suite: TrainSuite) -> dict[str, Any]:
-    return {"cores": psutil.cpu_count(), "threads": suite.num_threads or torch.get_num_threads(), "precision": "float32"}
+    return {
+        "cores": psutil.cpu_count(),
+        "threads": suite.num_threads or torch.get_num_threads(),
+        "precision": "float32",
+    }
 
 
 def _write(config: "Config", values: dict[str, Any]) -> None:

@@ -61,19 +61,17 @@ def label_counts(batch: Batch, backend: str) -> Tensor:
 def loss_sums(model: DSTProActLlamaForCausalLM, batch: Batch, settings: LossSettings) -> Tensor:
     """[7] sums of each term over this micro-batch, differentiable."""
     flat = _hidden(model, batch)
-    return torch.stack([*_text(model, flat, batch), *decision_sums(model, flat, batch, settings)])
+    return torch.stack([*text_sums(model, flat, batch), *decision_sums(model, flat, batch, settings)])
 
 
-def decision_sums(
-    model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch, settings: LossSettings
-) -> list[Tensor]:
+def decision_sums(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch, settings: LossSettings) -> list[Tensor]:
     """The terms behind the text's, from hidden states [B * S, H]: decisions by class, then the state head."""
     decide = _head_decisions if model.config.decision_backend == "heads" else _token_decisions
     return [*decide(model, flat, batch, settings), _state(model, flat, batch)]
 
 
 def _hidden(model: DSTProActLlamaForCausalLM, batch: Batch) -> Tensor:
-    """[B * S, H]"""
+    """Of every position, [B * S, H]."""
     if batch.packed:
         packing = Packing.of(batch.lengths, batch.input_ids.device)
         kwargs = {"packing": packing, "position_ids": packing.position_ids}
@@ -114,8 +112,11 @@ def trained_heads(counts: Tensor, settings: LossSettings) -> dict[str, bool]:
     }
 
 
-def _text(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch) -> list[Tensor]:
-    """`lm_head` runs at the labelled positions only, a chunk at a time that the backward pass computes again."""
+def text_sums(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch) -> list[Tensor]:
+    """The text's two terms, from hidden states [B * S, H].
+
+    `lm_head` runs at the labelled positions only, a chunk at a time that the backward pass computes again.
+    """
 
     def chunk_losses(hidden: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(model.lm_head(hidden).float(), targets, reduction="none")
@@ -127,7 +128,7 @@ def _text(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch) -> list[
         losses = torch.cat([chunk_losses(*chunk) for chunk in chunks])
     else:
         losses = torch.cat([checkpoint(chunk_losses, *chunk, use_reentrant=False) for chunk in chunks])
-    return [losses[batch.text_tasks == task].sum() for task in (TextTask.SPEAKING, TextTask.DST)]
+    return [(losses * (batch.text_tasks == task)).sum() for task in (TextTask.SPEAKING, TextTask.DST)]
 
 
 def _head_decisions(
@@ -183,7 +184,7 @@ def _token_decisions(
 
 
 def _state(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch) -> Tensor:
-    vectors = model.dst_state_head.step_vectors(flat[batch.step_positions])
-    frames = flat[batch.decisions]
-    logits = model.dst_state_head(frames[batch.state_frames], vectors[batch.state_steps])
+    head = model.dst_state_head
+    steps, frames = head.step_vectors(flat[batch.step_positions]), head.frame_vectors(flat[batch.decisions])
+    logits = head.compare(frames[batch.state_frames], steps[batch.state_steps])
     return F.cross_entropy(logits, batch.state_labels, reduction="sum")

@@ -3,11 +3,14 @@
 Shapes: B sequences, S tokens, H width, D embedding width, I tokens a frame.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from prospect.errors import DataError
@@ -62,6 +65,14 @@ class DSTProActLlamaForCausalLM(LlamaForCausalLM):
         """It stays after the call: checkpointed layers run it again in the backward pass."""
         if self.config._attn_implementation != attention:
             self.set_attn_implementation(attention)
+
+    def checkpoint_layers(self, on: bool) -> None:
+        """Whether training keeps one hidden state a layer and computes the layer again in the backward pass."""
+        layers = [module for module in self.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if any(layer.gradient_checkpointing != on for layer in layers):
+            recompute = partial(checkpoint, use_reentrant=False)
+            for layer in layers:
+                layer.gradient_checkpointing, layer._gradient_checkpointing_func = on, recompute
 
     def decision_logits(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Speak and update logits, each [*], of the `heads` back-end."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import ray
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
@@ -30,9 +30,10 @@ from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import ConfigError, ProspectError
 from prospect.model.adapters import build_tokenizer
 from prospect.tracking import Run, Tracking, flatten
-from prospect.training.loop import TrainingError, TrainingSettings, make_sampler
+from prospect.training.loop import make_sampler
 from prospect.training.prepare import Records, frame_statistics, make_clips, read_records, training_texts
 from prospect.training.progress import Console, Event, Follower, metric_rows
+from prospect.training.settings import TrainingError, TrainingSettings
 from prospect.training.worker import TrainingData, WorkerJob, enter
 from prospect.vision.encoder import encoder_fingerprint
 
@@ -42,8 +43,8 @@ if TYPE_CHECKING:
 Report = Callable[[str], None]
 
 OPERATIONAL = {
-    "run_name", "num_workers", "zero_stage", "max_failures", "micro_batch_size", "log_every", "save_every",
-    "keep_checkpoints", "eval_every",
+    "run_name", "num_workers", "min_workers", "zero_stage", "offload_optimizer", "max_failures", "micro_batch_size",
+    "log_every", "save_every", "keep_checkpoints", "eval_every",
 }  # fmt: skip
 """Training settings that may change while a run goes on: they change its course by rounding at most."""
 
@@ -229,7 +230,6 @@ def _fit(job: WorkerJob, data: TrainingData, root: Path, run: Run, report: Repor
             name=settings.run_name,
             storage_path=str(root / "ray_train"),
             failure_config=FailureConfig(max_failures=settings.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=settings.keep_checkpoints),
         ),
     )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 Event = dict[str, Any]
-"""`kind` (start, step, validation, checkpoint, done), `time` (seconds since 1970) and the kind's own numbers."""
+"""`kind` (start, step, validation, checkpoint, stopped, done), `time` (seconds since 1970) and the kind's own numbers."""
 
 _POLL_SECONDS = 0.5
 
@@ -132,8 +132,7 @@ class Console:
         self._since = (event["time"], event["step"], 0, 0)
         where = f"{event['workers']} {'GPU' if event['gpu'] else 'CPU'} worker{'s' if event['workers'] > 1 else ''}"
         begin = f"{self._total} steps" if event["step"] == 0 else f"resumed at step {event['step']} of {self._total}"
-        moments = "" if event["optimizer_restored"] else ", optimizer moments restarted for the new number of workers"
-        return f"{begin} on {where}, {event['clips']} clips, {event['parameters'] / 1e6:.1f} M trainable{moments}"
+        return f"{begin} on {where}, {event['clips']} clips, {event['parameters'] / 1e6:.1f} M trainable"
 
     def _step(self, event: Event) -> str:
         then, first, clips, tokens = self._since
@@ -156,6 +155,9 @@ class Console:
 
     def _checkpoint(self, event: Event) -> str:
         return ""
+
+    def _stopped(self, event: Event) -> str:
+        return f"stopped early; the weights after step {event['best_step']} are kept"
 
     def _done(self, event: Event) -> str:
         return f"finished after {event['step']} steps"
