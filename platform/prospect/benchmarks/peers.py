@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from prospect.data.batches import IGNORE, Batch, Collator
 from prospect.data.clips import Clip
@@ -37,6 +37,7 @@ def train_with_transformers(
         disable_tqdm=True,
     )
     trainer = _Trainer(model, arguments, data_collator=lambda chosen: _columns(collate(chosen)), train_dataset=clips)
+    trainer.remove_callback(PrinterCallback)
     return trainer.train().training_loss
 
 

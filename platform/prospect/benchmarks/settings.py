@@ -28,7 +28,7 @@ class TrainSuite(Settings):
     lora_rank: int = Field(default=16, ge=1)
     batch_size: int = Field(default=8, ge=1)
     """Clips of an optimizer step."""
-    micro_batch_size: int = Field(default=8, ge=1)
+    micro_batch_size: int = Field(default=4, ge=1)
     """Clips computed at once."""
     num_steps: int = Field(default=2, ge=1)
     """Timed optimizer steps of each way."""

@@ -21,6 +21,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from prospect.benchmarks.peers import train_with_transformers
 from prospect.benchmarks.settings import TrainSuite
@@ -46,10 +47,10 @@ if TYPE_CHECKING:
     from prospect.config import Config
 
 WAYS = {
-    "ours": "this project: packed, logits at labels",
-    "ours, checkpointed": "the same with activation checkpointing",
-    "ours, padded": "this project: padded, logits everywhere",
-    "transformers": "Hugging Face Trainer + peft: padded, logits everywhere",
+    "ours": "packed, logits at labels",
+    "ours, checkpointed": "the same, checkpointed",
+    "ours, padded": "padded, logits everywhere",
+    "transformers": "Hugging Face Trainer",
 }
 
 
@@ -273,7 +274,7 @@ def histogram(clips: Sequence[Clip], together: int) -> Table:
 def comparison(results: dict[str, Measurement]) -> Table:
     """One row a way; ratios are against transformers."""
     peer = results["transformers"]
-    table = Table(title="Training step", box=box.SIMPLE_HEAD, show_edge=False)
+    table = Table(title="Training step; x is against the Hugging Face Trainer", box=box.SIMPLE_HEAD, show_edge=False)
     table.add_column("way")
     for name in ("tokens/s", "x", "tokens/CPU s", "x", "padding", "peak, GiB", "x", "over model, GiB", "loss"):
         table.add_column(name, justify="right")
@@ -310,6 +311,7 @@ def _write(config: "Config", values: dict[str, Any]) -> None:
 
 def main(way: str, given: str, result: str) -> None:
     """Entry of a way's process."""
+    disable_progress_bar()
     measured = measure(way, pickle.loads(Path(given).read_bytes()))
     Path(result).write_text(json.dumps(asdict(measured)))
 

@@ -122,8 +122,9 @@ def text_sums(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch) -> l
         return F.cross_entropy(model.lm_head(hidden).float(), targets, reduction="none")
 
     rows = max(1, LOGITS // model.config.vocab_size)
-    parts = zip(flat[batch.text_positions].split(rows), batch.text_targets.split(rows), strict=True)
-    chunks = list(parts)
+    if any(hasattr(parameter, "ds_id") for parameter in model.lm_head.parameters()):
+        rows = max(1, len(batch.text_positions))  # all ranks gather ZeRO-3's parts of it equally often
+    chunks = list(zip(flat[batch.text_positions].split(rows), batch.text_targets.split(rows), strict=True))
     if len(chunks) == 1 or not torch.is_grad_enabled():
         losses = torch.cat([chunk_losses(*chunk) for chunk in chunks])
     else:
@@ -139,12 +140,11 @@ def _head_decisions(
 
 
 def _binary(logits: Tensor, labels: Tensor, settings: LossSettings) -> list[Tensor]:
-    seen = labels != IGNORE
-    logits, labels = logits[seen], labels[seen]
+    targets = labels.clamp_min(0).float()
     if settings.decision == "focal":
-        losses = sigmoid_focal_loss(logits, labels.float(), alpha=-1, gamma=settings.focal_gamma)
+        losses = sigmoid_focal_loss(logits, targets, alpha=-1, gamma=settings.focal_gamma)
     else:
-        losses = F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
+        losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     return _by_class(losses, labels)
 
 
@@ -156,7 +156,8 @@ def _modulate(losses: Tensor, settings: LossSettings) -> Tensor:
 
 
 def _by_class(losses: Tensor, labels: Tensor) -> list[Tensor]:
-    return [losses[labels == 1].sum(), losses[labels == 0].sum()]
+    """Sums over the labels 1 and 0. No shape depends on labels: a GPU need not be waited for."""
+    return [(losses * (labels == label)).sum() for label in (1, 0)]
 
 
 def _spoken_labels(batch: Batch, backend: str) -> Tensor:
