@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from prospect.model.adapters import adapt, base_geometry, empty_model
+from prospect.model.adapters import adapt
 from prospect.model.configuration import LoraSettings, ModelSettings, TinyGeometry
+from prospect.model.geometry import base_geometry, empty_model
 from prospect.training.backend import PlainBackend
 from prospect.training.plan import fake_batch, plan_plain
 from prospect.training.settings import TrainingSettings

@@ -12,12 +12,13 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from prospect.data.batches import IGNORE, Batch, Collator
 from prospect.data.clips import Clip
 from prospect.model.adapters import unwrap
-from prospect.model.losses import decision_sums
+from prospect.model.losses import LossSettings, decision_sums, label_counts, total_loss
+from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.training.settings import TrainingSettings
 
 
 def train_with_transformers(
-    model: PeftModel, clips: Sequence[Clip], collate: Collator, settings: TrainingSettings
+    model: DSTProActLlamaForCausalLM | PeftModel, clips: Sequence[Clip], collate: Collator, settings: TrainingSettings
 ) -> float:
     """One pass over `clips` in random order, in batches of `settings.batch_size`; returns the mean loss."""
     arguments = TrainingArguments(
@@ -36,12 +37,12 @@ def train_with_transformers(
         report_to="none",
         disable_tqdm=True,
     )
-    trainer = _Trainer(model, arguments, data_collator=lambda chosen: _columns(collate(chosen)), train_dataset=clips)
+    trainer = _Trainer(model, arguments, data_collator=lambda chosen: columns(collate(chosen)), train_dataset=clips)
     trainer.remove_callback(PrinterCallback)
     return trainer.train().training_loss
 
 
-def _columns(batch: Batch) -> dict[str, Any]:
+def columns(batch: Batch) -> dict[str, Any]:
     """A padded batch as the Trainer hands it on, with labels for every token as transformers has them."""
     labels = torch.full(batch.input_ids.shape, IGNORE)
     # Transformers shifts labels itself: a token's label stands at the token.
@@ -49,15 +50,19 @@ def _columns(batch: Batch) -> dict[str, Any]:
     return {"batch": vars(batch), "labels": labels}
 
 
-class _Trainer(Trainer):
-    """Adds the decisions' and the state's losses to transformers' own language-model loss."""
+def usual_loss(model: DSTProActLlamaForCausalLM, batch: Batch, labels: Tensor) -> Tensor:
+    """Transformers' own language-model loss over the whole vocabulary at every position, and the other losses."""
+    hidden = model.trunk(batch.input_ids, batch.frames, attention_mask=batch.attention_mask)
+    text = model.loss_function(model.lm_head(hidden), labels, model.config.vocab_size)
+    settings = LossSettings()
+    sums = [text.new_zeros(()), text.new_zeros(()), *decision_sums(model, hidden.flatten(0, 1), batch, settings)]
+    others, _ = total_loss(torch.stack(sums), label_counts(batch, model.config.decision_backend), settings)
+    return text + others
 
+
+class _Trainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         batch = Batch(**{field.name: inputs["batch"][field.name] for field in fields(Batch)})
-        inner = unwrap(model)
-        hidden = inner.trunk(batch.input_ids, batch.frames, attention_mask=batch.attention_mask)
-        text = inner.loss_function(inner.lm_head(hidden), inputs["labels"], inner.config.vocab_size)
-        sums = decision_sums(inner, hidden.flatten(0, 1), batch, TrainingSettings().losses)
-        return text + sum(sums) / len(batch.decisions)
+        return usual_loss(unwrap(model), batch, inputs["labels"])

@@ -102,7 +102,7 @@ def run(config: "Config") -> None:
         raise ConfigError("`suite` must be train for this benchmark.", field="suite")
     folder = Path(config.storage.root) / "benchmarks" / "train"
     task = _task(config, suite, folder)
-    console.print(histogram(task.clips, suite.micro_batch_size))
+    console.print(histogram(task.clips))
     results = {way: _measured(way, task, folder) for way in WAYS}
     console.print(comparison(results))
     _write(config, {"suite": suite.model_dump(), **_machine(suite), "ways": {w: asdict(r) for w, r in results.items()}})
@@ -253,8 +253,8 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def histogram(clips: Sequence[Clip], together: int) -> Table:
-    """How long the clips are, and what padding `together` of them at a time would cost."""
+def histogram(clips: Sequence[Clip]) -> Table:
+    """How long the clips are."""
     lengths = np.array([clip.num_tokens for clip in clips])
     edges = np.unique(np.linspace(lengths.min(), lengths.max() + 1, 9).astype(int))
     counts, _ = np.histogram(lengths, edges)

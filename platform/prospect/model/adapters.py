@@ -30,7 +30,7 @@ def build_tokenizer(settings: ModelSettings, texts: Iterable[str], cache: Path) 
     try:
         tokenizer = AutoTokenizer.from_pretrained(base_folder(settings.base, cache))
     except (OSError, ValueError, KeyError) as error:
-        raise _unloadable(settings.base, error) from error
+        raise unloadable(settings.base, error) from error
     extend_tokenizer(tokenizer)
     return tokenizer
 
@@ -110,71 +110,6 @@ def _tiny_config(settings: ModelSettings, tokenizer: Any) -> LlamaConfig:
     )
 
 
-GEOMETRIES = {
-    "meta-llama/Llama-3.2-3B-Instruct": dict(
-        vocab_size=128_256, hidden_size=3072, intermediate_size=8192, num_hidden_layers=28, num_attention_heads=24,
-        num_key_value_heads=8, tie_word_embeddings=True,
-    ),
-    "meta-llama/Llama-3.2-1B-Instruct": dict(
-        vocab_size=128_256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
-        num_key_value_heads=8, tie_word_embeddings=True,
-    ),
-    "package:smollm2_135m": dict(
-        vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-        num_key_value_heads=3, tie_word_embeddings=True,
-    ),
-}  # fmt: skip
-"""Of the bases in configs/model, so that memory can be planned before weights are there."""
-
-
-def base_geometry(settings: ModelSettings) -> LlamaConfig:
-    """Widths and depths of the base, with no weights loaded.
-
-    Raises:
-        CheckpointError: neither a base of configs/model nor one whose config.json can be read.
-    """
-    if settings.base == "tiny":
-        tiny = settings.tiny
-        return LlamaConfig(
-            vocab_size=tiny.vocab_size,
-            hidden_size=tiny.hidden_size,
-            intermediate_size=tiny.intermediate_size,
-            num_hidden_layers=tiny.num_layers,
-            num_attention_heads=tiny.num_heads,
-            tie_word_embeddings=True,
-        )
-    if settings.base in GEOMETRIES:
-        return LlamaConfig(**GEOMETRIES[settings.base])
-    try:
-        return AutoConfig.from_pretrained(settings.base)
-    except (OSError, ValueError, KeyError) as error:
-        raise _unloadable(settings.base, error) from error
-
-
-def empty_model(base: LlamaConfig, settings: ModelSettings, vision_dim: int) -> DSTProActLlamaForCausalLM:
-    """The DST model of a geometry on torch's meta device: shapes without numbers."""
-    vocabulary = base.vocab_size + (0 if settings.base == "tiny" else len(GRAMMAR_TOKENS))
-    first = vocabulary - len(GRAMMAR_TOKENS)
-    config = DSTProActConfig(
-        **{k: v for k, v in base.to_dict().items() if k not in ("model_type", "architectures", "vocab_size", "dtype")},
-        vocab_size=vocabulary,
-        vision_dim=vision_dim,
-        decision_backend=settings.decision_backend,
-        decision_head=settings.decision_head,
-        state_head_size=settings.state_head_size,
-        whiten_frames=settings.whiten_frames,
-        grammar_ids={token: first + number for number, token in enumerate(GRAMMAR_TOKENS)},
-        stop_ids=[0],
-    )
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(getattr(torch, settings.dtype))
-    try:
-        with torch.device("meta"):
-            return DSTProActLlamaForCausalLM(config)
-    finally:
-        torch.set_default_dtype(before)
-
-
 def _stop_ids(base: PreTrainedModel | None, tokenizer: Any) -> list[int]:
     """Everything that ends a generation: Llama-3.2-Instruct ships three ids."""
     if base is None:
@@ -198,10 +133,10 @@ def load_base(name: str, cache: Path) -> LlamaForCausalLM:
             raise CheckpointError(f"model.base={name!r} is of type {config.model_type!r}; only Llama-class models fit")
         return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
-        raise _unloadable(name, error) from error
+        raise unloadable(name, error) from error
 
 
-def _unloadable(name: str, error: Exception) -> CheckpointError:
+def unloadable(name: str, error: Exception) -> CheckpointError:
     reason = str(error).splitlines()[0]
     return CheckpointError(
         f"model.base={name!r} cannot be loaded ({reason}); give a local folder with config.json, tokenizer and weights"
@@ -256,7 +191,7 @@ def adapt(model: DSTProActLlamaForCausalLM, settings: ModelSettings) -> DSTProAc
         ConfigError: `qlora` without bitsandbytes.
     """
     for name in NEW_MODULES:
-        model.get_submodule(name).requires_grad_(name in learning_modules(model.config))
+        model.get_submodule(name).requires_grad_(name in learning_modules(model))
     if settings.adaptation == "full":
         return model
     if settings.adaptation == "qlora":
@@ -264,9 +199,9 @@ def adapt(model: DSTProActLlamaForCausalLM, settings: ModelSettings) -> DSTProAc
     return add_lora(model, settings.lora)
 
 
-def learning_modules(config: DSTProActConfig) -> list[str]:
+def learning_modules(model: DSTProActLlamaForCausalLM) -> list[str]:
     """The new modules that a loss reaches: the token back-end decides by rows of `lm_head` and not by heads."""
-    idle = () if config.decision_backend == "heads" else ("speaking_decision_head", "dst_update_head")
+    idle = () if model.config.decision_backend == "heads" else ("speaking_decision_head", "dst_update_head")
     return [name for name in NEW_MODULES if name not in idle]
 
 
@@ -280,7 +215,7 @@ def add_lora(model: DSTProActLlamaForCausalLM, settings: LoraSettings) -> PeftMo
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=PROJECTIONS,
-        modules_to_save=learning_modules(model.config),
+        modules_to_save=learning_modules(model),
         trainable_token_indices=tokens,
         task_type="CAUSAL_LM",
     )
@@ -310,7 +245,7 @@ def quantize(model: DSTProActLlamaForCausalLM) -> None:
             )
             linear.weight = nn4.Params4bit(plain.weight.data, requires_grad=False, quant_type="nf4")
             layer.set_submodule(path, linear.to(model.device))
-    model.is_loaded_in_4bit = True  # how peft knows
+    cast(Any, model).is_loaded_in_4bit = True  # how peft knows
 
 
 def keep_trained_in_float32(model: torch.nn.Module) -> None:

@@ -68,7 +68,7 @@ class DSTProActLlamaForCausalLM(LlamaForCausalLM):
 
     def checkpoint_layers(self, on: bool) -> None:
         """Whether training keeps one hidden state a layer and computes the layer again in the backward pass."""
-        layers = [module for module in self.modules() if isinstance(module, GradientCheckpointingLayer)]
+        layers: list[Any] = [module for module in self.modules() if isinstance(module, GradientCheckpointingLayer)]
         if any(layer.gradient_checkpointing != on for layer in layers):
             recompute = partial(checkpoint, use_reentrant=False)
             for layer in layers:

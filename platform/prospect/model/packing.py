@@ -7,7 +7,7 @@ import inspect
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -59,16 +59,19 @@ def packed_attention(
     One kernel for all clips on CUDA in half precision; elsewhere one call a clip.
     """
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        longest = max(packing.lengths)
-        mixed = varlen_attn(
-            *rows, packing.offsets, packing.offsets, longest, longest, scale=scaling, window_size=(-1, 0), **_GQA
-        )
-        assert isinstance(mixed, Tensor)
-        return mixed.unsqueeze(0), None
+        return _in_one_kernel(query, key, value, scaling, packing), None
     parts = zip(*(tensor.split(packing.lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    mixed = [F.scaled_dot_product_attention(*part, is_causal=True, scale=scaling, enable_gqa=True) for part in parts]
+    mixed = [
+        F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True) for q, k, v in parts
+    ]
     return torch.cat(mixed, dim=2).transpose(1, 2), None
+
+
+def _in_one_kernel(query: Tensor, key: Tensor, value: Tensor, scaling: float, packing: Packing) -> Tensor:
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    offsets, longest = packing.offsets, max(packing.lengths)
+    options: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0), **_GQA}
+    return cast(Tensor, varlen_attn(q, k, v, offsets, offsets, longest, longest, **options)).unsqueeze(0)
 
 
 AttentionInterface.register(ATTENTION, packed_attention)

@@ -22,8 +22,9 @@ from torch.utils._pytree import tree_map_only
 from prospect.data.batches import Batch
 from prospect.dialogue.sequence import TextTask
 from prospect.errors import ConfigError
-from prospect.model.adapters import PROJECTIONS, adapt, base_geometry, empty_model, unwrap
+from prospect.model.adapters import PROJECTIONS, adapt, unwrap
 from prospect.model.configuration import ModelSettings
+from prospect.model.geometry import base_geometry, empty_model
 from prospect.model.losses import decision_sums, text_sums
 from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.model.packing import ATTENTION, Packing
