@@ -34,7 +34,7 @@ def test_the_peer_sees_the_same_labels() -> None:
     with torch.no_grad():
         terms = loss_sums(model, batch, LossSettings())
         others, _ = total_loss(terms, counts, LossSettings(speaking_text=0, dst_text=0))
-        theirs = usual_loss(model, batch, columns(batch)["labels"])
+        theirs = usual_loss(model, batch, columns(label_everywhere(batch))["labels"])
     assert theirs.item() == pytest.approx(float(terms[:2].sum() / counts[:2].sum() + others), rel=1e-5)
 
 

@@ -46,7 +46,8 @@ def columns(batch: Batch) -> dict[str, Any]:
     """A padded batch as the Trainer hands it on, with labels for every token as transformers has them."""
     labels = torch.full(batch.input_ids.shape, IGNORE)
     # Transformers shifts labels itself: a token's label stands at the token.
-    labels.view(-1)[batch.text_positions + 1] = batch.text_targets
+    counts = batch.text_targets != IGNORE
+    labels.view(-1)[batch.text_positions[counts] + 1] = batch.text_targets[counts]
     return {"batch": vars(batch), "labels": labels}
 
 
