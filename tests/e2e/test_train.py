@@ -21,8 +21,8 @@ from prospect.errors import ConfigError
 from prospect.model.checkpoint import load_model
 from prospect.tracking import Tracking, TrackingSettings
 from prospect.training.job import train
-from prospect.training.settings import TrainingSettings
 from prospect.training.progress import read_events
+from prospect.training.settings import TrainingSettings
 from prospect.vision.encoder import VisionSettings, encoder_fingerprint
 from tests.training.conftest import CONTEXT, MODEL, dialogue, frames
 

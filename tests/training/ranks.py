@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from prospect.model.losses import loss_sums
 from prospect.training.backend import Backend, PlainBackend
-from prospect.training.worker import TrainingData, WorkerJob, work
+from prospect.training.worker import TrainingData, Work, WorkerJob, work
 
 
 class Ranks:
@@ -28,7 +29,10 @@ class Ranks:
     def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """The results by rank."""
         futures = [executor.submit(function, *arguments) for executor in self._executors]
-        return [future.result(timeout=240) for future in futures]
+        done, _ = wait(futures, timeout=200, return_when=FIRST_EXCEPTION)
+        for future in done:
+            future.result()
+        return [future.result(timeout=0) for future in futures]
 
 
 @contextmanager
@@ -38,6 +42,8 @@ def ranks(world_size: int, folder: Path) -> Iterator[Ranks]:
         yield group
     finally:
         for executor in group._executors:
+            for process in executor._processes.values():
+                process.kill()  # where one rank failed, the others wait for it
             executor.shutdown(cancel_futures=True)
 
 
@@ -48,7 +54,7 @@ def _join(rank: int, world_size: int, meeting: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world_size)
 
 
-class Interrupted(Exception):
+class InterruptionError(Exception):
     """What stands for a death between two steps."""
 
 
@@ -58,7 +64,7 @@ def interrupting(backend: Any, after: int | None) -> Any:
 
     def counted(learning_rate: float) -> float:
         if backend.updates == after:
-            raise Interrupted
+            raise InterruptionError
         return step(learning_rate)
 
     if after is not None:
@@ -78,5 +84,27 @@ def train(kind: str, job: WorkerJob, data: TrainingData, die_after: int | None =
     """`work` on a backend of this kind, `zero` or `plain`; None where it died."""
     try:
         return work(job, data, lambda model: make(kind, job, model, die_after))
-    except Interrupted:
+    except InterruptionError:
         return None
+
+
+def train_and_compare(job: WorkerJob, data: TrainingData) -> tuple[float, float]:
+    """Trains with ZeRO; then the loss on one batch by all ranks together, and by each alone on the whole model."""
+    made: list[Backend] = []
+
+    def keep(model: nn.Module) -> Backend:
+        made.append(make("zero", job, model, None))
+        return made[0]
+
+    running = Work(job, data, keep)
+    running.run()
+    [backend] = made
+    backend.model.eval()
+    batch, losses = running.collate(data.validation[:1], 0), job.training.losses
+    with torch.no_grad():
+        together = float(backend.loss_sums(batch, losses).sum())
+        with backend.whole_model() as model:
+            alone = float(loss_sums(model, batch, losses).sum()) if backend.rank == 0 else together
+        again = float(backend.loss_sums(batch, losses).sum())
+    assert again == together, "partitioned again"
+    return together, alone

@@ -43,13 +43,14 @@ class Backend(Checkpointable, Protocol):
         ...
 
     def whole_model(self) -> AbstractContextManager[DSTProActLlamaForCausalLM]:
-        """The model with all its weights in place, for one rank to use alone between two steps, and not to change;
-        all ranks enter and leave together."""
+        """The model with all its weights in place, for a rank to use alone between two steps, and not to change.
+
+        All ranks enter and leave together.
+        """
         ...
 
     def state_dict(self) -> dict[str, Tensor] | None:
-        """On rank 0 the weights of a partitioned model, gathered one after the other; None where the model has its
-        own."""
+        """A partitioned model's weights on rank 0's CPU, gathered one by one; None where the model holds its own."""
         ...
 
 

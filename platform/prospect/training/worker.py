@@ -121,10 +121,10 @@ def work(job: WorkerJob, data: TrainingData, make_backend: Callable[[nn.Module],
         TrainingError: the loss is not finite, a clip has no embedding, a disk is full; on all ranks.
         CheckpointError: the checkpoint belongs to another model.
     """
-    return _Work(job, data, make_backend).run()
+    return Work(job, data, make_backend).run()
 
 
-class _Work:
+class Work:
     """A run as one process sees it."""
 
     def __init__(self, job: WorkerJob, data: TrainingData, make_backend: Callable[[nn.Module], Backend]) -> None:

@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import deepspeed
 import deepspeed.ops
@@ -18,6 +18,8 @@ from deepspeed.utils import (
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
 )
 from peft import PeftModel
 from ray.train.torch import get_device
@@ -59,7 +61,7 @@ class _Loss(nn.Module):
         self.wrapped = model
 
     def forward(self, batch: Batch, settings: LossSettings) -> Tensor:
-        return loss_sums(unwrap(self.wrapped), batch, settings)
+        return loss_sums(unwrap(cast(Any, self.wrapped)), batch, settings)
 
 
 class ZeroBackend:
@@ -77,7 +79,7 @@ class ZeroBackend:
             optimizer=make_optimizer(model, settings),
             config=zero_config(settings, dtype),
         )
-        self.model = unwrap(model)
+        self.model = unwrap(cast(Any, model))
         self.device = device
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self._partitioned = settings.zero_stage == 3
@@ -149,13 +151,26 @@ class ZeroBackend:
 
     def set_tensor(self, kind: str, name: str, value: Tensor) -> None:
         parameter, value = self._trainable[name], value.to(self.device)
-        if kind != WEIGHTS:
+        if self._partitioned:
+            self._set_part(kind, parameter, value)
+        elif kind == WEIGHTS:
+            safe_set_full_fp32_param(parameter, value)
+        else:
             safe_set_full_optimizer_state(parameter, value, kind)
-            return
-        safe_set_full_fp32_param(parameter, value)  # the optimizer's copy; the forward pass has one of its own
-        with GatheredParameters([parameter], modifier_rank=0):
-            if not self._partitioned or self.rank == 0:
-                parameter.data.copy_(value)
+        if kind == WEIGHTS:  # the forward pass has a copy of its own
+            with GatheredParameters([parameter], modifier_rank=0):
+                if not self._partitioned or self.rank == 0:
+                    parameter.data.copy_(value)
+
+    def _set_part(self, kind: str, parameter: Any, value: Tensor) -> None:
+        """This rank's part, padded: DeepSpeed's own way cuts off at the end of a tensor that does not divide evenly."""
+        size = parameter.ds_tensor.numel()
+        padded = nn.functional.pad(value.flatten(), (0, size * self.world_size - value.numel()))
+        mine = padded[self.rank * size : (self.rank + 1) * size]
+        if kind == WEIGHTS:
+            safe_set_local_fp32_param(parameter, mine)
+        else:
+            safe_set_local_optimizer_state(parameter, mine, kind)
 
 
 def run(job: WorkerJob, data: Any) -> dict[str, Any]:
