@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prospect.data.batches import Batch
-from prospect.model.adapters import trainable_parameters, unwrap
+from prospect.model.adapters import keep_trained_in_float32, trainable_parameters, unwrap
 from prospect.model.losses import LossSettings, loss_sums
 from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.training.checkpoint import MOMENTS, WEIGHTS, Checkpointable
@@ -62,13 +62,16 @@ class PlainBackend:
 
     def __init__(self, model: nn.Module, settings: TrainingSettings, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
+        keep_trained_in_float32(model)
         self.model = unwrap(model.to(self.device))  # type: ignore[arg-type]
         self._max_grad_norm = settings.max_grad_norm
         self._optimizer = make_optimizer(model, settings)
         self._trainable = trainable_parameters(model)
 
     def loss_sums(self, batch: Batch, settings: LossSettings) -> Tensor:
-        return loss_sums(self.model, batch, settings)
+        # bfloat16 arithmetic around a bfloat16 base, with what trains in float32.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.model.dtype == torch.bfloat16):
+            return loss_sums(self.model, batch, settings)
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from prospect.data.batches import Batch
 from prospect.data.clips import Clip
-from prospect.errors import DataError
+from prospect.errors import ConfigError, DataError
 from prospect.lineage import derived_seed
-from prospect.model.losses import label_counts, total_loss, trained_heads
+from prospect.model.losses import TERMS, label_counts, total_loss, trained_heads
 from prospect.training.backend import Backend, together
 from prospect.training.sampler import ClipSampler, Share
 from prospect.training.settings import TrainingError, TrainingSettings
@@ -43,6 +43,7 @@ class StepResult:
     Attributes:
         loss: before the update.
         parts: unweighted losses by name, of those that had labels.
+        labels: how many of each of the losses' terms; a decision has one term for each class.
         trained: which heads had labels.
         grad_norm: before clipping.
         clips, tokens: how many, padding not counted.
@@ -52,6 +53,7 @@ class StepResult:
     epoch: int
     loss: float
     parts: dict[str, float]
+    labels: dict[str, int]
     trained: dict[str, bool]
     grad_norm: float
     learning_rate: float
@@ -88,6 +90,7 @@ def train_step(
     totals = backend.all_reduce(sum((_totals(micro, decisions) for micro in micro_batches), torch.zeros(9).double()))
     counts, clips, tokens = totals[:-2], int(totals[-2]), int(totals[-1])
     backend.model.train()
+    backend.model.checkpoint_layers(settings.activation_checkpointing)
     sums = []
     for micro in micro_batches:
         # Dropout belongs to the clips and not to the rank: any number of workers draws the same.
@@ -108,6 +111,7 @@ def train_step(
         epoch=epoch,
         loss=float(loss),
         parts=_labelled(parts, counts, settings),
+        labels={name: int(count) for name, count in zip(TERMS, counts.tolist(), strict=True)},
         trained=trained_heads(counts, settings.losses),
         grad_norm=grad_norm,
         learning_rate=learning_rate,
@@ -153,7 +157,7 @@ def train_steps(
     total = settings.total_steps(sampler)
 
     def prepare(step: int) -> list[MicroBatch] | DataError:
-        shares = sampler.shares(step, settings.micro_batch_size, backend.rank, backend.world_size)
+        shares = _shares(sampler, settings, step, backend)
         try:
             return [_micro_batch(share, clips, collate, sampler.epoch(step)) for share in shares]
         except DataError as error:
@@ -170,11 +174,30 @@ def train_steps(
 
 
 def make_sampler(clips: Sequence[Clip], settings: TrainingSettings) -> ClipSampler:
-    """The order of `clips`; raises TrainingError where there is none."""
+    """The order of `clips`.
+
+    Raises:
+        TrainingError: there is none.
+        ConfigError: one is longer than `micro_batch_tokens`.
+    """
     if not clips:
         raise TrainingError("there is no clip to train on; look at what was quarantined, and at the splits")
-    lengths = [clip.stop - clip.first_row for clip in clips]
+    lengths = [clip.num_tokens or clip.stop - clip.first_row for clip in clips]
+    budget, longest = settings.micro_batch_tokens, max(range(len(clips)), key=lengths.__getitem__)
+    if budget and lengths[longest] > budget:
+        raise ConfigError(
+            f"`training.micro_batch_tokens` is {budget}, but clip {clips[longest].id} has {lengths[longest]} tokens: "
+            "raise it, or cut shorter clips with context.max_seq_len.",
+            field="training.micro_batch_tokens",
+        )
     return ClipSampler(lengths, settings.batch_size, settings.seed)
+
+
+def _shares(sampler: ClipSampler, settings: TrainingSettings, step: int, backend: Backend) -> list[Share]:
+    place = (backend.rank, backend.world_size)
+    if settings.micro_batch_tokens:
+        return sampler.packed_shares(step, settings.micro_batch_tokens, *place)
+    return sampler.shares(step, settings.micro_batch_size, *place)
 
 
 def _micro_batch(share: Share, clips: Sequence[Clip], collate: Collate, epoch: int) -> MicroBatch:
@@ -190,7 +213,7 @@ def validation_loss(
     decisions = backend.model.config.decision_backend
     totals = torch.zeros(2, 7, dtype=torch.float64)
     ordered = sorted(clips, key=len)
-    at_once = settings.micro_batch_size * backend.world_size
+    at_once = (1 if settings.micro_batch_tokens else settings.micro_batch_size) * backend.world_size
     for first in range(0, len(ordered), at_once):
         mine = ordered[first : first + at_once][backend.rank :: backend.world_size]
         batch = together(backend, _collated(collate, mine or ordered[:1]))

@@ -213,6 +213,7 @@ def metric_rows(events: Sequence[Event]) -> list[tuple[int, float, dict[str, flo
         if event["kind"] == "step":
             values = {name: event[name] for name in ("loss", "grad_norm", "learning_rate", "clips", "tokens", "epoch")}
             values |= {f"loss_{name}": value for name, value in event["parts"].items()}
+            values |= {f"labels_{name}": float(count) for name, count in event.get("labels", {}).items()}
             rows.append((event["step"], event["time"], {f"train/{name}": value for name, value in values.items()}))
         elif event["kind"] == "validation":
             losses = {_validation_name(name): value for name, value in event["losses"].items()}

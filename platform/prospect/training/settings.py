@@ -57,7 +57,13 @@ class TrainingSettings(Settings):
     batch_size: int = Field(default=16, ge=1)
     """Clips of one optimizer step, over all workers."""
     micro_batch_size: int = Field(default=4, ge=1)
-    """Clips that one worker computes at once; the rest is accumulated."""
+    """Clips that one worker computes at once, packed into one row; the rest is accumulated."""
+    micro_batch_tokens: int | None = Field(default=None, ge=64)
+    """Instead of `micro_batch_size`: tokens that one worker computes at once, as many clips as fit. The batch stays
+    in clips, so that this changes memory and speed and not the loss."""
+    activation_checkpointing: bool = False
+    """Keep one hidden state a layer and compute the layer again in the backward pass: a third more work, and
+    memory for one layer's activations instead of all."""
     learning_rate: float = Field(default=3e-4, gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_steps: int = Field(default=20, ge=0)

@@ -22,7 +22,7 @@ from prospect.data.clips import Clip
 from prospect.data.embeddings import EmbeddingStore
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.vocabulary import Vocabulary
-from prospect.model.adapters import add_lora, build_model
+from prospect.model.adapters import adapt, build_model
 from prospect.model.checkpoint import save_model
 from prospect.model.configuration import HEADS, ModelSettings
 from prospect.model.modeling import DSTProActLlamaForCausalLM
@@ -249,4 +249,4 @@ def _model(
     )
     if data.frame_statistics is not None:
         model.mm_projector.fix_whitening(*data.frame_statistics)
-    return add_lora(model, job.model.lora) if job.model.adaptation == "lora" else model
+    return adapt(model, job.model)
