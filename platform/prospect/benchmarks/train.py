@@ -132,7 +132,7 @@ def _task(config: "Config", suite: TrainSuite, folder: Path) -> Task:
 
 
 def _dialogues(config: "Config") -> list[Dialogue]:
-    if config.data.source == "dialogues" and not config.data.path.exists():
+    if config.data.source == "dialogues" and not Path(config.data.path).exists():
         return [video.dialogue for video in plan_corpus(config.corpus)]
     return load_dialogues(config.data).dialogues
 
