@@ -87,8 +87,8 @@ def features(video_id: str, start: int, stop: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((400, 1, DIM)).astype(np.float16)[start:stop]
 
 
-def collator(vocabulary: Vocabulary, sampling: SamplingSettings | None = None) -> Collator:
-    return Collator(vocabulary, features, CONTEXT, 1, sampling)
+def collator(vocabulary: Vocabulary, sampling: SamplingSettings | None = None, packed: bool = True) -> Collator:
+    return Collator(vocabulary, features, CONTEXT, 1, sampling, packed)
 
 
 def tea_clip(context: ContextSettings = CONTEXT) -> Clip:

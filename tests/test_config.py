@@ -121,7 +121,7 @@ def test_a_relative_root_is_refused_inside_a_cluster_job(monkeypatch: pytest.Mon
         ("model=smollm", ["Unknown option `smollm` of `model`", "did you mean `smollm2_135m`", "llama_3_2_3b"]),
         ("model.lora.r=many", ["`model.lora.r` cannot be 'many'", "integer"]),
         ("model.lora.r=0", ["`model.lora.r` cannot be 0", "greater than or equal to 1"]),
-        ("model.adaptation=half", ["`model.adaptation` cannot be 'half'", "'full' or 'lora'"]),
+        ("model.adaptation=half", ["`model.adaptation` cannot be 'half'", "'full', 'lora' or 'qlora'"]),
         ("model.lora=3", ["`model.lora` cannot be 3"]),
         ("storage.root=null", ["`storage.root` cannot be null"]),
         ("serving.port=1", ["train does not use `serving`", "storage, corpus"]),

@@ -36,7 +36,7 @@ from prospect.settings import Settings
 from prospect.streaming.engine import StreamingSettings
 from prospect.streaming.protocol import SessionLimits
 from prospect.tracking import TrackingSettings
-from prospect.training.loop import TrainingSettings
+from prospect.training.settings import TrainingSettings
 from prospect.vision.encoder import VisionSettings
 from prospect.vision.stages import EmbeddingSettings
 from prospect.wording import describe, first_line, shown, unknown

@@ -9,10 +9,11 @@ import logging
 import os
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlflow.artifacts
 from mlflow import MlflowClient
@@ -21,7 +22,7 @@ from mlflow.exceptions import MlflowException
 from pydantic import Field
 from sqlalchemy.exc import SQLAlchemyError
 
-from prospect.errors import CheckpointError, ConfigError
+from prospect.errors import CheckpointError, ConfigError, ProspectError
 from prospect.settings import Settings
 
 CANDIDATE, CHAMPION = "candidate", "champion"
@@ -30,6 +31,15 @@ _MAX_PARAM = 6000
 """Characters that MLflow keeps of one parameter's value."""
 _MAX_PARAMS, _MAX_METRICS = 100, 1000
 """How many MLflow takes at once."""
+
+
+T = TypeVar("T")
+
+
+class TrackingError(ProspectError):
+    """The tracking server does not answer."""
+
+    code = "tracking_unavailable"
 
 
 class TrackingSettings(Settings):
@@ -82,15 +92,24 @@ class Tracking:
             tags: more of where the run comes from.
         """
         file = folder / "mlflow_run.json"
-        if file.is_file() and (known := self.find_run(json.loads(file.read_text())["run_id"])):
-            self.client.update_run(known.id, status="RUNNING")
-            return known
-        run_id = self.client.create_run(self._experiment, run_name=name, tags=_git_tags()).info.run_id
+        known = json.loads(file.read_text()) if file.is_file() else {"key": uuid.uuid4().hex}
+        if "run_id" in known and (run := self.find_run(known["run_id"])):
+            self.client.update_run(run.id, status="RUNNING")
+            return run
+        # The key stands in the file before the run exists: whoever dies in between finds it by its key again.
+        key = known.get("key", folder.name)
         folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"run_id": run_id, "tracking_uri": self.uri}))
-        run = Run(self.client, run_id)
+        _replace(file, {"key": key})
+        found = self.client.search_runs([self._experiment], f"tags.`prospect.key` = '{key}'", max_results=1)
+        made = (
+            found[0]
+            if found
+            else self.client.create_run(self._experiment, run_name=name, tags=_git_tags() | {"prospect.key": key})
+        )
+        run = Run(self.client, made.info.run_id)
         run.log_config(config or {})
         run.set_tags(tags or {})
+        _replace(file, {"key": key, "run_id": run.id, "tracking_uri": self.uri})
         return run
 
     def log_job(
@@ -282,3 +301,39 @@ def _git_tags() -> dict[str, str]:
     except (OSError, subprocess.SubprocessError):
         return {}
     return {"mlflow.source.git.commit": done.stdout.strip()}
+
+
+def _replace(file: Path, values: Mapping[str, str]) -> None:
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(values))
+    partial.rename(file)
+
+
+def patiently(call: Callable[[], T], report: Callable[[str], None], seconds: float = 120) -> T:
+    """The result of `call`, which is repeated for `seconds` while the server does not answer.
+
+    Raises:
+        TrackingError: it never did.
+    """
+    deadline, pause = time.monotonic() + seconds, 1.0
+    while True:
+        try:
+            return call()
+        except (MlflowException, SQLAlchemyError, OSError) as error:  # those of `requests` are OSErrors
+            if isinstance(error, MlflowException) and error.error_code not in _AWAY:
+                raise
+            reason = str(error).strip().split("\n", 1)[0]
+            if time.monotonic() + pause > deadline:
+                raise TrackingError(
+                    f"the tracking server did not answer for {seconds:.0f} s ({reason}); start the same run again when "
+                    "it does: what is done stays done",
+                    field="tracking.uri",
+                ) from error
+            if pause == 1.0:
+                report(f"train  waiting for the tracking server: {reason}")
+        time.sleep(pause)
+        pause = min(2 * pause, 10.0)
+
+
+_AWAY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
+"""What MLflow calls a connection that was refused or lost, a time-out and a server's own failure."""

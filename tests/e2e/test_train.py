@@ -21,8 +21,8 @@ from prospect.errors import ConfigError
 from prospect.model.checkpoint import load_model
 from prospect.tracking import Tracking, TrackingSettings
 from prospect.training.job import train
-from prospect.training.loop import TrainingSettings
 from prospect.training.progress import read_events
+from prospect.training.settings import TrainingSettings
 from prospect.vision.encoder import VisionSettings, encoder_fingerprint
 from tests.training.conftest import CONTEXT, MODEL, dialogue, frames
 
@@ -128,7 +128,7 @@ def test_a_finished_run_is_returned_and_another_configuration_refused(cluster: N
 
 
 def test_a_loss_that_is_not_finite_stops_without_a_retry(cluster: None, config: Config) -> None:
-    from prospect.training.loop import TrainingError
+    from prospect.training.settings import TrainingError
 
     hot = {"run_name": "hot", "learning_rate": 1e30, "num_workers": 1, "warmup_steps": 0}
     changed = config.model_copy(update={"training": config.training.model_copy(update=hot)})

@@ -12,6 +12,7 @@ from prospect.model.adapters import add_lora, build_model, build_tokenizer, trai
 from prospect.model.checkpoint import load_model, save_model
 from prospect.model.configuration import HEADS, LoraSettings, ModelSettings
 from prospect.model.losses import TERMS, LossSettings, label_counts, loss_sums, total_loss, trained_heads
+from prospect.model.packing import Packing
 from tests.factories import CONTEXT, DIM, collator, features, tea_clip, tea_clips, tiny_model, tiny_vocabulary
 
 VOCABULARY = tiny_vocabulary()
@@ -31,9 +32,14 @@ def test_image_tokens_equal_feature_rows_for_every_clip_also_with_an_offset():
     assert int((together.input_ids == VOCABULARY.image).sum()) == len(together.frames)
 
 
+def test_a_clip_knows_its_number_of_tokens():
+    for clip in tea_clips(VOCABULARY, CONTEXT.model_copy(update={"max_seq_len": 330}), random_start_share=1.0):
+        assert clip.num_tokens == len(collator(VOCABULARY).sequence(clip).ids)
+
+
 def test_masks_come_from_lengths_so_that_stop_tokens_are_seen():
     clips = tea_clips(VOCABULARY, CONTEXT.model_copy(update={"max_seq_len": 330}))
-    batch = collator(VOCABULARY)(clips)
+    batch = collator(VOCABULARY, packed=False)(clips)
     for row, clip in enumerate(clips):
         length = len(collator(VOCABULARY).sequence(clip).ids)
         assert batch.attention_mask[row].sum() == length
@@ -65,6 +71,73 @@ def test_all_frames_count_in_evaluation():
     assert (batch.speak != IGNORE).all()
     assert (batch.update != IGNORE).all()
     assert len(batch.state_labels) == 60 * 3
+
+
+def test_logits_in_chunks_give_the_gradients_of_logits_at_once(monkeypatch):
+    batch, gradients = collator(VOCABULARY)([tea_clip()]), []
+    for logits in (2**25, 7 * 512):
+        monkeypatch.setattr("prospect.model.losses.LOGITS", logits)
+        model = tiny_model(VOCABULARY).model
+        loss_sums(model, batch, LossSettings()).sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert (gradients[0] - gradients[1]).abs().max() < 1e-5 * gradients[0].abs().max()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_focal_loss_cares_less_about_what_is_known(backend):
+    """With gamma 0 it is cross-entropy; a larger gamma only makes losses smaller."""
+    model, batch = tiny_model(VOCABULARY, backend).model, collator(VOCABULARY)([tea_clip()])
+    terms = dict.fromkeys(["balanced", 0.0, 2.0])
+    with torch.no_grad():
+        terms["balanced"] = loss_sums(model, batch, LossSettings())
+        for gamma in (0.0, 2.0):
+            terms[gamma] = loss_sums(model, batch, LossSettings(decision="focal", focal_gamma=gamma))
+    assert torch.allclose(terms[0.0], terms["balanced"], rtol=1e-5)
+    decisions = slice(2, 6)
+    assert (terms[2.0][decisions] < terms[0.0][decisions]).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_packed_batch_gives_losses_and_gradients_of_the_padded_one(backend):
+    """No clip sees another: up to 1e-5 of the largest gradient, the order of additions."""
+    clips = [*tea_clips(VOCABULARY, CONTEXT.model_copy(update={"max_seq_len": 330})), tea_clip()]
+    assert len({len(clip) for clip in clips}) > 1
+    sums, gradients = [], []
+    for packed in (True, False):
+        model = tiny_model(VOCABULARY, backend).model
+        batch = collator(VOCABULARY, SamplingSettings(), packed)(clips)
+        assert batch.packed == packed
+        assert (batch.input_ids.numel() == batch.num_tokens) == packed
+        terms = loss_sums(model, batch, LossSettings())
+        terms.sum().backward()
+        sums.append(terms.detach())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert torch.allclose(*sums, rtol=1e-5)
+    assert (gradients[0] - gradients[1]).abs().max() < 1e-5 * gradients[1].abs().max()
+
+
+def test_packed_positions_count_anew_in_each_clip():
+    packing = Packing.of((3, 1, 2), "cpu")
+    assert packing.position_ids.tolist() == [[0, 1, 2, 0, 0, 1]]
+    assert packing.offsets.tolist() == [0, 3, 4, 6]
+
+
+def test_attention_follows_the_call():
+    """A packed forward pass leaves nothing behind for the next, padded one."""
+    model, clips = tiny_model(VOCABULARY).model, [tea_clip()]
+    first, packed, again = (
+        loss_sums(model, collator(VOCABULARY, packed=packed)(clips), LossSettings()) for packed in (False, True, False)
+    )
+    assert torch.equal(first, again)
+    assert torch.allclose(first, packed, rtol=1e-5)
+
+
+def test_lm_head_runs_at_labelled_positions_only():
+    model, batch = tiny_model(VOCABULARY).model, collator(VOCABULARY)([tea_clip()])
+    rows = []
+    model.lm_head.register_forward_hook(lambda module, inputs, output: rows.append(inputs[0].shape[0]))
+    loss_sums(model, batch, LossSettings())
+    assert sum(rows) == len(batch.text_positions) < batch.num_tokens
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

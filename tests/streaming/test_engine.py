@@ -108,7 +108,6 @@ def test_streaming_with_the_cache_gives_the_logits_of_one_full_forward(overfitte
     stream(engine, "a", "tea", range(60), user_texts())
     decided = decisions(run(engine)["a"])
     sequence = engine.segment("a").sequence(vocabulary, 1)
-    overfitted.model.set_attn_implementation("sdpa")
     with torch.inference_mode():
         hidden = overfitted.model.trunk(torch.tensor([sequence.ids]), torch.from_numpy(features("tea", 0, 60)[:, 0]))[0]
         if overfitted.model.config.decision_backend == "heads":

@@ -8,16 +8,11 @@ import pytest
 import torch
 
 from prospect.data.batches import SamplingSettings
-from prospect.training.loop import (
-    MicroBatch,
-    PlainBackend,
-    TrainingError,
-    TrainingSettings,
-    lr_at,
-    train_step,
-    train_steps,
-    validation_loss,
-)
+from prospect.errors import ConfigError
+from prospect.model.losses import TERMS
+from prospect.training.backend import PlainBackend
+from prospect.training.loop import MicroBatch, lr_at, train_step, train_steps, validation_loss
+from prospect.training.settings import TrainingError, TrainingSettings
 from tests.training.conftest import World, clip_of, frames, without_steps
 
 SETTINGS = TrainingSettings(batch_size=4, micro_batch_size=4, epochs=2, learning_rate=3e-3, warmup_steps=2)
@@ -49,6 +44,44 @@ def test_accumulated_gradients_are_those_of_one_batch(world: World, decisions: s
     assert results[1].parts == pytest.approx(results[0].parts, rel=1e-5)
     assert (results[1].clips, results[1].tokens) == (results[0].clips, results[0].tokens)
     assert (gradients[1] - gradients[0]).abs().max() < 1e-5 * gradients[0].abs().max()
+
+
+def test_activation_checkpointing_changes_memory_and_nothing_else(world: World) -> None:
+    """Gradients up to 1e-6 of the largest component."""
+    batch = MicroBatch(world.collate()(world.clips[:4]))
+    gradients = []
+    for on in (False, True):
+        settings = SETTINGS.model_copy(update={"activation_checkpointing": on})
+        backend = GradientBackend(world.model(), settings)
+        kept: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: (kept.append(t.nbytes), t)[1], lambda t: t):
+            train_step(backend, [batch], settings, 1e-3)
+        gradients.append((backend.gradients(), sum(kept)))
+    assert (gradients[1][0] - gradients[0][0]).abs().max() <= 1e-6 * gradients[0][0].abs().max()
+    assert gradients[1][1] < 0.6 * gradients[0][1]
+
+
+def test_a_token_budget_gives_the_loss_curve_of_a_clip_budget(world: World) -> None:
+    """Up to 1e-4: two epochs of updates, summed in another order."""
+    by_tokens = SETTINGS.model_copy(update={"micro_batch_tokens": max(clip.num_tokens or 0 for clip in world.clips)})
+    curves = [
+        [r.loss for r in train_steps(PlainBackend(world.model(), s), world.clips, world.collate(SamplingSettings()), s)]
+        for s in (SETTINGS, by_tokens)
+    ]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+
+
+def test_a_clip_that_exceeds_the_token_budget_is_named(world: World) -> None:
+    settings = SETTINGS.model_copy(update={"micro_batch_tokens": 64})
+    with pytest.raises(ConfigError, match=r"`training.micro_batch_tokens` is 64, but clip v\d#0@0-\d+ has \d+ tokens"):
+        list(train_steps(PlainBackend(world.model(), settings), world.clips, world.collate(), settings))
+
+
+def test_each_loss_comes_with_its_number_of_labels(world: World) -> None:
+    [result, *_] = train_steps(PlainBackend(world.model(), SETTINGS), world.clips, world.collate(), SETTINGS)
+    assert result.labels.keys() == set(TERMS)
+    assert result.labels["speak_positive"] == 4 * 2
+    assert all(result.labels.values())
 
 
 def test_a_micro_batch_that_does_not_count_changes_nothing(world: World) -> None:

@@ -1,5 +1,7 @@
 """The run's events: nothing is lost, nothing comes twice, whoever dies."""
 
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,9 +52,14 @@ def test_what_the_tracker_refused_comes_again(tmp_path: Path) -> None:
     def refuse(events: Sequence[Event]) -> None:
         raise ConnectionError("the server is away")
 
-    with Follower(file, refuse, Console(1, lambda line: None)) as follower:
+    lines: list[str] = []
+    with Follower(file, refuse, Console(1, lambda line: None), lines.append, patience=0) as follower:
         step(EventLog(file), 0)
     assert isinstance(follower.failure, ConnectionError)
+    assert lines == [
+        "train  metrics are not handed on for now: the server is away",
+        f"train  metrics wait in {file} for the tracking server, and for this run's next start",
+    ]
     batches: list[Sequence[Event]] = []
     with follow(file, batches):
         pass
@@ -74,7 +81,7 @@ def test_console_and_metric_names(tmp_path: Path) -> None:
     batches: list[Sequence[Event]] = []
     with follow(file, batches, lines):
         log = EventLog(file)
-        log.write("start", step=0, total_steps=4, workers=2, gpu=False, clips=7, parameters=1_900_000, optimizer_restored=True)  # fmt: skip # noqa: E501
+        log.write("start", step=0, total_steps=4, workers=2, gpu=False, clips=7, parameters=1_900_000)  # fmt: skip
         for number in range(4):
             step(log, number)
         log.write("validation", step=3, losses={"loss": 2.0, "speak": 0.25})
@@ -86,3 +93,25 @@ def test_console_and_metric_names(tmp_path: Path) -> None:
     assert [row[0] for row in rows] == [0, 1, 2, 3, 3]
     assert rows[0][2].keys() >= {"train/loss", "train/loss_speak", "train/learning_rate", "train/grad_norm"}
     assert rows[-1][2] == {"validation/loss": 2.0, "validation/loss_speak": 0.25}
+
+
+def test_a_server_that_hangs_holds_up_no_line(tmp_path: Path) -> None:
+    file, answered = tmp_path / "metrics.jsonl", threading.Event()
+    shown: list[Event] = []
+    batches: list[Sequence[Event]] = []
+
+    def hang(events: Sequence[Event]) -> None:
+        answered.wait()
+        batches.append(events)
+
+    with Follower(file, hang, shown.append):
+        log = EventLog(file)
+        step(log, 0)
+        while not shown:
+            time.sleep(0.05)
+        step(log, 1)
+        while len(shown) < 2:
+            time.sleep(0.05)
+        assert not batches
+        answered.set()
+    assert steps(batches) == [0, 1]

@@ -49,3 +49,27 @@ def test_another_epoch_and_another_seed_have_another_order() -> None:
 def test_a_micro_batch_holds_clips_of_similar_length() -> None:
     sampler = ClipSampler([10, 200, 12, 190], 4, seed=0)
     assert [share.clips for share in sampler.shares(0, 2)] == [(1, 3), (2, 0)]
+
+
+budgets = st.integers(500, 2000)
+
+
+@given(lengths, sizes, budgets, st.integers(1, 5), st.integers(0, 10))
+def test_a_token_budget_shares_the_same_global_batch(
+    lengths: list[int], batch_size: int, budget: int, world_size: int, step: int
+) -> None:
+    sampler = ClipSampler(lengths, batch_size, seed=2)
+    ranks = [sampler.packed_shares(step, budget, rank, world_size) for rank in range(world_size)]
+    counted = [clip for shares in ranks for share in shares if share.counts for clip in share.clips]
+    assert sorted(counted) == sorted(sampler.batch(step)), "each clip of the global batch counts on one rank"
+    assert len({len(shares) for shares in ranks}) == 1, "all ranks take part in the same reductions"
+    assert all(sum(lengths[clip] for clip in share.clips) <= budget for shares in ranks for share in shares)
+    idle = [share for shares in ranks for share in shares if not share.counts]
+    assert len(idle) < world_size, "no rank idles twice"
+
+
+def test_a_token_budget_is_filled() -> None:
+    sampler = ClipSampler([100, 900, 400, 600, 500, 500], 6, seed=0)
+    assert [sum(sampler.lengths[clip] for clip in share.clips) for share in sampler.packed_shares(0, 1000)] == [
+        1000
+    ] * 3

@@ -1,12 +1,14 @@
-"""Batches: clips with their features as padded tensors, with the flat position of every label.
+"""Batches: clips with their features as tensors, with the flat position of every label.
 
-B sequences of S tokens; flat position = row * S + position. Labels of -100 do not count.
+B rows of S tokens; flat position = row * S + position. Labels of -100 do not count. A packed batch is one row in
+which the clips stand one behind the other; a padded one has a row for each.
 """
 
 import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,8 +47,9 @@ class Batch:
     """One micro-batch.
 
     Attributes:
-        input_ids: [B, S], padded on the right.
-        attention_mask: [B, S], from lengths.
+        packed: one row without padding, or a row for each clip, padded on the right.
+        lengths: tokens of each clip.
+        input_ids: [B, S].
         frames: [R, D] a feature row for each image token, in row-major order.
         decisions: [N] flat positions of decided frames.
         speak, update: [N] 0, 1 or IGNORE.
@@ -57,8 +60,9 @@ class Batch:
     """
 
     clip_ids: list[str]
+    packed: bool
+    lengths: tuple[int, ...]
     input_ids: Tensor
-    attention_mask: Tensor
     frames: Tensor
     decisions: Tensor
     speak: Tensor
@@ -76,10 +80,20 @@ class Batch:
     @property
     def num_tokens(self) -> int:
         """Tokens that are not padding."""
-        return int(self.attention_mask.sum())
+        return sum(self.lengths)
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """[B, S], 1 for tokens and 0 for padding, from lengths; all 1 where packed."""
+        if self.packed:
+            return torch.ones_like(self.input_ids)
+        positions = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
+        lengths = torch.tensor(self.lengths, device=self.input_ids.device)
+        return (positions < lengths.unsqueeze(1)).long()
 
     def to(self, device: torch.device | str) -> "Batch":
-        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if name != "clip_ids"})
+        tensors: dict[str, Any] = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
 
 
 def sampled_frames(clip: Clip, settings: SamplingSettings, epoch: int) -> set[int]:
@@ -114,13 +128,15 @@ class Collator:
         context: ContextSettings,
         tokens_per_frame: int,
         sampling: SamplingSettings | None,
+        packed: bool = True,
     ) -> None:
-        """`sampling=None` labels every frame, as evaluation does."""
+        """`sampling=None` labels every frame, as evaluation does; `packed=False` makes padded batches."""
         self.vocabulary = vocabulary
         self.read_frames = read_frames
         self.context = context
         self.tokens_per_frame = tokens_per_frame
         self.sampling = sampling
+        self.packed = packed
 
     def sequence(self, clip: Clip) -> FrameSequence:
         return clip_sequence(clip, self.vocabulary, self.context, self.tokens_per_frame)
@@ -143,30 +159,29 @@ class Collator:
     def __call__(self, clips: Sequence[Clip], epoch: int = 0) -> Batch:
         views = [self._view(clip, epoch) for clip in clips]
         sequences = [self.sequence(clip) for clip, _ in views]
-        length = max(len(sequence.ids) for sequence in sequences)
-        builder = _Builder(length)
-        for row, ((clip, seen), sequence) in enumerate(zip(views, sequences, strict=True)):
-            builder.add_decisions(row * length, clip, sequence, seen)
-            builder.add_text(row * length, sequence)
-        ids = torch.full((len(clips), length), self.vocabulary.pad)
-        mask = torch.zeros((len(clips), length), dtype=torch.long)
-        for row, sequence in enumerate(sequences):
-            ids[row, : len(sequence.ids)] = torch.tensor(sequence.ids)
-            mask[row, : len(sequence.ids)] = 1
+        lengths = tuple(len(sequence.ids) for sequence in sequences)
+        stride = max(lengths)
+        bases = [0, *itertools.accumulate(lengths)] if self.packed else range(0, stride * len(clips), stride)
+        ids = torch.full((sum(lengths) if self.packed else stride * len(clips),), self.vocabulary.pad)
+        builder = _Builder()
+        for base, (clip, seen), sequence in zip(bases, views, sequences, strict=False):
+            ids[base : base + len(sequence.ids)] = torch.tensor(sequence.ids)
+            builder.add_decisions(base, clip, sequence, seen)
+            builder.add_text(base, sequence)
+        ids = ids.view(1 if self.packed else len(clips), -1)
         frames = torch.from_numpy(np.concatenate([self.features(clip) for clip in clips]))
-        return Batch([clip.id for clip in clips], ids, mask, frames, **builder.tensors())
+        return Batch([clip.id for clip in clips], self.packed, lengths, ids, frames, **builder.tensors())
 
 
 class _Builder:
-    """Collects flat label positions over the rows of one batch."""
+    """Collects the flat label positions of one batch."""
 
     FIELDS = (
         "decisions", "speak", "update", "after_delta", "after_delta_speak", "text_positions", "text_targets",
         "text_tasks", "step_positions", "state_frames", "state_steps", "state_labels",
     )  # fmt: skip
 
-    def __init__(self, length: int) -> None:
-        self.length = length
+    def __init__(self) -> None:
         self.lists: dict[str, list[int]] = {name: [] for name in self.FIELDS}
 
     def add_decisions(self, base: int, clip: Clip, sequence: FrameSequence, seen: set[int] | None) -> None:

@@ -3,7 +3,7 @@
 import itertools
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import Field
 
@@ -43,6 +43,8 @@ class Clip:
     events: dict[int, FrameEvents]
     states: tuple[TaskState, ...]
     """The state after each decided frame's delta."""
+    num_tokens: int | None = None
+    """Tokens of its sequence, counted where clips are cut to a length."""
 
     @property
     def first_row(self) -> int:
@@ -127,9 +129,11 @@ def split_clips(
     stop = min(dialogue.last_frame or timeline.num_frames, timeline.num_frames)
     borders = [first, *_random_start(dialogue, first, stop, clips), stop]
     return [
-        make_clip(dialogue, timeline, begin, end, context, policy)
+        replace(make_clip(dialogue, timeline, begin, end, context, policy), num_tokens=num_tokens)
         for low, high in itertools.pairwise(borders)
-        for begin, end in _fitting(dialogue, timeline, low, high, vocabulary, context, tokens_per_frame, policy)
+        for begin, end, num_tokens in _fitting(
+            dialogue, timeline, low, high, vocabulary, context, tokens_per_frame, policy
+        )
     ]
 
 
@@ -157,8 +161,8 @@ def _fitting(
     settings: ContextSettings,
     tokens_per_frame: int,
     policy: StatePolicy,
-) -> Iterator[tuple[int, int]]:
-    """Greedy spans of [low, high), each with its own context, as long as they fit."""
+) -> Iterator[tuple[int, int, int]]:
+    """Greedy spans of [low, high), each with its own context, as long as they fit; start, stop and tokens."""
     start = low
     while start < high:
         empty = make_clip(dialogue, timeline, start, start, settings, policy)
@@ -172,5 +176,5 @@ def _fitting(
                 f"context.max_seq_len={settings.max_seq_len}; raise it",
                 field="context.max_seq_len",
             )
-        yield start, stop
+        yield start, stop, settings.max_seq_len - room
         start = stop

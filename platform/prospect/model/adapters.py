@@ -1,4 +1,4 @@
-"""From a base language model to a trainable DST model: extra tokens, heads, LoRA."""
+"""From a base language model to a trainable DST model: extra tokens, heads, LoRA, NF4."""
 
 import importlib.util
 import logging
@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from prospect.dialogue.vocabulary import GRAMMAR_TOKENS, Vocabulary, extend_tokenizer
-from prospect.errors import CheckpointError
+from prospect.errors import CheckpointError, ConfigError
 from prospect.model.configuration import DSTProActConfig, LoraSettings, ModelSettings
 from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.model.tokenizer import fit_tokenizer
@@ -30,7 +30,7 @@ def build_tokenizer(settings: ModelSettings, texts: Iterable[str], cache: Path) 
     try:
         tokenizer = AutoTokenizer.from_pretrained(base_folder(settings.base, cache))
     except (OSError, ValueError, KeyError) as error:
-        raise _unloadable(settings.base, error) from error
+        raise unloadable(settings.base, error) from error
     extend_tokenizer(tokenizer)
     return tokenizer
 
@@ -133,10 +133,10 @@ def load_base(name: str, cache: Path) -> LlamaForCausalLM:
             raise CheckpointError(f"model.base={name!r} is of type {config.model_type!r}; only Llama-class models fit")
         return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
-        raise _unloadable(name, error) from error
+        raise unloadable(name, error) from error
 
 
-def _unloadable(name: str, error: Exception) -> CheckpointError:
+def unloadable(name: str, error: Exception) -> CheckpointError:
     reason = str(error).splitlines()[0]
     return CheckpointError(
         f"model.base={name!r} cannot be loaded ({reason}); give a local folder with config.json, tokenizer and weights"
@@ -184,6 +184,27 @@ def _convert_gguf(package: str, file: str, folder: Path) -> None:
                 raise
 
 
+def adapt(model: DSTProActLlamaForCausalLM, settings: ModelSettings) -> DSTProActLlamaForCausalLM | PeftModel:
+    """The model as `settings.adaptation` trains it: what shall not learn is frozen.
+
+    Raises:
+        ConfigError: `qlora` without bitsandbytes.
+    """
+    for name in NEW_MODULES:
+        model.get_submodule(name).requires_grad_(name in learning_modules(model))
+    if settings.adaptation == "full":
+        return model
+    if settings.adaptation == "qlora":
+        quantize(model)
+    return add_lora(model, settings.lora)
+
+
+def learning_modules(model: DSTProActLlamaForCausalLM) -> list[str]:
+    """The new modules that a loss reaches: the token back-end decides by rows of `lm_head` and not by heads."""
+    idle = () if model.config.decision_backend == "heads" else ("speaking_decision_head", "dst_update_head")
+    return [name for name in NEW_MODULES if name not in idle]
+
+
 def add_lora(model: DSTProActLlamaForCausalLM, settings: LoraSettings) -> PeftModel:
     """LoRA on the seven projections; projector, heads and the grammar's token rows train in full, nothing else."""
     rows = sorted((model.config.grammar_ids or {}).values())
@@ -194,11 +215,44 @@ def add_lora(model: DSTProActLlamaForCausalLM, settings: LoraSettings) -> PeftMo
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=PROJECTIONS,
-        modules_to_save=NEW_MODULES,
+        modules_to_save=learning_modules(model),
         trainable_token_indices=tokens,
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
+
+
+def quantize(model: DSTProActLlamaForCausalLM) -> None:
+    """Turns the seven projections of every layer into NF4 with quantised scales, 4.13 bits a weight.
+
+    On the CPU they are quantised here, otherwise as they move to the device.
+
+    Raises:
+        ConfigError: bitsandbytes is not installed.
+    """
+    try:
+        nn4 = importlib.import_module("bitsandbytes.nn")
+    except ImportError as error:
+        raise ConfigError(
+            "`model.adaptation` is qlora, which needs the package bitsandbytes: install it, or choose lora.",
+            field="model.adaptation",
+        ) from error
+    for layer in model.model.layers:
+        for path in [name for name, _ in layer.named_modules() if name.split(".")[-1] in PROJECTIONS]:
+            plain = layer.get_submodule(path)
+            linear = nn4.Linear4bit(
+                plain.in_features, plain.out_features, bias=False, compute_dtype=plain.weight.dtype, quant_type="nf4"
+            )
+            linear.weight = nn4.Params4bit(plain.weight.data, requires_grad=False, quant_type="nf4")
+            layer.set_submodule(path, linear.to(model.device))
+    cast(Any, model).is_loaded_in_4bit = True  # how peft knows
+
+
+def keep_trained_in_float32(model: torch.nn.Module) -> None:
+    """Small updates are lost on bfloat16 weights. For a frozen base under autocast; DeepSpeed keeps copies itself."""
+    if any(not parameter.requires_grad for parameter in model.parameters()):
+        for parameter in trainable_parameters(model).values():
+            parameter.data = parameter.data.float()
 
 
 def unwrap(model: DSTProActLlamaForCausalLM | PeftModel) -> DSTProActLlamaForCausalLM:

@@ -38,7 +38,9 @@ class ModelSettings(Settings):
     base: str = "tiny"
     """`tiny`, `package:smollm2_135m`, or a name or path that transformers loads."""
     tiny: TinyGeometry = TinyGeometry()
-    adaptation: Literal["full", "lora"] = "lora"
+    adaptation: Literal["full", "lora", "qlora"] = "lora"
+    """What trains besides projector, heads and new token rows: all weights, adapters of a frozen base, or adapters
+    of one whose projections are frozen in 4 bits (NF4, needs bitsandbytes)."""
     lora: LoraSettings = LoraSettings()
     decision_backend: DecisionBackend = "heads"
     decision_head: Literal["linear", "mlp"] = "linear"

@@ -77,8 +77,14 @@ class StateHead(nn.Module):
         """Hidden states at the steps' lines [K, H] -> [K, W]."""
         return self.step(hidden)
 
+    def frame_vectors(self, hidden: Tensor) -> Tensor:
+        """Hidden states of frames [*, H] -> [*, W]."""
+        return self.frame(hidden)
+
+    def compare(self, frames: Tensor, steps: Tensor) -> Tensor:
+        """Vectors [*, W] of frames and of steps, broadcast against each other -> [*, 3] in float32."""
+        return self.output(nn.functional.gelu(frames + steps + frames * steps)).float()
+
     def forward(self, frame_hidden: Tensor, step_vectors: Tensor) -> Tensor:
         """[*, H] and [*, W], broadcast against each other -> [*, 3] in float32."""
-        frame = self.frame(frame_hidden)
-        joint = nn.functional.gelu(frame + step_vectors + frame * step_vectors)
-        return self.output(joint).float()
+        return self.compare(self.frame_vectors(frame_hidden), step_vectors)

@@ -10,16 +10,23 @@ import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
+from torchvision.ops import sigmoid_focal_loss
 
 from prospect.data.batches import IGNORE, Batch
 from prospect.dialogue.sequence import TextTask
 from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.packing import ATTENTION, Packing
 from prospect.settings import Settings
 
 TERMS = (
     "speaking_text", "dst_text", "speak_positive", "speak_negative", "update_positive", "update_negative", "state",
 )  # fmt: skip
 """What is summed: text by task, decisions by class, the state head. Order of all [7] tensors here."""
+
+
+LOGITS = 2**25
+"""Largest number of vocabulary logits that are held at once: 128 MiB in float32, 261 tokens of Llama 3."""
 
 
 class LossSettings(Settings):
@@ -53,11 +60,23 @@ def label_counts(batch: Batch, backend: str) -> Tensor:
 
 def loss_sums(model: DSTProActLlamaForCausalLM, batch: Batch, settings: LossSettings) -> Tensor:
     """[7] sums of each term over this micro-batch, differentiable."""
-    hidden = model.trunk(batch.input_ids, batch.frames, attention_mask=batch.attention_mask)
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    backend = model.config.decision_backend
-    decide = _head_decisions if backend == "heads" else _token_decisions
-    return torch.stack([*_text(model, flat, batch), *decide(model, flat, batch, settings), _state(model, flat, batch)])
+    flat = _hidden(model, batch)
+    return torch.stack([*text_sums(model, flat, batch), *decision_sums(model, flat, batch, settings)])
+
+
+def decision_sums(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch, settings: LossSettings) -> list[Tensor]:
+    """The terms behind the text's, from hidden states [B * S, H]: decisions by class, then the state head."""
+    decide = _head_decisions if model.config.decision_backend == "heads" else _token_decisions
+    return [*decide(model, flat, batch, settings), _state(model, flat, batch)]
+
+
+def _hidden(model: DSTProActLlamaForCausalLM, batch: Batch) -> Tensor:
+    """Of every position, [B * S, H]."""
+    if batch.packed:
+        packing = Packing.of(batch.lengths, batch.input_ids.device)
+        kwargs = {"packing": packing, "position_ids": packing.position_ids}
+        return model.trunk(batch.input_ids, batch.frames, ATTENTION, **kwargs)[0]
+    return model.trunk(batch.input_ids, batch.frames, attention_mask=batch.attention_mask).flatten(0, 1)
 
 
 def total_loss(sums: Tensor, counts: Tensor, settings: LossSettings) -> tuple[Tensor, dict[str, Tensor]]:
@@ -93,11 +112,24 @@ def trained_heads(counts: Tensor, settings: LossSettings) -> dict[str, bool]:
     }
 
 
-def _text(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch) -> list[Tensor]:
-    """`lm_head` runs at the labelled positions only."""
-    logits = model.lm_head(flat[batch.text_positions]).float()
-    losses = F.cross_entropy(logits, batch.text_targets, reduction="none")
-    return [losses[batch.text_tasks == task].sum() for task in (TextTask.SPEAKING, TextTask.DST)]
+def text_sums(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch) -> list[Tensor]:
+    """The text's two terms, from hidden states [B * S, H].
+
+    `lm_head` runs at the labelled positions only, a chunk at a time that the backward pass computes again.
+    """
+
+    def chunk_losses(hidden: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(model.lm_head(hidden).float(), targets, reduction="none")
+
+    rows = max(1, LOGITS // model.config.vocab_size)
+    if any(hasattr(parameter, "ds_id") for parameter in model.lm_head.parameters()):
+        rows = max(1, len(batch.text_positions))  # all ranks gather ZeRO-3's parts of it equally often
+    chunks = list(zip(flat[batch.text_positions].split(rows), batch.text_targets.split(rows), strict=True))
+    if len(chunks) == 1 or not torch.is_grad_enabled():
+        losses = torch.cat([chunk_losses(*chunk) for chunk in chunks])
+    else:
+        losses = torch.cat([checkpoint(chunk_losses, *chunk, use_reentrant=False) for chunk in chunks])
+    return [(losses * (batch.text_tasks == task)).sum() for task in (TextTask.SPEAKING, TextTask.DST)]
 
 
 def _head_decisions(
@@ -108,21 +140,24 @@ def _head_decisions(
 
 
 def _binary(logits: Tensor, labels: Tensor, settings: LossSettings) -> list[Tensor]:
-    seen = labels != IGNORE
-    logits, labels = logits[seen], labels[seen]
-    losses = F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
-    return _by_class(_modulate(losses, settings), labels)
+    targets = labels.clamp_min(0).float()
+    if settings.decision == "focal":
+        losses = sigmoid_focal_loss(logits, targets, alpha=-1, gamma=settings.focal_gamma)
+    else:
+        losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return _by_class(losses, labels)
 
 
 def _modulate(losses: Tensor, settings: LossSettings) -> Tensor:
-    """Focal loss: (1 - p_t)^gamma * CE, with p_t = exp(-CE) (Lin et al. 2017, without alpha)."""
+    """Focal loss over three classes: (1 - p_t)^gamma * CE, with p_t = exp(-CE) (Lin et al. 2017, without alpha)."""
     if settings.decision == "balanced":
         return losses
     return (1 - torch.exp(-losses)) ** settings.focal_gamma * losses
 
 
 def _by_class(losses: Tensor, labels: Tensor) -> list[Tensor]:
-    return [losses[labels == 1].sum(), losses[labels == 0].sum()]
+    """Sums over the labels 1 and 0. No shape depends on labels: a GPU need not be waited for."""
+    return [(losses * (labels == label)).sum() for label in (1, 0)]
 
 
 def _spoken_labels(batch: Batch, backend: str) -> Tensor:
@@ -150,7 +185,7 @@ def _token_decisions(
 
 
 def _state(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch) -> Tensor:
-    vectors = model.dst_state_head.step_vectors(flat[batch.step_positions])
-    frames = flat[batch.decisions]
-    logits = model.dst_state_head(frames[batch.state_frames], vectors[batch.state_steps])
+    head = model.dst_state_head
+    steps, frames = head.step_vectors(flat[batch.step_positions]), head.frame_vectors(flat[batch.decisions])
+    logits = head.compare(frames[batch.state_frames], steps[batch.state_steps])
     return F.cross_entropy(logits, batch.state_labels, reduction="sum")

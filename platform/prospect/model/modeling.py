@@ -3,11 +3,14 @@
 Shapes: B sequences, S tokens, H width, D embedding width, I tokens a frame.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from prospect.errors import DataError
@@ -50,9 +53,26 @@ class DSTProActLlamaForCausalLM(LlamaForCausalLM):
         projected = self.mm_projector(frames).to(embeddings.dtype)
         return embeddings.masked_scatter(is_image.unsqueeze(-1), projected)
 
-    def trunk(self, input_ids: Tensor, frames: Tensor, **kwargs: Any) -> Tensor:
-        """Hidden states [B, S, H] after the final norm; `lm_head` is not touched."""
-        return self.model(inputs_embeds=self.embed(input_ids, frames), **kwargs).last_hidden_state
+    def trunk(self, input_ids: Tensor, frames: Tensor, attention: str = "sdpa", **kwargs: Any) -> Tensor:
+        """Hidden states [B, S, H] after the final norm; `lm_head` is not touched.
+
+        `attention` names one of transformers' attention functions; `kwargs` go to it.
+        """
+        self._attend_by(attention)
+        return self.model(inputs_embeds=self.embed(input_ids, frames), use_cache=False, **kwargs).last_hidden_state
+
+    def _attend_by(self, attention: str) -> None:
+        """It stays after the call: checkpointed layers run it again in the backward pass."""
+        if self.config._attn_implementation != attention:
+            self.set_attn_implementation(attention)
+
+    def checkpoint_layers(self, on: bool) -> None:
+        """Whether training keeps one hidden state a layer and computes the layer again in the backward pass."""
+        layers: list[Any] = [module for module in self.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if any(layer.gradient_checkpointing != on for layer in layers):
+            recompute = partial(checkpoint, use_reentrant=False)
+            for layer in layers:
+                layer.gradient_checkpointing, layer._gradient_checkpointing_func = on, recompute
 
     def decision_logits(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Speak and update logits, each [*], of the `heads` back-end."""
@@ -71,6 +91,7 @@ class DSTProActLlamaForCausalLM(LlamaForCausalLM):
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Vocabulary logits [B, S, V] at every position; training and streaming use `trunk` instead."""
+        self._attend_by("sdpa")
         if inputs_embeds is None and input_ids is not None and frames is not None:
             inputs_embeds, input_ids = self.embed(input_ids, frames), None
         return super().forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)

@@ -228,9 +228,9 @@ class StreamingEngine:
         hidden = self._model.trunk(
             ids,
             torch.from_numpy(frames).to(device),
+            ATTENTION,
             position_ids=step.position_ids(device),
             ragged=step,
-            use_cache=False,
         )[0]
         step.commit()
         for (_, job), part in zip(batch, hidden.split([len(chunk) for chunk in chunks]), strict=True):

@@ -3,11 +3,12 @@
 ROOT/runs/NAME/identity.json    what makes the run itself; another configuration needs another name
 ROOT/runs/NAME/tokenizer/       the same for every worker and every resumption
 ROOT/runs/NAME/metrics.jsonl    every step, as it happens
+ROOT/runs/NAME/checkpoints/     see checkpoint.py
 ROOT/runs/NAME/model/           the finished model
 ROOT/runs/NAME/result.json      written last: the run is finished
-ROOT/ray_train/NAME/            checkpoints
 """
 
+import errno
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import ray
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
@@ -29,10 +30,12 @@ from prospect.data.sources import QuarantinedRecord
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import ConfigError, ProspectError
 from prospect.model.adapters import build_tokenizer
-from prospect.tracking import Run, Tracking, flatten
-from prospect.training.loop import TrainingError, TrainingSettings, make_sampler
+from prospect.tracking import Run, Tracking, TrackingError, patiently
+from prospect.training.folder import alone, claim, write_json
+from prospect.training.loop import make_sampler
 from prospect.training.prepare import Records, frame_statistics, make_clips, read_records, training_texts
 from prospect.training.progress import Console, Event, Follower, metric_rows
+from prospect.training.settings import TrainingError, TrainingSettings
 from prospect.training.worker import TrainingData, WorkerJob, enter
 from prospect.vision.encoder import encoder_fingerprint
 
@@ -42,10 +45,14 @@ if TYPE_CHECKING:
 Report = Callable[[str], None]
 
 OPERATIONAL = {
-    "run_name", "num_workers", "zero_stage", "max_failures", "micro_batch_size", "log_every", "save_every",
-    "keep_checkpoints", "eval_every",
+    "run_name", "num_workers", "min_workers", "zero_stage", "offload_optimizer", "max_failures", "micro_batch_size",
+    "log_every", "save_every", "keep_checkpoints", "eval_every",
 }  # fmt: skip
 """Training settings that may change while a run goes on: they change its course by rounding at most."""
+
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+"""What a full disk, a quota, a size limit and a disk that was mounted read-only say."""
 
 
 @dataclass(frozen=True)
@@ -82,41 +89,52 @@ def train(config: "Config", report: Report = print) -> TrainResult:
     Raises:
         DataError: no embeddings, no labels that belong to the data, or nothing to train on.
         FingerprintError: the embeddings were made by another encoder than `config.vision`.
-        ConfigError: the run name belongs to a run of another configuration.
+        ConfigError: the run name belongs to a run of another configuration, or to one that goes on now.
         CheckpointError: the base model cannot be loaded.
-        TrainingError: the loss is not finite, or workers died more often than `training.max_failures`.
+        TrainingError: the loss is not finite, a disk is full, or workers died more often than
+            `training.max_failures`.
+        TrackingError: the tracking server stayed away; the model is complete, and registered by the next start.
     """
-    root, settings = _local(config.storage.root), config.training
-    folder = root / "runs" / settings.run_name
+    root = _local(config.storage.root)
+    folder = root / "runs" / config.training.run_name
+    with alone(folder):
+        return _train(config, root, folder, report)
+
+
+def _train(config: "Config", root: Path, folder: Path, report: Report) -> TrainResult:
+    settings = config.training
     store = EmbeddingStore(root / "embeddings")
     records = read_records(config.data, root / "labels" / "dialogues.jsonl", store)
     store.require(encoder_fingerprint(config.vision), config.vision.equivalent_to)
-    _claim(folder, _identity(config, records, store))
+    claim(folder, _identity(config, records, store))
     if finished := _finished(folder):
         report(f"train  run {settings.run_name!r} is finished; training.run_name=NAME starts another")
         return finished
     data, quarantined = _prepare(config, records, store, folder, report)
     tracking = Tracking(config.tracking, root)
     tags = {"records": records.fingerprint, "embeddings": store.fingerprint, "folder": str(folder)}
-    run = tracking.open_run(folder, settings.run_name, config=config.model_dump(mode="json"), tags=tags)
-    with _outcome(run):
+    run = patiently(
+        lambda: tracking.open_run(folder, settings.run_name, config=config.model_dump(mode="json"), tags=tags), report
+    )
+    with _outcome(run, report):
         job = _worker_job(config, folder, store, run)
         summary = _fit(job, data, root, run, report)
-        version = tracking.register(config.model.name, run, folder / "model")
-        result = TrainResult(
-            run_name=settings.run_name,
-            model=folder / "model",
-            steps=summary["step"],
-            first_loss=summary["first_loss"],
-            last_loss=summary["last_loss"],
-            validation=summary["validation"],
-            trained_steps=summary["trained_steps"],
-            mlflow_run=run.id,
-            name=config.model.name,
-            version=version,
-            quarantined=len(quarantined),
-        )
-        _write_json(folder / "result.json", {**asdict(result), "model": str(result.model)})
+        version = patiently(lambda: tracking.register(config.model.name, run, folder / "model"), report)
+        patiently(run.finish, report)
+    result = TrainResult(
+        run_name=settings.run_name,
+        model=folder / "model",
+        steps=summary["step"],
+        first_loss=summary["first_loss"],
+        last_loss=summary["last_loss"],
+        validation=summary["validation"],
+        trained_steps=summary["trained_steps"],
+        mlflow_run=run.id,
+        name=config.model.name,
+        version=version,
+        quarantined=len(quarantined),
+    )
+    write_json(folder / "result.json", {**asdict(result), "model": str(result.model)})
     report(f"train  model {result.model}, registered as models:/{result.name}/{version} (candidate)")
     return result
 
@@ -138,23 +156,6 @@ def _identity(config: "Config", records: Records, store: EmbeddingStore) -> dict
         "training": config.training.model_dump(mode="json", exclude=OPERATIONAL),
         "data": {"records": records.fingerprint, "embeddings": store.fingerprint},
     }
-
-
-def _claim(folder: Path, identity: dict[str, Any]) -> None:
-    """Makes the run's folder this configuration's own, or finds that it is."""
-    file = folder / "identity.json"
-    if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_json(file, identity)
-        return
-    there, here = flatten(json.loads(file.read_text())), flatten(json.loads(json.dumps(identity)))
-    for key in sorted(there.keys() | here.keys()):
-        if there.get(key) != here.get(key):
-            raise ConfigError(
-                f"`training.run_name` is {folder.name}, a run that was started with {key}={there.get(key)} and not "
-                f"{here.get(key)}: give training.run_name another name, or delete {folder} and its checkpoints.",
-                field="training.run_name",
-            )
 
 
 def _finished(folder: Path) -> TrainResult | None:
@@ -185,6 +186,11 @@ def _prepare(
         file.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in quarantined))
         report(f"train  {len(quarantined)} records or events left out, listed in {file}; the first: {quarantined[0]}")
     make_sampler(clips[0], config.training)
+    if config.training.early_stopping and not clips[1]:
+        raise ConfigError(
+            "`training.early_stopping` is set, but no video is held out for validation: hold some out, or drop it.",
+            field="training.early_stopping",
+        )
     statistics = None
     if config.model.whiten_frames:
         statistics = frame_statistics(store, (d.video_id for d, _ in train_split), config.training.seed)
@@ -205,18 +211,21 @@ def _worker_job(config: "Config", folder: Path, store: EmbeddingStore, run: Run)
 
 
 @contextmanager
-def _outcome(run: Run) -> Iterator[None]:
-    """Leaves the MLflow run with the status that this job ended with."""
+def _outcome(run: Run, report: Report) -> Iterator[None]:
+    """Leaves the MLflow run with the status of what went wrong; a server that is away does not hide what it was."""
     try:
         yield
     except BaseException as error:
-        run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        try:
+            patiently(lambda: run.finish(status), report, seconds=10)
+        except TrackingError as away:
+            report(f"train  {away}")
         raise
-    run.finish()
 
 
 def _fit(job: WorkerJob, data: TrainingData, root: Path, run: Run, report: Report) -> dict[str, Any]:
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # also how long each checkpoint's report takes
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how soon an end is seen, or a death
     connect()
     settings = job.training
     gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -224,24 +233,23 @@ def _fit(job: WorkerJob, data: TrainingData, root: Path, run: Run, report: Repor
     trainer = TorchTrainer(
         cast(Any, lambda arguments: enter(**arguments)),
         train_loop_config={"job": job, "data": ray.put(data)},
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=_resources(gpus)),
+        scaling_config=ScalingConfig(
+            num_workers=cast(Any, _elastic(workers, settings)), use_gpu=gpus > 0, resources_per_worker=_resources(gpus)
+        ),
         run_config=RunConfig(
             name=settings.run_name,
             storage_path=str(root / "ray_train"),
             failure_config=FailureConfig(max_failures=settings.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=settings.keep_checkpoints),
         ),
     )
 
     def hand_on(events: Sequence[Event]) -> None:
         run.log_history(metric_rows(events))
 
-    with Follower(job.folder / "metrics.jsonl", hand_on, Console(settings.log_every, report)) as follower:
+    with Follower(job.folder / "metrics.jsonl", hand_on, Console(settings.log_every, report), report):
         summary = _run(trainer, settings)
-    if follower.failure:
-        report(f"train  metrics wait in {job.folder} for the tracking server: {follower.failure}")
-    if "error" in summary:
-        raise TrainingError(summary["error"])
+        if "error" in summary:
+            raise TrainingError(summary["error"])
     return summary
 
 
@@ -254,8 +262,14 @@ def _workers(settings: TrainingSettings, gpus: int, report: Report) -> int:
     if len(ray.nodes()) == 1 and "RAY_ADDRESS" not in os.environ:
         report(f"train  training.num_workers={settings.num_workers}, but this machine has {have}: {room} it is")
         return room
-    report(f"train  waiting for {settings.num_workers} workers; the cluster has {have} now")
+    least = settings.min_workers or settings.num_workers
+    report(f"train  {settings.num_workers} workers wanted, {least} needed to begin; the cluster has {have} now")
     return settings.num_workers
+
+
+def _elastic(workers: int, settings: TrainingSettings) -> int | tuple[int, int]:
+    least = min(settings.min_workers or workers, workers)
+    return workers if least == workers else (least, workers)
 
 
 def _resources(gpus: int) -> dict[str, float]:
@@ -284,16 +298,14 @@ def _explained(error: TrainingFailedError, settings: TrainingSettings) -> BaseEx
         cause = getattr(failure, "_base_exc", failure)
         if isinstance(cause, ProspectError):
             return cause
+        if isinstance(cause, OSError) and cause.errno in _DISK:
+            return TrainingError(
+                f"a worker cannot write: {cause}; make room and start the run again, which continues from its last "
+                "checkpoint"
+            )
     if any(isinstance(failure, ray.exceptions.RayError) for failure in failures):
         return TrainingError(
             f"workers died more than training.max_failures={settings.max_failures} times; the run continues from its "
             f"last checkpoint when started again ({str(failures[0]).strip().splitlines()[0]})"
         )
     return error
-
-
-def _write_json(file: Path, values: dict[str, Any]) -> None:
-    """Under a temporary name, then renamed: a half-written file never looks finished."""
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(values, indent=2))
-    partial.rename(file)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 Event = dict[str, Any]
-"""`kind` (start, step, validation, checkpoint, done), `time` (seconds since 1970) and the kind's own numbers."""
+"""`kind` (start, step, validation, checkpoint, stopped, done), `time` (seconds since 1970), and the kind's numbers."""
 
-_POLL_SECONDS = 0.5
+_POLL_SECONDS, _LONGEST_PAUSE = 0.5, 10.0
 
 
 class EventLog:
@@ -48,43 +48,75 @@ def read_events(file: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
 
 
 class Follower:
-    """Hands a run's events on while they are written, in batches, each event once whatever dies when.
+    """Shows a run's events and hands them on while they are written, in batches, each once whatever dies when.
+
+    Handing on has a thread of its own: a server that is slow or away holds up neither the console nor the run.
 
     Args:
         file: that `EventLog` writes.
         hand_on: takes a batch. If it raises, the batch stays and comes again, with later ones.
-        report: called with each event of this job, for the console.
+        show: called with each event of this job, for the console.
+        report: told when handing on fails, and when it works again.
+        patience: seconds for which the end waits for what was not handed on yet.
     """
 
-    def __init__(self, file: Path, hand_on: Callable[[Sequence[Event]], None], report: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        file: Path,
+        hand_on: Callable[[Sequence[Event]], None],
+        show: Callable[[Event], None],
+        report: Callable[[str], None] = print,
+        patience: float = 120,
+    ) -> None:
         self._file = file
         self._mark = file.with_suffix(".offset")
-        self._hand_on, self._report = hand_on, report
-        self._offset = int(self._mark.read_text()) if self._mark.is_file() else 0
-        self._reported = file.stat().st_size if file.is_file() else 0
+        self._hand_on, self._show, self._report, self._patience = hand_on, show, report, patience
+        self._offset = int(self._mark.read_text() or 0) if self._mark.is_file() else 0
+        self._shown = file.stat().st_size if file.is_file() else 0
         self._latest = _latest(event for event, end in read_events(file) if end <= self._offset)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="training-progress", daemon=True)
+        self._threads = [
+            threading.Thread(target=run, name=f"training-{run.__name__}", daemon=True)
+            for run in (self._run_show, self._run_drain)
+        ]
         self.failure: Exception | None = None
         """Why the last batch could not be handed on, if so."""
 
     def __enter__(self) -> "Follower":
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failed: object, *_: object) -> None:
+        if failed:
+            self._patience = 0  # who waits for a reason is told it at once
         self._stop.set()
-        self._thread.join()
-        self._poll()
+        for thread in self._threads:
+            thread.join()
+        if self.failure:
+            self._report(f"train  metrics wait in {self._file} for the tracking server, and for this run's next start")
 
-    def _run(self) -> None:
+    def _run_show(self) -> None:
         while not self._stop.wait(_POLL_SECONDS):
-            self._poll()
+            self._show_new()
+        self._show_new()
 
-    def _poll(self) -> None:
-        for event, end in read_events(self._file, self._reported):
-            self._report(event)
-            self._reported = end
+    def _show_new(self) -> None:
+        for event, end in read_events(self._file, self._shown):
+            self._show(event)
+            self._shown = end
+
+    def _run_drain(self) -> None:
+        pause = _POLL_SECONDS
+        while not self._stop.wait(pause):
+            pause = min(2 * pause, _LONGEST_PAUSE) if not self._drain() else _POLL_SECONDS
+        deadline, pause = time.monotonic() + self._patience, _POLL_SECONDS
+        while not self._drain() and time.monotonic() + pause < deadline:
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _drain(self) -> bool:
+        """Hands on what is new; whether nothing is left."""
         batch, offset, latest = [], self._offset, dict(self._latest)
         for event, end in read_events(self._file, self._offset):
             offset = end
@@ -92,14 +124,19 @@ class Follower:
                 batch.append(event)
                 latest |= _latest([event])
         if offset == self._offset:
-            return
+            return True
         try:
             self._hand_on(batch)
-        except Exception as error:  # kept for the caller, who knows what an absent server means
+            self._mark.write_text(str(offset))
+        except Exception as error:  # any: a tracker that fails is reported, and never the end of a training
+            if self.failure is None:
+                self._report(f"train  metrics are not handed on for now: {str(error).strip().splitlines()[0]}")
             self.failure = error
-            return
+            return False
+        if self.failure:
+            self._report("train  metrics are handed on again")
         self.failure, self._offset, self._latest = None, offset, latest
-        self._mark.write_text(str(offset))
+        return True
 
 
 _ONCE = ("step", "validation")
@@ -132,8 +169,7 @@ class Console:
         self._since = (event["time"], event["step"], 0, 0)
         where = f"{event['workers']} {'GPU' if event['gpu'] else 'CPU'} worker{'s' if event['workers'] > 1 else ''}"
         begin = f"{self._total} steps" if event["step"] == 0 else f"resumed at step {event['step']} of {self._total}"
-        moments = "" if event["optimizer_restored"] else ", optimizer moments restarted for the new number of workers"
-        return f"{begin} on {where}, {event['clips']} clips, {event['parameters'] / 1e6:.1f} M trainable{moments}"
+        return f"{begin} on {where}, {event['clips']} clips, {event['parameters'] / 1e6:.1f} M trainable"
 
     def _step(self, event: Event) -> str:
         then, first, clips, tokens = self._since
@@ -157,6 +193,9 @@ class Console:
     def _checkpoint(self, event: Event) -> str:
         return ""
 
+    def _stopped(self, event: Event) -> str:
+        return f"stopped early; the weights after step {event['best_step']} are kept"
+
     def _done(self, event: Event) -> str:
         return f"finished after {event['step']} steps"
 
@@ -174,6 +213,7 @@ def metric_rows(events: Sequence[Event]) -> list[tuple[int, float, dict[str, flo
         if event["kind"] == "step":
             values = {name: event[name] for name in ("loss", "grad_norm", "learning_rate", "clips", "tokens", "epoch")}
             values |= {f"loss_{name}": value for name, value in event["parts"].items()}
+            values |= {f"labels_{name}": float(count) for name, count in event.get("labels", {}).items()}
             rows.append((event["step"], event["time"], {f"train/{name}": value for name, value in values.items()}))
         elif event["kind"] == "validation":
             losses = {_validation_name(name): value for name, value in event["losses"].items()}

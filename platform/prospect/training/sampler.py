@@ -50,8 +50,33 @@ class ClipSampler:
         batch = self.batch(step)
         accumulation = -(-self.largest_batch // (micro_batch_size * world_size))
         parts = accumulation * world_size
-        mine = (_part(batch, number, parts) for number in range(rank, parts, world_size))
-        return [Share(tuple(part)) if part else Share((batch[-1],), counts=False) for part in mine]
+        return _dealt([_part(batch, number, parts) for number in range(parts)], rank, world_size, batch[-1])
+
+    def packed_shares(self, step: int, budget: int, rank: int = 0, world_size: int = 1) -> list[Share]:
+        """Like `shares`, with micro-batches of at most `budget` units of length.
+
+        Every rank gets equally many, as many as the batch needs; no clip may be longer than the budget.
+        """
+        bins: list[list[int]] = []
+        for clip in self.batch(step):  # first fit, from long to short
+            room = (each for each in bins if self._load(each) + self.lengths[clip] <= budget)
+            if (chosen := next(room, None)) is None:
+                bins.append([clip])
+            else:
+                chosen.append(clip)
+        while len(bins) % world_size and any(len(each) > 1 for each in bins):
+            bins.append(self._halve(max((each for each in bins if len(each) > 1), key=self._load)))
+        bins += [[]] * (-len(bins) % world_size)
+        return _dealt(sorted(bins, key=self._load, reverse=True), rank, world_size, self.batch(step)[-1])
+
+    def _load(self, clips: Sequence[int]) -> int:
+        return sum(self.lengths[clip] for clip in clips)
+
+    def _halve(self, clips: list[int]) -> list[int]:
+        """Takes every second clip away."""
+        taken = clips[1::2]
+        del clips[1::2]
+        return taken
 
     def _permutation(self, epoch: int) -> list[int]:
         order = list(range(len(self.lengths)))
@@ -62,3 +87,9 @@ class ClipSampler:
 def _part(items: list[int], number: int, parts: int) -> list[int]:
     """Part `number` of `parts` parts whose sizes differ by one at most."""
     return items[number * len(items) // parts : (number + 1) * len(items) // parts]
+
+
+def _dealt(parts: Sequence[Sequence[int]], rank: int, world_size: int, filler: int) -> list[Share]:
+    """Every `world_size`-th part, of neighbours in size; `filler` where a part is empty."""
+    mine = parts[rank::world_size]
+    return [Share(tuple(part)) if part else Share((filler,), counts=False) for part in mine]

@@ -3,14 +3,17 @@
 Ray and DeepSpeed come in from zero.py, as functions and a backend.
 """
 
+import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
@@ -19,12 +22,15 @@ from prospect.data.clips import Clip
 from prospect.data.embeddings import EmbeddingStore
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.vocabulary import Vocabulary
-from prospect.model.adapters import add_lora, build_model, trainable_parameters
+from prospect.model.adapters import adapt, build_model
 from prospect.model.checkpoint import save_model
 from prospect.model.configuration import HEADS, ModelSettings
 from prospect.model.modeling import DSTProActLlamaForCausalLM
-from prospect.training.loop import Backend, StepResult, TrainingSettings, make_sampler, train_steps, validation_loss
+from prospect.training.backend import Backend, together
+from prospect.training.checkpoint import read_checkpoint, remove_old, step_folder, whole_checkpoints, write_checkpoint
+from prospect.training.loop import StepResult, make_sampler, train_steps, validation_loss
 from prospect.training.progress import EventLog
+from prospect.training.settings import EarlyStopping, TrainingError, TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -58,10 +64,18 @@ class Progress:
     """What a checkpoint keeps besides weights and optimizer."""
 
     step: int = 0
-    """Steps done."""
+    """Steps done; with the seed it says which clips come next and what is drawn for them."""
     first_loss: float = 0.0
     last_loss: float = 0.0
     trained_steps: dict[str, int] = field(default_factory=lambda: dict.fromkeys(HEADS, 0))
+    validation: dict[str, float] = field(default_factory=dict)
+    """The latest."""
+    best: dict[str, float] = field(default_factory=dict)
+    """The validation that early stopping found best, and ..."""
+    best_step: int = 0
+    waited: int = 0
+    """Validations since then."""
+    stopped: bool = False
 
     def add(self, result: StepResult) -> None:
         if result.step == 0:
@@ -70,17 +84,22 @@ class Progress:
         for head, trained in result.trained.items():
             self.trained_steps[head] += trained
 
+    def judge(self, rule: EarlyStopping) -> bool:
+        """Whether the latest validation is the best so far; sets `stopped` when too many were not.
 
-class CheckpointingBackend(Backend, Protocol):
-    """A backend that can be stopped and continued."""
-
-    def save(self, folder: Path, progress: dict[str, Any]) -> None: ...
-
-    def load(self, folder: Path) -> tuple[dict[str, Any], bool]: ...
-
-
-SaveCheckpoint = Callable[[int, Callable[[Path], None]], None]
-"""(step, write): has every rank `write` its part into a folder and keeps it as the checkpoint of `step`."""
+        Raises:
+            TrainingError: there is no such metric.
+        """
+        if rule.metric not in self.validation:
+            known = ", ".join(self.validation) or "nothing, for want of a validation split"
+            raise TrainingError(f"training.early_stopping.metric is {rule.metric!r}, but validation measures {known}")
+        better = rule.improves(self.validation[rule.metric], self.best.get(rule.metric))
+        if better:
+            self.best, self.best_step, self.waited = dict(self.validation), self.step, 0
+        else:
+            self.waited += 1
+        self.stopped = self.waited >= rule.patience
+        return better
 
 
 def enter(job: WorkerJob, data: Any) -> dict[str, Any]:
@@ -92,75 +111,127 @@ def enter(job: WorkerJob, data: Any) -> dict[str, Any]:
     return run(job, data)
 
 
-def work(
-    job: WorkerJob,
-    data: TrainingData,
-    make_backend: Callable[[nn.Module], CheckpointingBackend],
-    restore: Path | None,
-    save: SaveCheckpoint,
-) -> dict[str, Any]:
-    """Trains from the start, or from the checkpoint in `restore`, and writes the model; in every process alike.
+def work(job: WorkerJob, data: TrainingData, make_backend: Callable[[nn.Module], Backend]) -> dict[str, Any]:
+    """Trains from the start, or from the run's last whole checkpoint, and writes the model; in every process alike.
 
     Returns:
-        `steps`, `first_loss`, `last_loss`, `validation` and `trained_steps`.
+        `step`, `first_loss`, `last_loss`, `validation` and `trained_steps`.
 
     Raises:
-        TrainingError: a loss that is not finite, on all ranks.
+        TrainingError: the loss is not finite, a clip has no embedding, a disk is full; on all ranks.
+        CheckpointError: the checkpoint belongs to another model.
     """
-    settings = job.training
-    tokenizer = AutoTokenizer.from_pretrained(job.folder / "tokenizer")
-    store = EmbeddingStore(job.store)
-    model = _model(job, data, tokenizer, store)
-    backend = make_backend(model)
-    progress, whole = Progress(), True
-    if restore is not None:
-        saved, whole = backend.load(restore)
-        progress = Progress(**saved)
-    log = EventLog(job.folder / "metrics.jsonl") if backend.rank == 0 else None
-    sampler = make_sampler(data.train, settings)
-    total = settings.total_steps(sampler)
-    vocabulary = Vocabulary(tokenizer)
-    collate, collate_all = (
-        Collator(vocabulary, store.read, job.context, store.tokens_per_frame, sampling)
-        for sampling in (settings.sampling, None)
-    )
+    return Work(job, data, make_backend).run()
 
-    def validate() -> dict[str, float]:
-        losses = validation_loss(backend, data.validation, collate_all, settings) if data.validation else {}
-        if log and losses:
-            log.write("validation", step=progress.step - 1, losses=losses)
-        return losses
 
-    if log:
-        log.write(
+class Work:
+    """A run as one process sees it."""
+
+    def __init__(self, job: WorkerJob, data: TrainingData, make_backend: Callable[[nn.Module], Backend]) -> None:
+        self.job, self.data, self.settings = job, data, job.training
+        self.tokenizer = AutoTokenizer.from_pretrained(job.folder / "tokenizer")
+        store = EmbeddingStore(job.store)
+        self.wrapped = _model(job, data, self.tokenizer, store)
+        self.backend = make_backend(self.wrapped)
+        self.checkpoints = job.folder / "checkpoints"
+        self.log = EventLog(job.folder / "metrics.jsonl") if self.backend.rank == 0 else None
+        sampler = make_sampler(data.train, self.settings)
+        self.total = self.settings.total_steps(sampler)
+        self.eval_every = self.settings.eval_every or sampler.steps_per_epoch
+        vocabulary = Vocabulary(self.tokenizer)
+        self.collate, self.collate_all = (
+            Collator(vocabulary, store.read, job.context, store.tokens_per_frame, sampling)
+            for sampling in (self.settings.sampling, None)
+        )
+
+    def run(self) -> dict[str, Any]:
+        self.progress = self._resume()
+        self._event(
             "start",
-            step=progress.step,
-            total_steps=total,
-            workers=backend.world_size,
-            gpu=backend.device.type != "cpu",
-            clips=len(data.train),
-            parameters=sum(parameter.numel() for parameter in trainable_parameters(model).values()),
-            optimizer_restored=whole,
+            total_steps=self.total,
+            workers=self.backend.world_size,
+            gpu=self.backend.device.type != "cpu",
+            clips=len(self.data.train),
+            parameters=sum(math.prod(shape) for shape in self.backend.shapes().values()),
             pid=os.getpid(),
         )
-    for result in train_steps(backend, data.train, collate, settings, start=progress.step):
-        progress.add(result)
-        last = progress.step == total
-        if log:
-            log.write("step", **vars(result))
-        if not last and progress.step % (settings.eval_every or sampler.steps_per_epoch) == 0:
-            validate()
-        if last or progress.step % settings.save_every == 0:
-            save(progress.step, lambda folder: backend.save(folder, vars(progress)))
-            if log:
-                log.write("checkpoint", step=progress.step)
-    summary = {**vars(progress), "validation": validate()}
-    if log:
-        backend.model.config.trained_steps = dict(progress.trained_steps)
+        if not self.progress.stopped:
+            self._train()
+        return self._finish()
+
+    def _resume(self) -> Progress:
+        """Rank 0 says from which checkpoint: the ranks' views of a shared folder may differ for a moment."""
+        mine = [folder.name for folder in whole_checkpoints(self.checkpoints)[-1:]] if self.backend.rank == 0 else []
+        newest = self.backend.gather(mine)
+        return Progress(**read_checkpoint(self.backend, self.checkpoints / newest[0])) if newest else Progress()
+
+    def _train(self) -> None:
+        settings, progress = self.settings, self.progress
+        for result in train_steps(self.backend, self.data.train, self.collate, settings, start=progress.step):
+            progress.add(result)
+            last = progress.step == self.total
+            if self.log:
+                self.log.write("step", **vars(result))
+            if last or progress.step % self.eval_every == 0:
+                self._validate()
+            if last or progress.stopped or progress.step % settings.save_every == 0:
+                self._save()
+            if progress.stopped:
+                self._event("stopped", best_step=progress.best_step)
+                return
+
+    def _validate(self) -> None:
+        if self.data.validation:
+            losses = validation_loss(self.backend, self.data.validation, self.collate_all, self.settings)
+            [agreed] = self.backend.gather([json.dumps(losses)] if self.backend.rank == 0 else [])
+            self.progress.validation = json.loads(agreed)
+            if self.log:
+                self.log.write("validation", step=self.progress.step - 1, losses=self.progress.validation)
+        if self.settings.early_stopping and self.progress.judge(self.settings.early_stopping):
+            self._write(self.job.folder / "best", moments=False)
+
+    def _save(self) -> None:
+        self._write(step_folder(self.checkpoints, self.progress.step))
+        if self.backend.rank == 0:
+            remove_old(self.checkpoints, self.settings.keep_checkpoints)
+        self._event("checkpoint")
+
+    def _write(self, folder: Path, moments: bool = True) -> None:
+        failure = write_checkpoint(self.backend, folder, vars(self.progress), moments=moments)
+        together(self.backend, failure and self._unwritten("a checkpoint", folder, failure))
+
+    def _unwritten(self, what: str, folder: Path, failure: Exception) -> TrainingError:
+        kept = whole_checkpoints(self.checkpoints)
+        resume = f"continues after step {int(kept[-1].name[5:])}" if kept else "begins anew"
+        return TrainingError(
+            f"{what} cannot be written to {folder} ({failure}); make room there and start the run again: it {resume}"
+        )
+
+    def _finish(self) -> dict[str, Any]:
+        progress = self.progress
+        if progress.best and progress.best_step < progress.step:
+            read_checkpoint(self.backend, self.job.folder / "best")
+            progress.validation = progress.best
+        names = ("step", "first_loss", "last_loss", "validation", "trained_steps")
+        summary = {name: getattr(progress, name) for name in names}
+        weights = self.backend.state_dict()
+        together(self.backend, self._write_model(summary, weights) if self.backend.rank == 0 else None)
+        self._event("done")
+        return summary
+
+    def _write_model(self, summary: dict[str, Any], weights: dict[str, Tensor] | None) -> TrainingError | None:
+        job = self.job
+        self.backend.model.config.trained_steps = dict(self.progress.trained_steps)
         extra = {**job.manifest, "training": summary}
-        save_model(model, tokenizer, job.model, job.folder / "model", extra)
-        log.write("done", step=progress.step)
-    return summary
+        try:
+            save_model(self.wrapped, self.tokenizer, job.model, job.folder / "model", extra, weights)
+        except (OSError, SafetensorError) as error:
+            return self._unwritten("the model", job.folder / "model", error)
+        return None
+
+    def _event(self, kind: str, **numbers: Any) -> None:
+        if self.log:
+            self.log.write(kind, step=self.progress.step, **numbers)
 
 
 def _model(
@@ -178,4 +249,4 @@ def _model(
     )
     if data.frame_statistics is not None:
         model.mm_projector.fix_whitening(*data.frame_statistics)
-    return add_lora(model, job.model.lora) if job.model.adaptation == "lora" else model
+    return adapt(model, job.model)

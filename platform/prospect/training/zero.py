@@ -1,13 +1,10 @@
 """DeepSpeed ZeRO inside a Ray Train worker. Imported by worker processes only, see `worker.enter`."""
 
-import json
 import logging
 import os
-import tempfile
-from collections.abc import Callable
-from contextlib import nullcontext
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
 import deepspeed
 import deepspeed.ops
@@ -15,30 +12,56 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train import Checkpoint
+from deepspeed.runtime.zero import GatheredParameters, unwrap_model_for_generation
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from peft import PeftModel
 from ray.train.torch import get_device
 from torch import Tensor, nn
 
-from prospect.errors import CheckpointError
-from prospect.model.adapters import unwrap
-from prospect.training.loop import TrainingError, TrainingSettings, make_optimizer, set_learning_rate
+from prospect.data.batches import Batch
+from prospect.model.adapters import trainable_parameters, unwrap
+from prospect.model.losses import LossSettings, loss_sums
+from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.training.backend import make_optimizer, set_learning_rate, set_updates
+from prospect.training.checkpoint import WEIGHTS
+from prospect.training.settings import TrainingError, TrainingSettings
 from prospect.training.worker import WorkerJob, work
-
-_TAG, _STATE = "zero", "progress.json"
 
 
 def zero_config(settings: TrainingSettings, dtype: str) -> dict[str, Any]:
     """DeepSpeed's configuration. How many micro-batches make a step is the caller's business, step by step."""
+    zero: dict[str, Any] = {"stage": settings.zero_stage}
+    if settings.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
         "train_micro_batch_size_per_gpu": settings.micro_batch_size,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
         "gradient_clipping": settings.max_grad_norm,
-        "zero_optimization": {"stage": settings.zero_stage},
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,  # its own is compiled on first use; torch's fused one is there
         "bf16": {"enabled": dtype == "bfloat16"},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 1_000_000_000,
     }
+
+
+class _Loss(nn.Module):
+    """The model as one module from batch to losses: ZeRO gathers weights for what runs inside a forward pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.wrapped = model
+
+    def forward(self, batch: Batch, settings: LossSettings) -> Tensor:
+        return loss_sums(unwrap(cast(Any, self.wrapped)), batch, settings)
 
 
 class ZeroBackend:
@@ -49,12 +72,22 @@ class ZeroBackend:
         if device.type == "cpu":
             # Its shared-memory collectives are compiled on first use, and without a compiler there is no training.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        self._wrapped = model
+        self._trainable = trainable_parameters(model)
         self.engine, self._optimizer, *_ = deepspeed.initialize(
-            model=model.to(device), optimizer=make_optimizer(model, settings), config=zero_config(settings, dtype)
+            model=_Loss(model.to(device)),
+            optimizer=make_optimizer(model, settings),
+            config=zero_config(settings, dtype),
         )
-        self.model = unwrap(self.engine.module)
+        self.model = unwrap(cast(Any, model))
         self.device = device
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self._partitioned = settings.zero_stage == 3
+        # DeepSpeed links a parameter to its moments after the first group's first step, when other groups have none.
+        self.updates = 0
+
+    def loss_sums(self, batch: Batch, settings: LossSettings) -> Tensor:
+        return self.engine(batch, settings)
 
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss * self.world_size)  # DeepSpeed averages over ranks
@@ -74,37 +107,74 @@ class ZeroBackend:
         dist.all_gather_object(parts, names)
         return [name for part in parts for name in part]
 
-    def save(self, folder: Path, progress: dict[str, Any]) -> None:
-        """Writes this rank's part of a checkpoint; all ranks call it, each with its own or one common folder."""
-        self.engine.save_checkpoint(str(folder), tag=_TAG, exclude_frozen_parameters=True)
-        state = {"world_size": self.world_size, "progress": progress}
-        (folder / _STATE).write_text(json.dumps(state))
+    @contextmanager
+    def whole_model(self) -> Iterator[DSTProActLlamaForCausalLM]:
+        if not self._partitioned:
+            yield self.model
+            return
+        with unwrap_model_for_generation(self.engine):
+            yield self.model
 
-    def load(self, folder: Path) -> tuple[dict[str, Any], bool]:
-        """Restores a checkpoint.
+    def state_dict(self) -> dict[str, Tensor] | None:
+        """Of an adapter what is trainable, else every weight; a tied one once in memory."""
+        if not self._partitioned:
+            return None
+        gathered: dict[int, Tensor] = {}
+        weights = self._trainable if isinstance(self._wrapped, PeftModel) else self._wrapped.state_dict(keep_vars=True)
+        for weight in weights.values():
+            if id(weight) not in gathered:
+                with GatheredParameters([weight]):
+                    gathered[id(weight)] = weight.detach().cpu().clone() if self.rank == 0 else torch.empty(0)
+        return {name: gathered[id(weight)] for name, weight in weights.items()}
 
-        Returns:
-            `progress`, and whether the optimizer's moments were restored: DeepSpeed cannot part them anew, so that
-            with another number of workers they start again at zero.
+    @property
+    def updates(self) -> int:
+        return max((int(state["step"]) for state in self._optimizer.optimizer.state.values()), default=0)
 
-        Raises:
-            CheckpointError: there is no checkpoint in `folder`.
-        """
-        try:
-            state = json.loads((folder / _STATE).read_text())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"checkpoint {folder}: unreadable ({error})") from error
-        whole = state["world_size"] == self.world_size
-        path, _ = self.engine.load_checkpoint(
-            str(folder), tag=_TAG, load_module_strict=False, load_module_only=not whole
-        )
-        if path is None:
-            raise CheckpointError(f"checkpoint {folder}: holds nothing that can be loaded")
-        return state["progress"], whole
+    @updates.setter
+    def updates(self, count: int) -> None:
+        optimizer = self._optimizer.optimizer
+        if self._partitioned:
+            set_updates(optimizer, self._optimizer.fp32_partitioned_groups_flat, count)
+            return
+        set_updates(optimizer, [part for group in optimizer.param_groups for part in group["params"]], count)
+        self._optimizer._lazy_init_hp_params_optimizer_state()
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self._trainable.items()}
+
+    def get_tensor(self, kind: str, name: str) -> Tensor:
+        parameter = self._trainable[name]
+        if kind == WEIGHTS:
+            return safe_get_full_fp32_param(parameter).cpu()
+        return safe_get_full_optimizer_state(parameter, kind).cpu()
+
+    def set_tensor(self, kind: str, name: str, value: Tensor) -> None:
+        parameter, value = self._trainable[name], value.to(self.device)
+        if self._partitioned:
+            self._set_part(kind, parameter, value)
+        elif kind == WEIGHTS:
+            safe_set_full_fp32_param(parameter, value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, kind)
+        if kind == WEIGHTS:  # the forward pass has a copy of its own
+            with GatheredParameters([parameter], modifier_rank=0):
+                if not self._partitioned or self.rank == 0:
+                    parameter.data.copy_(value)
+
+    def _set_part(self, kind: str, parameter: Any, value: Tensor) -> None:
+        """This rank's part, padded: DeepSpeed's own way cuts off at the end of a tensor that does not divide evenly."""
+        size = parameter.ds_tensor.numel()
+        padded = nn.functional.pad(value.flatten(), (0, size * self.world_size - value.numel()))
+        mine = padded[self.rank * size : (self.rank + 1) * size]
+        if kind == WEIGHTS:
+            safe_set_local_fp32_param(parameter, mine)
+        else:
+            safe_set_local_optimizer_state(parameter, mine, kind)
 
 
 def run(job: WorkerJob, data: Any) -> dict[str, Any]:
-    """`work` with Ray Train's checkpoints; `data` is the reference to `TrainingData`.
+    """`work` inside a Ray Train worker; `data` is the reference to `TrainingData`.
 
     A `TrainingError` comes back as `{"error": sentence}`: it would come again at every restart.
     """
@@ -115,16 +185,7 @@ def run(job: WorkerJob, data: Any) -> dict[str, Any]:
     def make_backend(model: nn.Module) -> ZeroBackend:
         return ZeroBackend(model, job.training, job.model.dtype, device)
 
-    def save(step: int, write: Callable[[Path], None]) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder))
-            ray.train.report(
-                {"step": step}, checkpoint=Checkpoint.from_directory(folder), checkpoint_dir_name=f"step_{step:07}"
-            )
-
-    checkpoint = ray.train.get_checkpoint()
     try:
-        with checkpoint.as_directory() if checkpoint else nullcontext() as restored:
-            return work(job, ray.get(data), make_backend, Path(restored) if restored else None, save)
+        return work(job, ray.get(data), make_backend)
     except TrainingError as error:
         return {"error": str(error)}

@@ -1,0 +1,69 @@
+"""The peers' way of training: transformers' Trainer around a peft model, as its documentation shows it."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from prospect.data.batches import IGNORE, Batch, Collator
+from prospect.data.clips import Clip
+from prospect.model.adapters import unwrap
+from prospect.model.losses import LossSettings, decision_sums, label_counts, total_loss
+from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.training.settings import TrainingSettings
+
+
+def train_with_transformers(
+    model: DSTProActLlamaForCausalLM | PeftModel, clips: Sequence[Clip], collate: Collator, settings: TrainingSettings
+) -> float:
+    """One pass over `clips` in random order, in batches of `settings.batch_size`; returns the mean loss."""
+    arguments = TrainingArguments(
+        output_dir="unused",
+        per_device_train_batch_size=settings.micro_batch_size,
+        gradient_accumulation_steps=settings.batch_size // settings.micro_batch_size,
+        num_train_epochs=1,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="constant",
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        use_cpu=not torch.cuda.is_available(),
+        remove_unused_columns=False,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    trainer = _Trainer(model, arguments, data_collator=lambda chosen: columns(collate(chosen)), train_dataset=clips)
+    trainer.remove_callback(PrinterCallback)
+    return trainer.train().training_loss
+
+
+def columns(batch: Batch) -> dict[str, Any]:
+    """A padded batch as the Trainer hands it on, with labels for every token as transformers has them."""
+    labels = torch.full(batch.input_ids.shape, IGNORE)
+    # Transformers shifts labels itself: a token's label stands at the token.
+    counts = batch.text_targets != IGNORE
+    labels.view(-1)[batch.text_positions[counts] + 1] = batch.text_targets[counts]
+    return {"batch": vars(batch), "labels": labels}
+
+
+def usual_loss(model: DSTProActLlamaForCausalLM, batch: Batch, labels: Tensor) -> Tensor:
+    """Transformers' own language-model loss over the whole vocabulary at every position, and the other losses."""
+    hidden = model.trunk(batch.input_ids, batch.frames, attention_mask=batch.attention_mask)
+    text = model.loss_function(model.lm_head(hidden), labels, model.config.vocab_size)
+    settings = LossSettings()
+    sums = [text.new_zeros(()), text.new_zeros(()), *decision_sums(model, hidden.flatten(0, 1), batch, settings)]
+    others, _ = total_loss(torch.stack(sums), label_counts(batch, model.config.decision_backend), settings)
+    return text + others
+
+
+class _Trainer(Trainer):
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        batch = Batch(**{field.name: inputs["batch"][field.name] for field in fields(Batch)})
+        return usual_loss(unwrap(model), batch, inputs["labels"])

@@ -1,0 +1,80 @@
+"""Shapes of models before any weight is there: for memory plans, and for benchmarks of speed."""
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, LlamaConfig
+
+from prospect.dialogue.vocabulary import GRAMMAR_TOKENS
+from prospect.model.adapters import unloadable
+from prospect.model.configuration import DSTProActConfig, ModelSettings
+from prospect.model.modeling import DSTProActLlamaForCausalLM
+
+
+def _geometry(
+    vocabulary: int, hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int
+) -> dict[str, Any]:
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+    }
+
+
+GEOMETRIES = {
+    "meta-llama/Llama-3.2-3B-Instruct": _geometry(128_256, 3072, 8192, 28, 24, 8),
+    "meta-llama/Llama-3.2-1B-Instruct": _geometry(128_256, 2048, 8192, 16, 32, 8),
+    "package:smollm2_135m": _geometry(49_152, 576, 1536, 30, 9, 3),
+}
+"""Of the bases in configs/model; all tie the output to the input embedding."""
+
+
+def base_geometry(settings: ModelSettings) -> LlamaConfig:
+    """Widths and depths of the base, with no weights loaded.
+
+    Raises:
+        CheckpointError: neither a base of configs/model nor one whose config.json can be read.
+    """
+    if settings.base == "tiny":
+        tiny = settings.tiny
+        return LlamaConfig(
+            vocab_size=tiny.vocab_size,
+            hidden_size=tiny.hidden_size,
+            intermediate_size=tiny.intermediate_size,
+            num_hidden_layers=tiny.num_layers,
+            num_attention_heads=tiny.num_heads,
+            tie_word_embeddings=True,
+        )
+    if settings.base in GEOMETRIES:
+        return LlamaConfig(**GEOMETRIES[settings.base], tie_word_embeddings=True)
+    try:
+        return AutoConfig.from_pretrained(settings.base)
+    except (OSError, ValueError, KeyError) as error:
+        raise unloadable(settings.base, error) from error
+
+
+def empty_model(base: LlamaConfig, settings: ModelSettings, vision_dim: int) -> DSTProActLlamaForCausalLM:
+    """The DST model of a geometry on torch's meta device: shapes without numbers."""
+    vocabulary = base.vocab_size + (0 if settings.base == "tiny" else len(GRAMMAR_TOKENS))
+    first = vocabulary - len(GRAMMAR_TOKENS)
+    config = DSTProActConfig(
+        **{k: v for k, v in base.to_dict().items() if k not in ("model_type", "architectures", "vocab_size", "dtype")},
+        vocab_size=vocabulary,
+        vision_dim=vision_dim,
+        decision_backend=settings.decision_backend,
+        decision_head=settings.decision_head,
+        state_head_size=settings.state_head_size,
+        whiten_frames=settings.whiten_frames,
+        grammar_ids={token: first + number for number, token in enumerate(GRAMMAR_TOKENS)},
+        stop_ids=[0],
+    )
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, settings.dtype))
+    try:
+        with torch.device("meta"):
+            return DSTProActLlamaForCausalLM(config)
+    finally:
+        torch.set_default_dtype(before)

@@ -1,0 +1,160 @@
+"""What a step needs of the machinery: `PlainBackend` on one device here, DeepSpeed's in zero.py."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from prospect.data.batches import Batch
+from prospect.model.adapters import keep_trained_in_float32, trainable_parameters, unwrap
+from prospect.model.losses import LossSettings, loss_sums
+from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.training.checkpoint import MOMENTS, WEIGHTS, Checkpointable
+from prospect.training.settings import TrainingError, TrainingSettings
+
+T = TypeVar("T")
+
+
+class Backend(Checkpointable, Protocol):
+    """What a step needs of the machinery. Gradients of all `backward` calls, on all ranks, are added up."""
+
+    model: DSTProActLlamaForCausalLM
+    """The DST model inside whatever wraps it."""
+    device: torch.device
+
+    def loss_sums(self, batch: Batch, settings: LossSettings) -> Tensor:
+        """`model.losses.loss_sums`; on all ranks equally often, because partitioned weights meet there."""
+        ...
+
+    def backward(self, loss: Tensor) -> None: ...
+
+    def step(self, learning_rate: float) -> float:
+        """Clips, updates and clears the gradients; returns their global norm before clipping."""
+        ...
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """The sum of `tensor` over all ranks."""
+        ...
+
+    def gather(self, names: list[str]) -> list[str]:
+        """The names of all ranks, in the order of ranks."""
+        ...
+
+    def whole_model(self) -> AbstractContextManager[DSTProActLlamaForCausalLM]:
+        """The model with all its weights in place, for a rank to use alone between two steps, and not to change.
+
+        All ranks enter and leave together.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Tensor] | None:
+        """A partitioned model's weights on rank 0's CPU, gathered one by one; None where the model holds its own."""
+        ...
+
+
+class PlainBackend:
+    """One process, one device, torch's AdamW."""
+
+    rank = 0
+    world_size = 1
+
+    def __init__(self, model: nn.Module, settings: TrainingSettings, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        keep_trained_in_float32(model)
+        self.model = unwrap(model.to(self.device))  # type: ignore[arg-type]
+        self._max_grad_norm = settings.max_grad_norm
+        self._optimizer = make_optimizer(model, settings)
+        self._trainable = trainable_parameters(model)
+
+    def loss_sums(self, batch: Batch, settings: LossSettings) -> Tensor:
+        # bfloat16 arithmetic around a bfloat16 base, with what trains in float32.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.model.dtype == torch.bfloat16):
+            return loss_sums(self.model, batch, settings)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self, learning_rate: float) -> float:
+        parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self._max_grad_norm)
+        set_learning_rate(self._optimizer, learning_rate)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return float(norm)
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def gather(self, names: list[str]) -> list[str]:
+        return names
+
+    @contextmanager
+    def whole_model(self) -> Iterator[DSTProActLlamaForCausalLM]:
+        yield self.model
+
+    def state_dict(self) -> dict[str, Tensor] | None:
+        return None
+
+    @property
+    def updates(self) -> int:
+        return int(max((float(state["step"]) for state in self._optimizer.state.values()), default=0))
+
+    @updates.setter
+    def updates(self, count: int) -> None:
+        set_updates(self._optimizer, list(self._trainable.values()), count)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(parameter.shape) for name, parameter in self._trainable.items()}
+
+    def get_tensor(self, kind: str, name: str) -> Tensor:
+        return self._stored(kind, name).detach().float().cpu()
+
+    def set_tensor(self, kind: str, name: str, value: Tensor) -> None:
+        self._stored(kind, name).data.copy_(value)
+
+    def _stored(self, kind: str, name: str) -> Tensor:
+        parameter = self._trainable[name]
+        if kind == WEIGHTS:
+            return parameter
+        state = self._optimizer.state.get(parameter, {})
+        return state[kind] if kind in state else torch.zeros_like(parameter)
+
+
+def set_updates(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], count: int) -> None:
+    """Sets AdamW's counter of updates; `parameters` are what it updates."""
+    fused = any(group.get("fused") for group in optimizer.param_groups)
+    for parameter in parameters:
+        state = optimizer.state[parameter]
+        state.update({kind: torch.zeros_like(parameter) for kind in MOMENTS if kind not in state})
+        state["step"] = torch.tensor(float(count), device=parameter.device if fused else "cpu")
+
+
+def make_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
+    """AdamW over what is trainable; only matrices decay."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    used = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(used, lr=settings.learning_rate, fused=settings.offload_optimizer or None)
+
+
+def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def together(backend: Backend, result: T | Exception) -> T:
+    """A rank's result, once every rank has one: a rank that fails alone leaves the others waiting for ever.
+
+    Raises:
+        TrainingError: on every rank, with the reason of the first that failed.
+    """
+    failed = isinstance(result, Exception)
+    if backend.all_reduce(torch.tensor(float(failed))):
+        reasons = backend.gather([str(result)] if failed else [])
+        raise TrainingError(reasons[0]) from (result if isinstance(result, Exception) else None)
+    return cast(T, result)

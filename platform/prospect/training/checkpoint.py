@@ -1,0 +1,173 @@
+"""Checkpoints that belong to no number of workers, no ZeRO stage and no backend.
+
+    CHECKPOINTS/step_0000200/weights.safetensors      trainable tensors by name, float32
+                             exp_avg.safetensors      AdamW's first moments, by the same names
+                             exp_avg_sq.safetensors   AdamW's second moments
+                             checkpoint.json          step, updates, progress, and the size of each file
+
+A checkpoint is written under another name and renamed when all of it is on the disk. Nothing else has to be kept:
+the order of clips, the schedule and every random draw of training are functions of the seed and the step.
+"""
+
+import json
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from prospect.errors import CheckpointError
+
+WEIGHTS, MOMENTS = "weights", ("exp_avg", "exp_avg_sq")
+_STATE, _PARTIAL = "checkpoint.json", ".partial"
+
+
+class Checkpointable(Protocol):
+    """What a backend shows of its state. Every method but `shapes` is called on all ranks in the same order."""
+
+    rank: int
+    world_size: int
+    updates: int
+    """Optimizer updates so far, for AdamW's bias correction; setting it makes moments of zero where there are none."""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The trainable tensors, in an order that is the same on all ranks."""
+        ...
+
+    def get_tensor(self, kind: str, name: str) -> Tensor:
+        """A whole tensor as float32 on the CPU; `kind` is `weights` or one of `MOMENTS`."""
+        ...
+
+    def set_tensor(self, kind: str, name: str, value: Tensor) -> None: ...
+
+
+def write_checkpoint(
+    backend: Checkpointable, folder: Path, progress: Mapping[str, Any], *, moments: bool = True
+) -> OSError | None:
+    """Writes a checkpoint, one whole tensor in memory at a time; all ranks call it, rank 0 writes.
+
+    Args:
+        backend: whose state it is.
+        folder: of this checkpoint; replaced at once if there.
+        progress: JSON that comes back from `read_checkpoint`.
+        moments: with the optimizer's state; without it the weights can be used and not trained on.
+
+    Returns:
+        On rank 0, why it could not be written; nothing is left of it then.
+    """
+    shapes = backend.shapes()
+    kinds = (WEIGHTS, *MOMENTS) if moments else (WEIGHTS,)
+    tensors = (backend.get_tensor(kind, name) for kind in kinds for name in shapes)
+    state = {"updates": backend.updates, "workers": backend.world_size, "progress": dict(progress)}
+    failure = None
+    if backend.rank == 0:
+        try:
+            _write(folder, kinds, shapes, tensors, state)
+        except OSError as error:
+            failure = error
+    for _ in tensors:  # every rank takes part in every gathering, whatever became of rank 0's disk
+        pass
+    return failure
+
+
+def read_checkpoint(backend: Checkpointable, folder: Path) -> dict[str, Any]:
+    """Restores `backend` from a checkpoint, whoever wrote it, and returns its progress.
+
+    Raises:
+        CheckpointError: it is damaged, or belongs to another model.
+    """
+    state = _state(folder)
+    if state is None:
+        raise CheckpointError(f"checkpoint {folder}: incomplete, {_STATE} or a file it names is missing or cut off")
+    shapes = backend.shapes()
+    backend.updates = state["updates"]
+    for file in state["files"]:
+        kind = Path(file).stem
+        try:
+            with safe_open(folder / file, "pt") as stored:
+                there = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+                _require_equal(folder, there, shapes)
+                for name in shapes:
+                    backend.set_tensor(kind, name, stored.get_tensor(name))
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"checkpoint {folder}: {file} is unreadable ({error})") from error
+    return state["progress"]
+
+
+def _require_equal(folder: Path, there: dict[str, tuple[int, ...]], here: dict[str, tuple[int, ...]]) -> None:
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
+            said = [f"{list(shapes[name])}" if name in shapes else "missing" for shapes in (there, here)]
+            raise CheckpointError(f"checkpoint {folder}: {name} is {said[0]} there and {said[1]} in the model")
+
+
+def step_folder(checkpoints: Path, step: int) -> Path:
+    return checkpoints / f"step_{step:07}"
+
+
+def whole_checkpoints(checkpoints: Path) -> list[Path]:
+    """The checkpoints of a run that are complete, oldest first."""
+    named = (folder for folder in sorted(checkpoints.glob("step_*")) if folder.suffix != _PARTIAL)
+    return [folder for folder in named if _state(folder) is not None]
+
+
+def remove_old(checkpoints: Path, keep: int) -> None:
+    """Deletes all but the newest `keep` checkpoints, and what killed writers left."""
+    for folder in [*whole_checkpoints(checkpoints)[:-keep], *checkpoints.glob(f"*{_PARTIAL}")]:
+        (folder / _STATE).unlink(missing_ok=True)  # first, so that what is half deleted does not look whole
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _state(folder: Path) -> dict[str, Any] | None:
+    """What `checkpoint.json` says, or None where anything is missing."""
+    try:
+        state: dict[str, Any] = json.loads((folder / _STATE).read_text())
+        sizes = {file: (folder / file).stat().st_size for file in state["files"]}
+    except (OSError, ValueError, KeyError):
+        return None
+    return state if sizes == state["files"] else None
+
+
+def _write(
+    folder: Path, kinds: tuple[str, ...], shapes: dict[str, tuple[int, ...]], tensors: Iterator[Tensor], state: Any
+) -> None:
+    partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}{_PARTIAL}")
+    try:
+        partial.mkdir(parents=True)
+        for kind in kinds:
+            _write_tensors(partial / f"{kind}.safetensors", shapes, islice(tensors, len(shapes)))
+        files = {file.name: file.stat().st_size for file in sorted(partial.iterdir(), reverse=True)}
+        _write_durably(partial / _STATE, [json.dumps({**state, "files": files}, indent=2).encode()])
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _write_tensors(file: Path, shapes: dict[str, tuple[int, ...]], tensors: Iterator[Tensor]) -> None:
+    """A safetensors file, one tensor after the other: its own writer wants all of them at once."""
+    header, offset = {}, 0
+    for name, shape in shapes.items():
+        end = offset + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    parts = (tensor.to(torch.float32).contiguous().numpy().tobytes() for tensor in tensors)
+    _write_durably(file, chain([len(encoded).to_bytes(8, "little"), encoded], parts))
+
+
+def _write_durably(file: Path, parts: Iterable[bytes]) -> None:
+    with file.open("wb") as out:
+        for part in parts:
+            out.write(part)
+        out.flush()
+        os.fsync(out.fileno())

@@ -1,0 +1,61 @@
+"""A run's folder: whose it is, and that one process at a time works in it."""
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prospect.errors import ConfigError
+from prospect.tracking import flatten
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Holds the run until its end; the system lets go of it when this process dies, however it dies.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ConfigError(
+                f"`training.run_name` is {folder.name}, a run that goes on now in {lock.read() or 'another process'}: "
+                "wait for its end, or give training.run_name another name.",
+                field="training.run_name",
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        yield
+
+
+def claim(folder: Path, identity: dict[str, Any]) -> None:
+    """Makes the run's folder this configuration's own, or finds that it is."""
+    file = folder / "identity.json"
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(file, identity)
+        return
+    there, here = flatten(json.loads(file.read_text())), flatten(json.loads(json.dumps(identity)))
+    for key in sorted(there.keys() | here.keys()):
+        if there.get(key) != here.get(key):
+            raise ConfigError(
+                f"`training.run_name` is {folder.name}, a run that was started with {key}={there.get(key)} and not "
+                f"{here.get(key)}: give training.run_name another name, or delete {folder} and its checkpoints.",
+                field="training.run_name",
+            )
+
+
+def write_json(file: Path, values: dict[str, Any]) -> None:
+    """Under a temporary name, then renamed: a half-written file never looks finished."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(values, indent=2))
+    partial.rename(file)

@@ -1,0 +1,89 @@
+"""How a model is fitted."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from prospect.data.batches import SamplingSettings
+from prospect.data.clips import ClipSettings
+from prospect.errors import ProspectError
+from prospect.model.losses import LossSettings
+from prospect.settings import Settings
+from prospect.training.sampler import ClipSampler
+
+
+class TrainingError(ProspectError):
+    """Training cannot go on: the loss is not finite, or the workers failed more often than allowed."""
+
+    code = "training_failed"
+
+
+class EarlyStopping(Settings):
+    """Ends a run when validation gets no better; the model is then the one of the best validation."""
+
+    metric: str = "loss"
+    """Of the validation, as it is logged behind `validation/`."""
+    mode: Literal["min", "max"] = "min"
+    """Whether lower or higher is better."""
+    patience: int = Field(default=3, ge=1)
+    """Validations in a row without a better one."""
+    min_delta: float = Field(default=0.0, ge=0)
+    """By how much a value has to be better."""
+
+    def improves(self, value: float, best: float | None) -> bool:
+        gain = 0.0 if best is None else (best - value if self.mode == "min" else value - best)
+        return best is None or gain > self.min_delta
+
+
+class TrainingSettings(Settings):
+    """How a model is fitted. `run_name` is the run's identity: the same name again continues it."""
+
+    run_name: str = Field(default="default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    """Names the run's folder under storage.root and its MLflow run."""
+    num_workers: int = Field(default=1, ge=1)
+    """Processes, one a GPU where there are GPUs."""
+    min_workers: int | None = Field(default=None, ge=1)
+    """Elastic: start, and go on after a loss, with as few as this many workers, and grow back to num_workers as
+    nodes come. Default: wait for num_workers."""
+    zero_stage: Literal[1, 2, 3] = 2
+    """DeepSpeed ZeRO: 1 partitions the optimizer's state over the workers, 2 the gradients too, 3 the weights too."""
+    offload_optimizer: bool = False
+    """Keep the optimizer's state and its updates in the machine's memory instead of the GPU's."""
+    max_failures: int = Field(default=2, ge=0)
+    """How many times dead workers are restarted from the last checkpoint."""
+    epochs: int = Field(default=10, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps; instead of `epochs`."""
+    batch_size: int = Field(default=16, ge=1)
+    """Clips of one optimizer step, over all workers."""
+    micro_batch_size: int = Field(default=4, ge=1)
+    """Clips that one worker computes at once, packed into one row; the rest is accumulated."""
+    micro_batch_tokens: int | None = Field(default=None, ge=64)
+    """Instead of `micro_batch_size`: tokens that one worker computes at once, as many clips as fit. The batch stays
+    in clips, so that this changes memory and speed and not the loss."""
+    activation_checkpointing: bool = False
+    """Keep one hidden state a layer and compute the layer again in the backward pass: a third more work, and
+    memory for one layer's activations instead of all."""
+    learning_rate: float = Field(default=3e-4, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int = Field(default=20, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Of weight matrices; biases and norms have none."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    seed: int = 0
+    """Of the new parts' initial weights, the order of clips and dropout."""
+    log_every: int = Field(default=10, ge=1)
+    """Steps between two progress lines."""
+    save_every: int = Field(default=200, ge=1)
+    """Steps between two checkpoints; the last step is always saved."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    eval_every: int | None = Field(default=None, ge=1)
+    """Steps between two validation losses; default: once an epoch."""
+    early_stopping: EarlyStopping | None = None
+    """Default: train to the last step, and keep its weights."""
+    losses: LossSettings = LossSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    clips: ClipSettings = ClipSettings()
+
+    def total_steps(self, sampler: ClipSampler) -> int:
+        return self.max_steps or self.epochs * sampler.steps_per_epoch

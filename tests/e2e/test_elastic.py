@@ -1,0 +1,45 @@
+"""A run that grows with its cluster."""
+
+import os
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from prospect.training import job
+from prospect.training.job import TrainResult, train
+from tests.e2e.test_failures import assert_one_run, prepared, steps_in, wait_for
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """One node with one CPU; Ray Train looks for more every 3 seconds instead of every minute."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(job, "ScalingConfig", partial(job.ScalingConfig, elastic_resize_monitor_interval_s=3))
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    monkeypatch.setitem(os.environ, "RAY_ADDRESS", started.address)
+    ray.init(address=started.address, log_to_driver=False)
+    yield started
+    ray.shutdown()
+    started.shutdown()
+
+
+def test_a_run_grows_when_a_node_comes(cluster: Cluster, tmp_path: Path) -> None:
+    config = prepared(
+        tmp_path, num_workers=2, min_workers=1, max_steps=600, save_every=50, eval_every=600, log_every=200
+    )
+    lines: list[str] = []
+    results: list[TrainResult] = []
+    running = threading.Thread(target=lambda: results.append(train(config, lines.append)), daemon=True)
+    running.start()
+    wait_for(lambda: len(steps_in(tmp_path)) > 10, 300)
+    cluster.add_node(num_cpus=1)
+    wait_for(lambda: any("of 600 on 2 CPU workers" in line for line in lines), 300)
+    running.join(timeout=300)
+    assert_one_run(config, results[0], 600)

@@ -1,0 +1,121 @@
+"""What trains: everything that should, nothing else, and all of it is in the saved model."""
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from prospect.data.batches import SamplingSettings
+from prospect.errors import ConfigError
+from prospect.model.adapters import adapt, build_model, build_tokenizer, trainable_parameters
+from prospect.model.checkpoint import load_model, save_model
+from prospect.model.configuration import LoraSettings, ModelSettings
+from prospect.model.parameters import parameter_groups, parameter_table
+from prospect.training.backend import PlainBackend
+from prospect.training.loop import MicroBatch, train_step
+from prospect.training.settings import TrainingSettings
+from tests.factories import DIM, collator, tea_clip, tiny_vocabulary
+
+VOCABULARY = tiny_vocabulary()
+WAYS = ["full", "lora", "qlora"]
+SETTINGS = TrainingSettings(learning_rate=1e-2, warmup_steps=0)
+
+
+def adapted(folder: Path, way: str, backend: str = "heads", tied: bool = True) -> tuple[torch.nn.Module, ModelSettings]:
+    """A Llama of two layers, saved as a base and adapted."""
+    if way == "qlora" and not importlib.util.find_spec("bitsandbytes"):
+        pytest.skip("bitsandbytes is not installed")
+    config = LlamaConfig(
+        vocab_size=len(VOCABULARY.tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=tied, eos_token_id=VOCABULARY.stop,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    VOCABULARY.tokenizer.save_pretrained(folder)
+    settings = ModelSettings(
+        base=str(folder), adaptation=way, decision_backend=backend, lora=LoraSettings(r=4, alpha=8, dropout=0.0)
+    )
+    tokenizer = build_tokenizer(settings, [], folder)
+    base = build_model(settings, tokenizer, vision_dim=DIM, tokens_per_frame=1, fingerprint="f", cache=folder)
+    return adapt(base, settings), settings
+
+
+def train(model: torch.nn.Module, steps: int = 3) -> None:
+    backend = PlainBackend(model, SETTINGS)
+    for _ in range(steps):
+        train_step(backend, [MicroBatch(collator(VOCABULARY, SamplingSettings())([tea_clip()]))], SETTINGS, 1e-2)
+
+
+@pytest.mark.parametrize("backend", ["heads", "token"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("way", WAYS)
+def test_what_trains_moves_and_is_saved_and_nothing_else(way, tied, backend, tmp_path):
+    model, settings = adapted(tmp_path / "base", way, backend, tied)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    train(model)
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved == trainable_parameters(model).keys()
+    save_model(model, VOCABULARY.tokenizer, settings, tmp_path / "model")
+    adapter = isinstance(model, PeftModel)
+    saved = load_file(tmp_path / "model" / ("adapter_model.safetensors" if adapter else "model.safetensors"))
+    for name, parameter in trainable_parameters(model).items():
+        assert any(torch.equal(parameter, tensor) for tensor in saved.values() if tensor.shape == parameter.shape), name
+
+
+@pytest.mark.parametrize("way", ["lora", "qlora"])
+def test_adapters_hold_lora_projector_heads_and_new_rows_alone(way, tmp_path):
+    model, _ = adapted(tmp_path / "base", way)
+    groups = {group.name: group for group in parameter_groups(model)}
+    assert list(groups) == [
+        "LoRA adapters", "projector", "speaking head", "update head", "state head", "rows of new tokens",
+        "language model",
+    ]  # fmt: skip
+    assert groups["LoRA adapters"].tensors == 2 * 7 * 2, "two matrices for each of seven projections in two layers"
+    assert groups["rows of new tokens"].trainable == 6 * 64
+    assert groups["language model"].trainable == 0
+    assert (
+        groups["language model"].frozen
+        == len(VOCABULARY.tokenizer) * 64 + 2 * (64 * 64 * 3 + 64 * 128 * 3 + 2 * 64) + 64
+    )
+    assert all(group.frozen == 0 for group in list(groups.values())[:-1])
+    assert parameter_table(model).row_count == 7
+
+
+def test_heads_that_no_loss_reaches_do_not_train(tmp_path):
+    model, _ = adapted(tmp_path / "base", "full", backend="token")
+    frozen = {name.split(".")[0] for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen == {"speaking_decision_head", "dst_update_head"}
+
+
+def test_an_adapter_of_a_4_bit_base_loads_onto_the_whole_base(tmp_path):
+    """NF4 rounds the base's weights: the merged model differs from the trained one, and little."""
+    model, settings = adapted(tmp_path / "base", "qlora")
+    train(model, 1)
+    save_model(model, VOCABULARY.tokenizer, settings, tmp_path / "model")
+    loaded = load_model(tmp_path / "model", allow_untrained=True).model
+    assert not any(parameter.dtype == torch.uint8 for parameter in loaded.parameters())
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.inference_mode():
+        one, other = model.eval()(input_ids=ids).logits, loaded(ids).logits
+    assert math.isclose(torch.cosine_similarity(one.flatten(), other.flatten(), 0).item(), 1, abs_tol=0.05)
+
+
+def test_4_bits_without_the_library_is_one_sentence(tmp_path, monkeypatch):
+    model, settings = adapted(tmp_path / "base", "full")
+    monkeypatch.setitem(sys.modules, "bitsandbytes.nn", None)
+    with pytest.raises(ConfigError, match=r"`model\.adaptation` is qlora, which needs the package bitsandbytes"):
+        adapt(model, settings.model_copy(update={"adaptation": "qlora"}))
+
+
+def test_trained_weights_of_a_bfloat16_base_are_kept_in_float32(tmp_path):
+    model, _ = adapted(tmp_path / "base", "lora")
+    model = model.to(torch.bfloat16)
+    train(model, 2)
+    assert {parameter.dtype for parameter in trainable_parameters(model).values()} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
