@@ -11,6 +11,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+pytest_plugins = ["tests.world"]
+
 # A run of the tests draws the same examples as the one before it: what a change broke shows, and nothing else does.
 # `--hypothesis-profile=search` draws new ones.
 settings.register_profile("same", derandomize=True)

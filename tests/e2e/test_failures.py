@@ -27,7 +27,7 @@ from prospect.training.progress import read_events
 from prospect.training.settings import TrainingError, TrainingSettings
 from prospect.vision.encoder import VisionSettings, encoder_fingerprint
 from scripts.cluster import free_port, listens
-from tests.training.conftest import CONTEXT, MODEL, dialogue, frames
+from tests.world import CONTEXT, MODEL, dialogue, frames
 
 pytestmark = pytest.mark.e2e
 

@@ -24,7 +24,7 @@ from prospect.training.job import train
 from prospect.training.progress import read_events
 from prospect.training.settings import TrainingSettings
 from prospect.vision.encoder import VisionSettings, encoder_fingerprint
-from tests.training.conftest import CONTEXT, MODEL, dialogue, frames
+from tests.world import CONTEXT, MODEL, dialogue, frames
 
 pytestmark = pytest.mark.e2e
 

@@ -21,7 +21,7 @@ from prospect.training.progress import read_events
 from prospect.training.settings import EarlyStopping, TrainingError, TrainingSettings
 from prospect.training.worker import TrainingData, WorkerJob
 from tests.training import ranks
-from tests.training.conftest import CONTEXT, MODEL, World, frames
+from tests.world import CONTEXT, MODEL, World, frames
 
 WIDE = MODEL.tiny.model_copy(update={"hidden_size": 256, "intermediate_size": 512})
 """Wide enough for matrices above the 100,000 elements from which on ZeRO-3 partitions."""

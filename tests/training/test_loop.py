@@ -13,7 +13,7 @@ from prospect.model.losses import TERMS
 from prospect.training.backend import PlainBackend
 from prospect.training.loop import MicroBatch, lr_at, train_step, train_steps, validation_loss
 from prospect.training.settings import TrainingError, TrainingSettings
-from tests.training.conftest import World, clip_of, frames, without_steps
+from tests.world import World, clip_of, frames, without_steps
 
 SETTINGS = TrainingSettings(batch_size=4, micro_batch_size=4, epochs=2, learning_rate=3e-3, warmup_steps=2)
 

@@ -28,6 +28,7 @@ from prospect.benchmarks.settings import TrainSuite
 from prospect.corpus.draw import plan_corpus
 from prospect.data.batches import IGNORE, Batch, Collator, SamplingSettings
 from prospect.data.clips import Clip, ClipSettings
+from prospect.data.prepare import make_clips
 from prospect.data.sources import load_dialogues, place_all
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue
@@ -40,7 +41,6 @@ from prospect.model.adapters import adapt, build_model, build_tokenizer
 from prospect.model.configuration import LoraSettings, ModelSettings
 from prospect.training.backend import PlainBackend
 from prospect.training.loop import MicroBatch, make_sampler, train_step
-from prospect.training.prepare import make_clips
 from prospect.training.settings import TrainingSettings
 
 if TYPE_CHECKING:

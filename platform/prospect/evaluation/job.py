@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from prospect.cluster.job import connect
 from prospect.data.embeddings import EmbeddingStore
+from prospect.data.prepare import Records, read_records
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.timeline import place
@@ -29,7 +30,6 @@ from prospect.similarity import SentenceSimilarity
 from prospect.streaming.engine import StreamingEngine, StreamingSettings
 from prospect.streaming.outputs import Decision
 from prospect.tracking import Tracking
-from prospect.training.prepare import Records, read_records
 
 if TYPE_CHECKING:
     from prospect.config import Config

@@ -15,6 +15,7 @@ import jinja2
 from pyarrow import fs
 
 from prospect.data.clips import ClipSettings
+from prospect.data.prepare import make_clips, training_texts
 from prospect.data.sources import Corpus, QuarantinedRecord, place_all
 from prospect.data.sources.placement import total_frames
 from prospect.dialogue.prompt import ContextSettings
@@ -37,7 +38,6 @@ from prospect.reports.tracks import (
     step_rows,
     turn_boxes,
 )
-from prospect.training.prepare import make_clips, training_texts
 from prospect.wording import unknown
 
 MAX_THUMBNAILS = 48

@@ -26,6 +26,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from prospect.cluster.job import connect
 from prospect.data.embeddings import EmbeddingStore
+from prospect.data.prepare import Records, frame_statistics, make_clips, read_records, training_texts
 from prospect.data.sources import QuarantinedRecord
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import ConfigError, ProspectError
@@ -33,7 +34,6 @@ from prospect.model.adapters import build_tokenizer
 from prospect.tracking import Run, Tracking, TrackingError, patiently
 from prospect.training.folder import alone, claim, write_json
 from prospect.training.loop import make_sampler
-from prospect.training.prepare import Records, frame_statistics, make_clips, read_records, training_texts
 from prospect.training.progress import Console, Event, Follower, metric_rows
 from prospect.training.settings import TrainingError, TrainingSettings
 from prospect.training.worker import TrainingData, WorkerJob, enter

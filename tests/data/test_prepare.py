@@ -8,11 +8,11 @@ import torch
 
 from prospect.data.clips import ClipSettings
 from prospect.data.embeddings import EmbeddingStore
+from prospect.data.prepare import frame_statistics, make_clips, read_records, training_texts
 from prospect.data.sources import DataSettings, to_jsonl
 from prospect.dialogue.schema import Dialogue
 from prospect.errors import DataError
-from prospect.training.prepare import frame_statistics, make_clips, read_records, training_texts
-from tests.training.conftest import CONTEXT, DIM, World, dialogue
+from tests.world import CONTEXT, DIM, World, dialogue
 
 
 @pytest.fixture
