@@ -43,7 +43,7 @@ class LossSettings(Settings):
 
 def label_counts(batch: Batch, backend: str) -> Tensor:
     """[7] labels of each term in this micro-batch, float64."""
-    speak = _spoken_labels(batch, backend)
+    speak = spoken_labels(batch, backend)
     return torch.tensor(
         [
             int((batch.text_tasks == TextTask.SPEAKING).sum()),
@@ -60,7 +60,7 @@ def label_counts(batch: Batch, backend: str) -> Tensor:
 
 def loss_sums(model: DSTProActLlamaForCausalLM, batch: Batch, settings: LossSettings) -> Tensor:
     """[7] sums of each term over this micro-batch, differentiable."""
-    flat = _hidden(model, batch)
+    flat = hidden_states(model, batch)
     return torch.stack([*text_sums(model, flat, batch), *decision_sums(model, flat, batch, settings)])
 
 
@@ -70,7 +70,7 @@ def decision_sums(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch, 
     return [*decide(model, flat, batch, settings), _state(model, flat, batch)]
 
 
-def _hidden(model: DSTProActLlamaForCausalLM, batch: Batch) -> Tensor:
+def hidden_states(model: DSTProActLlamaForCausalLM, batch: Batch) -> Tensor:
     """Of every position, [B * S, H]."""
     if batch.packed:
         packing = Packing.of(batch.lengths, batch.input_ids.device)
@@ -160,7 +160,7 @@ def _by_class(losses: Tensor, labels: Tensor) -> list[Tensor]:
     return [(losses * (labels == label)).sum() for label in (1, 0)]
 
 
-def _spoken_labels(batch: Batch, backend: str) -> Tensor:
+def spoken_labels(batch: Batch, backend: str) -> Tensor:
     """Where the token back-end reads `speak`: after the delta if there is one, else at the image."""
     if backend == "heads":
         return batch.speak
@@ -179,13 +179,17 @@ def _token_decisions(
     after_target = torch.where(batch.after_delta_speak == 1, 2, 0)
     after = F.cross_entropy(model.decision_rows(flat[batch.after_delta]), after_target, reduction="none")
     image, after = _modulate(image, settings), _modulate(after, settings)
-    spoken = _spoken_labels(batch, "token")
+    spoken = spoken_labels(batch, "token")
     speak = _by_class(torch.cat([image, after]), spoken)
     return [*speak, *_by_class(image, batch.update)]
 
 
-def _state(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch) -> Tensor:
+def state_logits(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch) -> Tensor:
+    """[E, 3] of the state head, for every frame and step that has a label."""
     head = model.dst_state_head
     steps, frames = head.step_vectors(flat[batch.step_positions]), head.frame_vectors(flat[batch.decisions])
-    logits = head.compare(frames[batch.state_frames], steps[batch.state_steps])
-    return F.cross_entropy(logits, batch.state_labels, reduction="sum")
+    return head.compare(frames[batch.state_frames], steps[batch.state_steps])
+
+
+def _state(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch) -> Tensor:
+    return F.cross_entropy(state_logits(model, flat, batch), batch.state_labels, reduction="sum")

@@ -83,6 +83,14 @@ class DSTProActLlamaForCausalLM(LlamaForCausalLM):
         ids = [self.config.grammar_ids[token] for token in ("[SILENT]", "[DST]", "[ASST]")]
         return torch.nn.functional.linear(hidden, self.lm_head.weight[ids]).float()
 
+    def decision_probabilities(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """To speak and to update, each [*], at a frame's last image token; the first also at a delta's stop token."""
+        if self.config.decision_backend == "heads":
+            speak, update = self.decision_logits(hidden)
+            return torch.sigmoid(speak), torch.sigmoid(update)
+        _, update, speak = torch.softmax(self.decision_rows(hidden), -1).unbind(-1)
+        return speak, update
+
     def forward(
         self,
         input_ids: Tensor | None = None,

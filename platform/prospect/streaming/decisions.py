@@ -31,8 +31,7 @@ class HeadDecisions:
     model: DSTProActLlamaForCausalLM
 
     def at_image(self, hidden: Tensor) -> Probabilities:
-        speak, update = torch.sigmoid(torch.stack(self.model.decision_logits(hidden))).tolist()
-        return Probabilities(speak, update)
+        return _read(self.model, hidden)
 
     def after_delta(self, before: Probabilities, hidden: Tensor) -> float:
         return before.speak
@@ -45,11 +44,15 @@ class TokenDecisions:
     model: DSTProActLlamaForCausalLM
 
     def at_image(self, hidden: Tensor) -> Probabilities:
-        _, update, speak = torch.softmax(self.model.decision_rows(hidden), -1).tolist()
-        return Probabilities(speak, update)
+        return _read(self.model, hidden)
 
     def after_delta(self, before: Probabilities, hidden: Tensor) -> float:
-        return torch.softmax(self.model.decision_rows(hidden), -1)[2].item()
+        return _read(self.model, hidden).speak
+
+
+def _read(model: DSTProActLlamaForCausalLM, hidden: Tensor) -> Probabilities:
+    speak, update = torch.stack(model.decision_probabilities(hidden)).tolist()
+    return Probabilities(speak, update)
 
 
 def decision_backend(model: DSTProActLlamaForCausalLM) -> DecisionBackend:

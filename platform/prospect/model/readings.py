@@ -1,0 +1,56 @@
+"""What a model decides at the labelled frames of a batch, beside their labels: what validation scores."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prospect.data.batches import IGNORE, Batch
+from prospect.model.heads import NUM_STEP_STATES
+from prospect.model.losses import LossSettings, decision_sums, hidden_states, spoken_labels, state_logits, text_sums
+from prospect.model.modeling import DSTProActLlamaForCausalLM
+
+
+@dataclass(frozen=True)
+class Readings:
+    """Probabilities of the labelled frames as the engine reads them, with a reference's events in the context.
+
+    Attributes:
+        speak, update: [2, N] float32, probabilities above their labels; each with an N of its own.
+        states: [3, 3] float64: how often a step of class `row` was taken for one of class `column`.
+    """
+
+    speak: Tensor
+    update: Tensor
+    states: Tensor
+
+    @classmethod
+    def none(cls) -> "Readings":
+        return cls(torch.empty(2, 0), torch.empty(2, 0), torch.zeros(NUM_STEP_STATES, NUM_STEP_STATES).double())
+
+    def __add__(self, other: "Readings") -> "Readings":
+        speak, update = torch.cat([self.speak, other.speak], 1), torch.cat([self.update, other.update], 1)
+        return Readings(speak, update, self.states + other.states)
+
+
+def loss_sums_and_readings(
+    model: DSTProActLlamaForCausalLM, batch: Batch, settings: LossSettings
+) -> tuple[Tensor, Readings]:
+    """`losses.loss_sums` and, from the same forward pass, what was decided; on the CPU."""
+    flat = hidden_states(model, batch)
+    sums = torch.stack([*text_sums(model, flat, batch), *decision_sums(model, flat, batch, settings)])
+    return sums, _readings(model, flat, batch)
+
+
+def _readings(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch) -> Readings:
+    speak, update = model.decision_probabilities(flat[batch.decisions])
+    if model.config.decision_backend == "token":
+        speak = torch.cat([speak, model.decision_probabilities(flat[batch.after_delta])[0]])
+    spoken = spoken_labels(batch, model.config.decision_backend)
+    cells = NUM_STEP_STATES * batch.state_labels + state_logits(model, flat, batch).argmax(-1)
+    counts = torch.bincount(cells, minlength=NUM_STEP_STATES**2).view(NUM_STEP_STATES, NUM_STEP_STATES)
+    return Readings(_labelled(speak, spoken), _labelled(update, batch.update), counts.double().cpu())
+
+
+def _labelled(probabilities: Tensor, labels: Tensor) -> Tensor:
+    return torch.stack([probabilities.float(), labels.float()])[:, labels != IGNORE].cpu()
