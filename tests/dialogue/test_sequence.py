@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
+from prospect.data.batches import Collator, SamplingSettings
 from prospect.data.clips import clip_sequence
 from prospect.dialogue.prompt import build_context
 from prospect.dialogue.sequence import TextTask, build_sequence, parse_sequence, shifted
@@ -16,7 +17,7 @@ from prospect.dialogue.vocabulary import GRAMMAR_TOKENS, Vocabulary
 from prospect.errors import DataError
 from prospect.streaming.context import ContextPlan, session_context
 from prospect.streaming.outputs import SessionSpec
-from tests.factories import CONTEXT, tea_clip, tea_clips, tea_dialogue, tiny_vocabulary
+from tests.factories import CONTEXT, features, tea_clip, tea_clips, tea_dialogue, tiny_vocabulary
 
 VOCABULARY = tiny_vocabulary()
 
@@ -109,6 +110,21 @@ def test_a_long_recipe_is_windowed_around_the_current_steps_and_says_so():
     assert context.step_positions[0] == context.step_positions[79] == -1
     assert "earlier steps not shown" in context.text
     assert "later steps not shown" in context.text
+
+
+def test_without_the_recipe_the_goal_stands_alone_whoever_calls():
+    bare = CONTEXT.model_copy(update={"recipe": False})
+    dialogue, clip = tea_dialogue(), tea_clip()
+    spec = SessionSpec(goal=dialogue.goal, steps=dialogue.step_names, knowledge="Use the blue kettle.\n1. boil water")
+    live = session_context(VOCABULARY, spec, TaskState.initial(3), ContextPlan((), 0), bare, 1)
+    assert "Make tea" in live.text
+    assert "blue kettle" in live.text
+    assert not any(step in live.text for step in ("Steps:", "S1", "boil", "not shown"))
+    trained = clip_sequence(clip, VOCABULARY, bare, 1)
+    assert trained.step_positions == live.step_positions == (-1, -1, -1)
+    batch = Collator(VOCABULARY, features, bare, 1, SamplingSettings(watch_only_share=0.99))([clip])
+    assert len(batch.state_labels) == 0
+    assert batch.update.max() == 1, "deltas are still learned, and no clip is shown for the state head alone"
 
 
 def test_a_context_that_cannot_fit_is_refused_with_both_numbers():

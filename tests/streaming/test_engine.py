@@ -294,6 +294,17 @@ def test_an_untrained_model_is_refused_where_it_would_be_used(vocabulary):
         engine.open("a", TEA)
 
 
+def test_a_state_head_that_was_never_trained_is_not_read(vocabulary):
+    loaded = tiny_model(vocabulary)
+    loaded.model.config.trained_steps = {"speaking": 1, "dst_update": 1, "dst_state": 0}
+    engine = StreamingEngine(loaded, CONTEXT, talkative(loaded))
+    engine.open("a", TEA)
+    stream(engine, "a", "a", range(6), {})
+    assert [d.readout for d in decisions(run(engine)["a"])] == [None] * 6
+    with pytest.raises(UntrainedHeadError, match="dst_state had no training step"):
+        StreamingEngine(loaded, CONTEXT, StreamingSettings(dst_decoder="readout")).open("a", TEA)
+
+
 def test_frames_pushed_while_another_is_being_decided_keep_counting(random_model):
     engine = StreamingEngine(random_model, CONTEXT, StreamingSettings(speak_threshold=0.0, update_threshold=1.0))
     engine.open("a", TEA)

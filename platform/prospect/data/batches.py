@@ -145,7 +145,7 @@ class Collator:
         """The clip as this epoch shows it, and the frames whose decisions count (None: all)."""
         if self.sampling is None:
             return clip, None
-        if is_watch_only(clip, self.sampling, epoch):
+        if self.context.recipe and is_watch_only(clip, self.sampling, epoch):
             return replace(clip, events={}), set()
         return clip, sampled_frames(clip, self.sampling, epoch)
 

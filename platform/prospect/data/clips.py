@@ -70,6 +70,7 @@ def clip_context(clip: Clip, vocabulary: Vocabulary, settings: ContextSettings, 
         tail_frames=clip.tail_frames,
         tokens_per_frame=tokens_per_frame,
         max_tokens=settings.max_context_tokens,
+        recipe=settings.recipe,
     )
 
 

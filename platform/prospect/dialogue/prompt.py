@@ -30,6 +30,9 @@ class ContextSettings(Settings):
     """What happens when a session's context is full. `drop_all` keeps the prompt alone."""
     max_seq_len: int = Field(default=4096, ge=64)
     """Tokens that a sequence may hold: context, frames and events together."""
+    recipe: bool = True
+    """Show the steps, each with its state. Without them there is no state head to train or to read off; deltas are
+    then written about steps that the model has to guess."""
     max_context_tokens: int = Field(default=1024, ge=32)
     """Tokens of the context's text; a longer recipe is windowed around the current steps."""
     last_utterances: int = Field(default=4, ge=0)
@@ -54,7 +57,7 @@ class Context:
     Attributes:
         ids: text and tail, `num_text + tail_frames * tokens_per_frame` tokens.
         step_positions: for every step of the recipe, the position of its line's last token, or -1 where
-            the window leaves the step out.
+            the window leaves the step out or no recipe is shown.
     """
 
     ids: tuple[int, ...]
@@ -76,6 +79,7 @@ def build_context(
     tail_frames: int = 0,
     tokens_per_frame: int = 1,
     max_tokens: int | None = None,
+    recipe: bool = True,
 ) -> Context:
     """Renders the context from what is known.
 
@@ -91,6 +95,7 @@ def build_context(
         tokens_per_frame: I.
         max_tokens: limit of the text's tokens. Steps far from the current ones are folded into a line
             that says how many; utterances go before steps do.
+        recipe: False shows no step at all, neither in lines nor in `knowledge`.
 
     Raises:
         DataError: the text does not fit even with one step shown, or `state` and `steps` differ in length.
@@ -99,7 +104,7 @@ def build_context(
         raise DataError(f"state: has {len(state)} steps, the recipe has {len(steps)}", field="state")
     for num_utterances, radius in _shrinking(len(utterances), len(steps)):
         parts = _Parts(
-            goal, tuple(steps), state, knowledge, summary, tuple(utterances[len(utterances) - num_utterances :])
+            goal, tuple(steps), state, knowledge, summary, tuple(utterances[len(utterances) - num_utterances :]), recipe
         )
         content, line_ends = parts.render(vocabulary, radius)
         chat = vocabulary.render_chat(SYSTEM_PROMPT, content)
@@ -142,6 +147,7 @@ class _Parts:
     knowledge: str
     summary: str | None
     utterances: tuple[tuple[str, str], ...]
+    recipe: bool
 
     def render(self, vocabulary: Vocabulary, radius: int) -> tuple[str, list[int | None]]:
         """The user message, and for each step the character after its line's end (None: not shown)."""
@@ -156,8 +162,9 @@ class _Parts:
             lines += [f"{role}: {clean(text).strip()}" for role, text in self.utterances]
         content = "\n".join(lines)
         ends: list[int | None] = [None] * len(self.steps)
-        if self.steps:
-            content += "\nSteps:"
+        if not (self.steps and self.recipe):
+            return content, ends
+        content += "\nSteps:"
         shown = self._window(radius)
         content += self._folded(range(shown.start), "earlier")
         for step in shown:

@@ -61,4 +61,5 @@ def session_context(
         tail_frames=plan.tail_frames,
         tokens_per_frame=tokens_per_frame,
         max_tokens=limit,
+        recipe=settings.recipe,
     )

@@ -267,7 +267,8 @@ class Session:
     def _take_step_vectors(self, hidden: Tensor) -> None:
         assert self.segment is not None
         positions = self.segment.context.step_positions
-        self._shown = [step for step, position in enumerate(positions) if position >= 0]
+        trained = (self._parts.model.config.trained_steps or {}).get("dst_state", 0) > 0  # else it reads off nothing
+        self._shown = [step for step, position in enumerate(positions) if position >= 0 and trained]
         at_lines = hidden[[positions[step] for step in self._shown]]
         self._step_vectors = self._parts.model.dst_state_head.step_vectors(at_lines) if self._shown else None
 
