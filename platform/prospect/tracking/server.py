@@ -1,45 +1,31 @@
-"""Runs, metrics and registered models. The only module that imports MLflow (DESIGN 4.10).
+"""One MLflow server or database: its runs and its registered models."""
 
-All calls go through `MlflowClient` with explicit run ids, so that nothing depends on MLflow's global state. With no
-`uri` everything lies under the storage root: runs in `mlflow.db` (SQLite), artifacts in `mlartifacts/`.
-"""
-
+import getpass
 import json
 import logging
 import os
-import subprocess
+import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import mlflow.artifacts
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import LoggedModelOutput
 from mlflow.exceptions import MlflowException
 from pydantic import Field
 from sqlalchemy.exc import SQLAlchemyError
 
-from prospect.errors import CheckpointError, ConfigError, ProspectError
+from prospect.errors import CheckpointError, ConfigError
+from prospect.lineage import code_version
 from prospect.settings import Settings
+from prospect.tracking.interface import ModelInterface
+from prospect.tracking.run import Run
 
 CANDIDATE, CHAMPION = "candidate", "champion"
-
-_MAX_PARAM = 6000
-"""Characters that MLflow keeps of one parameter's value."""
-_MAX_PARAMS, _MAX_METRICS = 100, 1000
-"""How many MLflow takes at once."""
-
-
-T = TypeVar("T")
-
-
-class TrackingError(ProspectError):
-    """The tracking server does not answer."""
-
-    code = "tracking_unavailable"
 
 
 class TrackingSettings(Settings):
@@ -81,52 +67,80 @@ class Tracking:
         return client
 
     def open_run(
-        self, folder: Path, name: str, *, config: Mapping[str, Any] | None = None, tags: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        name: str,
+        *,
+        config: Mapping[str, Any] | None = None,
+        sections: Collection[str] | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> "Run":
         """The MLflow run that belongs to `folder`: the one opened there before, else a new one.
 
         Args:
             folder: of the training run; keeps the run's id in `mlflow_run.json`.
             name: of the run.
-            config: nested; logged as flat parameters and, whole, as `config.json`.
+            config: nested; whole as `config.json`.
+            sections: those of `config` that a new run keeps as flat parameters, by which runs are compared; None: all.
             tags: more of where the run comes from.
         """
         file = folder / "mlflow_run.json"
         known = json.loads(file.read_text()) if file.is_file() else {"key": uuid.uuid4().hex}
         if "run_id" in known and (run := self.find_run(known["run_id"])):
             self.client.update_run(run.id, status="RUNNING")
+            run.log_whole_config(config or {})
+            run.set_tags(tags or {})
             return run
         # The key stands in the file before the run exists: whoever dies in between finds it by its key again.
         key = known.get("key", folder.name)
         folder.mkdir(parents=True, exist_ok=True)
         _replace(file, {"key": key})
         found = self.client.search_runs([self._experiment], f"tags.`prospect.key` = '{key}'", max_results=1)
-        made = (
-            found[0]
-            if found
-            else self.client.create_run(self._experiment, run_name=name, tags=_git_tags() | {"prospect.key": key})
-        )
-        run = Run(self.client, made.info.run_id)
-        run.log_config(config or {})
+        run = Run(self.client, found[0].info.run_id) if found else self._new_run(name, {"prospect.key": key})
+        run.log_config(config or {}, sections)
         run.set_tags(tags or {})
         _replace(file, {"key": key, "run_id": run.id, "tracking_uri": self.uri})
         return run
 
+    def _new_run(self, name: str, tags: Mapping[str, str]) -> "Run":
+        """A run that says who started what, and which code ran."""
+        code = code_version()
+        origin = {"mlflow.user": _user(), "mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "JOB"}
+        if code:
+            origin |= {"mlflow.source.git.commit": code.commit, "mlflow.source.git.branch": code.branch}
+            origin |= {"mlflow.source.git.dirty": str(bool(code.diff)).lower()}
+        made = self.client.create_run(self._experiment, run_name=name, tags=origin | dict(tags))
+        if code and code.diff:
+            self.client.log_text(made.info.run_id, code.diff, "uncommitted.diff")
+        return Run(self.client, made.info.run_id)
+
+    def where(self, run: "Run") -> str:
+        """How to look at a run: its page, or the command that shows it."""
+        if self.uri.startswith(("http://", "https://")):
+            return f"{self.uri.rstrip('/')}/#/experiments/{self._experiment}/runs/{run.id}"
+        return f"mlflow ui --backend-store-uri {self.uri}"
+
     def log_job(
-        self, job: str, *, config: Mapping[str, Any], metrics: Mapping[str, float], texts: Mapping[str, str]
+        self,
+        job: str,
+        *,
+        config: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        texts: Mapping[str, str],
+        sections: Collection[str] | None = None,
     ) -> "Run":
         """A finished run for a job that prepares data: its settings, its numbers, and its reports as artifacts.
 
         Args:
             job: `embed` or `label`; the run's name begins with it, and it is the tag `prospect.job`.
-            config: nested.
+            config: nested; whole as `config.json`.
             metrics: by name.
             texts: artifact's name -> its text.
+            sections: as in `open_run`.
         """
         name = f"{job}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
-        tags = _git_tags() | {"prospect.job": job}
-        run = Run(self.client, self.client.create_run(self._experiment, run_name=name, tags=tags).info.run_id)
-        run.log_config(config)
+        run = self._new_run(name, {"prospect.job": job})
+        run.log_config(config, sections)
         run.log_metrics(metrics)
         for artifact, text in texts.items():
             self.client.log_text(run.id, text, artifact)
@@ -142,22 +156,45 @@ class Tracking:
                 raise
             return None
 
-    def register(self, name: str, run: "Run", folder: Path) -> int:
-        """Uploads a model folder to `run` and registers it as the newest version of `name`, alias `candidate`.
+    def register(self, name: str, run: "Run", folder: Path, interface: ModelInterface) -> int:
+        """Uploads a model folder and registers it as the newest version of `name`, alias `candidate`.
+
+        A run has one version of a name: what an earlier call left unfinished is finished.
+
+        Args:
+            name: of the registered model.
+            run: that made it.
+            folder: gets an `MLmodel` with the signature of `interface`.
+            interface: of the model.
 
         Returns:
             The version.
         """
-        run.log_folder(folder, "model")
+        model_id = self._log_model(name, run, folder, interface)
         try:
             self.client.create_registered_model(name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        source = f"{self.client.get_run(run.id).info.artifact_uri}/model"
-        version = self.client.create_model_version(name, source=source, run_id=run.id).version
-        self.client.set_registered_model_alias(name, CANDIDATE, version)
+        known = self.client.search_model_versions(f"name = '{name}' and run_id = '{run.id}'")
+        version = (
+            known[0]
+            if known
+            else self.client.create_model_version(name, f"models:/{model_id}", run.id, model_id=model_id)
+        ).version
+        self.client.set_registered_model_alias(name, CANDIDATE, str(version))
         return int(version)
+
+    def _log_model(self, name: str, run: "Run", folder: Path, interface: ModelInterface) -> str:
+        """The id of the run's model, with the files of `folder`."""
+        known = self.client.search_logged_models([self._experiment], f"source_run_id = '{run.id}'", max_results=1)
+        model = known[0] if known else self.client.create_logged_model(self._experiment, name, run.id)
+        interface.write(folder, run.id, model.model_id)
+        self.client.log_model_artifacts(model.model_id, str(folder))
+        self.client.finalize_logged_model(model.model_id, "READY")
+        if not self.client.get_run(run.id).outputs.model_outputs:
+            self.client.log_outputs(run.id, [LoggedModelOutput(model.model_id, 0)])
+        return model.model_id
 
     def promote(self, name: str, version: int, metric: str, value: float) -> bool:
         """Makes a version the champion if there is none with this `metric`, or if `value` is above the champion's.
@@ -235,105 +272,14 @@ class Tracking:
         return self.client.create_experiment(self.settings.experiment, artifact_location=location)
 
 
-class Run:
-    """One MLflow run, by its id."""
-
-    def __init__(self, client: MlflowClient, run_id: str) -> None:
-        self.client = client
-        self.id = run_id
-
-    def log_config(self, config: Mapping[str, Any]) -> None:
-        """Nested settings as flat parameters (`training.seed`), and whole as `config.json`."""
-        flat = [Param(key, str(value)[:_MAX_PARAM]) for key, value in flatten(config).items()]
-        for first in range(0, len(flat), _MAX_PARAMS):
-            self.client.log_batch(self.id, params=flat[first : first + _MAX_PARAMS])
-        if config:
-            self.client.log_dict(self.id, dict(config), "config.json")
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        self.log_history([(step, time.time(), metrics)])
-
-    def log_history(self, rows: Iterable[tuple[int, float, Mapping[str, float]]]) -> None:
-        """Many metrics of many steps at once: (step, seconds since 1970, values) each."""
-        metrics = [
-            Metric(name, float(value), int(when * 1000), step)
-            for step, when, row in rows
-            for name, value in row.items()
-        ]
-        for first in range(0, len(metrics), _MAX_METRICS):
-            self.client.log_batch(self.id, metrics[first : first + _MAX_METRICS])
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        self.client.log_batch(self.id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
-
-    def log_folder(self, folder: Path, name: str) -> None:
-        """Uploads a folder as artifact `name`."""
-        self.client.log_artifacts(self.id, str(folder), name)
-
-    def log_file(self, file: Path, name: str | None = None) -> None:
-        """Uploads a file, into artifact folder `name`."""
-        self.client.log_artifact(self.id, str(file), name)
-
-    def metrics(self) -> dict[str, float]:
-        """The latest value of each metric."""
-        return dict(self.client.get_run(self.id).data.metrics)
-
-    def finish(self, status: str = "FINISHED") -> None:
-        """`FINISHED`, `FAILED` or `KILLED`; opening the run again sets it going again."""
-        self.client.set_terminated(self.id, status)
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
-def _git_tags() -> dict[str, str]:
-    """The commit of the code that runs, where it is a checkout."""
-    here = Path(__file__).parent
+def _user() -> str:
     try:
-        done = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
-        )
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"mlflow.source.git.commit": done.stdout.strip()}
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        return str(os.getuid())
 
 
 def _replace(file: Path, values: Mapping[str, str]) -> None:
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(values))
     partial.rename(file)
-
-
-def patiently(call: Callable[[], T], report: Callable[[str], None], seconds: float = 120) -> T:
-    """The result of `call`, which is repeated for `seconds` while the server does not answer.
-
-    Raises:
-        TrackingError: it never did.
-    """
-    deadline, pause = time.monotonic() + seconds, 1.0
-    while True:
-        try:
-            return call()
-        except (MlflowException, SQLAlchemyError, OSError) as error:  # those of `requests` are OSErrors
-            if isinstance(error, MlflowException) and error.error_code not in _AWAY:
-                raise
-            reason = str(error).strip().split("\n", 1)[0]
-            if time.monotonic() + pause > deadline:
-                raise TrackingError(
-                    f"the tracking server did not answer for {seconds:.0f} s ({reason}); start the same run again when "
-                    "it does: what is done stays done",
-                    field="tracking.uri",
-                ) from error
-            if pause == 1.0:
-                report(f"train  waiting for the tracking server: {reason}")
-        time.sleep(pause)
-        pause = min(2 * pause, 10.0)
-
-
-_AWAY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
-"""What MLflow calls a connection that was refused or lost, a time-out and a server's own failure."""
