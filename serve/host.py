@@ -100,6 +100,7 @@ class SessionHost:
             goal=update.goal,
             steps=update.steps,
             knowledge=update.knowledge,
+            dataset=update.dataset,
             speak_threshold=update.thresholds.speak,
             update_threshold=update.thresholds.update,
         )

@@ -288,6 +288,30 @@ def test_mistakes_are_named_and_harm_nobody(random_model):
         engine.state("a")
 
 
+def test_a_sessions_thresholds_come_before_its_datasets_those_before_the_default_and_the_configured_last(vocabulary):
+    loaded = tiny_model(vocabulary)
+    loaded.model.config.thresholds = {"default": {"speak": 0.9, "update": 0.8}, "ego4d": {"speak": 0.7}}
+    settings = StreamingSettings(speak_threshold=0.2, update_threshold=0.3)
+    sessions = {
+        "stranger": (SessionSpec(dataset="wtag"), (0.9, 0.8)),
+        "ego4d": (SessionSpec(dataset="ego4d"), (0.7, 0.8)),
+        "own": (SessionSpec(dataset="ego4d", speak_threshold=0.0), (0.0, 0.8)),
+    }
+
+    def thresholds(engine: StreamingEngine, spec: SessionSpec) -> tuple[float, float]:
+        engine.open("a", spec)
+        policy = engine._session("a").decides
+        engine.close("a")
+        return policy.speak, policy.update
+
+    for name, (spec, expected) in sessions.items():
+        assert thresholds(StreamingEngine(loaded, CONTEXT, settings), spec) == expected, name
+    uncalibrated = StreamingEngine(loaded, CONTEXT, settings.model_copy(update={"calibrated": False}))
+    assert thresholds(uncalibrated, SessionSpec(dataset="ego4d")) == (0.2, 0.3)
+    loaded.model.config.thresholds = None
+    assert thresholds(StreamingEngine(loaded, CONTEXT, settings), SessionSpec()) == (0.2, 0.3)
+
+
 def test_an_untrained_model_is_refused_where_it_would_be_used(vocabulary):
     engine = StreamingEngine(tiny_model(vocabulary, trained=False), CONTEXT, SETTINGS)
     with pytest.raises(UntrainedHeadError, match="dst_update had no training step"):

@@ -73,8 +73,9 @@ class DSTProActConfig(LlamaConfig):
     stop_ids: list[int] | None = None
     trained_steps: dict[str, int] | None = None
     """Optimizer steps in which each head had labels."""
-    thresholds: dict[str, float] | None = None
-    """Calibrated `speak` and `update` thresholds that travel with the model."""
+    thresholds: dict[str, dict[str, float]] | None = None
+    """Calibrated `speak` and `update` thresholds that travel with the model: by dataset, and as `default`, which were
+    calibrated on all datasets together, for any other."""
 
 
 AutoConfig.register("dst_proact_llama", DSTProActConfig)

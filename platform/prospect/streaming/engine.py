@@ -35,6 +35,8 @@ class StreamingSettings(Settings):
     speak_threshold: float = Field(default=0.5, ge=0, le=1)
     """Used where neither the session nor the model brings a calibrated one."""
     update_threshold: float = Field(default=0.5, ge=0, le=1)
+    calibrated: bool = True
+    """Whether thresholds that were calibrated in training and travel with the model come before the two above."""
     cooldown_frames: int = Field(default=1, ge=0)
     """Frames after an utterance in which the assistant stays silent."""
     dst_decoder: DstDecoder = "generate"
@@ -346,16 +348,14 @@ class StreamingEngine:
             raise SessionError(f"state: has {len(spec.state)} steps, the recipe has {len(spec.steps)}", field="state")
 
     def _policy(self, spec: SessionSpec) -> DecisionPolicy:
-        calibrated = self._model.config.thresholds or {}
-
-        def first(given: float | None, name: str, default: float) -> float:
-            return given if given is not None else calibrated.get(name, default)
-
+        """The session's own thresholds, else the model's for its dataset, its default ones, the configured ones."""
+        calibrated = self._model.config.thresholds or {} if self.settings.calibrated else {}
+        chosen = {"speak": self.settings.speak_threshold, "update": self.settings.update_threshold}
+        chosen |= calibrated.get("default", {}) | calibrated.get(spec.dataset, {})
+        own = {"speak": spec.speak_threshold, "update": spec.update_threshold}
+        chosen |= {name: threshold for name, threshold in own.items() if threshold is not None}
         return DecisionPolicy(
-            first(spec.speak_threshold, "speak", self.settings.speak_threshold),
-            first(spec.update_threshold, "update", self.settings.update_threshold),
-            self.settings.cooldown_frames,
-            self.settings.dst_decoder,
+            chosen["speak"], chosen["update"], self.settings.cooldown_frames, self.settings.dst_decoder
         )
 
     def _new_cache(self) -> SessionCache:

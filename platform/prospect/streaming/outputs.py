@@ -18,6 +18,8 @@ class SessionSpec:
     """(role, text) of what was said before, oldest first; for a session that continues another."""
     track: bool = True
     """False: the recipe is background, its state is not tracked."""
+    dataset: str = ""
+    """Whose calibrated thresholds the session takes; one that the model does not know takes its default ones."""
     speak_threshold: float | None = None
     """None: the model's calibrated threshold, else the configured one."""
     update_threshold: float | None = None

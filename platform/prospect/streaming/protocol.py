@@ -97,6 +97,9 @@ class SessionUpdate(_FromClient):
     steps: tuple[str, ...] = ()
     """Names of the recipe's steps, S1 first; may be empty."""
     knowledge: str = ""
+    dataset: str = ""
+    """Name of a training dataset that the stream is most like: its calibrated thresholds are taken. Without, or with
+    one that the model was not calibrated on, those of all datasets together."""
     thresholds: ThresholdsMessage = ThresholdsMessage()
     keep: bool = False
     """Whether the session outlives the WebSocket that opened it, until it is resumed, closed or idle too long."""
