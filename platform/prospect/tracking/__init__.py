@@ -6,7 +6,7 @@ All calls go through `MlflowClient` with explicit run ids, so that nothing depen
 
 from prospect.tracking.interface import ModelInterface
 from prospect.tracking.patience import TrackingError, patiently
-from prospect.tracking.run import DatasetCard, Run, flatten
+from prospect.tracking.run import DatasetCard, Run
 from prospect.tracking.server import CANDIDATE, CHAMPION, Tracking, TrackingSettings
 
 __all__ = [
@@ -18,6 +18,5 @@ __all__ = [
     "Tracking",
     "TrackingError",
     "TrackingSettings",
-    "flatten",
     "patiently",
 ]

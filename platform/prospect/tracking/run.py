@@ -10,6 +10,8 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
+from prospect.settings import flatten
+
 _MAX_PARAM = 6000
 """Characters that MLflow keeps of one parameter's value."""
 _MAX_PARAMS, _MAX_METRICS = 100, 1000
@@ -107,11 +109,3 @@ class Run:
     def finish(self, status: str = "FINISHED") -> None:
         """`FINISHED`, `FAILED` or `KILLED`; opening the run again sets it going again."""
         self.client.set_terminated(self.id, status)
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prospect.errors import ConfigError
-from prospect.tracking import flatten
+from prospect.settings import flatten
 
 
 @contextmanager
