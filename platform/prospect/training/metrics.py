@@ -1,0 +1,75 @@
+"""A run's events as the tracker's metrics and tags (docs/training.md has the table of names)."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from prospect.training.progress import Event
+
+Row = tuple[int, float, dict[str, float]]
+"""(step, seconds since 1970, values by name)."""
+
+
+def metric_rows(events: Sequence[Event]) -> list[Row]:
+    """Rows under stable grouped names: `train/loss`, `train/loss_speak`, `speed/tokens_per_second`, ...
+
+    A step is counted from 0; what happens between two steps stands at the one before it, a start at the one after.
+    """
+    rows = []
+    for event in events:
+        make = _ROWS.get(event["kind"])
+        if make is not None:
+            step, values = make(event)
+            rows.append((step, event["time"], values))
+    return rows
+
+
+def run_tags(events: Sequence[Event]) -> dict[str, str]:
+    """Where the newest checkpoint lies, and what failed when."""
+    tags = {}
+    for event in events:
+        if event["kind"] == "checkpoint" and "folder" in event:
+            tags["checkpoint"] = event["folder"]
+        elif event["kind"] == "failure":
+            when = datetime.fromtimestamp(event["time"], UTC).strftime("%Y%m%dT%H%M%S")
+            tags[f"failure.{when}"] = f"after step {event['step']}: {event['reason']}"
+    return tags
+
+
+def _start(event: Event) -> tuple[int, dict[str, float]]:
+    return event["step"], {
+        "events/workers": float(event["workers"]),
+        "model/trainable_parameters": float(event["parameters"]),
+    }
+
+
+def _step(event: Event) -> tuple[int, dict[str, float]]:
+    values = {f"train/{name}": event[name] for name in ("loss", "grad_norm", "learning_rate", "epoch", "tokens")}
+    values |= {f"train/loss_{name}": value for name, value in event["parts"].items()}
+    values |= {f"labels/{name}": float(count) for name, count in event.get("labels", {}).items()}
+    values |= {f"speed/{name}": event[name] for name in ("peak_memory_gib", "peak_gpu_memory_gib") if name in event}
+    if seconds := event.get("seconds"):
+        values |= {"speed/step_seconds": seconds, "speed/tokens_per_second": event["tokens"] / seconds}
+    return event["step"], values | {f"system/{name}": value for name, value in event.get("system", {}).items()}
+
+
+def _validation(event: Event) -> tuple[int, dict[str, float]]:
+    losses = {name if name == "loss" else f"loss_{name}": value for name, value in event["losses"].items()}
+    values = losses | event.get("scores", {})
+    return event["step"], {f"validation/{name}": float(value) for name, value in values.items() if value is not None}
+
+
+def _checkpoint(event: Event) -> tuple[int, dict[str, float]]:
+    return event["step"] - 1, {"events/checkpoint_seconds": event.get("seconds", 0.0)}
+
+
+def _failure(event: Event) -> tuple[int, dict[str, float]]:
+    return max(event["step"] - 1, 0), {"events/failed_workers": float(event["workers"])}
+
+
+_ROWS = {
+    "start": _start,
+    "step": _step,
+    "validation": _validation,
+    "checkpoint": _checkpoint,
+    "failure": _failure,
+}
