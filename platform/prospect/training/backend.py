@@ -11,6 +11,7 @@ from prospect.data.batches import Batch
 from prospect.model.adapters import keep_trained_in_float32, trainable_parameters, unwrap
 from prospect.model.losses import LossSettings, loss_sums
 from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.readings import Readings, loss_sums_and_readings
 from prospect.training.checkpoint import MOMENTS, WEIGHTS, Checkpointable
 from prospect.training.settings import TrainingError, TrainingSettings
 
@@ -28,6 +29,10 @@ class Backend(Checkpointable, Protocol):
         """`model.losses.loss_sums`; on all ranks equally often, because partitioned weights meet there."""
         ...
 
+    def loss_sums_and_readings(self, batch: Batch, settings: LossSettings) -> tuple[Tensor, Readings]:
+        """`model.readings.loss_sums_and_readings`; on all ranks equally often."""
+        ...
+
     def backward(self, loss: Tensor) -> None: ...
 
     def step(self, learning_rate: float) -> float:
@@ -38,8 +43,8 @@ class Backend(Checkpointable, Protocol):
         """The sum of `tensor` over all ranks."""
         ...
 
-    def gather(self, names: list[str]) -> list[str]:
-        """The names of all ranks, in the order of ranks."""
+    def gather(self, items: list[T]) -> list[T]:
+        """The items of all ranks, in the order of ranks."""
         ...
 
     def whole_model(self) -> AbstractContextManager[DSTProActLlamaForCausalLM]:
@@ -69,9 +74,12 @@ class PlainBackend:
         self._trainable = trainable_parameters(model)
 
     def loss_sums(self, batch: Batch, settings: LossSettings) -> Tensor:
-        # bfloat16 arithmetic around a bfloat16 base, with what trains in float32.
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.model.dtype == torch.bfloat16):
+        with autocast(self.model):
             return loss_sums(self.model, batch, settings)
+
+    def loss_sums_and_readings(self, batch: Batch, settings: LossSettings) -> tuple[Tensor, Readings]:
+        with autocast(self.model):
+            return loss_sums_and_readings(self.model, batch, settings)
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -87,8 +95,8 @@ class PlainBackend:
     def all_reduce(self, tensor: Tensor) -> Tensor:
         return tensor
 
-    def gather(self, names: list[str]) -> list[str]:
-        return names
+    def gather(self, items: list[T]) -> list[T]:
+        return items
 
     @contextmanager
     def whole_model(self) -> Iterator[DSTProActLlamaForCausalLM]:
@@ -120,6 +128,11 @@ class PlainBackend:
             return parameter
         state = self._optimizer.state.get(parameter, {})
         return state[kind] if kind in state else torch.zeros_like(parameter)
+
+
+def autocast(model: DSTProActLlamaForCausalLM) -> torch.autocast:
+    """bfloat16 arithmetic around a bfloat16 base, with what trains in float32."""
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16)
 
 
 def set_updates(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], count: int) -> None:

@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import deepspeed
 import deepspeed.ops
@@ -29,10 +29,13 @@ from prospect.data.batches import Batch
 from prospect.model.adapters import trainable_parameters, unwrap
 from prospect.model.losses import LossSettings, loss_sums
 from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.readings import Readings, loss_sums_and_readings
 from prospect.training.backend import make_optimizer, set_learning_rate, set_updates
 from prospect.training.checkpoint import WEIGHTS
 from prospect.training.settings import TrainingError, TrainingSettings
 from prospect.training.worker import WorkerJob, work
+
+T = TypeVar("T")
 
 
 def zero_config(settings: TrainingSettings, dtype: str) -> dict[str, Any]:
@@ -60,8 +63,9 @@ class _Loss(nn.Module):
         super().__init__()
         self.wrapped = model
 
-    def forward(self, batch: Batch, settings: LossSettings) -> Tensor:
-        return loss_sums(unwrap(cast(Any, self.wrapped)), batch, settings)
+    def forward(self, batch: Batch, settings: LossSettings, read: bool = False) -> Tensor | tuple[Tensor, Readings]:
+        compute = loss_sums_and_readings if read else loss_sums
+        return compute(unwrap(cast(Any, self.wrapped)), batch, settings)
 
 
 class ZeroBackend:
@@ -89,6 +93,9 @@ class ZeroBackend:
     def loss_sums(self, batch: Batch, settings: LossSettings) -> Tensor:
         return self.engine(batch, settings)
 
+    def loss_sums_and_readings(self, batch: Batch, settings: LossSettings) -> tuple[Tensor, Readings]:
+        return self.engine(batch, settings, read=True)
+
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss * self.world_size)  # DeepSpeed averages over ranks
 
@@ -102,10 +109,10 @@ class ZeroBackend:
         dist.all_reduce(moved)
         return moved.to(tensor.device)
 
-    def gather(self, names: list[str]) -> list[str]:
-        parts: list[list[str]] = [[] for _ in range(self.world_size)]
-        dist.all_gather_object(parts, names)
-        return [name for part in parts for name in part]
+    def gather(self, items: list[T]) -> list[T]:
+        parts: list[list[T]] = [[] for _ in range(self.world_size)]
+        dist.all_gather_object(parts, items)
+        return [item for part in parts for item in part]
 
     @contextmanager
     def whole_model(self) -> Iterator[DSTProActLlamaForCausalLM]:
