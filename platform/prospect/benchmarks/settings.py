@@ -1,10 +1,11 @@
 """What each suite of jobs/benchmark.py can be told. Light, because every job's configuration imports it."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
+from prospect.corpus import CorpusSettings
 from prospect.data.labels.aligner import AlignerSettings
 from prospect.settings import Settings
 from prospect.similarity import SimilaritySettings
@@ -74,4 +75,24 @@ class TrainSuite(Settings):
     """GiB that the second measurement on a GPU may use."""
 
 
-Suite = Annotated[EmbedSuite | LabelsSuite | TrainSuite, Field(discriminator="name")]
+Ablated = Literal["default", "token", "rho_1", "rho_0_2", "rho_0_01", "focal", "no_recipe", "no_state_head", "lora"]
+"""The default, and what differs from it in one thing."""
+
+
+class AblationSuite(Settings):
+    """What each part of the method is worth: one factor at a time from the default, several seeds each."""
+
+    name: Literal["ablation"] = "ablation"
+    configurations: tuple[Ablated, ...] = Field(default=get_args(Ablated), min_length=1)
+    """What is trained and scored; differences need `default` among them."""
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    """One training each: of the initial weights, the order of clips and what is drawn from them."""
+    max_steps: int = Field(default=400, ge=1)
+    """Optimizer steps of each training."""
+    processes: int = Field(default=2, ge=1)
+    """Trainings that go on at once; each takes one core (or one GPU)."""
+    corpus: CorpusSettings = CorpusSettings()
+    """The sample corpus that all of them share."""
+
+
+Suite = Annotated[EmbedSuite | LabelsSuite | TrainSuite | AblationSuite, Field(discriminator="name")]

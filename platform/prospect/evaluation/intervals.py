@@ -1,11 +1,12 @@
-"""Bootstrap confidence intervals over videos."""
+"""Bootstrap confidence intervals over videos, and over videos and trainings."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from prospect.evaluation.tally import METRICS, Floats, Tally
+from prospect.errors import DataError
+from prospect.evaluation.tally import METRICS, Floats, Metric, Tally
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,7 @@ class Interval:
 def resample(videos: Mapping[str, Tally], samples: int, seed: int) -> Tally:
     """`samples` draws of as many videos as there are, with replacement; equal for equal names and seed."""
     columns = np.stack([videos[name].columns() for name in sorted(videos)])
-    count = len(columns)
-    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=samples)
-    return Tally.from_columns(draws.astype(np.float64) @ columns)
+    return Tally.from_columns(_draws(len(columns), samples, seed) @ columns)
 
 
 def percentile_interval(value: Floats, samples: Floats, confidence: float) -> Interval | None:
@@ -42,3 +41,28 @@ def metric_interval(metric: str, videos: Mapping[str, Tally], drawn: Tally, conf
     """The interval of one metric; `drawn` comes from `resample`."""
     function = METRICS[metric]
     return percentile_interval(function(Tally.total(videos.values())), function(drawn), confidence)
+
+
+def draw_runs(
+    metric: Metric, runs: Sequence[Mapping[str, Tally]], samples: int, video_seed: int, run_seed: int
+) -> tuple[Floats, Floats]:
+    """The mean of a metric over trainings that differ in their seed alone, and `samples` draws of that mean.
+
+    Each draw takes as many trainings and as many videos as there are, both with replacement; the videos are the same
+    for all trainings. Systems drawn with one `video_seed` can be compared pair by pair.
+
+    Raises:
+        DataError: the trainings were not scored on the same videos.
+    """
+    names = sorted(runs[0])
+    if any(sorted(run) != names for run in runs):
+        raise DataError("scores: the runs of one configuration were scored on different videos", field="videos")
+    columns = np.stack([[run[name].columns() for name in names] for run in runs])
+    videos, trainings = _draws(len(names), samples, video_seed), _draws(len(runs), samples, run_seed)
+    drawn = metric(Tally.from_columns(np.einsum("nv,rvk->nrk", videos, columns)))
+    return metric(Tally.from_columns(columns.sum(1))).mean(), (drawn * trainings).mean(1)
+
+
+def _draws(count: int, samples: int, seed: int) -> Floats:
+    """[samples, count]: how often each of `count` is drawn; rows add up to `count`."""
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=samples).astype(np.float64)

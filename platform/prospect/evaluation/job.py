@@ -93,7 +93,7 @@ def evaluate_model(config: "Config", report: Report = print) -> EvaluationResult
             field="evaluation.split",
         )
     report(f"eval   {model}: streaming {len(placed)} dialogues, {len(VIEWS)} views each")
-    systems = _streamed(folder, root / "cache", placed, store, config.streaming, report) | _baselines(records, placed)
+    systems = streamed(folder, root / "cache", placed, store, config.streaming, report) | _baselines(records, placed)
     encoder = SentenceSimilarity(settings.similarity)
     scores = {name: evaluate(videos, settings, encoder) for name, videos in systems.items()}
     rivals = {name: scores[name] for name in RIVALS}
@@ -135,19 +135,26 @@ class _Streamer:
         return {"key": row["key"], "decisions": json.dumps(decisions), "error": ""}
 
 
-def _streamed(
+def streamed(
     folder: Path,
     cache: Path,
     placed: Sequence[Placed],
     store: EmbeddingStore,
     streaming: StreamingSettings,
     report: Report,
+    views: Sequence[View] = tuple(VIEWS),
 ) -> dict[str, list[VideoDecisions]]:
-    """Decisions of every view; what the same model streamed before with the same settings is not streamed again."""
+    """Decisions by the system's name, one for each view that the model in `folder` is shown.
+
+    What the same model streamed before with the same settings is not streamed again: `cache` has it.
+
+    Raises:
+        DataError: a dialogue cannot be streamed.
+    """
     same = [_weights_hash(folder), streaming.model_dump(mode="json"), store.fingerprint]
     groups = [
         _Group.of(view, placed[start : start + SESSIONS_PER_GROUP], same, store)
-        for view in VIEWS
+        for view in views
         for start in range(0, len(placed), SESSIONS_PER_GROUP)
     ]
     finished = _Finished(cache / "decisions", len(groups), report)
@@ -157,7 +164,7 @@ def _streamed(
             if row["error"]:
                 raise DataError(f"evaluation: a held-out dialogue cannot be streamed: {row['error']}")
             finished.add(row["key"], row["decisions"])
-    systems: dict[str, list[VideoDecisions]] = {name: [] for name in VIEWS.values()}
+    systems: dict[str, list[VideoDecisions]] = {VIEWS[view]: [] for view in views}
     for group in groups:
         found = [_DECISIONS.validate_json(text) for text in finished.get(group.row["key"])]
         systems[VIEWS[group.view]] += [

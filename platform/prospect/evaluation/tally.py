@@ -81,7 +81,9 @@ def _event_ratio(part: Floats, whole: Floats, tally: Tally) -> Floats:
     return np.where(events > 0, _ratio(part, whole, 0.0), np.nan)
 
 
-METRICS: dict[str, Callable[[Tally], Floats]] = {
+Metric = Callable[[Tally], Floats]
+
+METRICS: dict[str, Metric] = {
     "turn_precision": lambda t: _ratio(t.correct, t.generated, 0.0),
     "turn_recall": lambda t: _ratio(t.correct, t.reference, 0.0),
     "turn_f1": lambda t: _ratio(2 * t.correct, t.generated + t.reference, 0.0),

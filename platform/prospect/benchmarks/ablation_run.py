@@ -1,0 +1,98 @@
+"""One run of suite=ablation in a process of its own: train, stream the held-out videos, score.
+
+The process is told its run on its standard input, which then stays open as long as the suite lives: when it ends, so
+does this process, whatever the suite died of.
+"""
+
+import os
+import pickle
+import sys
+import threading
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import ray
+from transformers.utils.logging import disable_progress_bar
+
+from prospect.benchmarks.ablation_variants import AblationRun
+from prospect.data.embeddings import EmbeddingStore
+from prospect.data.prepare import read_records
+from prospect.errors import DataError, ProspectError
+from prospect.evaluation.job import MODEL, streamed
+from prospect.evaluation.metrics import evaluate
+from prospect.similarity import SentenceSimilarity
+from prospect.training.folder import write_json
+from prospect.training.job import train
+from prospect.training.progress import read_events
+
+
+def measure(run: AblationRun) -> dict[str, Any]:
+    """Trains as jobs/train.py does and streams as jobs/eval.py does; what is finished of either is not done again.
+
+    Returns:
+        `scores` by decoder, each with the `metrics` over all videos and the sums of each of `videos`, and what the
+        training took and found.
+
+    Raises:
+        ProspectError: as the two jobs do.
+    """
+    config = run.config
+    root = Path(config.storage.root)
+    trained = train(config)
+    store = EmbeddingStore(str(root / "embeddings"))
+    placed = read_records(config.data, root / "labels" / "dialogues.jsonl", store).split(config.evaluation.split)
+    if not placed:
+        raise DataError("`suite.corpus.num_test` is 0: nothing is held out to score", field="suite.corpus.num_test")
+    encoder = SentenceSimilarity(config.evaluation.similarity)
+    scores = {}
+    for decoder in run.variant.decoders:
+        settings = run.streaming(decoder)
+        videos = streamed(trained.model, root / "cache", placed, store, settings, print, views=["watched"])[MODEL]
+        found = evaluate(videos, config.evaluation, encoder)
+        tallies = {name: tally.columns().tolist() for name, tally in found.videos.items()}
+        scores[decoder] = {"metrics": found.overall.metrics, "videos": tallies}
+    return {
+        "configuration": run.name,
+        "seed": run.seed,
+        "run_name": trained.run_name,
+        "model": str(trained.model),
+        "minutes": training_seconds(root / "runs" / trained.run_name / "metrics.jsonl") / 60,
+        "loss": trained.last_loss,
+        "trained_steps": trained.trained_steps,
+        "scores": scores,
+    }
+
+
+def training_seconds(file: Path) -> float:
+    """Between a training's first event and its last, without the time that passed before it was continued."""
+    events = [event for event, _ in read_events(file)]
+    return sum(after["time"] - before["time"] for before, after in pairwise(events) if after["kind"] != "start")
+
+
+def _end_with_the_suite() -> None:
+    """Ray's processes end with this one."""
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+def main() -> int:
+    """Entry of the process; see `config.run_job` for the exit status."""
+    run: AblationRun = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=_end_with_the_suite, daemon=True).start()
+    disable_progress_bar()
+    try:
+        write_json(run.result, measure(run))
+    except ProspectError as error:
+        print(f"error: {error}", flush=True)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+        return 130
+    finally:
+        ray.shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

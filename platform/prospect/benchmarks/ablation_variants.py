@@ -1,0 +1,132 @@
+"""What suite=ablation compares: the default and changes of one thing, each as a configuration of the usual jobs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from prospect.benchmarks.settings import Ablated, AblationSuite
+from prospect.data.sources import DataSettings
+from prospect.lineage import fingerprint
+from prospect.settings import Settings
+from prospect.streaming.engine import StreamingSettings
+from prospect.streaming.session import DstDecoder
+
+if TYPE_CHECKING:
+    from prospect.config import Config
+
+S = TypeVar("S", bound=Settings)
+
+NEGATIVE_RATE = 0.1
+"""rho of the default, as DESIGN 4.6 has it."""
+_WRITTEN_ONLY = {"training.sampling.watch_only_share": 0.0}
+"""Clips without events are shown for the state head alone: without one they teach nothing."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One configuration.
+
+    Attributes:
+        label: for tables.
+        changes: dotted keys of the configuration.
+        decoders: where deltas can come from; the first is this configuration's own.
+    """
+
+    label: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    decoders: tuple[DstDecoder, ...] = ("readout", "generate")
+
+
+VARIANTS: dict[Ablated, Variant] = {
+    "default": Variant("default"),
+    "token": Variant("token back-end", {"model.decision_backend": "token"}),
+    "rho_1": Variant("rho 1", {"training.sampling.negative_rate": 1.0}),
+    "rho_0_2": Variant("rho 0.2", {"training.sampling.negative_rate": 0.2}),
+    "rho_0_01": Variant("rho 0.01", {"training.sampling.negative_rate": 0.01}),
+    "focal": Variant("focal loss", {"training.losses.decision": "focal"}),
+    "no_recipe": Variant("no recipe", {"context.recipe": False, **_WRITTEN_ONLY}, ("generate",)),
+    "no_state_head": Variant("no state head", {"training.losses.state": 0.0, **_WRITTEN_ONLY}, ("generate",)),
+    # A rank of an eighth of the width, as 128 is of a large model's: 128 would be all of the tiny one.
+    "lora": Variant("LoRA", {"model.adaptation": "lora", "model.lora.r": 16, "model.lora.alpha": 32}),
+}
+
+
+@dataclass(frozen=True)
+class AblationRun:
+    """One training and its scoring; `config` is what the usual jobs are given."""
+
+    name: Ablated
+    seed: int
+    config: "Config"
+
+    @property
+    def variant(self) -> Variant:
+        return VARIANTS[self.name]
+
+    @property
+    def result(self) -> Path:
+        """Where its scores end up; it is finished when this is there."""
+        return Path(self.config.storage.root) / "results" / f"{self.config.training.run_name}.json"
+
+    @property
+    def log(self) -> Path:
+        """What its process prints."""
+        return Path(self.config.storage.root) / "logs" / f"{self.config.training.run_name}.log"
+
+    def streaming(self, decoder: DstDecoder) -> StreamingSettings:
+        """A delta that is read off may be tried often, as nothing comes of a wrong alarm; a written one may not."""
+        given = self.config.streaming
+        if decoder == "readout":
+            return given.model_copy(update={"dst_decoder": decoder})
+        usual = StreamingSettings.model_fields["update_threshold"].default
+        return given.model_copy(update={"dst_decoder": decoder, "update_threshold": usual})
+
+
+def plan_runs(config: "Config", suite: AblationSuite) -> list[AblationRun]:
+    """All runs, seed by seed, so that an unfinished suite compares all configurations on the seeds that it has."""
+    shared = shared_config(config, suite)
+    return [_plan_run(shared, name, seed) for seed in suite.seeds for name in suite.configurations]
+
+
+def shared_config(config: "Config", suite: AblationSuite) -> "Config":
+    """The default on the suite's corpus, in a storage root of its own for each corpus and encoder.
+
+    Models are registered under a name of their own, so that none of them is served.
+    """
+    data = fingerprint([suite.corpus.model_dump(mode="json"), config.vision.model_dump(mode="json")])
+    root = f"{config.storage.root}/benchmarks/ablation/{data[:8]}"
+    changes = {
+        "storage.root": root,
+        "data": DataSettings(source="dialogues", path=f"{root}/corpus").model_dump(),
+        "corpus": suite.corpus.model_dump(),
+        "model.name": f"{config.model.name}-ablation",
+        "tracking.experiment": "ablation",
+        "training.num_workers": 1,
+        "training.max_steps": suite.max_steps,
+        "training.eval_every": suite.max_steps,
+        "training.save_every": max(1, suite.max_steps // 4),
+        "training.sampling.negative_rate": NEGATIVE_RATE,
+    }
+    return changed(config, changes)
+
+
+def _plan_run(shared: "Config", name: Ablated, seed: int) -> AblationRun:
+    seeds = {"training.seed": seed, "training.sampling.seed": seed, "training.clips.seed": seed}
+    config = changed(shared, {**VARIANTS[name].changes, **seeds})
+    same = {"model", "training", "context", "streaming", "evaluation"}
+    key = fingerprint([config.model_dump(mode="json", include=same), VARIANTS[name].decoders])
+    return AblationRun(name, seed, changed(config, {"training.run_name": f"{name}-{seed}-{key[:8]}"}))
+
+
+def changed(settings: S, changes: Mapping[str, Any]) -> S:
+    """The settings with other values at dotted keys, checked as any settings are."""
+    values = settings.model_dump()
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        section = values
+        for part in path:
+            section = section[part]
+        assert last in section, key
+        section[last] = value
+    return type(settings).model_validate(values)
