@@ -1,6 +1,5 @@
 """The model: what it learns from, what trains, and that a saved one is the same one."""
 
-from pathlib import Path
 
 import pytest
 import torch
@@ -249,14 +248,6 @@ def test_an_unreadable_checkpoint_is_one_clear_sentence(broken, tmp_path):
     with pytest.raises(CheckpointError, match=str(folder)) as caught:
         load_model(folder)
     assert "\n" not in str(caught.value)
-
-
-def test_a_base_that_is_not_there_is_named():
-    settings = ModelSettings(base="/nowhere/llama")
-    with pytest.raises(CheckpointError, match=r"model\.base='/nowhere/llama' cannot be loaded"):
-        build_tokenizer(settings, [], Path())
-    with pytest.raises(CheckpointError, match="no such packaged model; known: "):
-        build_tokenizer(ModelSettings(base="package:nothing"), [], Path())
 
 
 def test_features_that_do_not_fit_are_refused_with_both_numbers():

