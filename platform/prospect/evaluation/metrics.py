@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
+from sklearn.metrics import average_precision_score
 
 from prospect.dialogue.state import StatePolicy, TaskState
 from prospect.dialogue.timeline import FPS
@@ -214,15 +215,8 @@ def _equal_slots(state: TaskState | None, reference: TaskState) -> int:
 
 def average_precision(probabilities: Sequence[float], labels: Sequence[bool]) -> float | None:
     """Area under precision over recall, each distinct probability one threshold; None without a positive label."""
-    truth, scores = np.asarray(labels, dtype=np.float64), np.asarray(probabilities, dtype=np.float64)
-    if not truth.sum():
-        return None
-    order = np.argsort(-scores, kind="stable")
-    truth, scores = truth[order], scores[order]
-    last_of_ties = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
-    hits = np.cumsum(truth)[last_of_ties]
-    gained = np.diff(hits, prepend=0) / truth.sum()
-    return float(np.sum(gained * hits / (last_of_ties + 1)))
+    truth = np.asarray(labels, dtype=bool)
+    return float(average_precision_score(truth, probabilities)) if truth.any() else None
 
 
 def _head_precisions(videos: Iterable[VideoDecisions], policy: StatePolicy) -> dict[str, float | None]:

@@ -1,18 +1,24 @@
 """Held-out dialogues through the streaming engine, as live sessions would run."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Literal
 
 import numpy as np
 
 from prospect.dialogue.schema import Dialogue
-from prospect.dialogue.timeline import Timeline
+from prospect.dialogue.timeline import FPS, Timeline
+from prospect.errors import SessionError
 from prospect.evaluation.records import VideoDecisions, scored_frames
 from prospect.lineage import derived_seed
 from prospect.streaming.engine import StreamingEngine
-from prospect.streaming.outputs import Decision, SessionSpec
+from prospect.streaming.outputs import Decision, Failed, SessionSpec
 
 Placed = tuple[Dialogue, Timeline]
+
+ReadDialogue = Callable[[Dialogue, int, int], np.ndarray]
+"""(dialogue, start, stop) -> features [stop - start, I, D]."""
 
 View = Literal["watched", "shuffled", "blank"]
 """What the model is shown: the video, its frames in random order, or the same empty frame all along."""
@@ -26,7 +32,31 @@ def spec_of(dialogue: Dialogue, timeline: Timeline) -> SessionSpec:
         knowledge=dialogue.knowledge,
         state=timeline.state_before(scored_frames(dialogue, timeline).start),
         track=dialogue.has_dst_labels,
+        dataset=dialogue.dataset,
     )
+
+
+def pick_dialogues(placed: Sequence[Placed], count: int | None, minutes: float) -> list[Placed]:
+    """Some dialogues to stream: each of another video, as evenly of all data sets as can be, always the same ones.
+
+    Args:
+        placed: to pick from.
+        count: how many at most; None: one of each video.
+        minutes: of which no more than this is streamed.
+    """
+    videos: dict[str, dict[str, Placed]] = defaultdict(dict)
+    for pair in sorted(placed, key=lambda pair: derived_seed("pick", pair[0].video_id, pair[0].dialogue_id)):
+        if len(scored_frames(*pair)):
+            videos[pair[0].dataset].setdefault(pair[0].video_id, pair)
+    rounds = zip_longest(*(videos[dataset].values() for dataset in sorted(videos)))
+    picked = [pair for round_ in rounds for pair in round_ if pair is not None][:count]
+    return [(_shortened(dialogue, timeline, minutes), timeline) for dialogue, timeline in picked]
+
+
+def _shortened(dialogue: Dialogue, timeline: Timeline, minutes: float) -> Dialogue:
+    span = scored_frames(dialogue, timeline)
+    last = span.start + max(1, int(60 * FPS * minutes))
+    return dialogue.model_copy(update={"last_frame": last}) if last < span.stop else dialogue
 
 
 def view_of(frames: np.ndarray, view: View, blank: np.ndarray, seed: object) -> np.ndarray:
@@ -40,20 +70,28 @@ def view_of(frames: np.ndarray, view: View, blank: np.ndarray, seed: object) -> 
 
 
 def stream_dialogues(
-    engine: StreamingEngine, placed: Sequence[Placed], read: Callable[[Dialogue, int, int], np.ndarray]
+    engine: StreamingEngine,
+    placed: Sequence[Placed],
+    read: ReadDialogue,
+    specs: Sequence[SessionSpec] | None = None,
 ) -> list[VideoDecisions]:
     """Runs every dialogue as a session of its own, all of them together; users say what the reference's users say.
 
     Args:
         engine: with room for `len(placed)` sessions and all of their frames.
         placed: dialogues with their timelines.
-        read: (dialogue, start, stop) -> features [stop - start, I, D].
+        read: features of a dialogue's frames.
+        specs: what each session starts from; default: `spec_of` its dialogue.
+
+    Raises:
+        SessionError: a dialogue does not fit the engine's context, or a session met a defect.
     """
     decisions: dict[str, list[Decision]] = {}
     names = {f"{index}": pair for index, pair in enumerate(placed)}
-    for name, (dialogue, timeline) in names.items():
+    specs = specs or [spec_of(*pair) for pair in placed]
+    for (name, (dialogue, timeline)), spec in zip(names.items(), specs, strict=True):
         decisions[name] = []
-        engine.open(name, spec_of(dialogue, timeline))
+        engine.open(name, spec)
         span = scored_frames(dialogue, timeline)
         for frame, features in zip(span, read(dialogue, span.start, span.stop), strict=True):
             for text in timeline[frame].user:
@@ -61,6 +99,8 @@ def stream_dialogues(
             engine.push_frame(name, features)
     while engine.has_work():
         for name, event in engine.step():
+            if isinstance(event, Failed):
+                raise SessionError(f"dialogue {names[name][0].dialogue_id!r} cannot be streamed: {event.reason}")
             if isinstance(event, Decision):
                 decisions[name].append(event)
     for name in names:

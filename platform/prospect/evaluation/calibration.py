@@ -1,0 +1,210 @@
+"""Thresholds from streaming: held-out dialogues run at every threshold of a grid, and F1 chooses, by data set.
+
+First `update`, by the F1 of transitions within the tolerance of an evaluation: unlike the share of frames in the right
+state it falls when the model updates too often and when it updates too seldom. Then, with what that gave, `speak` by
+the F1 of turns, as in ProAssist (reference/proassist.md 5.3). All thresholds of a dialogue run side by side as sessions
+of one engine.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from prospect.evaluation.metrics import EvaluationSettings, SliceScores, evaluate
+from prospect.evaluation.records import VideoDecisions
+from prospect.evaluation.stream import Placed, ReadDialogue, pick_dialogues, spec_of, stream_dialogues
+from prospect.settings import Settings
+from prospect.similarity import SentenceEncoder
+from prospect.streaming.engine import StreamingEngine
+
+Decides = Literal["speak", "update"]
+
+DEFAULT = "default"
+"""The key of what was chosen on all data sets together."""
+
+_METRIC, _REFERENCE = {"speak": "turn", "update": "dst"}, {"speak": "reference", "update": "events_reference"}
+
+
+class CalibrationSettings(Settings):
+    """How the thresholds that travel with a model are found."""
+
+    enabled: bool = True
+    """False: the model has no thresholds of its own, and whoever uses it configures them."""
+    grid: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+    """The thresholds that are tried, rising."""
+    videos: int = Field(default=8, ge=1)
+    """Most validation videos of each data set; a dialogue of each is streamed, at all thresholds."""
+    minutes: float = Field(default=5.0, gt=0)
+    """Most of one such video that is streamed."""
+    min_events: int = Field(default=20, ge=1)
+    """Turns, or transitions, that the reference of a data set must have for thresholds of its own."""
+    tolerance: float = Field(default=0.01, ge=0, le=1)
+    """By how much F1 at the first maximum may lie below the best one."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if not self.grid or list(self.grid) != sorted(set(self.grid)) or not 0 <= self.grid[0] <= self.grid[-1] <= 1:
+            raise ValueError(f"grid: {list(self.grid)} must be probabilities that rise, as (0.2, 0.4, 0.6) do")
+        return self
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one threshold gave."""
+
+    threshold: float
+    f1: float
+    precision: float
+    recall: float
+    events: int
+    """Turns or transitions of the reference."""
+
+
+Curves = dict[str, list[Point]]
+"""By data set, and as `DEFAULT` of all together; points in the order of the grid."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was tried, and what was chosen."""
+
+    thresholds: dict[str, dict[str, float]] = field(default_factory=dict)
+    """`speak` and `update` by data set, and as `DEFAULT`; what is missing was not calibrated."""
+    curves: dict[Decides, Curves] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    """What could not be calibrated, and why: one clause each."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def first_maximum(f1: Sequence[float], tolerance: float = 0.0) -> int | None:
+    """The index of the first local maximum that is within `tolerance` of the best; of a plateau, its middle.
+
+    Where F1 rises and then falls (ProAssist's inverse U), that is its peak, whatever the tolerance. Where a few
+    dialogues give a curve with several peaks, `tolerance` keeps a bump at its beginning from being taken for it.
+    None: F1 is nowhere above zero.
+    """
+    best, start = max(f1, default=0.0), 0
+    for value, plateau in groupby(f1):
+        stop = start + len(list(plateau))
+        rises = start == 0 or f1[start - 1] < value
+        falls = stop == len(f1) or f1[stop] < value
+        if 0 < value >= best - tolerance and rises and falls:
+            return (start + stop - 1) // 2
+        start = stop
+    return None
+
+
+def choose(curves: Curves, settings: CalibrationSettings) -> tuple[dict[str, float], dict[str, str]]:
+    """Thresholds by data set and as `DEFAULT`, and why there is none for the other data sets."""
+    chosen, refused = {}, {}
+    for name, points in curves.items():
+        index = first_maximum([point.f1 for point in points], settings.tolerance)
+        if points[0].events < settings.min_events:
+            refused[name] = f"{points[0].events} in the reference, calibration.min_events={settings.min_events}"
+        elif index is None:
+            refused[name] = "F1 is 0 at every threshold"
+        else:
+            chosen[name] = points[index].threshold
+    return chosen, refused
+
+
+@dataclass
+class Calibrator:
+    """Finds the thresholds of one model.
+
+    Args:
+        engine: with room for as many sessions as the grid has thresholds, and all frames of a dialogue; thresholds
+            that the model brings must not count in it.
+        read: features of a dialogue's frames.
+        settings: the grid, and how much is streamed.
+        evaluation: how turns and transitions are matched.
+        encoder: sentence vectors for the turn matcher.
+        decides: what is calibrated; a head that was never trained is left out.
+    """
+
+    engine: StreamingEngine
+    read: ReadDialogue
+    settings: CalibrationSettings
+    evaluation: EvaluationSettings
+    encoder: SentenceEncoder
+    decides: Sequence[Decides] = ("update", "speak")
+
+    def run(self, placed: Sequence[Placed]) -> Iterator[str | Calibration]:
+        """Yields lines of progress, and the calibration last.
+
+        Raises:
+            SessionError: a dialogue cannot be streamed.
+        """
+        picked = self._picked(placed)
+        calibration = Calibration()
+        if not picked:
+            yield replace(calibration, notes=["no dialogue is held out for validation: the configured thresholds stay"])
+            return
+        for name in self.decides:
+            streamed = []
+            for number, pair in enumerate(picked, 1):
+                streamed.append(self._stream(name, pair, calibration.thresholds))
+                yield f"{name}: {number}/{len(picked)} dialogues at {len(self.settings.grid)} thresholds"
+            curves = self._curves(name, streamed)
+            chosen, refused = choose(curves, self.settings)
+            calibration = _extended(calibration, name, curves, chosen, refused)
+        yield calibration
+
+    def _picked(self, placed: Sequence[Placed]) -> list[Placed]:
+        datasets = sorted({dialogue.dataset for dialogue, _ in placed})
+        groups = ([pair for pair in placed if pair[0].dataset == dataset] for dataset in datasets)
+        settings = self.settings
+        return [pair for group in groups for pair in pick_dialogues(group, settings.videos, settings.minutes)]
+
+    def _stream(self, name: Decides, pair: Placed, found: Mapping[str, Mapping[str, float]]) -> list[VideoDecisions]:
+        """One dialogue at every threshold for `name`, and at what was found for the other."""
+        dialogue = pair[0]
+        known = {
+            f"{n}_threshold": value
+            for n, value in {**found.get(DEFAULT, {}), **found.get(dialogue.dataset, {})}.items()
+        }
+        spec = replace(spec_of(*pair), **known)
+        if "update" not in self.decides:
+            spec = replace(spec, track=False)
+        specs = [replace(spec, **{f"{name}_threshold": threshold}) for threshold in self.settings.grid]
+        frames: dict[tuple[int, int], Any] = {}
+
+        def read(dialogue: Any, start: int, stop: int) -> Any:
+            if (start, stop) not in frames:
+                frames[start, stop] = self.read(dialogue, start, stop)
+            return frames[start, stop]
+
+        return stream_dialogues(self.engine, [pair] * len(specs), read, specs)
+
+    def _curves(self, name: Decides, streamed: Sequence[Sequence[VideoDecisions]]) -> Curves:
+        curves: Curves = {}
+        settings = self.evaluation.model_copy(update={"bootstrap_samples": 1})
+        for threshold, videos in zip(self.settings.grid, zip(*streamed, strict=True), strict=True):
+            scores = evaluate(videos, settings, self.encoder)
+            for dataset, part in {**scores.by_dataset, DEFAULT: scores.overall}.items():
+                curves.setdefault(dataset, []).append(_point(name, threshold, part))
+        return curves
+
+
+def _point(name: Decides, threshold: float, scores: SliceScores) -> Point:
+    f1, precision, recall = (scores[f"{_METRIC[name]}_{part}"] or 0.0 for part in ("f1", "precision", "recall"))
+    return Point(threshold, f1, precision, recall, int(scores.counts[_REFERENCE[name]]))
+
+
+def _extended(
+    calibration: Calibration, name: Decides, curves: Curves, chosen: Mapping[str, float], refused: Mapping[str, str]
+) -> Calibration:
+    thresholds = {dataset: dict(values) for dataset, values in calibration.thresholds.items()}
+    for dataset, threshold in chosen.items():
+        thresholds.setdefault(dataset, {})[name] = threshold
+    rest = f"takes {chosen[DEFAULT]:g}, that of all data sets" if DEFAULT in chosen else "stays as configured"
+    notes = [
+        f"{name} of {'all data sets' if dataset == DEFAULT else dataset} {rest} ({why})"
+        for dataset, why in refused.items()
+    ]
+    return Calibration(thresholds, {**calibration.curves, name: curves}, [*calibration.notes, *notes])
