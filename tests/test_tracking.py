@@ -1,11 +1,21 @@
 """Tracking on a real SQLite database."""
 
+import json
 from pathlib import Path
 
+import mlflow.models
 import pytest
 
 from prospect.errors import CheckpointError, ConfigError
-from prospect.tracking import Tracking, TrackingSettings
+from prospect.lineage import code_version
+from prospect.tracking import DatasetCard, ModelInterface, Tracking, TrackingSettings
+
+INTERFACE = ModelInterface(
+    "prospect.streaming.table",
+    [{"name": "embedding", "type": "array", "items": {"type": "float"}, "required": True}],
+    [{"name": "p_speak", "type": "double", "required": True}],
+    [{"name": "goal", "type": "string", "default": "", "shape": None}],
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,17 +55,50 @@ def test_another_folder_is_another_run(tracking: Tracking, tmp_path: Path) -> No
 
 def test_register_promote_resolve(tracking: Tracking, tmp_path: Path) -> None:
     run = tracking.open_run(tmp_path / "run", "run")
-    first = tracking.register("dst", run, model_folder(tmp_path / "m1", "one"))
+    first = tracking.register("dst", run, model_folder(tmp_path / "m1", "one"), INTERFACE)
     assert (tracking.resolve("models:/dst@candidate") / "prospect.json").read_text() == "one"
     assert tracking.promote("dst", first, "eval/turn_f1", 0.4), "the first is the champion"
 
     other = tracking.open_run(tmp_path / "other", "other")
-    second = tracking.register("dst", other, model_folder(tmp_path / "m2", "two"))
+    second = tracking.register("dst", other, model_folder(tmp_path / "m2", "two"), INTERFACE)
     assert not tracking.promote("dst", second, "eval/turn_f1", 0.4), "as good is not better"
     assert tracking.version_of("models:/dst@champion") == ("dst", first)
     assert tracking.promote("dst", second, "eval/turn_f1", 0.5)
     assert (tracking.resolve("models:/dst@champion") / "prospect.json").read_text() == "two"
     assert (tracking.resolve(f"models:/dst/{first}") / "prospect.json").read_text() == "one"
+
+
+def test_a_model_is_registered_once_and_says_what_it_takes_and_gives(tracking: Tracking, tmp_path: Path) -> None:
+    """A driver that died right after registering does it again; the version stays."""
+    run, folder = tracking.open_run(tmp_path / "run", "run"), model_folder(tmp_path / "m", "one")
+    version = tracking.register("signed", run, folder, INTERFACE)
+    assert tracking.register("signed", run, folder, INTERFACE) == version
+    [made] = tracking.client.search_model_versions("name = 'signed'")
+    [output] = tracking.client.get_run(run.id).outputs.model_outputs
+    assert made.source == tracking.client.get_logged_model(output.model_id).artifact_location
+    signature = mlflow.models.get_model_info(str(tracking.resolve("models:/signed@candidate"))).signature
+    assert signature.inputs.input_names() == ["embedding"]
+    assert signature.outputs.input_names() == ["p_speak"]
+    assert [parameter.name for parameter in signature.params] == ["goal"]
+
+
+def test_a_run_keeps_what_it_read_and_which_code_ran(tracking: Tracking, tmp_path: Path) -> None:
+    config = {"training": {"seed": 3, "min_workers": None}, "serving": {"port": 8000}}
+    run = tracking.open_run(tmp_path / "run", "read", config=config, sections=("training",))
+    for _ in range(2):  # a run that is continued says it again
+        run.log_datasets([DatasetCard("toy/train", "0123456789abcdef", "/data/toy", "training", {"clips": 7})])
+    stored = tracking.client.get_run(run.id)
+    [read] = stored.inputs.dataset_inputs
+    assert (read.dataset.name, read.dataset.digest) == ("toy/train", "0123456789abcdef")
+    assert (json.loads(read.dataset.profile), read.tags[0].value) == ({"clips": 7}, "training")
+    assert stored.data.params == {"training.seed": "3"}
+    code = code_version()
+    assert code is not None
+    assert stored.data.tags["mlflow.source.git.commit"] == code.commit
+    files = {file.path for file in tracking.client.list_artifacts(run.id)}
+    assert files == {"config.json", *(["uncommitted.diff"] if code.diff else [])}
+    assert stored.data.tags["mlflow.source.git.dirty"] == str(bool(code.diff)).lower()
+    assert tracking.where(run) == f"mlflow ui --backend-store-uri {tracking.uri}"
 
 
 def test_a_path_is_its_own_model(tracking: Tracking, tmp_path: Path) -> None:
@@ -86,4 +129,4 @@ def test_a_job_that_prepares_data_is_a_finished_run_with_its_reports(tracking: T
     stored = tracking.client.get_run(run.id)
     assert (stored.info.status, stored.data.tags["prospect.job"]) == ("FINISHED", "label")
     assert (stored.data.metrics, stored.data.params) == (numbers, {"data.source": "folder"})
-    assert [file.path for file in tracking.client.list_artifacts(run.id)] == ["config.json", "report.json"]
+    assert {file.path for file in tracking.client.list_artifacts(run.id)} >= {"config.json", "report.json"}

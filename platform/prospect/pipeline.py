@@ -35,6 +35,9 @@ Progress = Callable[[EmbedReport], None]
 PROGRESS_S = 5.0
 """Seconds between two lines of progress."""
 
+_PARAMETERS = {"embed": ("data", "vision", "embedding"), "label": ("data", "labels")}
+"""Sections of the configuration by which the runs of a job are compared."""
+
 
 def embeddings_root(config: "Config") -> str:
     """The embedding store of a storage root."""
@@ -183,8 +186,9 @@ def _track(config: "Config", job: str, metrics: Mapping[str, float], texts: Mapp
         report(f"{job:6} not tracked: storage.root is a URL, so name a server with tracking.uri or MLFLOW_TRACKING_URI")
         return
     tracking = Tracking(config.tracking, config.storage.root)
-    run = tracking.log_job(job, config=config.model_dump(mode="json"), metrics=metrics, texts=texts)
-    report(f"{job:6} tracked as run {run.id} at {tracking.uri}")
+    whole = config.model_dump(mode="json")
+    run = tracking.log_job(job, config=whole, sections=_PARAMETERS[job], metrics=metrics, texts=texts)
+    report(f"{job:6} tracked as run {run.id}: {tracking.where(run)}")
 
 
 def evaluate_and_show(config: "Config") -> EvaluationResult:

@@ -5,7 +5,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from prospect.training.progress import Console, Event, EventLog, Follower, metric_rows, read_events
+from prospect.training.metrics import metric_rows
+from prospect.training.progress import Console, Event, EventLog, Follower, read_events
 
 
 def step(log: EventLog, number: int) -> None:
@@ -90,8 +91,8 @@ def test_console_and_metric_names(tmp_path: Path) -> None:
     assert [line.split("  ")[1] for line in lines[1:3]] == ["step 2/4", "step 4/4"]
     assert lines[3:] == ["train  validation after step 4  loss 2.000  speak 0.250", "train  finished after 4 steps"]
     rows = metric_rows([event for batch in batches for event in batch])
-    assert [row[0] for row in rows] == [0, 1, 2, 3, 3]
-    assert rows[0][2].keys() >= {"train/loss", "train/loss_speak", "train/learning_rate", "train/grad_norm"}
+    assert [row[0] for row in rows] == [0, 0, 1, 2, 3, 3]
+    assert rows[1][2].keys() >= {"train/loss", "train/loss_speak", "train/learning_rate", "train/grad_norm"}
     assert rows[-1][2] == {"validation/loss": 2.0, "validation/loss_speak": 0.25}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import mlflow.artifacts
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput
+from mlflow.entities import LoggedModel, LoggedModelOutput
 from mlflow.exceptions import MlflowException
 from pydantic import Field
 from sqlalchemy.exc import SQLAlchemyError
@@ -170,7 +170,7 @@ class Tracking:
         Returns:
             The version.
         """
-        model_id = self._log_model(name, run, folder, interface)
+        model = self._log_model(name, run, folder, interface)
         try:
             self.client.create_registered_model(name)
         except MlflowException as error:
@@ -180,21 +180,22 @@ class Tracking:
         version = (
             known[0]
             if known
-            else self.client.create_model_version(name, f"models:/{model_id}", run.id, model_id=model_id)
+            else self.client.create_model_version(name, model.artifact_location, run.id, model_id=model.model_id)
         ).version
         self.client.set_registered_model_alias(name, CANDIDATE, str(version))
         return int(version)
 
-    def _log_model(self, name: str, run: "Run", folder: Path, interface: ModelInterface) -> str:
-        """The id of the run's model, with the files of `folder`."""
+    def _log_model(self, name: str, run: "Run", folder: Path, interface: ModelInterface) -> LoggedModel:
+        """The run's model, with the files of `folder`."""
         known = self.client.search_logged_models([self._experiment], f"source_run_id = '{run.id}'", max_results=1)
         model = known[0] if known else self.client.create_logged_model(self._experiment, name, run.id)
         interface.write(folder, run.id, model.model_id)
         self.client.log_model_artifacts(model.model_id, str(folder))
         self.client.finalize_logged_model(model.model_id, "READY")
-        if not self.client.get_run(run.id).outputs.model_outputs:
+        outputs = self.client.get_run(run.id).outputs
+        if outputs is None or not outputs.model_outputs:
             self.client.log_outputs(run.id, [LoggedModelOutput(model.model_id, 0)])
-        return model.model_id
+        return model
 
     def promote(self, name: str, version: int, metric: str, value: float) -> bool:
         """Makes a version the champion if there is none with this `metric`, or if `value` is above the champion's.

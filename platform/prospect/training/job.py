@@ -4,17 +4,18 @@ ROOT/runs/NAME/identity.json    what makes the run itself; another configuration
 ROOT/runs/NAME/tokenizer/       the same for every worker and every resumption
 ROOT/runs/NAME/metrics.jsonl    every step, as it happens
 ROOT/runs/NAME/checkpoints/     see checkpoint.py
+ROOT/runs/NAME/plots/           its curves
 ROOT/runs/NAME/model/           the finished model
 ROOT/runs/NAME/result.json      written last: the run is finished
 """
 
+import contextlib
 import errno
 import json
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from prospect.cluster.job import connect
@@ -31,10 +33,13 @@ from prospect.data.sources import QuarantinedRecord
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import ConfigError, ProspectError
 from prospect.model.adapters import build_tokenizer
-from prospect.tracking import Run, Tracking, TrackingError, patiently
+from prospect.streaming import table
+from prospect.tracking import DatasetCard, ModelInterface, Run, Tracking, TrackingError, patiently
 from prospect.training.folder import alone, claim, write_json
 from prospect.training.loop import make_sampler
-from prospect.training.progress import Console, Event, Follower, metric_rows
+from prospect.training.manifest import dataset_manifest
+from prospect.training.metrics import metric_rows, run_tags
+from prospect.training.progress import Console, Event, EventLog, Follower, read_events
 from prospect.training.settings import TrainingError, TrainingSettings
 from prospect.training.worker import TrainingData, WorkerJob, enter
 from prospect.vision.encoder import encoder_fingerprint
@@ -50,6 +55,13 @@ OPERATIONAL = {
 }  # fmt: skip
 """Training settings that may change while a run goes on: they change its course by rounding at most."""
 
+PARAMETERS = ("data", "vision", "model", "training", "context")
+"""Sections of the configuration by which runs are compared; `config.json` has all."""
+
+INTERFACE = ModelInterface("prospect.streaming.table", table.INPUTS, table.OUTPUTS, table.PARAMETERS)
+
+_CONTEXTS = {"train": "training", "validation": "validation"}
+"""MLflow's words for what a run does with a split."""
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 """What a full disk, a quota, a size limit and a disk that was mounted read-only say."""
@@ -111,15 +123,15 @@ def _train(config: "Config", root: Path, folder: Path, report: Report) -> TrainR
         report(f"train  run {settings.run_name!r} is finished; training.run_name=NAME starts another")
         return finished
     data, quarantined = _prepare(config, records, store, folder, report)
+    clips = {"train": data.train, "validation": data.validation}
+    manifest = dataset_manifest(records, store, clips, len(quarantined))
     tracking = Tracking(config.tracking, root)
-    tags = {"records": records.fingerprint, "embeddings": store.fingerprint, "folder": str(folder)}
-    run = patiently(
-        lambda: tracking.open_run(folder, settings.run_name, config=config.model_dump(mode="json"), tags=tags), report
-    )
+    run = patiently(lambda: _open(tracking, config, folder, manifest), report)
+    report(f"train  run {settings.run_name!r} is tracked: {tracking.where(run)}")
     with _outcome(run, report):
         job = _worker_job(config, folder, store, run)
         summary = _fit(job, data, root, run, report)
-        version = patiently(lambda: tracking.register(config.model.name, run, folder / "model"), report)
+        version = patiently(lambda: tracking.register(config.model.name, run, folder / "model", INTERFACE), report)
         patiently(run.finish, report)
     result = TrainResult(
         run_name=settings.run_name,
@@ -136,7 +148,22 @@ def _train(config: "Config", root: Path, folder: Path, report: Report) -> TrainR
     )
     write_json(folder / "result.json", {**asdict(result), "model": str(result.model)})
     report(f"train  model {result.model}, registered as models:/{result.name}/{version} (candidate)")
+    report(f"train  compare runs: {tracking.where(run)}")
     return result
+
+
+def _open(tracking: Tracking, config: "Config", folder: Path, manifest: dict[str, Any]) -> Run:
+    """The MLflow run, with everything that is known before the first step."""
+    tags = {"records": manifest["records"], "embeddings": manifest["embeddings"], "folder": str(folder)}
+    whole = config.model_dump(mode="json")
+    run = tracking.open_run(folder, config.training.run_name, config=whole, sections=PARAMETERS, tags=tags)
+    run.log_json(manifest, "dataset.json")
+    run.log_datasets(
+        DatasetCard(f"{name}/{split}", manifest["records"], str(config.data.path), _CONTEXTS[split], counts)
+        for name, splits in manifest["datasets"].items()
+        for split, counts in splits.items()
+    )
+    return run
 
 
 def _local(root: str) -> Path:
@@ -171,7 +198,8 @@ def _prepare(
 ) -> tuple[TrainingData, list[QuarantinedRecord]]:
     """Clips of both splits and the tokenizer, which lies in the run's folder from now on."""
     train_split, validation_split = records.split("train"), records.split("validation")
-    tokenizer = build_tokenizer(config.model, training_texts(d for d, _ in train_split), folder.parents[1] / "cache")
+    texts = training_texts((d for d, _ in train_split), config.training.clips.summaries)
+    tokenizer = build_tokenizer(config.model, texts, folder.parents[1] / "cache")
     tokenizer.save_pretrained(folder / "tokenizer")
     quarantined = list(records.quarantined)
     clips = []
@@ -210,7 +238,7 @@ def _worker_job(config: "Config", folder: Path, store: EmbeddingStore, run: Run)
     return WorkerJob(config.model, config.training, config.context, folder, cache, store.root, manifest)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _outcome(run: Run, report: Report) -> Iterator[None]:
     """Leaves the MLflow run with the status of what went wrong; a server that is away does not hide what it was."""
     try:
@@ -240,17 +268,39 @@ def _fit(job: WorkerJob, data: TrainingData, root: Path, run: Run, report: Repor
             name=settings.run_name,
             storage_path=str(root / "ray_train"),
             failure_config=FailureConfig(max_failures=settings.max_failures),
+            callbacks=cast(Any, [_FailureLog(job.folder)]),
         ),
     )
 
     def hand_on(events: Sequence[Event]) -> None:
         run.log_history(metric_rows(events))
+        if tags := run_tags(events):
+            run.set_tags(tags)
 
     with Follower(job.folder / "metrics.jsonl", hand_on, Console(settings.log_every, report), report):
         summary = _run(trainer, settings)
         if "error" in summary:
             raise TrainingError(summary["error"])
     return summary
+
+
+class _FailureLog(UserCallback):
+    """Notes in the run's events which workers failed; Ray's controller calls it, and restarts them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "metrics.jsonl"
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        done = max((event["step"] + 1 for event, _ in read_events(self._file) if event["kind"] == "step"), default=0)
+        rank, failure = min(worker_exceptions.items())
+        reason = f"worker {rank}: {_first_line(failure)}"
+        with contextlib.suppress(OSError):  # a disk that is full may be the failure: then the worker's error tells
+            EventLog(self._file).write("failure", step=done, workers=len(worker_exceptions), reason=reason)
+
+
+def _first_line(failure: Exception) -> str:
+    cause = getattr(failure, "_base_exc", failure)
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
 
 
 def _workers(settings: TrainingSettings, gpus: int, report: Report) -> int:

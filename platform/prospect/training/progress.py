@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 Event = dict[str, Any]
-"""`kind` (start, step, validation, checkpoint, stopped, done), `time` (seconds since 1970), and the kind's numbers."""
+"""`kind` (start, step, validation, checkpoint, failure, stopped, done), `time` in seconds since 1970, `step`, and the
+kind's numbers."""
 
 _POLL_SECONDS, _LONGEST_PAUSE = 0.5, 10.0
 
@@ -193,6 +194,10 @@ class Console:
     def _checkpoint(self, event: Event) -> str:
         return ""
 
+    def _failure(self, event: Event) -> str:
+        failed = "a worker" if event["workers"] == 1 else f"{event['workers']} workers"
+        return f"{failed} failed after step {event['step']}: {event['reason']}"
+
     def _stopped(self, event: Event) -> str:
         return f"stopped early; the weights after step {event['best_step']} are kept"
 
@@ -204,24 +209,3 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def metric_rows(events: Sequence[Event]) -> list[tuple[int, float, dict[str, float]]]:
-    """(step, time, values) under stable grouped names: `train/loss`, `train/loss_speak`, `validation/loss`, ..."""
-    rows = []
-    for event in events:
-        if event["kind"] == "step":
-            values = {name: event[name] for name in ("loss", "grad_norm", "learning_rate", "clips", "tokens", "epoch")}
-            values |= {f"loss_{name}": value for name, value in event["parts"].items()}
-            values |= {f"labels_{name}": float(count) for name, count in event.get("labels", {}).items()}
-            rows.append((event["step"], event["time"], {f"train/{name}": value for name, value in values.items()}))
-        elif event["kind"] == "validation":
-            losses = {_validation_name(name): value for name, value in event["losses"].items()}
-            rows.append((event["step"], event["time"], losses))
-        elif event["kind"] == "start" and event["step"]:
-            rows.append((event["step"], event["time"], {"train/resumed_at": float(event["step"])}))
-    return rows
-
-
-def _validation_name(name: str) -> str:
-    return f"validation/{name if name == 'loss' else f'loss_{name}'}"

@@ -6,6 +6,7 @@ Ray and DeepSpeed come in from zero.py, as functions and a backend.
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.training.backend import Backend, together
 from prospect.training.checkpoint import read_checkpoint, remove_old, step_folder, whole_checkpoints, write_checkpoint
 from prospect.training.loop import StepResult, make_sampler, train_steps, validation_loss
+from prospect.training.meter import Meter
 from prospect.training.progress import EventLog
 from prospect.training.settings import EarlyStopping, TrainingError, TrainingSettings
 
@@ -167,11 +169,12 @@ class Work:
 
     def _train(self) -> None:
         settings, progress = self.settings, self.progress
+        meter = Meter(self.backend.device.type == "cuda")
         for result in train_steps(self.backend, self.data.train, self.collate, settings, start=progress.step):
             progress.add(result)
             last = progress.step == self.total
             if self.log:
-                self.log.write("step", **vars(result))
+                self.log.write("step", **vars(result), **meter.step(), system=meter.system())
             if last or progress.step % self.eval_every == 0:
                 self._validate()
             if last or progress.stopped or progress.step % settings.save_every == 0:
@@ -179,6 +182,7 @@ class Work:
             if progress.stopped:
                 self._event("stopped", best_step=progress.best_step)
                 return
+            meter.resume()
 
     def _validate(self) -> None:
         if self.data.validation:
@@ -191,10 +195,11 @@ class Work:
             self._write(self.job.folder / "best", moments=False)
 
     def _save(self) -> None:
-        self._write(step_folder(self.checkpoints, self.progress.step))
+        began, folder = time.monotonic(), step_folder(self.checkpoints, self.progress.step)
+        self._write(folder)
         if self.backend.rank == 0:
             remove_old(self.checkpoints, self.settings.keep_checkpoints)
-        self._event("checkpoint")
+        self._event("checkpoint", folder=str(folder), seconds=time.monotonic() - began)
 
     def _write(self, folder: Path, moments: bool = True) -> None:
         failure = write_checkpoint(self.backend, folder, vars(self.progress), moments=moments)
