@@ -1,15 +1,19 @@
 """How a model is fitted."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from prospect.data.batches import SamplingSettings
 from prospect.data.clips import ClipSettings
 from prospect.errors import ProspectError
+from prospect.evaluation.calibration import CalibrationSettings
 from prospect.model.losses import LossSettings
 from prospect.settings import Settings
 from prospect.training.sampler import ClipSampler
+
+STREAMED = "stream_"
+"""What the names of streaming validation's scores begin with."""
 
 
 class TrainingError(ProspectError):
@@ -22,13 +26,19 @@ class EarlyStopping(Settings):
     """Ends a run when validation gets no better; the model is then the one of the best validation."""
 
     metric: str = "loss"
-    """Of the validation, as it is logged behind `validation/`."""
+    """Of the validation: `loss`, the name of a part of it, or the name of a score: `speak_f1`, `update_f1`,
+    `state_accuracy`, ..., and of streaming `stream_turn_f1`, `stream_joint_goal_accuracy`, ...."""
     mode: Literal["min", "max"] = "min"
     """Whether lower or higher is better."""
     patience: int = Field(default=3, ge=1)
     """Validations in a row without a better one."""
     min_delta: float = Field(default=0.0, ge=0)
     """By how much a value has to be better."""
+
+    @property
+    def streamed(self) -> bool:
+        """Whether it takes streaming to measure it."""
+        return self.metric.startswith(STREAMED)
 
     def improves(self, value: float, best: float | None) -> bool:
         gain = 0.0 if best is None else (best - value if self.mode == "min" else value - best)
@@ -78,12 +88,31 @@ class TrainingSettings(Settings):
     """Steps between two checkpoints; the last step is always saved."""
     keep_checkpoints: int = Field(default=2, ge=1)
     eval_every: int | None = Field(default=None, ge=1)
-    """Steps between two validation losses; default: once an epoch."""
+    """Steps between two validations, whose losses and scores of decisions are taken with the reference's events in
+    sight; default: once an epoch."""
+    stream_every: int | None = Field(default=None, ge=1)
+    """Steps between two streaming validations: the engine runs on a few held-out videos, and what it said and tracked
+    is scored as an evaluation scores it. Default: with the last validation only, as it takes longer."""
+    stream_videos: int = Field(default=4, ge=0)
+    """Videos of a streaming validation, as evenly of all data sets as can be; 0: no streaming validation."""
+    stream_minutes: float = Field(default=5.0, gt=0)
+    """Most of one such video that is streamed."""
+    calibration: CalibrationSettings = CalibrationSettings()
     early_stopping: EarlyStopping | None = None
     """Default: train to the last step, and keep its weights."""
     losses: LossSettings = LossSettings()
     sampling: SamplingSettings = SamplingSettings()
     clips: ClipSettings = ClipSettings()
+
+    @model_validator(mode="after")
+    def _measured(self) -> Self:
+        rule = self.early_stopping
+        if rule and rule.streamed and not (self.stream_videos and self.stream_every):
+            raise ValueError(
+                f"early_stopping.metric is {rule.metric}, which only streaming measures: set stream_every to the steps "
+                "between two streaming validations, and stream_videos above 0"
+            )
+        return self
 
     def total_steps(self, sampler: ClipSampler) -> int:
         return self.max_steps or self.epochs * sampler.steps_per_epoch
