@@ -46,6 +46,15 @@ def tea_dialogue(name: str = "tea") -> Dialogue:
     )
 
 
+def with_progress(dialogue: Dialogue) -> Dialogue:
+    """Every assistant turn with a summary that tells it apart."""
+    turns = (
+        turn.model_copy(update={"progress": f"{turn.time:g} s: {turn.text}"}) if turn.role == "assistant" else turn
+        for turn in dialogue.turns
+    )
+    return dialogue.model_copy(update={"turns": tuple(turns)})
+
+
 def timeline_of(dialogue: Dialogue) -> Timeline:
     assert dialogue.duration is not None
     return place(dialogue, num_frames(dialogue.duration))
@@ -96,7 +105,10 @@ def tea_clip(context: ContextSettings = CONTEXT) -> Clip:
     return whole_clip(dialogue, timeline_of(dialogue), context)
 
 
-def tea_clips(vocabulary: Vocabulary, context: ContextSettings, random_start_share: float = 0.0) -> list[Clip]:
-    dialogue = tea_dialogue()
-    settings = ClipSettings(random_start_share=random_start_share)
+def tea_clips(
+    vocabulary: Vocabulary, context: ContextSettings, random_start_share: float = 0.0, summaries: bool = False
+) -> list[Clip]:
+    """With `summaries` each clip ends with one."""
+    dialogue = with_progress(tea_dialogue())
+    settings = ClipSettings(random_start_share=random_start_share, summaries=summaries, summary_share=1.0)
     return split_clips(dialogue, timeline_of(dialogue), vocabulary, context, settings, 1)

@@ -96,13 +96,27 @@ def test_prepared_samples_are_chosen_by_kind_and_size(tree: Path) -> None:
     assert (clip.dataset, clip.video_id, clip.split, clip.last_frame) == ("wtag", "T4", "validation", 20)
 
 
-def test_a_summary_at_a_clips_end_is_left_out_with_its_frame(tree: Path) -> None:
+def test_a_summary_at_a_clips_end_is_no_turn_and_its_frame_none_of_the_clips(tree: Path) -> None:
     [clip] = load(tree, prepared="dialog-klg-sum_L4096_I1").dialogues
     assert [turn.text for turn in clip.turns] == ["Stir."]
     assert (clip.first_frame, clip.last_frame) == (4, 20)
+    assert (clip.progress, clip.summary, clip.summary_only) == (None, "The time elapsed is 4.5 s.", False)
+
+
+def test_a_clip_that_is_there_for_its_summary_alone_has_nothing_that_the_assistant_says(tree: Path) -> None:
+    line = prepared("T1", has_summary=True, summary_only=True, progress="2 s in.")
+    write(tree, "wtag/prepared/summary_train_L4096_I1.jsonl", line, prepared("T2", has_summary=True))
+    line["conversation"][-3:] = []
+    write(tree, "wtag/prepared/summary_val_L4096_I1.jsonl", line | {"video_uid": "T4"})
     corpus = load(tree, prepared="summary_L4096_I1")
-    assert not corpus.dialogues
-    assert [record.field for record in corpus.quarantined] == ["metadata.summary_only"]
+    [clip, other] = corpus.dialogues
+    assert (clip.dialogue_id, clip.turns) == ("no_talk_0-summary", ())
+    assert clip.summary_only > other.summary_only
+    assert (clip.first_frame, clip.last_frame) == (4, 20)
+    assert (clip.progress, clip.summary) == ("2 s in.", "The time elapsed is 4.5 s.")
+    assert [(record.field, record.reason) for record in corpus.quarantined] == [
+        ("metadata.has_summary", "no summary stands behind its request for one")
+    ]
 
 
 def test_narrations_are_said_when_their_frames_have_been_seen(tree: Path) -> None:

@@ -10,7 +10,7 @@ from tokenizers import AddedToken
 from prospect.data.batches import Collator, SamplingSettings
 from prospect.data.clips import clip_sequence
 from prospect.dialogue.prompt import build_context
-from prospect.dialogue.sequence import TextTask, build_sequence, parse_sequence, shifted
+from prospect.dialogue.sequence import TextTask, build_sequence, parse_sequence, shifted, split_summary
 from prospect.dialogue.state import StepState, TaskState, Transition
 from prospect.dialogue.timeline import FrameEvents
 from prospect.dialogue.vocabulary import GRAMMAR_TOKENS, Vocabulary
@@ -30,13 +30,18 @@ frame_events = st.builds(
 
 
 @settings(deadline=None)
-@given(st.lists(frame_events, max_size=6), st.sampled_from([1, 5]))
-def test_tokens_parse_back_to_the_events_they_were_built_from(frames, tokens_per_frame):
+@given(st.lists(frame_events, max_size=6), st.sampled_from([1, 5]), st.none() | texts)
+def test_tokens_parse_back_to_the_events_and_the_summary_they_were_built_from(frames, tokens_per_frame, summary):
     context = build_context(VOCABULARY, goal="Make tea", steps=[], state=TaskState(()))
-    sequence = build_sequence(VOCABULARY, context, frames, tokens_per_frame)
-    parsed = parse_sequence(VOCABULARY, sequence.ids[len(context.ids) :], tokens_per_frame)
+    sequence = build_sequence(VOCABULARY, context, frames, tokens_per_frame, summary)
+    behind = sequence.ids[len(context.ids) :]
+    parsed = parse_sequence(VOCABULARY, behind, tokens_per_frame)
     assert parsed == {frame: event for frame, event in enumerate(frames) if event != FrameEvents()}
-    assert len(sequence.image_positions) == len(frames) * tokens_per_frame
+    assert split_summary(VOCABULARY, behind, tokens_per_frame)[1] == summary
+    assert len(sequence.image_positions) == (len(frames) + (summary is not None)) * tokens_per_frame
+    assert len(sequence.decision_positions) == len(frames)
+    learned = [i for i, task in zip(sequence.ids, sequence.text_tasks, strict=True) if task is TextTask.SUMMARY]
+    assert learned == ([] if summary is None else [*VOCABULARY.encode(summary), VOCABULARY.stop])
     assert all(sequence.ids[p] == VOCABULARY.image for p in sequence.decision_positions)
 
 

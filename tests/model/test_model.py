@@ -1,5 +1,6 @@
 """The model: what it learns from, what trains, and that a saved one is the same one."""
 
+from dataclasses import replace
 
 import pytest
 import torch
@@ -92,7 +93,7 @@ def test_focal_loss_cares_less_about_what_is_known(backend):
         for gamma in (0.0, 2.0):
             terms[gamma] = loss_sums(model, batch, LossSettings(decision="focal", focal_gamma=gamma))
     assert torch.allclose(terms[0.0], terms["balanced"], rtol=1e-5)
-    decisions = slice(2, 6)
+    decisions = [index for index, name in enumerate(TERMS) if name.startswith(("speak_", "update_"))]
     assert (terms[2.0][decisions] < terms[0.0][decisions]).all()
 
 
@@ -158,8 +159,35 @@ def test_the_loss_of_a_split_batch_is_the_loss_of_the_whole(backend):
 
 
 def test_text_and_decisions_are_learned_in_any_batch_that_holds_them():
-    counts = label_counts(collator(VOCABULARY, SamplingSettings())([tea_clip()]), "heads")
-    assert (counts > 0).all()
+    for summaries in (False, True):
+        batch = collator(VOCABULARY, SamplingSettings())(tea_clips(VOCABULARY, CONTEXT, summaries=summaries))
+        counts = label_counts(batch, "heads")
+        assert [name for name, count in zip(TERMS, counts, strict=True) if not count] == (
+            [] if summaries else ["summary_text"]
+        )
+
+
+def test_summaries_are_learned_by_a_loss_of_their_own():
+    """The frame that is shown once more has a feature row and no label; nothing else learns from a summary."""
+    model, [clip] = tiny_model(VOCABULARY).model, tea_clips(VOCABULARY, CONTEXT, summaries=True)
+    batch, without = (collator(VOCABULARY)([each]) for each in (clip, replace(clip, closing_summary=None)))
+    assert len(batch.frames) == len(without.frames) + 1
+    assert torch.equal(batch.frames[-1], batch.frames[-2])
+    assert torch.equal(batch.decisions, without.decisions)
+    counts, before = (label_counts(each, "heads") for each in (batch, without))
+    more = dict(zip(TERMS, (counts - before).tolist(), strict=True))
+    assert more == dict.fromkeys(TERMS, 0.0) | {"summary_text": len(batch.text_targets) - len(without.text_targets)}
+    settings = LossSettings(**dict.fromkeys(("speaking_text", "dst_text", "speak", "update", "state"), 0.0))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(12):
+        loss, parts = total_loss(loss_sums(model, batch, settings), counts, settings)
+        assert loss.equal(parts["summary_text"])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

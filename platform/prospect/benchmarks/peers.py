@@ -12,7 +12,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from prospect.data.batches import IGNORE, Batch, Collator
 from prospect.data.clips import Clip
 from prospect.model.adapters import unwrap
-from prospect.model.losses import LossSettings, decision_sums, label_counts, total_loss
+from prospect.model.losses import TERMS, LossSettings, decision_sums, label_counts, total_loss
 from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.training.settings import TrainingSettings
 
@@ -56,7 +56,8 @@ def usual_loss(model: DSTProActLlamaForCausalLM, batch: Batch, labels: Tensor) -
     hidden = model.trunk(batch.input_ids, batch.frames, attention_mask=batch.attention_mask)
     text = model.loss_function(model.lm_head(hidden), labels, model.config.vocab_size)
     settings = LossSettings()
-    sums = [text.new_zeros(()), text.new_zeros(()), *decision_sums(model, hidden.flatten(0, 1), batch, settings)]
+    texts = [text.new_zeros(())] * sum(name.endswith("_text") for name in TERMS)
+    sums = [*texts, *decision_sums(model, hidden.flatten(0, 1), batch, settings)]
     others, _ = total_loss(torch.stack(sums), label_counts(batch, model.config.decision_backend), settings)
     return text + others
 

@@ -23,7 +23,7 @@ VISIBLE_BEFORE_S = 0.3
 """A change shows this long before its event's time: inside the frame at which the event is decided (DESIGN 4.2)."""
 
 _DRAWING = 1
-"""Goes up when the same settings give other pictures or words, so that an older corpus is not reused."""
+"""Goes up when the same settings give other pictures, so that older ones are not reused; words are written anew."""
 _NUDGES = ((0, 0), (1, 0), (0, 1), (-1, 0), (0, -1))
 _NUDGE_S = 0.1
 
@@ -80,9 +80,10 @@ def draw_corpus(settings: CorpusSettings, folder: Path, progress: Callable[[int,
             _write_video(missing[drawn - 1], settings, _video_path(folder, missing[drawn - 1]))
         if progress is not None:
             progress(there + drawn, len(videos))
-    if not (folder / "dialogues.jsonl").exists():
-        lines = "".join(video.dialogue.model_dump_json() + "\n" for video in videos)
-        _write_text(folder / "dialogues.jsonl", lines)
+    lines = "".join(video.dialogue.model_dump_json() + "\n" for video in videos)
+    records = folder / "dialogues.jsonl"
+    if not records.exists() or records.read_text(encoding="utf-8") != lines:  # the same pictures, described anew
+        _write_text(records, lines)
     return folder
 
 

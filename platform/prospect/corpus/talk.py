@@ -40,13 +40,13 @@ def write_dialogue(script: Script, video_id: str, split: str, rng: random.Random
 def _turns(script: Script, rng: random.Random) -> Iterator[Turn]:
     """Grouped by what causes them; sorting by time is stable, so a question stays before its answer."""
     task, goal = script.task, script.task.goal
-    state = _state_at(script, script.goal_time)
     yield Turn(role="user", time=script.goal_time, text=f"I want to {goal[0].lower()}{goal[1:]}.")
-    yield _assistant(script.goal_time, f"First, {_upcoming(task, state)}.", "responsive|instruction")
+    upcoming = _upcoming(task, _state_at(script, script.goal_time))
+    yield _assistant(script, script.goal_time, f"First, {upcoming}.", "responsive|instruction")
     for time, move in script.user_moves:
         yield Turn(role="user", time=time, text=rng.choice(_USER_TEXTS[move]))
         if move != "acknowledge":
-            yield _answer(task, _state_at(script, time), time, move)
+            yield _answer(script, time, move)
     for span in script.spans:
         yield _remark(span, script)
 
@@ -57,32 +57,36 @@ def _remark(span: Span, script: Script) -> Turn:
     if span.step is None:
         upcoming = _upcoming(task, _state_at(script, span.start))
         text = f"No, leave the {span.work.object}. {_sentence(upcoming)}."
-        return _assistant(span.start, text, "initiative|correction")
+        return _assistant(script, span.start, text, "initiative|correction")
     state = _state_at(script, span.end)
     if (upcoming := _upcoming(task, state)) is not None:
-        return _assistant(span.end, f"Good. Next, {upcoming}.", "initiative|instruction,feedback")
+        return _assistant(script, span.end, f"Good. Next, {upcoming}.", "initiative|instruction,feedback")
     if StepState.IN_PROGRESS in state.steps:
-        return _assistant(span.end, "Good. This is the last step.", "initiative|feedback,info_sharing")
-    return _assistant(span.end, "Good. You are all done.", "initiative|feedback")
+        return _assistant(script, span.end, "Good. This is the last step.", "initiative|feedback,info_sharing")
+    return _assistant(script, span.end, "Good. You are all done.", "initiative|feedback")
 
 
-def _answer(task: Task, state: TaskState, time: float, move: UserMove) -> Turn:
+def _answer(script: Script, time: float, move: UserMove) -> Turn:
+    task, state = script.task, _state_at(script, time)
     busy = next((i for i, step in enumerate(state.steps) if step is StepState.IN_PROGRESS), None)
     upcoming = _upcoming(task, state)
     if move == "tool":
         work = task.recipe[state.steps.index(StepState.NOT_STARTED) if busy is None else busy]
-        return _assistant(time, f"Use the {TOOLS[work.action]}.", "responsive|info_sharing")
+        return _assistant(script, time, f"Use the {TOOLS[work.action]}.", "responsive|info_sharing")
     if upcoming is None:
-        return _assistant(time, "Nothing, this is the last step.", "responsive|info_sharing")
+        return _assistant(script, time, "Nothing, this is the last step.", "responsive|info_sharing")
     text = f"{_sentence(upcoming)}." if busy is None else f"After this, {upcoming}."
-    return _assistant(time, text, "responsive|instruction")
+    return _assistant(script, time, text, "responsive|instruction")
 
 
 def _upcoming(task: Task, state: TaskState) -> str | None:
     """The first step in recipe order that is neither completed nor in progress: `wash the ball`."""
     if StepState.NOT_STARTED not in state.steps:
         return None
-    name = task.recipe[state.steps.index(StepState.NOT_STARTED)].name
+    return _lower(task.recipe[state.steps.index(StepState.NOT_STARTED)].name)
+
+
+def _lower(name: str) -> str:
     return name[0].lower() + name[1:]
 
 
@@ -98,5 +102,16 @@ def _state_at(script: Script, time: float) -> TaskState:
     return TaskState(tuple(steps))
 
 
-def _assistant(time: float, text: str, labels: str) -> Turn:
-    return Turn(role="assistant", time=time, text=text, labels=labels)
+def _assistant(script: Script, time: float, text: str, labels: str) -> Turn:
+    return Turn(role="assistant", time=time, text=text, labels=labels, progress=_progress(script, time))
+
+
+def _progress(script: Script, time: float) -> str:
+    """A summary at `time`, such as "7.5 seconds in. Done: wash the ball. Now: nothing. Next: cut the star."."""
+    state = _state_at(script, time)
+    done, now = (
+        ", ".join(_lower(work.name) for work, step in zip(script.task.recipe, state.steps, strict=True) if step is kind)
+        for kind in (StepState.COMPLETED, StepState.IN_PROGRESS)
+    )
+    upcoming = _upcoming(script.task, state)
+    return f"{time:g} seconds in. Done: {done or 'nothing'}. Now: {now or 'nothing'}. Next: {upcoming or 'nothing'}."

@@ -143,6 +143,8 @@ class Collator:
 
     def _view(self, clip: Clip, epoch: int) -> tuple[Clip, set[int] | None]:
         """The clip as this epoch shows it, and the frames whose decisions count (None: all)."""
+        if clip.dialogue.summary_only:  # when the assistant spoke has been taken out
+            return clip, set()
         if self.sampling is None:
             return clip, None
         if self.context.recipe and is_watch_only(clip, self.sampling, epoch):
@@ -150,10 +152,12 @@ class Collator:
         return clip, sampled_frames(clip, self.sampling, epoch)
 
     def features(self, clip: Clip) -> np.ndarray:
-        """float16 [rows, D]: I rows for each of the clip's frames, the tail's first."""
+        """float16 [rows, D]: I rows for each of the clip's frames, the tail's first; its last again for a summary."""
         frames = self.read_frames(clip.dialogue.video_id, clip.first_row, clip.stop)
         if frames.shape[1] != self.tokens_per_frame:
             raise DataError(f"{clip.id}: {frames.shape[1]} tokens a frame stored, {self.tokens_per_frame} expected")
+        if clip.closing_summary is not None:
+            frames = np.concatenate([frames, frames[-1:]])
         return frames.reshape(-1, frames.shape[-1])
 
     def __call__(self, clips: Sequence[Clip], epoch: int = 0) -> Batch:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from prospect.dialogue.prompt import Context, ContextSettings, build_context
 from prospect.dialogue.schema import Dialogue
-from prospect.dialogue.sequence import FrameSequence, build_sequence, frame_length
+from prospect.dialogue.sequence import FrameSequence, build_sequence, frame_length, summary_length
 from prospect.dialogue.state import StatePolicy, TaskState
 from prospect.dialogue.timeline import FrameEvents, Timeline
 from prospect.dialogue.vocabulary import Vocabulary
@@ -23,6 +23,12 @@ class ClipSettings(Settings):
 
     random_start_share: float = Field(default=0.3, ge=0, le=1)
     """Share of dialogues that are cut once more at a random frame, so that a refreshed context is not new."""
+    summaries: bool = False
+    """Ask for a summary of the progress where a clip ends, as a session does whose context is full: behind every clip
+    that ends before its dialogue does, and behind `summary_share` of the others. A clip that starts later than its
+    dialogue then has the progress known there in its context. Records without `progress` have no summary."""
+    summary_share: float = Field(default=0.3, ge=0, le=1)
+    """Share of the clips at a dialogue's end that are asked for a summary too."""
     seed: int = 0
 
 
@@ -43,6 +49,10 @@ class Clip:
     events: dict[int, FrameEvents]
     states: tuple[TaskState, ...]
     """The state after each decided frame's delta."""
+    summary: str | None = None
+    """Of the progress before `start`; stands in its context."""
+    closing_summary: str | None = None
+    """Of the progress before `stop`; asked for behind the last frame, which is shown once more."""
     num_tokens: int | None = None
     """Tokens of its sequence, counted where clips are cut to a length."""
 
@@ -66,6 +76,7 @@ def clip_context(clip: Clip, vocabulary: Vocabulary, settings: ContextSettings, 
         steps=clip.dialogue.step_names,
         state=clip.initial_state,
         knowledge=clip.dialogue.knowledge,
+        summary=clip.summary,
         utterances=clip.utterances,
         tail_frames=clip.tail_frames,
         tokens_per_frame=tokens_per_frame,
@@ -77,10 +88,10 @@ def clip_context(clip: Clip, vocabulary: Vocabulary, settings: ContextSettings, 
 def clip_sequence(
     clip: Clip, vocabulary: Vocabulary, settings: ContextSettings, tokens_per_frame: int
 ) -> FrameSequence:
-    """The clip as tokens; its image tokens stand for frames [clip.first_row, clip.stop)."""
+    """The clip as tokens; its images are frames [clip.first_row, clip.stop), and the last again for a summary."""
     context = clip_context(clip, vocabulary, settings, tokens_per_frame)
     frames = (clip.events.get(frame, FrameEvents()) for frame in range(clip.start, clip.stop))
-    return build_sequence(vocabulary, context, frames, tokens_per_frame)
+    return build_sequence(vocabulary, context, frames, tokens_per_frame, clip.closing_summary)
 
 
 def make_clip(
@@ -124,26 +135,30 @@ def split_clips(
     """Cuts a dialogue into clips whose sequences fit `context.max_seq_len`; every frame in exactly one.
 
     Raises:
-        DataError: one frame with its events and its context does not fit.
+        DataError: one frame with its events and its context does not fit, or there is nothing to learn but a summary
+            and `clips.summaries` is off.
     """
-    first = dialogue.first_frame or 0
-    stop = min(dialogue.last_frame or timeline.num_frames, timeline.num_frames)
-    borders = [first, *_random_start(dialogue, first, stop, clips), stop]
-    return [
-        replace(make_clip(dialogue, timeline, begin, end, context, policy), num_tokens=num_tokens)
-        for low, high in itertools.pairwise(borders)
-        for begin, end, num_tokens in _fitting(
-            dialogue, timeline, low, high, vocabulary, context, tokens_per_frame, policy
+    if dialogue.summary_only and not clips.summaries:
+        raise DataError(
+            f"{dialogue.dialogue_id}: it says nothing but a summary of progress; set training.clips.summaries=true",
+            field="training.clips.summaries",
         )
-    ]
+    cutter = _Cutter(dialogue, timeline, vocabulary, context, clips, tokens_per_frame, policy)
+    first, stop = _span(dialogue, timeline)
+    borders = [first, *_random_start(dialogue, first, stop, clips), stop]
+    return [clip for low, high in itertools.pairwise(borders) for clip in cutter.fitting(low, high)]
 
 
 def whole_clip(
     dialogue: Dialogue, timeline: Timeline, context: ContextSettings, policy: StatePolicy = "strict"
 ) -> Clip:
     """The dialogue's whole span as one clip, whatever its length: what a live session would see."""
-    stop = min(dialogue.last_frame or timeline.num_frames, timeline.num_frames)
-    return make_clip(dialogue, timeline, dialogue.first_frame or 0, stop, context, policy)
+    return make_clip(dialogue, timeline, *_span(dialogue, timeline), context, policy)
+
+
+def _span(dialogue: Dialogue, timeline: Timeline) -> tuple[int, int]:
+    """The frames that the dialogue uses, the end exclusive."""
+    return dialogue.first_frame or 0, min(dialogue.last_frame or timeline.num_frames, timeline.num_frames)
 
 
 def _random_start(dialogue: Dialogue, first: int, stop: int, settings: ClipSettings) -> list[int]:
@@ -153,29 +168,64 @@ def _random_start(dialogue: Dialogue, first: int, stop: int, settings: ClipSetti
     return [rng.randrange(first + 1, stop)]
 
 
-def _fitting(
-    dialogue: Dialogue,
-    timeline: Timeline,
-    low: int,
-    high: int,
-    vocabulary: Vocabulary,
-    settings: ContextSettings,
-    tokens_per_frame: int,
-    policy: StatePolicy,
-) -> Iterator[tuple[int, int, int]]:
-    """Greedy spans of [low, high), each with its own context, as long as they fit; start, stop and tokens."""
-    start = low
-    while start < high:
-        empty = make_clip(dialogue, timeline, start, start, settings, policy)
-        room = settings.max_seq_len - len(clip_context(empty, vocabulary, settings, tokens_per_frame).ids)
-        stop = start
-        while stop < high and (taken := frame_length(vocabulary, timeline[stop], tokens_per_frame)) <= room:
-            room, stop = room - taken, stop + 1
-        if stop == start:
-            raise DataError(
-                f"{dialogue.dialogue_id}: frame {start} with its events and its context exceeds "
-                f"context.max_seq_len={settings.max_seq_len}; raise it",
-                field="context.max_seq_len",
-            )
-        yield start, stop, settings.max_seq_len - room
-        start = stop
+@dataclass(frozen=True)
+class _Cutter:
+    """Cuts one dialogue."""
+
+    dialogue: Dialogue
+    timeline: Timeline
+    vocabulary: Vocabulary
+    context: ContextSettings
+    settings: ClipSettings
+    tokens_per_frame: int
+    policy: StatePolicy
+
+    def fitting(self, low: int, high: int) -> Iterator[Clip]:
+        """Greedy spans of [low, high), each with its own context and room for a summary, as long as they fit."""
+        limit, start = self.context.max_seq_len - self._reserve(), low
+        while start < high:
+            before = self._clip(start, start)
+            used = len(clip_context(before, self.vocabulary, self.context, self.tokens_per_frame).ids)
+            stop = start
+            while stop < high and used + (taken := self._frame_length(stop)) <= limit:
+                used, stop = used + taken, stop + 1
+            if stop == start:
+                raise DataError(
+                    f"{self.dialogue.dialogue_id}: frame {start} with its events and its context exceeds "
+                    f"context.max_seq_len={self.context.max_seq_len}; raise it",
+                    field="context.max_seq_len",
+                )
+            clip = self._clip(start, stop)
+            summary = self._closing_summary(clip)
+            yield replace(clip, closing_summary=summary, num_tokens=used + self._summary_length(summary))
+            start = stop
+
+    def _clip(self, start: int, stop: int) -> Clip:
+        clip = make_clip(self.dialogue, self.timeline, start, stop, self.context, self.policy)
+        return replace(clip, summary=self.timeline.progress_before(start)) if self.settings.summaries else clip
+
+    def _closing_summary(self, clip: Clip) -> str | None:
+        """What the last assistant turn before the clip's end says of the progress, where the clip is asked for it."""
+        summary = self.timeline.progress_before(clip.stop)
+        return summary if self._asks(clip) and self._fits(summary) else None
+
+    def _asks(self, clip: Clip) -> bool:
+        if not self.settings.summaries or clip.stop < _span(self.dialogue, self.timeline)[1]:
+            return self.settings.summaries and not self.dialogue.summary_only
+        drawn = random.Random(derived_seed("clip-summary", self.settings.seed, clip.id)).random()
+        return self.dialogue.summary is not None or drawn < self.settings.summary_share
+
+    def _reserve(self) -> int:
+        """Tokens that the dialogue's longest summary takes; a session keeps them free too, whatever it will say."""
+        if not self.settings.summaries:
+            return 0
+        return max(map(self._summary_length, filter(self._fits, self.timeline.progress.values())), default=0)
+
+    def _fits(self, summary: str | None) -> bool:
+        return summary is None or len(self.vocabulary.encode(summary)) <= self.context.max_summary_tokens
+
+    def _summary_length(self, summary: str | None) -> int:
+        return 0 if summary is None else summary_length(self.vocabulary, summary, self.tokens_per_frame)
+
+    def _frame_length(self, frame: int) -> int:
+        return frame_length(self.vocabulary, self.timeline[frame], self.tokens_per_frame)

@@ -13,7 +13,7 @@ from prospect.data.clips import Clip, ClipSettings, split_clips
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.sources import DataSettings, QuarantinedRecord, load_dialogues, place_all, split_name
 from prospect.data.sources.dialogues import READER
-from prospect.dialogue.prompt import SYSTEM_PROMPT, ContextSettings
+from prospect.dialogue.prompt import SUMMARY_REQUEST, SYSTEM_PROMPT, ContextSettings
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.state import StepState
 from prospect.dialogue.timeline import Timeline
@@ -117,12 +117,17 @@ def make_clips(
     return made, quarantined
 
 
-def training_texts(dialogues: Iterable[Dialogue]) -> Iterator[str]:
+def training_texts(dialogues: Iterable[Dialogue], summaries: bool = False) -> Iterator[str]:
     """Everything that a model reads and writes about `dialogues`, for fitting a tokenizer."""
+    if summaries:
+        yield SUMMARY_REQUEST
     for dialogue in dialogues:
         yield f"system: {SYSTEM_PROMPT}\nuser: Task: {dialogue.goal}\nTask knowledge: {dialogue.knowledge}\nLast said:"
         yield from (f"\n{turn.role}: {turn.text}" for turn in dialogue.turns)
         yield from (turn.text for turn in dialogue.turns)
+        if summaries:
+            yield from (f"\nProgress: {text}" for turn in dialogue.turns for text in (turn.progress,) if text)
+            yield from (text for text in (dialogue.progress, dialogue.summary) if text)
         yield "\nSteps:"
         for number, name in enumerate(dialogue.step_names, 1):
             yield from (f"\nS{number} ({state.label}) {name}" for state in StepState)

@@ -22,6 +22,9 @@ SYSTEM_PROMPT = (
     "keep track of the task's steps, and speak when it helps."
 )
 
+SUMMARY_REQUEST = "Please summarize the progress."
+"""The user turn behind which a summary of the progress stands (`sequence.summary_request`)."""
+
 
 class ContextSettings(Settings):
     """Sizes of the context, shared by training clips and live sessions."""
@@ -43,6 +46,8 @@ class ContextSettings(Settings):
     """Longest utterance that is generated."""
     max_delta_tokens: int = Field(default=48, ge=8)
     """Longest DST delta that is generated."""
+    max_summary_tokens: int = Field(default=512, ge=1)
+    """Longest summary of the progress, where summaries are trained; no clip ends with a longer one."""
 
     @property
     def max_tail_frames(self) -> int:
@@ -89,7 +94,7 @@ def build_context(
         steps: recipe step names; may be empty.
         state: one entry a step.
         knowledge: background text; its numbered lines are left out where `steps` holds them.
-        summary: progress summary of what came before.
+        summary: progress summary of what came before; left out where nothing else makes the text fit.
         utterances: (role, text) of the last utterances, oldest first.
         tail_frames: frames that follow the text, undecided and without events.
         tokens_per_frame: I.
@@ -102,9 +107,9 @@ def build_context(
     """
     if len(steps) != len(state):
         raise DataError(f"state: has {len(state)} steps, the recipe has {len(steps)}", field="state")
-    for num_utterances, radius in _shrinking(len(utterances), len(steps)):
+    for shown, num_utterances, radius in _shrinking(summary, len(utterances), len(steps)):
         parts = _Parts(
-            goal, tuple(steps), state, knowledge, summary, tuple(utterances[len(utterances) - num_utterances :]), recipe
+            goal, tuple(steps), state, knowledge, shown, tuple(utterances[len(utterances) - num_utterances :]), recipe
         )
         content, line_ends = parts.render(vocabulary, radius)
         chat = vocabulary.render_chat(SYSTEM_PROMPT, content)
@@ -122,14 +127,14 @@ def build_context(
     )
 
 
-def _shrinking(num_utterances: int, num_steps: int) -> list[tuple[int, int]]:
-    """(utterances kept, steps shown on either side of the current ones), from everything to almost nothing."""
+def _shrinking(summary: str | None, num_utterances: int, num_steps: int) -> list[tuple[str | None, int, int]]:
+    """(summary, utterances kept, steps shown on either side of the current ones), from all to almost nothing."""
     attempts = [(kept, num_steps) for kept in range(num_utterances, -1, -1)]
     radius = num_steps
     while radius > 0:
         radius //= 2
         attempts.append((0, radius))
-    return attempts
+    return [(shown, *attempt) for shown in ([summary, None] if summary else [None]) for attempt in attempts]
 
 
 def _token_covering(offsets: Sequence[tuple[int, int]], character: int) -> int:

@@ -28,6 +28,7 @@ class Turn(Record):
     text: Text
     labels: str = ""
     progress: str | None = None
+    """Of the assistant's turns: summary of the progress up to and with this turn, where the source has one."""
 
 
 class Step(Record):
@@ -114,6 +115,10 @@ class Dialogue(Record):
     """First frame that the source uses; None: the video's first."""
     last_frame: Annotated[int, Field(gt=0)] | None = None
     """One past the last frame that the source uses; None: the video's end."""
+    progress: str | None = None
+    """Summary of what came before the first frame, where the record is a later part of a dialogue."""
+    summary: str | None = None
+    """The source's answer to the request for a summary behind the last frame, where it ends with one."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -139,6 +144,11 @@ class Dialogue(Record):
         """Whether the source says when steps happened; an empty recipe or an untimed one says nothing."""
         timed = self.explicit_transitions is not None or any(step.start is not None for step in self.steps)
         return timed and bool(self.steps)
+
+    @property
+    def summary_only(self) -> bool:
+        """Whether the record is there for its summary alone: what was said meanwhile has been taken out."""
+        return self.summary is not None and not any(turn.role == "assistant" for turn in self.turns)
 
     def transitions(self) -> tuple[TimedTransition, ...]:
         """All transitions in the order of DESIGN 4.1: (time, step index, start before complete)."""

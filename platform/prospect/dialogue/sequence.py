@@ -1,16 +1,20 @@
 """The sequence grammar of DESIGN 4.3, forwards and backwards.
 
     context | { {[USER] text <stop>}* I x <image> [ [DST] delta <stop> ] [ [ASST] utterance <stop> ] }*
+            [ [USER] request <stop> I x <image> [ASST] summary <stop> ]
 
-`user_block`, `image_block`, `delta_block` and `utterance_block` are the only places that spell a block out; the
-training sequence and the streaming engine both use them.
+The second line, if it is there, ends a context with a summary of the progress. `request` is `SUMMARY_REQUEST`; the
+image shows the last frame once more, is not decided and has no label.
+
+`user_block`, `image_block`, `delta_block`, `utterance_block` and `summary_request` are the only places that spell a
+block out; the training sequence and the streaming engine both use them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from prospect.dialogue.prompt import Context
+from prospect.dialogue.prompt import SUMMARY_REQUEST, Context
 from prospect.dialogue.state import Delta, format_delta, parse_delta
 from prospect.dialogue.timeline import NOTHING, FrameEvents
 from prospect.dialogue.vocabulary import Vocabulary
@@ -23,6 +27,7 @@ class TextTask(IntEnum):
     NONE = 0
     SPEAKING = 1
     DST = 2
+    SUMMARY = 3
 
 
 def user_block(vocabulary: Vocabulary, text: str) -> list[int]:
@@ -39,6 +44,16 @@ def delta_block(vocabulary: Vocabulary, delta: Delta) -> list[int]:
 
 def utterance_block(vocabulary: Vocabulary, utterance: str) -> list[int]:
     return [vocabulary.asst, *vocabulary.encode(utterance), vocabulary.stop]
+
+
+def summary_request(vocabulary: Vocabulary, tokens_per_frame: int) -> list[int]:
+    """What asks for a summary, fed before [ASST] and the summary, which are an `utterance_block`."""
+    return [*user_block(vocabulary, SUMMARY_REQUEST), *image_block(vocabulary, tokens_per_frame)]
+
+
+def summary_length(vocabulary: Vocabulary, summary: str, tokens_per_frame: int) -> int:
+    """Tokens that the request and `summary` take."""
+    return len(summary_request(vocabulary, tokens_per_frame)) + len(utterance_block(vocabulary, summary))
 
 
 def frame_length(vocabulary: Vocabulary, events: FrameEvents, tokens_per_frame: int) -> int:
@@ -59,7 +74,7 @@ class FrameSequence:
         ids: all tokens.
         text_tasks: one a token: the loss that predicting this token belongs to. Stop tokens carry loss; the
             prefixes [DST] and [ASST] carry none.
-        image_positions: every image token, the tail's first, in the order of the feature rows.
+        image_positions: every image token, in the order of the feature rows: the tail's first, a summary's last.
         decision_positions: [F] position of each decided frame's last image token.
         after_delta_positions: [F] position of the delta's stop token, or -1.
         step_positions: [K] position in the context of each step's line, or -1.
@@ -77,41 +92,71 @@ class FrameSequence:
         self.ids += ids
         self.text_tasks += [TextTask.NONE, *[task] * (len(ids) - 1)]
 
+    def add_image(self, ids: Sequence[int]) -> None:
+        """Appends an `image_block`."""
+        self.image_positions += range(len(self.ids), len(self.ids) + len(ids))
+        self.extend(ids)
+
 
 def build_sequence(
-    vocabulary: Vocabulary, context: Context, frames: Iterable[FrameEvents], tokens_per_frame: int
+    vocabulary: Vocabulary,
+    context: Context,
+    frames: Iterable[FrameEvents],
+    tokens_per_frame: int,
+    summary: str | None = None,
 ) -> FrameSequence:
-    """The tokens of `context` followed by `frames`, each decided once.
+    """The tokens of `context` followed by `frames`, each decided once, and by the request for `summary`.
 
     Args:
         vocabulary: the model's tokens.
         context: from `build_context`.
         frames: the events of each decided frame, in order.
         tokens_per_frame: I.
+        summary: of the progress after the last frame; None: nobody asks.
     """
     sequence = FrameSequence(list(context.ids), [TextTask.NONE] * len(context.ids), context.step_positions)
     sequence.image_positions = list(range(context.num_text, len(context.ids)))
     for events in frames:
         for text in events.user:
             sequence.extend(user_block(vocabulary, text))
-        start = len(sequence.ids)
-        sequence.extend(image_block(vocabulary, tokens_per_frame))
-        sequence.image_positions += range(start, len(sequence.ids))
+        sequence.add_image(image_block(vocabulary, tokens_per_frame))
         sequence.decision_positions.append(len(sequence.ids) - 1)
         if events.delta:
             sequence.extend(delta_block(vocabulary, events.delta), TextTask.DST)
         sequence.after_delta_positions.append(len(sequence.ids) - 1 if events.delta else -1)
         if events.utterance is not None:
             sequence.extend(utterance_block(vocabulary, events.utterance), TextTask.SPEAKING)
+    if summary is not None:
+        sequence.extend(user_block(vocabulary, SUMMARY_REQUEST))
+        sequence.add_image(image_block(vocabulary, tokens_per_frame))
+        sequence.extend(utterance_block(vocabulary, summary), TextTask.SUMMARY)
     return sequence
+
+
+def split_summary(
+    vocabulary: Vocabulary, ids: Sequence[int], tokens_per_frame: int
+) -> tuple[Sequence[int], str | None]:
+    """Tokens that follow the context as those of the decided frames, and the summary behind them, if there is one.
+
+    The request decides: a user who says it word for word before the last frame is answered by a summary too.
+    """
+    request = [*summary_request(vocabulary, tokens_per_frame), vocabulary.asst]
+    last = max((position for position, token in enumerate(ids) if token == vocabulary.asst), default=-1)
+    start, answer = last + 1 - len(request), ids[last + 1 :]
+    if start < 0 or list(ids[start : last + 1]) != request or answer.index(vocabulary.stop) != len(answer) - 1:
+        return ids, None
+    return ids[:start], vocabulary.decode(answer[:-1])
 
 
 def parse_sequence(vocabulary: Vocabulary, ids: Sequence[int], tokens_per_frame: int) -> dict[int, FrameEvents]:
     """The inverse of `build_sequence` for what follows the context: events by frame, from 0.
 
+    A summary at the end belongs to no decided frame: `split_summary` reads it.
+
     Raises:
         DataError: `ids` are not of the grammar; the sentence names the position.
     """
+    ids, _ = split_summary(vocabulary, ids, tokens_per_frame)
     events: dict[int, FrameEvents] = {}
     position, frame, user = 0, -1, []
 

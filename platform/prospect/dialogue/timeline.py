@@ -70,6 +70,8 @@ class Timeline:
     events: dict[int, FrameEvents] = field(default_factory=dict)
     """Only frames at which something happens."""
     quarantined: tuple[Quarantined, ...] = ()
+    progress: dict[int, str] = field(default_factory=dict)
+    """What is known of the progress after a frame, where it changes; what was known before the first frame too."""
 
     def __getitem__(self, frame: int) -> FrameEvents:
         return self.events.get(frame, NOTHING)
@@ -89,6 +91,11 @@ class Timeline:
             if earlier < frame:
                 state, _ = state.apply(self[earlier].delta, policy)
         return state
+
+    def progress_before(self, frame: int) -> str | None:
+        """The summary that the last assistant turn before frame `frame` gives; None: nobody has given one."""
+        known = max((earlier for earlier in self.progress if earlier < frame), default=None)
+        return None if known is None else self.progress[known]
 
     def utterances_before(self, frame: int) -> list[tuple[str, str]]:
         """(role, text) of everything said before frame `frame`'s image, its own user turns excluded."""
@@ -150,7 +157,15 @@ def place(dialogue: Dialogue, total_frames: int, fps: float = FPS) -> Timeline:
                 assistant_frame = builder.add_assistant(inside(earliest, turn.time), turn)
         except _PastTheEndError:
             quarantine(f"{turn.role} turn {turn.text!r}", turn.time)
-    return Timeline(total_frames, len(dialogue.steps), builder.build(), tuple(quarantined))
+    progress = _progress(dialogue, total_frames, builder.progress)
+    return Timeline(total_frames, len(dialogue.steps), builder.build(), tuple(quarantined), progress)
+
+
+def _progress(dialogue: Dialogue, total_frames: int, said: dict[int, str]) -> dict[int, str]:
+    """What the assistant's turns give, between what the record carries in and what it ends with."""
+    first, last = dialogue.first_frame or 0, min(dialogue.last_frame or total_frames, total_frames) - 1
+    carried = {first - 1: dialogue.progress} if dialogue.progress else {}
+    return carried | said | ({last: dialogue.summary} if dialogue.summary else {})
 
 
 def _end(dialogue: Dialogue, total_frames: int, fps: float) -> float:
@@ -168,6 +183,7 @@ class _Builder:
         self._user: dict[int, list[str]] = {}
         self._delta: dict[int, list[Transition]] = {}
         self._utterance: dict[int, str] = {}
+        self.progress: dict[int, str] = {}
 
     def add_transition(self, frame: int, transition: TimedTransition) -> None:
         self._delta.setdefault(frame, []).append(Transition.of(transition.step, transition.kind))
@@ -181,6 +197,8 @@ class _Builder:
         if frame in self._utterance:
             raise _PastTheEndError
         self._utterance[frame] = turn.text
+        if turn.progress:
+            self.progress[frame] = turn.progress
         return frame
 
     def build(self) -> dict[int, FrameEvents]:

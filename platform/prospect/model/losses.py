@@ -20,9 +20,10 @@ from prospect.model.packing import ATTENTION, Packing
 from prospect.settings import Settings
 
 TERMS = (
-    "speaking_text", "dst_text", "speak_positive", "speak_negative", "update_positive", "update_negative", "state",
+    "speaking_text", "dst_text", "summary_text", "speak_positive", "speak_negative", "update_positive",
+    "update_negative", "state",
 )  # fmt: skip
-"""What is summed: text by task, decisions by class, the state head. Order of all [7] tensors here."""
+"""What is summed: text by task, decisions by class, the state head. Order of all [8] tensors here."""
 
 
 LOGITS = 2**25
@@ -36,18 +37,20 @@ class LossSettings(Settings):
     focal_gamma: float = Field(default=2.0, ge=0)
     speaking_text: float = Field(default=1.0, ge=0)
     dst_text: float = Field(default=1.0, ge=0)
+    summary_text: float = Field(default=1.0, ge=0)
     speak: float = Field(default=1.0, ge=0)
     update: float = Field(default=1.0, ge=0)
     state: float = Field(default=1.0, ge=0)
 
 
 def label_counts(batch: Batch, backend: str) -> Tensor:
-    """[7] labels of each term in this micro-batch, float64."""
+    """[8] labels of each term in this micro-batch, float64."""
     speak = spoken_labels(batch, backend)
     return torch.tensor(
         [
             int((batch.text_tasks == TextTask.SPEAKING).sum()),
             int((batch.text_tasks == TextTask.DST).sum()),
+            int((batch.text_tasks == TextTask.SUMMARY).sum()),
             int((speak == 1).sum()),
             int((speak == 0).sum()),
             int((batch.update == 1).sum()),
@@ -59,7 +62,7 @@ def label_counts(batch: Batch, backend: str) -> Tensor:
 
 
 def loss_sums(model: DSTProActLlamaForCausalLM, batch: Batch, settings: LossSettings) -> Tensor:
-    """[7] sums of each term over this micro-batch, differentiable."""
+    """[8] sums of each term over this micro-batch, differentiable."""
     flat = hidden_states(model, batch)
     return torch.stack([*text_sums(model, flat, batch), *decision_sums(model, flat, batch, settings)])
 
@@ -80,7 +83,7 @@ def hidden_states(model: DSTProActLlamaForCausalLM, batch: Batch) -> Tensor:
 
 
 def total_loss(sums: Tensor, counts: Tensor, settings: LossSettings) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted loss, and its parts by name, from sums and the global batch's counts, both [7].
+    """The weighted loss, and its parts by name, from sums and the global batch's counts, both [8].
 
     A decision's loss is the mean of its positive and its negative mean, or the one that has labels.
     """
@@ -94,6 +97,7 @@ def total_loss(sums: Tensor, counts: Tensor, settings: LossSettings) -> tuple[Te
     parts = {
         "speaking_text": means["speaking_text"],
         "dst_text": means["dst_text"],
+        "summary_text": means["summary_text"],
         "speak": balanced("speak"),
         "update": balanced("update"),
         "state": means["state"],
@@ -103,7 +107,7 @@ def total_loss(sums: Tensor, counts: Tensor, settings: LossSettings) -> tuple[Te
 
 
 def trained_heads(counts: Tensor, settings: LossSettings) -> dict[str, bool]:
-    """Which heads learn from [7] counts: a decision from its positives and their text, with weights above zero."""
+    """Which heads learn from [8] counts: a decision from its positives and their text, with weights above zero."""
     n = dict(zip(TERMS, counts.tolist(), strict=True))
     return {
         "speaking": min(n["speak_positive"], n["speaking_text"], settings.speak, settings.speaking_text) > 0,
@@ -113,7 +117,7 @@ def trained_heads(counts: Tensor, settings: LossSettings) -> dict[str, bool]:
 
 
 def text_sums(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch) -> list[Tensor]:
-    """The text's two terms, from hidden states [B * S, H].
+    """The text's three terms, from hidden states [B * S, H].
 
     `lm_head` runs at the labelled positions only, a chunk at a time that the backward pass computes again.
     """
@@ -129,7 +133,7 @@ def text_sums(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch) -> l
         losses = torch.cat([chunk_losses(*chunk) for chunk in chunks])
     else:
         losses = torch.cat([checkpoint(chunk_losses, *chunk, use_reentrant=False) for chunk in chunks])
-    return [(losses * (batch.text_tasks == task)).sum() for task in (TextTask.SPEAKING, TextTask.DST)]
+    return [(losses * (batch.text_tasks == task)).sum() for task in TextTask if task]
 
 
 def _head_decisions(

@@ -43,7 +43,7 @@ class StepResult:
     Attributes:
         loss: before the update.
         parts: unweighted losses by name, of those that had labels.
-        labels: how many of each of the losses' terms; a decision has one term for each class.
+        labels: how many of each of the losses' terms that have any; a decision has one term for each class.
         trained: which heads had labels.
         grad_norm: before clipping.
         clips, tokens: how many, padding not counted.
@@ -87,7 +87,8 @@ def train_step(
         TrainingError: the loss or the gradient is not finite, naming the clips; on every rank alike.
     """
     decisions = backend.model.config.decision_backend
-    totals = backend.all_reduce(sum((_totals(micro, decisions) for micro in micro_batches), torch.zeros(9).double()))
+    none = torch.zeros(len(TERMS) + 2, dtype=torch.float64)
+    totals = backend.all_reduce(sum((_totals(micro, decisions) for micro in micro_batches), none))
     counts, clips, tokens = totals[:-2], int(totals[-2]), int(totals[-1])
     backend.model.train()
     backend.model.checkpoint_layers(settings.activation_checkpointing)
@@ -111,7 +112,7 @@ def train_step(
         epoch=epoch,
         loss=float(loss),
         parts=_labelled(parts, counts, settings),
-        labels={name: int(count) for name, count in zip(TERMS, counts.tolist(), strict=True)},
+        labels={name: int(count) for name, count in zip(TERMS, counts.tolist(), strict=True) if count},
         trained=trained_heads(counts, settings.losses),
         grad_norm=grad_norm,
         learning_rate=learning_rate,
@@ -121,7 +122,7 @@ def train_step(
 
 
 def _totals(micro: MicroBatch, decisions: str) -> Tensor:
-    """[9]: labels of the seven terms, clips, tokens."""
+    """[10]: labels of the eight terms, clips, tokens."""
     sizes = torch.tensor([len(micro.batch.clip_ids), micro.batch.num_tokens], dtype=torch.float64)
     return torch.cat([label_counts(micro.batch, decisions), sizes]) * micro.counts
 
@@ -211,7 +212,7 @@ def validation_loss(
     """`loss` and its parts over `clips`, each rank computing its share; `collate` should label every frame."""
     backend.model.eval()
     decisions = backend.model.config.decision_backend
-    totals = torch.zeros(2, 7, dtype=torch.float64)
+    totals = torch.zeros(2, len(TERMS), dtype=torch.float64)
     ordered = sorted(clips, key=len)
     at_once = (1 if settings.micro_batch_tokens else settings.micro_batch_size) * backend.world_size
     for first in range(0, len(ordered), at_once):

@@ -4,29 +4,39 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from prospect.data.sources.base import Raw, Reader, SourceRecord, recipe_steps
+from prospect.data.sources.base import Raw, Reader, SourceRecord, Trimmed, recipe_steps
 from prospect.data.sources.proassist_generated import GeneratedTurn
 from prospect.dialogue.schema import Dialogue, parse_recipe
 from prospect.dialogue.timeline import FPS
 from prospect.errors import DataError
 
-SUMMARY_REQUEST = "Please summarize"
+REQUEST = "Please summarize"
 """How the system turn begins that stands, with one frame more, before the summary of progress at a clip's end."""
 
 
-def _utterances(conversation: Any) -> Any:
-    """The turns up to the request for a summary, without system prompts and ranges of frames, which our clips redraw.
+def _requests(turn: Any) -> bool:
+    return isinstance(turn, dict) and turn.get("role") == "system" and str(turn.get("content")).startswith(REQUEST)
+
+
+def _parted(raw: Any) -> Any:
+    """The record with what follows the request for a summary apart, as `answer`."""
+    conversation = raw.get("conversation") if isinstance(raw, dict) else None
+    if not isinstance(conversation, list):
+        return raw
+    end = next((place for place, turn in enumerate(conversation) if _requests(turn)), len(conversation))
+    answer = [turn for turn in conversation[end:] if isinstance(turn, dict) and turn.get("role") == "assistant"]
+    return raw | {"conversation": _utterances(conversation[:end]), "answer": answer[0] if answer else None}
+
+
+def _utterances(conversation: list[Any]) -> list[Any]:
+    """The turns without system prompts and ranges of frames, which our clips redraw.
 
     Narrations have no times: each is said when the frames before it have been seen.
     """
-    if not isinstance(conversation, list):
-        return conversation
     utterances = []
     seen: Any = None
     for turn in conversation:
         role = turn.get("role") if isinstance(turn, dict) else None
-        if role == "system" and str(turn.get("content")).startswith(SUMMARY_REQUEST):
-            break
         if role == "frames":
             seen = turn.get("end")
         elif role != "system":
@@ -42,8 +52,15 @@ class Metadata(SourceRecord):
     user_id: str = "narration"
     task_goal: str = ""
     knowledge: str = ""
+    progress: str | None = None
     has_summary: bool = False
     summary_only: bool = False
+
+
+class Answer(SourceRecord):
+    """The summary of progress at a clip's end."""
+
+    content: Trimmed
 
 
 class PreparedRecord(SourceRecord):
@@ -55,7 +72,8 @@ class PreparedRecord(SourceRecord):
     fps: float = FPS
     start_frame_idx: int
     end_frame_idx: int
-    conversation: Annotated[tuple[GeneratedTurn, ...], BeforeValidator(_utterances)]
+    conversation: tuple[GeneratedTurn, ...]
+    answer: Answer | None = None
     metadata: Annotated[Metadata, BeforeValidator(lambda given: {} if given is None else given)] = Metadata()
 
 
@@ -67,24 +85,29 @@ def clip_id(name: str, clip: int) -> str:
 def convert(raw: Raw) -> Dialogue:
     """One clip; `first_frame` and `last_frame` are the clip's, absolute and the end exclusive.
 
-    A summary of progress at its end is no utterance: it is left out with the frame that it is asked for at.
+    A summary of progress at its end is no utterance: it becomes the record's `summary`, and the frame that it is
+    asked for at is left out. A clip that is there for its summary alone keeps what the user says.
     """
-    record = PreparedRecord.model_validate(raw)
+    record = PreparedRecord.model_validate(_parted(raw))
     if record.fps != FPS:
         raise DataError(f"its frames are counted at {record.fps:g} fps and not at {FPS}", field="fps")
-    if record.metadata.summary_only:
-        raise DataError("it says nothing but a summary of progress", field="metadata.summary_only")
+    alone = record.metadata.summary_only
+    if (alone or record.metadata.has_summary) and record.answer is None:
+        raise DataError("no summary stands behind its request for one", field="metadata.has_summary")
+    name = clip_id(record.metadata.user_id, record.clip_idx)
     return Dialogue(
         dataset=record.dataset,
         video_id=record.video_uid,
-        dialogue_id=clip_id(record.metadata.user_id, record.clip_idx),
+        dialogue_id=f"{name}-summary" if alone else name,
         user_type=record.metadata.user_type,
         goal=record.metadata.task_goal,
         knowledge=record.metadata.knowledge,
         steps=recipe_steps(parse_recipe(record.metadata.knowledge)),
-        turns=tuple(turn.turn() for turn in record.conversation),
+        turns=tuple(turn.turn() for turn in record.conversation if turn.role == "user" or not alone),
         first_frame=record.start_frame_idx,
-        last_frame=record.end_frame_idx - int(record.metadata.has_summary),
+        last_frame=record.end_frame_idx - int(record.answer is not None),
+        progress=record.metadata.progress or None,
+        summary=None if record.answer is None else record.answer.content,
     )
 
 
