@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-import mlflow.models
 import pytest
+from mlflow.models import Model
 
 from prospect.errors import CheckpointError, ConfigError
 from prospect.lineage import code_version
@@ -12,7 +12,7 @@ from prospect.tracking import DatasetCard, ModelInterface, Tracking, TrackingSet
 
 INTERFACE = ModelInterface(
     "prospect.streaming.table",
-    [{"name": "embedding", "type": "array", "items": {"type": "float"}, "required": True}],
+    [{"name": "embedding", "type": "array", "items": {"type": "double"}, "required": True}],
     [{"name": "p_speak", "type": "double", "required": True}],
     [{"name": "goal", "type": "string", "default": "", "shape": None}],
 )
@@ -76,7 +76,7 @@ def test_a_model_is_registered_once_and_says_what_it_takes_and_gives(tracking: T
     [made] = tracking.client.search_model_versions("name = 'signed'")
     [output] = tracking.client.get_run(run.id).outputs.model_outputs
     assert made.source == tracking.client.get_logged_model(output.model_id).artifact_location
-    signature = mlflow.models.get_model_info(str(tracking.resolve("models:/signed@candidate"))).signature
+    signature = Model.load(str(tracking.resolve("models:/signed@candidate"))).signature
     assert signature.inputs.input_names() == ["embedding"]
     assert signature.outputs.input_names() == ["p_speak"]
     assert [parameter.name for parameter in signature.params] == ["goal"]

@@ -13,7 +13,7 @@ from prospect.streaming.engine import StreamingEngine, StreamingSettings
 from prospect.streaming.outputs import Decision, Failed, SessionSpec
 
 INPUTS = (
-    {"name": "embedding", "type": "array", "items": {"type": "float"}, "required": True},
+    {"name": "embedding", "type": "array", "items": {"type": "double"}, "required": True},
     {"name": "text", "type": "string", "required": False},
 )
 """A row is a frame: its features, I x D numbers of the encoder, and what the user said before it."""
