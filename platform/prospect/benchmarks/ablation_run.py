@@ -71,8 +71,9 @@ def training_seconds(file: Path) -> float:
 
 
 def _end_with_the_suite() -> None:
-    """Ray's processes end with this one."""
-    sys.stdin.buffer.read()
+    """Ray's processes end with this one. Reads past `sys.stdin`, whose lock would break a usual exit."""
+    while os.read(0, 1):
+        pass
     os._exit(1)
 
 
@@ -82,7 +83,9 @@ def main() -> int:
     threading.Thread(target=_end_with_the_suite, daemon=True).start()
     disable_progress_bar()
     try:
-        write_json(run.result, measure(run))
+        scored = measure(run)
+        run.result.parent.mkdir(parents=True, exist_ok=True)
+        write_json(run.result, scored)
     except ProspectError as error:
         print(f"error: {error}", flush=True)
         return 2
