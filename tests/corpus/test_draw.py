@@ -54,6 +54,15 @@ def test_equal_settings_draw_equal_files(corpus: Path, tmp_path: Path) -> None:
     assert files(draw_corpus(SETTINGS, tmp_path)) == files(corpus)
 
 
+def test_records_of_an_earlier_version_are_written_anew_beside_the_same_pictures(corpus: Path) -> None:
+    before, pictures = (corpus / "dialogues.jsonl").read_text(), sorted((corpus / "videos").iterdir())
+    times = [path.stat().st_mtime_ns for path in pictures]
+    (corpus / "dialogues.jsonl").write_text(before.replace("progress", "advance"))
+    draw_corpus(SETTINGS, corpus)
+    assert (corpus / "dialogues.jsonl").read_text() == before
+    assert [path.stat().st_mtime_ns for path in pictures] == times
+
+
 def square_of(picture: np.ndarray, video_place: int) -> np.ndarray:
     side = SETTINGS.image_size // 4
     top, left = video_place // 2 * side, video_place % 2 * 2 * side

@@ -159,6 +159,20 @@ def test_sentences_are_short_and_the_first_names_the_goal(videos: list[Video]) -
         assert turns[1].text == f"First, {_lower(video.dialogue.step_names[0])}."
 
 
+def test_progress_sums_up_the_state_at_each_thing_that_the_assistant_says(videos: list[Video]) -> None:
+    for video in videos[:20]:
+        dialogue = video.dialogue
+        timeline = place(dialogue, num_frames(dialogue.duration))
+        states, names = timeline.states(), list(map(_lower, dialogue.step_names))
+        for frame in (frame for frame, events in timeline.events.items() if events.utterance is not None):
+            text = timeline.progress_before(frame + 1)
+            done, now = text.split("Done: ")[1].split(". Next: ")[0].split(". Now: ")
+            for said, kind in ((done, StepState.COMPLETED), (now, StepState.IN_PROGRESS)):
+                expected = [name for name, step in zip(names, states[frame].steps, strict=True) if step is kind]
+                assert said == (", ".join(expected) or "nothing")
+    assert not any(turn.progress for turn in videos[0].dialogue.turns if turn.role == "user")
+
+
 def test_the_instruction_at_a_completion_is_the_first_step_neither_completed_nor_in_progress(
     videos: list[Video],
 ) -> None:

@@ -39,6 +39,10 @@ class Records:
     def split(self, name: str) -> list[tuple[Dialogue, Timeline]]:
         return [(dialogue, timeline) for dialogue, timeline in self.placed if dialogue.split == split_name(name)]
 
+    def scored(self, name: str) -> list[tuple[Dialogue, Timeline]]:
+        """Those of the split that say when the assistant speaks."""
+        return [(dialogue, timeline) for dialogue, timeline in self.split(name) if not dialogue.summary_only]
+
     @property
     def fingerprint(self) -> str:
         """Changes with any record."""

@@ -86,7 +86,7 @@ def evaluate_model(config: "Config", report: Report = print) -> EvaluationResult
     store = EmbeddingStore(str(root / "embeddings"))
     store.require(loaded.fingerprint)
     records = read_records(config.data, root / "labels" / "dialogues.jsonl", store)
-    placed = records.split(settings.split)
+    placed = records.scored(settings.split)
     if not placed:
         raise DataError(
             f"evaluation.split={settings.split!r} holds no dialogue; hold some out, for instance with data.holdout=1",
@@ -235,7 +235,7 @@ def _stream_rows(
 
 
 def _baselines(records: Records, placed: Sequence[Placed]) -> dict[str, list[VideoDecisions]]:
-    training = [timeline for _, timeline in records.split("train")]
+    training = [timeline for _, timeline in records.scored("train")]
     systems: dict[str, Callable[..., VideoDecisions]] = {
         "silence": silence,
         "periodic": Periodic.fit(training),

@@ -46,7 +46,7 @@ def pick_dialogues(placed: Sequence[Placed], count: int | None, minutes: float) 
     """
     videos: dict[str, dict[str, Placed]] = defaultdict(dict)
     for pair in sorted(placed, key=lambda pair: derived_seed("pick", pair[0].video_id, pair[0].dialogue_id)):
-        if len(scored_frames(*pair)):
+        if len(scored_frames(*pair)) and not pair[0].summary_only:
             videos[pair[0].dataset].setdefault(pair[0].video_id, pair)
     rounds = zip_longest(*(videos[dataset].values() for dataset in sorted(videos)))
     picked = [pair for round_ in rounds for pair in round_ if pair is not None][:count]

@@ -26,7 +26,8 @@ class GeneratedTurn(SourceRecord):
 
     def turn(self) -> Turn:
         labels = sys.intern(self.labels)  # a few dozen different ones in a million turns
-        return Turn(role=self.role, time=self.time, text=self.content, labels=labels, progress=self.progress)
+        progress = (self.progress or "").strip() or None
+        return Turn(role=self.role, time=self.time, text=self.content, labels=labels, progress=progress)
 
 
 class VideoAnnotations(SourceRecord):
