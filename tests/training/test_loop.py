@@ -11,8 +11,9 @@ from prospect.data.batches import SamplingSettings
 from prospect.errors import ConfigError
 from prospect.model.losses import TERMS
 from prospect.training.backend import PlainBackend
-from prospect.training.loop import MicroBatch, lr_at, train_step, train_steps, validation_loss
+from prospect.training.loop import MicroBatch, lr_at, train_step, train_steps
 from prospect.training.settings import TrainingError, TrainingSettings
+from prospect.training.validation import validate
 from tests.world import World, clip_of, frames, without_steps
 
 SETTINGS = TrainingSettings(batch_size=4, micro_batch_size=4, epochs=2, learning_rate=3e-3, warmup_steps=2)
@@ -98,9 +99,9 @@ def test_a_micro_batch_that_does_not_count_changes_nothing(world: World) -> None
 def test_the_loss_falls_and_heads_count_as_trained(world: World) -> None:
     settings = SETTINGS.model_copy(update={"epochs": 40, "learning_rate": 1e-2})
     backend, collate = PlainBackend(world.model(), settings), world.collate(SamplingSettings())
-    before = validation_loss(backend, world.clips, world.collate(), settings)
+    before = validate(backend, world.clips, world.collate(), settings).losses
     results = list(train_steps(backend, world.clips, collate, settings))
-    after = validation_loss(backend, world.clips, world.collate(), settings)
+    after = validate(backend, world.clips, world.collate(), settings).losses
     assert [result.step for result in results] == list(range(80))
     assert {result.epoch for result in results} == set(range(40))
     assert results[-1].loss < 0.5 * results[0].loss

@@ -19,6 +19,7 @@ from prospect.evaluation.stream import Placed, ReadDialogue, pick_dialogues, spe
 from prospect.settings import Settings
 from prospect.similarity import SentenceEncoder
 from prospect.streaming.engine import StreamingEngine
+from prospect.streaming.outputs import SessionSpec
 
 Decides = Literal["speak", "update"]
 
@@ -163,15 +164,11 @@ class Calibrator:
 
     def _stream(self, name: Decides, pair: Placed, found: Mapping[str, Mapping[str, float]]) -> list[VideoDecisions]:
         """One dialogue at every threshold for `name`, and at what was found for the other."""
-        dialogue = pair[0]
-        known = {
-            f"{n}_threshold": value
-            for n, value in {**found.get(DEFAULT, {}), **found.get(dialogue.dataset, {})}.items()
-        }
-        spec = replace(spec_of(*pair), **known)
+        known = {**found.get(DEFAULT, {}), **found.get(pair[0].dataset, {})}
+        spec = spec_of(*pair)
         if "update" not in self.decides:
             spec = replace(spec, track=False)
-        specs = [replace(spec, **{f"{name}_threshold": threshold}) for threshold in self.settings.grid]
+        specs = [_at(spec, {**known, name: threshold}) for threshold in self.settings.grid]
         frames: dict[tuple[int, int], Any] = {}
 
         def read(dialogue: Any, start: int, stop: int) -> Any:
@@ -189,6 +186,10 @@ class Calibrator:
             for dataset, part in {**scores.by_dataset, DEFAULT: scores.overall}.items():
                 curves.setdefault(dataset, []).append(_point(name, threshold, part))
         return curves
+
+
+def _at(spec: SessionSpec, thresholds: Mapping[str, float]) -> SessionSpec:
+    return replace(spec, speak_threshold=thresholds.get("speak"), update_threshold=thresholds.get("update"))
 
 
 def _point(name: Decides, threshold: float, scores: SliceScores) -> Point:

@@ -111,7 +111,7 @@ def train_step(
         step=step,
         epoch=epoch,
         loss=float(loss),
-        parts=_labelled(parts, counts, settings),
+        parts=labelled_parts(parts, counts, settings),
         labels={name: int(count) for name, count in zip(TERMS, counts.tolist(), strict=True) if count},
         trained=trained_heads(counts, settings.losses),
         grad_norm=grad_norm,
@@ -127,7 +127,7 @@ def _totals(micro: MicroBatch, decisions: str) -> Tensor:
     return torch.cat([label_counts(micro.batch, decisions), sizes]) * micro.counts
 
 
-def _labelled(parts: dict[str, Tensor], counts: Tensor, settings: TrainingSettings) -> dict[str, float]:
+def labelled_parts(parts: dict[str, Tensor], counts: Tensor, settings: TrainingSettings) -> dict[str, float]:
     """The parts that had a label: a loss of 0 for want of labels is no loss."""
     _, present = total_loss((counts > 0).double(), counts.clamp(max=1), settings.losses)
     return {name: float(part) for name, part in parts.items() if present[name] > 0}
@@ -203,32 +203,3 @@ def _shares(sampler: ClipSampler, settings: TrainingSettings, step: int, backend
 
 def _micro_batch(share: Share, clips: Sequence[Clip], collate: Collate, epoch: int) -> MicroBatch:
     return MicroBatch(collate([clips[index] for index in share.clips], epoch), share.counts)
-
-
-@torch.no_grad()
-def validation_loss(
-    backend: Backend, clips: Sequence[Clip], collate: Collate, settings: TrainingSettings
-) -> dict[str, float]:
-    """`loss` and its parts over `clips`, each rank computing its share; `collate` should label every frame."""
-    backend.model.eval()
-    decisions = backend.model.config.decision_backend
-    totals = torch.zeros(2, len(TERMS), dtype=torch.float64)
-    ordered = sorted(clips, key=len)
-    at_once = (1 if settings.micro_batch_tokens else settings.micro_batch_size) * backend.world_size
-    for first in range(0, len(ordered), at_once):
-        mine = ordered[first : first + at_once][backend.rank :: backend.world_size]
-        batch = together(backend, _collated(collate, mine or ordered[:1]))
-        sums = backend.loss_sums(batch.to(backend.device), settings.losses)
-        if mine:
-            totals[0] += sums.double().cpu()
-            totals[1] += label_counts(batch, decisions)
-    sums, counts = backend.all_reduce(totals)
-    loss, parts = total_loss(sums, counts, settings.losses)
-    return {"loss": float(loss), **_labelled(parts, counts, settings)}
-
-
-def _collated(collate: Collate, clips: Sequence[Clip]) -> Batch | DataError:
-    try:
-        return collate(clips, 0)
-    except DataError as error:
-        return error

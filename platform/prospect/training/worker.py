@@ -3,11 +3,10 @@
 Ray and DeepSpeed come in from zero.py, as functions and a backend.
 """
 
-import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,16 +22,20 @@ from prospect.data.clips import Clip
 from prospect.data.embeddings import EmbeddingStore
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.vocabulary import Vocabulary
+from prospect.evaluation.metrics import EvaluationSettings
 from prospect.model.adapters import adapt, build_model
 from prospect.model.checkpoint import save_model
 from prospect.model.configuration import HEADS, ModelSettings
 from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.streaming.engine import StreamingSettings
 from prospect.training.backend import Backend, together
 from prospect.training.checkpoint import read_checkpoint, remove_old, step_folder, whole_checkpoints, write_checkpoint
-from prospect.training.loop import StepResult, make_sampler, train_steps, validation_loss
+from prospect.training.folder import write_json
+from prospect.training.loop import StepResult, make_sampler, train_steps
 from prospect.training.meter import Meter
 from prospect.training.progress import EventLog
 from prospect.training.settings import EarlyStopping, TrainingError, TrainingSettings
+from prospect.training.validation import StreamingValidation, Validation, validate
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,10 @@ class WorkerJob:
     """Root of the embedding store."""
     manifest: dict[str, Any]
     """Travels with the model."""
+    streaming: StreamingSettings = field(default_factory=StreamingSettings)
+    """Of the engine, in streaming validation; the thresholds are those of the decisions' scores too."""
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    """How streaming validation is scored."""
 
 
 @dataclass
@@ -71,7 +78,7 @@ class Progress:
     last_loss: float = 0.0
     trained_steps: dict[str, int] = field(default_factory=lambda: dict.fromkeys(HEADS, 0))
     validation: dict[str, float] = field(default_factory=dict)
-    """The latest."""
+    """The latest of each loss and score."""
     best: dict[str, float] = field(default_factory=dict)
     """The validation that early stopping found best, and ..."""
     best_step: int = 0
@@ -86,14 +93,18 @@ class Progress:
         for head, trained in result.trained.items():
             self.trained_steps[head] += trained
 
-    def judge(self, rule: EarlyStopping) -> bool:
+    def judge(self, rule: EarlyStopping, measured: Mapping[str, float]) -> bool:
         """Whether the latest validation is the best so far; sets `stopped` when too many were not.
+
+        Args:
+            rule: what is best.
+            measured: what that validation has measured.
 
         Raises:
             TrainingError: there is no such metric.
         """
-        if rule.metric not in self.validation:
-            known = ", ".join(self.validation) or "nothing, for want of a validation split"
+        if rule.metric not in measured:
+            known = ", ".join(measured) or "nothing, for want of a validation split"
             raise TrainingError(f"training.early_stopping.metric is {rule.metric!r}, but validation measures {known}")
         better = rule.improves(self.validation[rule.metric], self.best.get(rule.metric))
         if better:
@@ -141,6 +152,10 @@ class Work:
         self.total = self.settings.total_steps(sampler)
         self.eval_every = self.settings.eval_every or sampler.steps_per_epoch
         vocabulary = Vocabulary(self.tokenizer)
+        self.stream_every = self.settings.stream_every or self.total
+        self.streaming = StreamingValidation(
+            data.validation, store, vocabulary, job.context, job.streaming, job.evaluation, self.settings
+        )
         self.collate, self.collate_all = (
             Collator(vocabulary, store.read, job.context, store.tokens_per_frame, sampling)
             for sampling in (self.settings.sampling, None)
@@ -175,8 +190,7 @@ class Work:
             last = progress.step == self.total
             if self.log:
                 self.log.write("step", **vars(result), **meter.step(), system=meter.system())
-            if last or progress.step % self.eval_every == 0:
-                self._validate()
+            self._validate(last)
             if last or progress.stopped or progress.step % settings.save_every == 0:
                 self._save()
             if progress.stopped:
@@ -184,15 +198,36 @@ class Work:
                 return
             meter.resume()
 
-    def _validate(self) -> None:
-        if self.data.validation:
-            losses = validation_loss(self.backend, self.data.validation, self.collate_all, self.settings)
-            [agreed] = self.backend.gather([json.dumps(losses)] if self.backend.rank == 0 else [])
-            self.progress.validation = json.loads(agreed)
-            if self.log:
-                self.log.write("validation", step=self.progress.step - 1, losses=self.progress.validation)
-        if self.settings.early_stopping and self.progress.judge(self.settings.early_stopping):
-            self._write(self.job.folder / "best", moments=False)
+    def _validate(self, last: bool) -> None:
+        """What is due after this step: losses and scores over all clips, scores of streaming, or both."""
+        passes = last or self.progress.step % self.eval_every == 0
+        streams = self.streaming.wanted and (last or self.progress.step % self.stream_every == 0)
+        if not self.data.validation or not (passes or streams):
+            return
+        found = Validation()
+        if passes:
+            data, streaming = self.data.validation, self.job.streaming
+            found = validate(self.backend, data, self.collate_all, self.settings, streaming)
+        scores = found.scores | (self.streaming.scores(self.backend) if streams else {})
+        if self.log:
+            self.log.write("validation", step=self.progress.step - 1, losses=found.losses, scores=scores)
+        self.progress.validation |= {**found.losses, **scores}
+        rule = self.settings.early_stopping
+        kept = passes
+        if rule:
+            kept = (streams if rule.streamed else passes) and self.progress.judge(rule, {**found.losses, **scores})
+            if kept:
+                self._write(self.job.folder / "best", moments=False)
+        if kept and found.curves:
+            together(self.backend, self._write_curves(found.curves) if self.backend.rank == 0 else None)
+
+    def _write_curves(self, heads: dict[str, Any]) -> TrainingError | None:
+        """Of the weights that the model would have if this were the end."""
+        try:
+            write_json(self.job.folder / "curves.json", {"step": self.progress.step, "heads": heads})
+        except OSError as error:
+            return self._unwritten("curves.json", self.job.folder, error)
+        return None
 
     def _save(self) -> None:
         began, folder = time.monotonic(), step_folder(self.checkpoints, self.progress.step)

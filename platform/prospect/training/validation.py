@@ -1,0 +1,280 @@
+"""What validation measures: losses and scores with the reference's events in sight, and scores of real streaming.
+
+Every rank does a share; all of them get the same numbers. Neither changes the model, nor a random draw of training.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import f1_score, precision_recall_curve
+from torch import Tensor
+
+from prospect.data.batches import Batch
+from prospect.data.clips import Clip
+from prospect.data.embeddings import EmbeddingStore
+from prospect.dialogue.prompt import ContextSettings
+from prospect.dialogue.schema import Dialogue
+from prospect.dialogue.timeline import place
+from prospect.dialogue.vocabulary import Vocabulary
+from prospect.errors import DataError, ProspectError
+from prospect.evaluation.metrics import EvaluationSettings, average_precision, evaluate
+from prospect.evaluation.records import VideoDecisions
+from prospect.evaluation.stream import Placed, pick_dialogues, stream_dialogues
+from prospect.model.checkpoint import LoadedModel
+from prospect.model.configuration import HEADS
+from prospect.model.losses import TERMS, label_counts, total_loss
+from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.readings import Readings
+from prospect.similarity import SentenceSimilarity
+from prospect.streaming.engine import StreamingEngine, StreamingSettings
+from prospect.training.backend import Backend, autocast, together
+from prospect.training.loop import Collate, labelled_parts
+from prospect.training.settings import STREAMED, TrainingSettings
+
+STREAM_SCORES = (
+    "turn_f1", "turn_precision", "turn_recall", "dst_f1", "joint_goal_accuracy", "readout_joint_goal_accuracy",
+    "slot_accuracy", "utterances_per_minute",
+)  # fmt: skip
+"""Of an evaluation's metrics, those that streaming validation gives."""
+
+_POINTS = 200
+"""Most points of a curve that is kept."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A pass over the validation clips.
+
+    Attributes:
+        losses: `loss` and its parts.
+        scores: of both heads and of the state head, see `head_scores` and `state_scores`.
+        curves: precision over recall of both heads, see `head_curve`.
+    """
+
+    losses: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
+    curves: dict[str, Any] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def validate(
+    backend: Backend,
+    clips: Sequence[Clip],
+    collate: Collate,
+    settings: TrainingSettings,
+    streaming: StreamingSettings | None = None,
+) -> Validation:
+    """One pass over `clips`; `collate` should label every frame, `streaming` has the thresholds in force.
+
+    Raises:
+        TrainingError: an embedding cannot be read; on every rank alike.
+    """
+    streaming = streaming or StreamingSettings()
+    backend.model.eval()
+    decisions = backend.model.config.decision_backend
+    totals, readings = torch.zeros(2, len(TERMS), dtype=torch.float64), Readings.none()
+    ordered = sorted(clips, key=len)
+    at_once = (1 if settings.micro_batch_tokens else settings.micro_batch_size) * backend.world_size
+    for first in range(0, len(ordered), at_once):
+        mine = ordered[first : first + at_once][backend.rank :: backend.world_size]
+        batch = together(backend, _collated(collate, mine or ordered[:1]))
+        sums, read = backend.loss_sums_and_readings(batch.to(backend.device), settings.losses)
+        if mine:
+            totals[0] += sums.double().cpu()
+            totals[1] += label_counts(batch, decisions)
+            readings += read
+    sums, counts = backend.all_reduce(totals)
+    loss, parts = total_loss(sums, counts, settings.losses)
+    losses = {"loss": float(loss), **labelled_parts(parts, counts, settings)}
+    whole = sum(backend.gather([readings]), Readings.none())
+    found = _scored(losses, whole, streaming) if backend.rank == 0 else None
+    return Validation(**_agreed(backend, found and vars(found)))
+
+
+def _collated(collate: Collate, clips: Sequence[Clip]) -> Batch | DataError:
+    try:
+        return collate(clips, 0)
+    except DataError as error:
+        return error
+
+
+def _agreed(backend: Backend, found: Any) -> Any:
+    """Rank 0's numbers, on every rank: what is decided from them must be decided alike."""
+    [agreed] = backend.gather([json.dumps(found)] if backend.rank == 0 else [])
+    return json.loads(agreed)
+
+
+def _scored(losses: dict[str, float], readings: Readings, streaming: StreamingSettings) -> Validation:
+    scores: dict[str, float] = {}
+    curves: dict[str, Any] = {}
+    heads = {
+        "speak": (readings.speak, streaming.speak_threshold),
+        "update": (readings.update, streaming.update_threshold),
+    }
+    for name, ((probabilities, labels), threshold) in heads.items():
+        scores |= {f"{name}_{key}": value for key, value in head_scores(probabilities, labels, threshold).items()}
+        if labels.any():
+            curves[name] = head_curve(probabilities, labels)
+    return Validation(losses, scores | state_scores(readings.states), curves)
+
+
+def head_scores(probabilities: Tensor, labels: Tensor, threshold: float) -> dict[str, float]:
+    """`precision`, `recall` and `f1` above `threshold`, `average_precision`, and the best F1 with its threshold.
+
+    Args:
+        probabilities: [N].
+        labels: [N] 0 or 1; without a 1 nothing is defined, and nothing comes back.
+        threshold: above which the engine acts.
+    """
+    truth, acts = labels.bool(), probabilities > threshold
+    if not truth.any():
+        return {}
+    hits, acted, due = (int(count.sum()) for count in (truth & acts, acts, truth))
+    best, at = _best_f1(probabilities, labels)
+    return {
+        "precision": hits / acted if acted else 0.0,
+        "recall": hits / due,
+        "f1": 2 * hits / (acted + due),
+        "average_precision": average_precision(probabilities.tolist(), truth.tolist()) or 0.0,
+        "best_f1": best,
+        "best_threshold": at,
+    }
+
+
+def _best_f1(probabilities: Tensor, labels: Tensor) -> tuple[float, float]:
+    """The best F1, and a threshold half-way between the probabilities that it has to part."""
+    precision, recall, lowest = precision_recall_curve(labels.numpy(), probabilities.numpy())
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    best = int(f1[:-1].argmax())
+    below = lowest[best - 1] if best else 0.0
+    return float(f1[best]), float((lowest[best] + below) / 2)
+
+
+def head_curve(probabilities: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Precision over recall as the threshold falls, thinned out to what a plot shows.
+
+    Returns:
+        `recall`, `precision` and `threshold` (lists of equal length), `labels` and `positives` (how many).
+    """
+    precision, recall, threshold = precision_recall_curve(labels.numpy(), probabilities.numpy())
+    kept = np.unique(np.searchsorted(-recall[:-1], -np.linspace(1, 0, _POINTS)).clip(max=len(threshold) - 1))[::-1]
+    return {
+        "recall": recall[kept].tolist(),
+        "precision": precision[kept].tolist(),
+        "threshold": threshold[kept].tolist(),
+        "labels": len(labels),
+        "positives": int(labels.sum()),
+    }
+
+
+def state_scores(states: Tensor) -> dict[str, float]:
+    """`state_accuracy` over frames and steps, and `state_macro_f1`, the mean of F1 over the classes that have labels.
+
+    Args:
+        states: [3, 3] counts, label by prediction.
+    """
+    if not states.sum():
+        return {}
+    label, prediction = (axis.flatten() for axis in torch.meshgrid(torch.arange(3), torch.arange(3), indexing="ij"))
+    present = [int(each) for each in torch.nonzero(states.sum(1))]
+    macro = f1_score(
+        label, prediction, sample_weight=states.flatten(), labels=present, average="macro", zero_division=0
+    )
+    return {"state_accuracy": float(states.trace() / states.sum()), "state_macro_f1": float(macro)}
+
+
+class StreamingValidation:
+    """Streams a few held-out dialogues with the engine, while the model is in training.
+
+    Args:
+        clips: of validation; their dialogues are streamed.
+        store: their videos' embeddings.
+        vocabulary: the model's.
+        context: how contexts are made.
+        streaming: the engine's settings.
+        evaluation: how what was said and tracked is scored.
+        settings: how much is streamed.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        store: EmbeddingStore,
+        vocabulary: Vocabulary,
+        context: ContextSettings,
+        streaming: StreamingSettings,
+        evaluation: EvaluationSettings,
+        settings: TrainingSettings,
+    ) -> None:
+        dialogues = {(clip.dialogue.video_id, clip.dialogue.dialogue_id): clip.dialogue for clip in clips}
+        placed = [(dialogue, place(dialogue, store.num_frames(dialogue.video_id))) for dialogue in dialogues.values()]
+        self._placed = pick_dialogues(placed, settings.stream_videos, settings.stream_minutes)
+        self._read, self._vocabulary, self._context = store.read, vocabulary, context
+        room = {"max_sessions": max(1, len(self._placed)), "max_waiting_frames": 10**9, "calibrated": False}
+        self._streaming = streaming.model_copy(update=room)
+        self._evaluation = evaluation.model_copy(update={"bootstrap_samples": 1})
+
+    @cached_property
+    def _encoder(self) -> SentenceSimilarity:
+        return SentenceSimilarity(self._evaluation.similarity)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to stream."""
+        return bool(self._placed)
+
+    def scores(self, backend: Backend) -> dict[str, float]:
+        """The defined ones of `STREAM_SCORES`, under `stream_...`.
+
+        Raises:
+            TrainingError: a dialogue cannot be streamed; on every rank alike.
+        """
+        mine = self._placed[backend.rank :: backend.world_size]
+        with backend.whole_model() as model:
+            streamed = self._stream(model, mine) if mine else []
+        videos = backend.gather(together(backend, streamed))
+        found = together(backend, self._score(videos) if backend.rank == 0 else None)
+        return _agreed(backend, found)
+
+    def _stream(self, model: DSTProActLlamaForCausalLM, placed: Sequence[Placed]) -> list[VideoDecisions] | Exception:
+        def read(dialogue: Dialogue, start: int, stop: int) -> np.ndarray:
+            return self._read(dialogue.video_id, start, stop)
+
+        try:
+            with lent(model), autocast(model):
+                loaded = LoadedModel(model, self._vocabulary, Path(), {})
+                engine = StreamingEngine(loaded, self._context, self._streaming)
+                return stream_dialogues(engine, placed, read)
+        except (ProspectError, RuntimeError) as error:  # also a device without memory for the sessions' caches
+            return error
+
+    def _score(self, videos: Sequence[VideoDecisions]) -> dict[str, float] | ProspectError:
+        try:
+            metrics = evaluate(videos, self._evaluation, self._encoder).logged()
+        except ProspectError as error:
+            return error
+        return {f"{STREAMED}{name}": metrics[name] for name in STREAM_SCORES if name in metrics}
+
+
+@contextmanager
+def lent(model: DSTProActLlamaForCausalLM) -> Iterator[None]:
+    """For an engine to use: in evaluation mode, heads that have learned nothing yet allowed; as before afterwards."""
+    config, training = model.config, model.training
+    attention, trained_steps = config._attn_implementation, config.trained_steps
+    devices = [model.device] if model.device.type == "cuda" else []
+    try:
+        config.trained_steps = dict.fromkeys(HEADS, 1)
+        with torch.random.fork_rng(devices):
+            model.eval()
+            yield
+    finally:
+        config.trained_steps = trained_steps
+        model.set_attn_implementation(attention)
+        model.train(training)

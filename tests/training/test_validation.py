@@ -1,0 +1,146 @@
+"""What validation measures, and that measuring changes nothing."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from prospect.data.embeddings import EmbeddingStore
+from prospect.evaluation.metrics import EvaluationSettings
+from prospect.streaming.engine import StreamingSettings
+from prospect.training.backend import PlainBackend
+from prospect.training.progress import read_events
+from prospect.training.settings import EarlyStopping, TrainingError, TrainingSettings
+from prospect.training.validation import (
+    StreamingValidation,
+    head_curve,
+    head_scores,
+    state_scores,
+    validate,
+)
+from prospect.training.worker import TrainingData, WorkerJob, work
+from tests.world import CONTEXT, MODEL, World, frames
+
+SETTINGS = TrainingSettings(
+    batch_size=4, micro_batch_size=1, max_steps=6, learning_rate=3e-3, warmup_steps=2, eval_every=3, save_every=6
+)
+
+decisions = st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0]), st.booleans()), min_size=1)
+
+
+@given(decisions, st.sampled_from([0.1, 0.3, 0.5]))
+def test_scores_of_a_head(found: list[tuple[float, bool]], threshold: float) -> None:
+    probabilities, labels = (torch.tensor(column, dtype=torch.float32) for column in zip(*found, strict=True))
+    scores = head_scores(probabilities, labels, threshold)
+    if not labels.any():
+        assert scores == {}
+        return
+    hits = sum(p > threshold and label for p, label in found)
+    acted = sum(p > threshold for p, _ in found)
+    assert scores["recall"] == pytest.approx(hits / labels.sum().item())
+    assert scores["precision"] == pytest.approx(hits / acted if acted else 0)
+    assert scores["best_f1"] >= scores["f1"] - 1e-9
+    if scores["best_threshold"] > 0:
+        assert head_scores(probabilities, labels, scores["best_threshold"])["f1"] == pytest.approx(scores["best_f1"])
+    curve = head_curve(probabilities, labels)
+    assert len(curve["recall"]) == len(curve["precision"]) == len(curve["threshold"]) <= 200
+    assert curve["recall"] == sorted(curve["recall"])
+    assert curve["recall"][-1] == 1
+    assert (curve["labels"], curve["positives"]) == (len(found), int(labels.sum()))
+
+
+def test_scores_of_the_state_head() -> None:
+    scores = state_scores(torch.tensor([[3.0, 1, 0], [0, 0, 0], [1, 0, 5]]))
+    assert scores["state_accuracy"] == pytest.approx(0.8)
+    assert scores["state_macro_f1"] == pytest.approx((6 / 8 + 10 / 11) / 2), "over the classes that have labels"
+    assert state_scores(torch.zeros(3, 3)) == {}
+
+
+@pytest.mark.parametrize("backend", ["heads", "token"])
+def test_every_frame_is_scored_once_however_clips_are_cut_into_batches(world: World, backend: str) -> None:
+    model = world.model(decision_backend=backend)
+    found = [
+        validate(PlainBackend(model, settings), world.clips, world.collate(), settings)
+        for settings in (SETTINGS, SETTINGS.model_copy(update={"micro_batch_size": 5}))
+    ]
+    assert found[0].losses == pytest.approx(found[1].losses, rel=1e-5)
+    assert found[0].scores == pytest.approx(found[1].scores, abs=1e-4)
+    curves = found[0].curves
+    assert {name: curve["labels"] for name, curve in curves.items()} == dict.fromkeys(
+        ("speak", "update"), sum(map(len, world.clips))
+    )
+    events = [event for clip in world.clips for event in clip.events.values()]
+    assert curves["speak"]["positives"] == sum(event.utterance is not None for event in events)
+    assert curves["update"]["positives"] == sum(bool(event.delta) for event in events)
+    assert {"speak_f1", "update_average_precision", "state_accuracy", "state_macro_f1"} <= found[0].scores.keys()
+
+
+@pytest.fixture
+def job(world: World, tmp_path: Path) -> WorkerJob:
+    store = EmbeddingStore(tmp_path / "embeddings")
+    for clip in world.clips:
+        video = clip.dialogue.video_id
+        store.write(video, frames(video, 0, 40), fps=2, source_hash="none", fingerprint="f")
+    brief = CONTEXT.model_copy(update={"max_utterance_tokens": 4, "max_delta_tokens": 4})  # a random model babbles
+    return WorkerJob(MODEL, SETTINGS, brief, tmp_path, tmp_path, store.root, {})
+
+
+def run(job: WorkerJob, name: str, world: World, **training: object) -> tuple[dict, list[dict], Path]:
+    """Summary, validations and folder of a run."""
+    folder = job.folder / name
+    world.tokenizer.save_pretrained(folder / "tokenizer")  # type: ignore[attr-defined]
+    settings = TrainingSettings.model_validate({**SETTINGS.model_dump(), **training})
+    data = TrainingData(world.clips[:6], world.clips[6:])
+    summary = work(replace(job, folder=folder, training=settings), data, lambda model: PlainBackend(model, settings))
+    events = [event for event, _ in read_events(folder / "metrics.jsonl") if event["kind"] == "validation"]
+    return summary, events, folder
+
+
+def test_streaming_is_scored_and_disturbs_nothing(world: World, job: WorkerJob) -> None:
+    _, plain, undisturbed = run(job, "plain", world, stream_videos=0)
+    summary, streamed, folder = run(job, "streamed", world, stream_every=2)
+    one, other = (load_file(each / "model" / "model.safetensors") for each in (undisturbed, folder))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert [event["step"] + 1 for event in plain] == [3, 6]
+    assert [event["step"] + 1 for event in streamed] == [2, 3, 4, 6]
+    scores = {event["step"] + 1: event["scores"] for event in streamed}
+    assert {"stream_turn_f1", "stream_joint_goal_accuracy"} <= scores[2].keys() & scores[6].keys()
+    assert not any(name.startswith("stream_") for name in scores[3])
+    assert scores[3] == plain[0]["scores"]
+    assert summary["validation"] == {**streamed[-1]["losses"], **streamed[-1]["scores"]}
+    assert (folder / "curves.json").is_file()
+
+
+def test_a_run_can_stop_by_what_streaming_measures(world: World, job: WorkerJob) -> None:
+    rule = EarlyStopping(metric="stream_slot_accuracy", mode="max", patience=1, min_delta=1)
+    summary, events, folder = run(job, "stopped", world, stream_every=2, early_stopping=rule.model_dump())
+    assert (summary["step"], [event["step"] + 1 for event in events]) == (4, [2, 3, 4])
+    assert (folder / "best").is_dir()
+    with pytest.raises(ValidationError, match="only streaming measures: set stream_every"):
+        TrainingSettings(early_stopping=rule)
+
+
+def test_a_dialogue_that_cannot_be_streamed_ends_the_run_in_a_sentence(world: World, job: WorkerJob) -> None:
+    model = world.model()
+    model.config.trained_steps = {"speaking": 1}
+    backend = PlainBackend(model.train(), SETTINGS)
+    tight = CONTEXT.model_copy(update={"max_seq_len": 160, "max_context_tokens": 120})
+    validation = StreamingValidation(
+        world.clips,
+        EmbeddingStore(job.store),
+        world.vocabulary,
+        tight,
+        StreamingSettings(),
+        EvaluationSettings(),
+        SETTINGS,
+    )
+    before = model.config._attn_implementation
+    with pytest.raises(TrainingError, match="shorten them or raise"):
+        validation.scores(backend)
+    assert (model.training, model.config._attn_implementation) == (True, before)
+    assert model.config.trained_steps == {"speaking": 1}
