@@ -57,17 +57,17 @@ def test_other_settings_give_other_runs_and_other_corpora_other_folders(tmp_path
     assert (longer.storage.root == base.storage.root, other.storage.root == base.storage.root) == (True, False)
 
 
-def tally(right: float, frames: float = 100) -> Tally:
-    zeros = dict.fromkeys(Tally.__dataclass_fields__, 0.0)
-    counts = {**zeros, "dialogues": 1, "state_frames": frames, "state_right": right, "generated": 4, "reference": 5}
-    return Tally(**{name: np.float64(value) for name, value in {**counts, "correct": 3, "paired": 4}.items()})
+def tally(right: float) -> Tally:
+    counts = {"dialogues": 1, "state_frames": 100, "state_right": right, "generated": 4, "reference": 5}
+    counts |= {"correct": 3, "paired": 4}
+    return Tally.from_columns(np.array([counts.get(name, 0.0) for name in Tally.__dataclass_fields__]))
 
 
 def scored(name: Ablated, seed: int, shift: float, noise: float = 0.0, videos: int = 30) -> RunScores:
     """Videos differ a lot, in the same way for everybody."""
     rng, own = np.random.default_rng(1), np.random.default_rng([seed, len(name)])
     right = {f"v{n}": tally(rng.uniform(0, 60) + shift + own.normal(0, noise)) for n in range(videos)}
-    return RunScores(name, seed, 2.0, dict.fromkeys(VARIANTS[name].decoders, right))
+    return RunScores(name, seed, 2.0, {"own": right, "written": right})
 
 
 def test_differences_are_paired_over_videos() -> None:

@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from prospect.benchmarks.ablation_variants import VARIANTS
+from prospect.benchmarks.ablation_variants import VARIANTS, Pass
 from prospect.benchmarks.settings import Ablated, AblationSuite
 from prospect.evaluation.intervals import Interval, draw_runs, percentile_interval
 from prospect.evaluation.metrics import EvaluationSettings
@@ -29,35 +29,34 @@ WIDTH = 220
 
 @dataclass(frozen=True)
 class Measure:
-    """A column; `decoder` None is the configuration's own."""
+    """A column: a metric of one way to stream."""
 
     metric: Metric
-    decoder: str | None = None
+    streamed: Pass = "own"
 
 
 MEASURES = {
     "goal accuracy": Measure(METRICS["joint_goal_accuracy"]),
-    "goal accuracy, written": Measure(METRICS["joint_goal_accuracy"], "generate"),
+    "goal accuracy, written": Measure(METRICS["joint_goal_accuracy"], "written"),
     "DST F1": Measure(METRICS["dst_f1"]),
     "turn F1": Measure(METRICS["turn_f1"]),
     "speak precision": Measure(lambda tally: 1 - METRICS["redundant_rate"](tally)),
     "speak recall": Measure(lambda tally: 1 - METRICS["missing_rate"](tally)),
 }
-"""`goal accuracy` with deltas from where the configuration takes them, `written` with generated ones; `speak` is about
-when something was said and not about what: utterances that the matcher paired."""
+"""`speak` is about when something was said and not about what: utterances that the matcher paired."""
 
 
 @dataclass(frozen=True)
 class RunScores:
-    """One finished run: the sums of each video, by decoder."""
+    """One finished run: the sums of each video, by the way it was streamed."""
 
     name: Ablated
     seed: int
     minutes: float
-    videos: Mapping[str, Mapping[str, Tally]]
+    videos: Mapping[Pass, Mapping[str, Tally]]
 
     def tallies(self, measure: Measure) -> Mapping[str, Tally]:
-        return self.videos[measure.decoder or VARIANTS[self.name].decoders[0]]
+        return self.videos[measure.streamed]
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -70,9 +69,9 @@ class RunScores:
 
 def read_scores(file: Path) -> RunScores:
     values: dict[str, Any] = json.loads(file.read_text())
-    videos = {
-        decoder: {name: Tally.from_columns(np.array(columns)) for name, columns in scores["videos"].items()}
-        for decoder, scores in values["scores"].items()
+    videos: dict[Pass, dict[str, Tally]] = {
+        streamed: {name: Tally.from_columns(np.array(columns)) for name, columns in scores["videos"].items()}
+        for streamed, scores in values["scores"].items()
     }
     return RunScores(values["configuration"], values["seed"], values["minutes"], videos)
 

@@ -31,7 +31,7 @@ def measure(run: AblationRun) -> dict[str, Any]:
     """Trains as jobs/train.py does and streams as jobs/eval.py does; what is finished of either is not done again.
 
     Returns:
-        `scores` by decoder, each with the `metrics` over all videos and the sums of each of `videos`, and what the
+        `scores` by pass, each with the `metrics` over all videos and the sums of each of `videos`, and what the
         training took and found.
 
     Raises:
@@ -46,12 +46,11 @@ def measure(run: AblationRun) -> dict[str, Any]:
         raise DataError("`suite.corpus.num_test` is 0: nothing is held out to score", field="suite.corpus.num_test")
     encoder = SentenceSimilarity(config.evaluation.similarity)
     scores = {}
-    for decoder in run.variant.decoders:
-        settings = run.streaming(decoder)
+    for name, settings in run.passes.items():
         videos = streamed(trained.model, root / "cache", placed, store, settings, print, views=["watched"])[MODEL]
         found = evaluate(videos, config.evaluation, encoder)
-        tallies = {name: tally.columns().tolist() for name, tally in found.videos.items()}
-        scores[decoder] = {"metrics": found.overall.metrics, "videos": tallies}
+        tallies = {video: tally.columns().tolist() for video, tally in found.videos.items()}
+        scores[name] = {"metrics": found.overall.metrics, "videos": tallies}
     return {
         "configuration": run.name,
         "seed": run.seed,

@@ -3,24 +3,32 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from prospect.benchmarks.settings import Ablated, AblationSuite
 from prospect.data.sources import DataSettings
 from prospect.lineage import fingerprint
 from prospect.settings import Settings
 from prospect.streaming.engine import StreamingSettings
-from prospect.streaming.session import DstDecoder
 
 if TYPE_CHECKING:
     from prospect.config import Config
 
 S = TypeVar("S", bound=Settings)
 
+Pass = Literal["own", "written"]
+"""Deltas from where the configuration takes them, at the thresholds that came with the model; or written as text, at
+the same thresholds for all configurations."""
+
 NEGATIVE_RATE = 0.1
 """rho of the default, as DESIGN 4.6 has it."""
-_WRITTEN_ONLY = {"training.sampling.watch_only_share": 0.0}
-"""Clips without events are shown for the state head alone: without one they teach nothing."""
+_USUAL = StreamingSettings()
+_WRITTEN_ONLY = {
+    "training.sampling.watch_only_share": 0.0,
+    "streaming.dst_decoder": "generate",
+    "streaming.update_threshold": _USUAL.update_threshold,
+}
+"""Without a state head: deltas are text, and no clip is shown without its events, which teaches that head alone."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +38,10 @@ class Variant:
     Attributes:
         label: for tables.
         changes: dotted keys of the configuration.
-        decoders: where deltas can come from; the first is this configuration's own.
     """
 
     label: str
     changes: Mapping[str, Any] = field(default_factory=dict)
-    decoders: tuple[DstDecoder, ...] = ("readout", "generate")
 
 
 VARIANTS: dict[Ablated, Variant] = {
@@ -45,8 +51,8 @@ VARIANTS: dict[Ablated, Variant] = {
     "rho_0_2": Variant("rho 0.2", {"training.sampling.negative_rate": 0.2}),
     "rho_0_01": Variant("rho 0.01", {"training.sampling.negative_rate": 0.01}),
     "focal": Variant("focal loss", {"training.losses.decision": "focal"}),
-    "no_recipe": Variant("no recipe", {"context.recipe": False, **_WRITTEN_ONLY}, ("generate",)),
-    "no_state_head": Variant("no state head", {"training.losses.state": 0.0, **_WRITTEN_ONLY}, ("generate",)),
+    "no_recipe": Variant("no recipe", {"context.recipe": False, **_WRITTEN_ONLY}),
+    "no_state_head": Variant("no state head", {"training.losses.state": 0.0, **_WRITTEN_ONLY}),
     # A rank of an eighth of the width, as 128 is of a large model's: 128 would be all of the tiny one.
     "lora": Variant("LoRA", {"model.adaptation": "lora", "model.lora.r": 16, "model.lora.alpha": 32}),
 }
@@ -74,13 +80,13 @@ class AblationRun:
         """What its process prints."""
         return Path(self.config.storage.root) / "logs" / f"{self.config.training.run_name}.log"
 
-    def streaming(self, decoder: DstDecoder) -> StreamingSettings:
-        """A delta that is read off may be tried often, as nothing comes of a wrong alarm; a written one may not."""
-        given = self.config.streaming
-        if decoder == "readout":
-            return given.model_copy(update={"dst_decoder": decoder})
-        usual = StreamingSettings.model_fields["update_threshold"].default
-        return given.model_copy(update={"dst_decoder": decoder, "update_threshold": usual})
+    @property
+    def passes(self) -> dict[Pass, StreamingSettings]:
+        """How the held-out videos are streamed."""
+        own = self.config.streaming
+        written = {"dst_decoder": "generate", "calibrated": False}
+        thresholds = {name: getattr(_USUAL, name) for name in ("speak_threshold", "update_threshold")}
+        return {"own": own, "written": own.model_copy(update={**written, **thresholds})}
 
 
 def plan_runs(config: "Config", suite: AblationSuite) -> list[AblationRun]:
@@ -106,6 +112,7 @@ def shared_config(config: "Config", suite: AblationSuite) -> "Config":
         "training.max_steps": suite.max_steps,
         "training.eval_every": suite.max_steps,
         "training.save_every": max(1, suite.max_steps // 4),
+        "training.stream_videos": 0,
         "training.sampling.negative_rate": NEGATIVE_RATE,
     }
     return changed(config, changes)
@@ -115,7 +122,7 @@ def _plan_run(shared: "Config", name: Ablated, seed: int) -> AblationRun:
     seeds = {"training.seed": seed, "training.sampling.seed": seed, "training.clips.seed": seed}
     config = changed(shared, {**VARIANTS[name].changes, **seeds})
     same = {"model", "training", "context", "streaming", "evaluation"}
-    key = fingerprint([config.model_dump(mode="json", include=same), VARIANTS[name].decoders])
+    key = fingerprint(config.model_dump(mode="json", include=same))
     return AblationRun(name, seed, changed(config, {"training.run_name": f"{name}-{seed}-{key[:8]}"}))
 
 
