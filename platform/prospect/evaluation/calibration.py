@@ -114,6 +114,17 @@ def choose(curves: Curves, settings: CalibrationSettings) -> tuple[dict[str, flo
     return chosen, refused
 
 
+def shown(thresholds: Mapping[str, Mapping[str, float]]) -> str:
+    """Thresholds by data set, in one line."""
+    names = sorted(thresholds, key=lambda name: (name == DEFAULT, name))
+    parts = (
+        f"{'others' if name == DEFAULT else name} "
+        + ", ".join(f"{decides} {value:g}" for decides, value in sorted(thresholds[name].items()))
+        for name in names
+    )
+    return "; ".join(parts)
+
+
 @dataclass
 class Calibrator:
     """Finds the thresholds of one model.

@@ -20,12 +20,13 @@ from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.timeline import place
 from prospect.errors import DataError, ProspectError
 from prospect.evaluation.baselines import Periodic, TimePrior, oracle, right_time_wrong_step, silence
+from prospect.evaluation.calibration import shown
 from prospect.evaluation.intervals import Interval
 from prospect.evaluation.metrics import Scores, evaluate, paired_interval
 from prospect.evaluation.records import VideoDecisions, scored_frames
 from prospect.evaluation.stream import Placed, View, stream_dialogues, view_of
 from prospect.lineage import fingerprint, hash_file
-from prospect.model.checkpoint import load_model
+from prospect.model.checkpoint import LoadedModel, load_model
 from prospect.similarity import SentenceSimilarity
 from prospect.streaming.engine import StreamingEngine, StreamingSettings
 from prospect.streaming.outputs import Decision
@@ -92,6 +93,7 @@ def evaluate_model(config: "Config", report: Report = print) -> EvaluationResult
             f"evaluation.split={settings.split!r} holds no dialogue; hold some out, for instance with data.holdout=1",
             field="evaluation.split",
         )
+    report(f"eval   {_thresholds(loaded, config.streaming, {dialogue.dataset for dialogue, _ in placed})}")
     report(f"eval   {model}: streaming {len(placed)} dialogues, {len(VIEWS)} views each")
     systems = streamed(folder, root / "cache", placed, store, config.streaming, report) | _baselines(records, placed)
     encoder = SentenceSimilarity(settings.similarity)
@@ -107,12 +109,22 @@ def evaluate_model(config: "Config", report: Report = print) -> EvaluationResult
     return replace(result, champion=champion)
 
 
+def _thresholds(loaded: LoadedModel, streaming: StreamingSettings, datasets: set[str]) -> str:
+    """Which thresholds hold, in a line."""
+    calibrated = loaded.model.config.thresholds
+    in_force = {dataset: streaming.thresholds(calibrated, dataset) for dataset in datasets}
+    if calibrated and streaming.calibrated:
+        return f"thresholds calibrated in training: {shown(in_force)}"
+    why = "by streaming.calibrated=false" if calibrated else "the model brings no calibrated ones"
+    return f"thresholds as configured, {why}: {shown(in_force)}"
+
+
 class _Streamer:
     """One engine in a Ray Data actor."""
 
     def __init__(self, folder: Path, cache: Path, store: str, streaming: StreamingSettings) -> None:
         torch.set_num_threads(1)
-        self._loaded = load_model(folder, cache=cache)
+        self._loaded = load_model(folder, cache=cache, device="auto")
         self._store = EmbeddingStore(store)
         self._context = ContextSettings.model_validate(self._loaded.manifest["context"])
         self._settings = streaming.model_copy(update={"max_sessions": SESSIONS_PER_GROUP, "max_waiting_frames": 10**9})

@@ -82,13 +82,16 @@ def save_model(
     partial.rename(folder)
 
 
-def load_model(folder: str | Path, *, allow_untrained: bool = False, cache: Path | None = None) -> LoadedModel:
+def load_model(
+    folder: str | Path, *, allow_untrained: bool = False, cache: Path | None = None, device: str = "cpu"
+) -> LoadedModel:
     """Loads a model folder for use, LoRA merged.
 
     Args:
         folder: from `save_model`.
         allow_untrained: for benchmarks only: accept heads that were never trained.
         cache: folder of converted packaged bases, `ROOT/cache` of a storage root; default: one of the user's own.
+        device: where it is to run: `cpu`, `cuda`, or `auto` for a GPU where there is one.
 
     Raises:
         CheckpointError: missing, unreadable or not one of ours.
@@ -104,6 +107,8 @@ def load_model(folder: str | Path, *, allow_untrained: bool = False, cache: Path
         model = _load_weights(folder, config, tokenizer, manifest, cache or _user_cache())
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"model {folder}: unreadable ({str(error).splitlines()[0]})") from error
+    where = "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
+    torch.nn.Module.to(model, where)
     loaded = LoadedModel(model.eval(), Vocabulary(tokenizer, config.stop_ids or ()), folder, manifest)
     if not allow_untrained:
         loaded.require_trained(HEADS[0])

@@ -48,6 +48,12 @@ class StreamingSettings(Settings):
     max_waiting_frames: int = Field(default=120, ge=1)
     """Frames of one session that may wait; one more is refused with `overloaded`."""
 
+    def thresholds(self, calibrated: Mapping[str, Mapping[str, float]] | None, dataset: str) -> dict[str, float]:
+        """`speak` and `update`: those calibrated for the data set, else by default, else the configured ones."""
+        known = calibrated or {} if self.calibrated else {}
+        configured = {"speak": self.speak_threshold, "update": self.update_threshold}
+        return {**configured, **known.get("default", {}), **known.get(dataset, {})}
+
 
 @dataclass
 class _Job:
@@ -348,10 +354,8 @@ class StreamingEngine:
             raise SessionError(f"state: has {len(spec.state)} steps, the recipe has {len(spec.steps)}", field="state")
 
     def _policy(self, spec: SessionSpec) -> DecisionPolicy:
-        """The session's own thresholds, else the model's for its dataset, its default ones, the configured ones."""
-        calibrated = self._model.config.thresholds or {} if self.settings.calibrated else {}
-        chosen = {"speak": self.settings.speak_threshold, "update": self.settings.update_threshold}
-        chosen |= calibrated.get("default", {}) | calibrated.get(spec.dataset, {})
+        """With the session's own thresholds, else those of `StreamingSettings.thresholds`."""
+        chosen = self.settings.thresholds(self._model.config.thresholds, spec.dataset)
         own = {"speak": spec.speak_threshold, "update": spec.update_threshold}
         chosen |= {name: threshold for name, threshold in own.items() if threshold is not None}
         return DecisionPolicy(

@@ -1,0 +1,110 @@
+"""The last part of a run: thresholds for the finished model, from streaming the validation dialogues.
+
+ROOT/runs/NAME/calibration.json    every threshold that was tried, what it gave, and what was chosen
+ROOT/runs/NAME/model/config.json   gets what was chosen, so that it travels with the model
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prospect.data.embeddings import EmbeddingStore
+from prospect.dialogue.prompt import ContextSettings
+from prospect.dialogue.schema import Dialogue
+from prospect.dialogue.timeline import place
+from prospect.evaluation.calibration import Calibration, CalibrationSettings, Calibrator, Decides, shown
+from prospect.evaluation.metrics import EvaluationSettings
+from prospect.lineage import fingerprint, hash_file
+from prospect.model.checkpoint import LoadedModel, load_model
+from prospect.similarity import SentenceSimilarity
+from prospect.streaming.engine import StreamingEngine, StreamingSettings
+from prospect.training.folder import write_json
+
+FILE = "calibration.json"
+
+
+@dataclass(frozen=True)
+class CalibrationJob:
+    """Everything that it takes; folders are readable and writable where it runs."""
+
+    folder: Path
+    """The run's, with the finished model."""
+    cache: Path
+    """Of converted packaged bases."""
+    store: str
+    """Root of the embedding store."""
+    dialogues: Sequence[Dialogue]
+    """Of validation."""
+    context: ContextSettings
+    settings: CalibrationSettings
+    streaming: StreamingSettings
+    """The engine's, in which the thresholds are to hold."""
+    evaluation: EvaluationSettings
+    """How turns and transitions are matched."""
+
+
+def calibrate(job: CalibrationJob) -> Iterator[str]:
+    """Writes the thresholds to the model's folder and yields lines of progress; what was found before is used again.
+
+    Raises:
+        CheckpointError: there is no model.
+        SessionError: a dialogue cannot be streamed.
+        ConfigError: there is no sentence encoder.
+    """
+    key = _key(job)
+    found = _read(job.folder / FILE)
+    if found.get("key") != key:
+        for news in _calibrate(job):
+            if isinstance(news, str):
+                yield f"calibration of {news}"
+            else:
+                found = {"key": key, "grid": job.settings.grid, **news.to_dict()}
+        write_json(job.folder / FILE, found)
+    config = job.folder / "model" / "config.json"
+    write_json(config, {**_read(config), "thresholds": found["thresholds"]})
+    yield from told(found["thresholds"], found["notes"])
+
+
+def told(thresholds: Mapping[str, Mapping[str, float]], notes: Sequence[str]) -> Iterator[str]:
+    """What was chosen and what could not be, a line each."""
+    if thresholds:
+        yield f"calibrated thresholds: {shown(thresholds)}"
+    yield from notes
+
+
+def _calibrate(job: CalibrationJob) -> Iterator[str | Calibration]:
+    loaded = load_model(job.folder / "model", allow_untrained=True, cache=job.cache, device="auto")
+    store = EmbeddingStore(job.store)
+    room = {"max_sessions": len(job.settings.grid), "max_waiting_frames": 10**9, "calibrated": False}
+    engine = StreamingEngine(loaded, job.context, job.streaming.model_copy(update=room))
+
+    def read(dialogue: Dialogue, start: int, stop: int) -> np.ndarray:
+        return store.read(dialogue.video_id, start, stop)
+
+    placed = [(dialogue, place(dialogue, store.num_frames(dialogue.video_id))) for dialogue in job.dialogues]
+    encoder = SentenceSimilarity(job.evaluation.similarity)
+    calibrator = Calibrator(engine, read, job.settings, job.evaluation, encoder, _trained(loaded, job.streaming))
+    yield from calibrator.run(placed)
+
+
+def _trained(loaded: LoadedModel, streaming: StreamingSettings) -> list[Decides]:
+    """The decisions that the model has learned to make."""
+    steps = loaded.model.config.trained_steps or {}
+    updates = ["dst_update", *(["dst_state"] if streaming.dst_decoder == "readout" else [])]
+    decides: list[Decides] = ["update"] if all(steps.get(head) for head in updates) else []
+    return [*decides, "speak"] if steps.get("speaking") else decides
+
+
+def _key(job: CalibrationJob) -> str:
+    """Changes with the weights and with everything that is tried on them."""
+    weights = [hash_file(file) for file in sorted((job.folder / "model").glob("*.safetensors"))]
+    settings = [each.model_dump(mode="json") for each in (job.settings, job.streaming, job.evaluation, job.context)]
+    return fingerprint([weights, settings, [dialogue.model_dump(mode="json") for dialogue in job.dialogues]])
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text()) if file.is_file() else {}
