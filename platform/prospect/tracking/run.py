@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,9 @@ class Run:
         self.client = client
         self.id = run_id
 
-    def log_config(self, config: Mapping[str, Any], sections: Collection[str] | None = None) -> None:
+    def log_config(self, config: Mapping[str, Any], sections: Sequence[str] | None = None) -> None:
         """Nested settings as flat parameters (`training.seed`) where they are set, and whole as `config.json`."""
-        chosen = {name: value for name, value in config.items() if sections is None or name in sections}
+        chosen = {name: config[name] for name in (config if sections is None else sections)}
         flat = [
             Param(key, str(value)[:_MAX_PARAM])
             for key, value in flatten(chosen).items()

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -72,9 +72,9 @@ class Tracking:
         name: str,
         *,
         config: Mapping[str, Any] | None = None,
-        sections: Collection[str] | None = None,
+        sections: Sequence[str] | None = None,
         tags: Mapping[str, str] | None = None,
-    ) -> "Run":
+    ) -> Run:
         """The MLflow run that belongs to `folder`: the one opened there before, else a new one.
 
         Args:
@@ -102,7 +102,7 @@ class Tracking:
         _replace(file, {"key": key, "run_id": run.id, "tracking_uri": self.uri})
         return run
 
-    def _new_run(self, name: str, tags: Mapping[str, str]) -> "Run":
+    def _new_run(self, name: str, tags: Mapping[str, str]) -> Run:
         """A run that says who started what, and which code ran."""
         code = code_version()
         origin = {"mlflow.user": _user(), "mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "JOB"}
@@ -114,7 +114,7 @@ class Tracking:
             self.client.log_text(made.info.run_id, code.diff, "uncommitted.diff")
         return Run(self.client, made.info.run_id)
 
-    def where(self, run: "Run") -> str:
+    def where(self, run: Run) -> str:
         """How to look at a run: its page, or the command that shows it."""
         if self.uri.startswith(("http://", "https://")):
             return f"{self.uri.rstrip('/')}/#/experiments/{self._experiment}/runs/{run.id}"
@@ -127,8 +127,8 @@ class Tracking:
         config: Mapping[str, Any],
         metrics: Mapping[str, float],
         texts: Mapping[str, str],
-        sections: Collection[str] | None = None,
-    ) -> "Run":
+        sections: Sequence[str] | None = None,
+    ) -> Run:
         """A finished run for a job that prepares data: its settings, its numbers, and its reports as artifacts.
 
         Args:
@@ -147,7 +147,7 @@ class Tracking:
         run.finish()
         return run
 
-    def find_run(self, run_id: str) -> "Run | None":
+    def find_run(self, run_id: str) -> Run | None:
         """A run by its id, or None where this server does not know it."""
         try:
             return Run(self.client, self.client.get_run(run_id).info.run_id)
@@ -156,7 +156,7 @@ class Tracking:
                 raise
             return None
 
-    def register(self, name: str, run: "Run", folder: Path, interface: ModelInterface) -> int:
+    def register(self, name: str, run: Run, folder: Path, interface: ModelInterface, step: int = 0) -> int:
         """Uploads a model folder and registers it as the newest version of `name`, alias `candidate`.
 
         A run has one version of a name: what an earlier call left unfinished is finished.
@@ -166,11 +166,12 @@ class Tracking:
             run: that made it.
             folder: gets an `MLmodel` with the signature of `interface`.
             interface: of the model.
+            step: after which it was made.
 
         Returns:
             The version.
         """
-        model = self._log_model(name, run, folder, interface)
+        model = self._log_model(name, run, folder, interface, step)
         try:
             self.client.create_registered_model(name)
         except MlflowException as error:
@@ -182,10 +183,12 @@ class Tracking:
             if known
             else self.client.create_model_version(name, model.artifact_location, run.id, model_id=model.model_id)
         ).version
+        versions = json.dumps([{"name": name, "version": str(version)}])
+        self.client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": versions})  # the UI's link to it
         self.client.set_registered_model_alias(name, CANDIDATE, str(version))
         return int(version)
 
-    def _log_model(self, name: str, run: "Run", folder: Path, interface: ModelInterface) -> LoggedModel:
+    def _log_model(self, name: str, run: Run, folder: Path, interface: ModelInterface, step: int) -> LoggedModel:
         """The run's model, with the files of `folder`."""
         known = self.client.search_logged_models([self._experiment], f"source_run_id = '{run.id}'", max_results=1)
         model = known[0] if known else self.client.create_logged_model(self._experiment, name, run.id)
@@ -194,7 +197,7 @@ class Tracking:
         self.client.finalize_logged_model(model.model_id, "READY")
         outputs = self.client.get_run(run.id).outputs
         if outputs is None or not outputs.model_outputs:
-            self.client.log_outputs(run.id, [LoggedModelOutput(model.model_id, 0)])
+            self.client.log_outputs(run.id, [LoggedModelOutput(model.model_id, step)])
         return model
 
     def promote(self, name: str, version: int, metric: str, value: float) -> bool:
@@ -270,7 +273,8 @@ class Tracking:
         location = None
         if self.uri.startswith("sqlite:"):
             location = (self.root.absolute() / "mlartifacts" / self.settings.experiment).as_uri()
-        return self.client.create_experiment(self.settings.experiment, artifact_location=location)
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # else the UI opens on what it has for chats
+        return self.client.create_experiment(self.settings.experiment, artifact_location=location, tags=kind)
 
 
 def _user() -> str:

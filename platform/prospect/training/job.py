@@ -55,7 +55,7 @@ OPERATIONAL = {
 }  # fmt: skip
 """Training settings that may change while a run goes on: they change its course by rounding at most."""
 
-PARAMETERS = ("data", "vision", "model", "training", "context")
+PARAMETERS = ("training", "model", "context", "data", "vision")
 """Sections of the configuration by which runs are compared; `config.json` has all."""
 
 INTERFACE = ModelInterface("prospect.streaming.table", table.INPUTS, table.OUTPUTS, table.PARAMETERS)
@@ -131,7 +131,9 @@ def _train(config: "Config", root: Path, folder: Path, report: Report) -> TrainR
     with _outcome(run, report):
         job = _worker_job(config, folder, store, run)
         summary = _fit(job, data, root, run, report)
-        version = patiently(lambda: tracking.register(config.model.name, run, folder / "model", INTERFACE), report)
+        version = patiently(
+            lambda: tracking.register(config.model.name, run, folder / "model", INTERFACE, summary["step"]), report
+        )
         patiently(run.finish, report)
     result = TrainResult(
         run_name=settings.run_name,

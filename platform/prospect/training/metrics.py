@@ -37,15 +37,15 @@ def run_tags(events: Sequence[Event]) -> dict[str, str]:
 
 def _start(event: Event) -> tuple[int, dict[str, float]]:
     return event["step"], {
-        "events/workers": float(event["workers"]),
-        "model/trainable_parameters": float(event["parameters"]),
+        "run/workers": float(event["workers"]),
+        "run/trainable_parameters": float(event["parameters"]),
     }
 
 
 def _step(event: Event) -> tuple[int, dict[str, float]]:
     values = {f"train/{name}": event[name] for name in ("loss", "grad_norm", "learning_rate", "epoch", "tokens")}
     values |= {f"train/loss_{name}": value for name, value in event["parts"].items()}
-    values |= {f"labels/{name}": float(count) for name, count in event.get("labels", {}).items()}
+    values |= {f"train_labels/{name}": float(count) for name, count in event.get("labels", {}).items()}
     values |= {f"speed/{name}": event[name] for name in ("peak_memory_gib", "peak_gpu_memory_gib") if name in event}
     if seconds := event.get("seconds"):
         values |= {"speed/step_seconds": seconds, "speed/tokens_per_second": event["tokens"] / seconds}
@@ -59,11 +59,11 @@ def _validation(event: Event) -> tuple[int, dict[str, float]]:
 
 
 def _checkpoint(event: Event) -> tuple[int, dict[str, float]]:
-    return event["step"] - 1, {"events/checkpoint_seconds": event.get("seconds", 0.0)}
+    return event["step"] - 1, {"run/checkpoint_seconds": event.get("seconds", 0.0)}
 
 
 def _failure(event: Event) -> tuple[int, dict[str, float]]:
-    return max(event["step"] - 1, 0), {"events/failed_workers": float(event["workers"])}
+    return max(event["step"] - 1, 0), {"run/failed_workers": float(event["workers"])}
 
 
 _ROWS = {
