@@ -5,6 +5,8 @@ ROOT/runs/NAME/tokenizer/       the same for every worker and every resumption
 ROOT/runs/NAME/metrics.jsonl    every step, as it happens
 ROOT/runs/NAME/checkpoints/     see checkpoint.py
 ROOT/runs/NAME/plots/           its curves
+ROOT/runs/NAME/curves.json      precision over recall of the heads, at the validation whose weights are the model's
+ROOT/runs/NAME/calibration.json what thresholds were tried, and which were chosen
 ROOT/runs/NAME/model/           the finished model
 ROOT/runs/NAME/result.json      written last: the run is finished
 """
@@ -35,6 +37,7 @@ from prospect.errors import ConfigError, ProspectError
 from prospect.model.adapters import build_tokenizer
 from prospect.streaming import table
 from prospect.tracking import DatasetCard, ModelInterface, Run, Tracking, TrackingError, patiently
+from prospect.training.calibration.job import calibrate_model
 from prospect.training.folder import alone, claim, write_json
 from prospect.training.loop import make_sampler
 from prospect.training.manifest import dataset_manifest
@@ -52,6 +55,7 @@ Report = Callable[[str], None]
 OPERATIONAL = {
     "run_name", "num_workers", "min_workers", "zero_stage", "offload_optimizer", "max_failures", "micro_batch_size",
     "log_every", "save_every", "keep_checkpoints", "eval_every",
+    "stream_every", "stream_videos", "stream_minutes", "calibration",
 }  # fmt: skip
 """Training settings that may change while a run goes on: they change its course by rounding at most."""
 
@@ -95,7 +99,7 @@ def train(config: "Config", report: Report = print) -> TrainResult:
     """Fine-tunes, tracks and registers a model; continues a run of the same name, returns a finished one at once.
 
     Args:
-        config: sections storage, data, vision, model, training, context and tracking.
+        config: sections storage, data, vision, model, training, context, streaming, evaluation and tracking.
         report: takes one line of progress at a time.
 
     Raises:
@@ -131,6 +135,7 @@ def _train(config: "Config", root: Path, folder: Path, report: Report) -> TrainR
     with _outcome(run, report):
         job = _worker_job(config, folder, store, run)
         summary = _fit(job, data, root, run, report)
+        calibrate_model(job, data.validation, report)
         version = patiently(
             lambda: tracking.register(config.model.name, run, folder / "model", INTERFACE, summary["step"]), report
         )
@@ -243,7 +248,17 @@ def _worker_job(config: "Config", folder: Path, store: EmbeddingStore, run: Run)
         "seed": config.training.seed,
     }
     cache = folder.parents[1] / "cache"
-    return WorkerJob(config.model, config.training, config.context, folder, cache, store.root, manifest)
+    return WorkerJob(
+        model=config.model,
+        training=config.training,
+        context=config.context,
+        folder=folder,
+        cache=cache,
+        store=store.root,
+        manifest=manifest,
+        streaming=config.streaming,
+        evaluation=config.evaluation,
+    )
 
 
 @contextlib.contextmanager
