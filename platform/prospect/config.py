@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow
 import yaml
@@ -19,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from transformers.utils.logging import disable_progress_bar
 
 from prospect.benchmarks.settings import Suite
@@ -36,6 +36,7 @@ from prospect.settings import Settings
 from prospect.streaming.engine import StreamingSettings
 from prospect.streaming.protocol import SessionLimits
 from prospect.tracking import TrackingSettings
+from prospect.training.checks import check_settings
 from prospect.training.settings import TrainingSettings
 from prospect.vision.encoder import VisionSettings
 from prospect.vision.stages import EmbeddingSettings
@@ -100,6 +101,15 @@ class Config(Settings):
     suite: Suite | None = None
     preview: str | None = None
     """A video id: writes one HTML page on this video's labels, and labels nothing."""
+    plan: bool = False
+    """Print what the run would train and how much memory it would take, and end: nothing is loaded or trained."""
+    card: str | None = Field(default=None, coerce_numbers_to_str=True)
+    """The device that plan=true judges by, such as 24GB or 80GB. Default: this machine's GPU, and 24GB without one."""
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        check_settings(self.model, self.training)
+        return self
 
 
 def load(job: str, overrides: Sequence[str] = ()) -> Config:

@@ -10,8 +10,9 @@ import torch
 from prospect.model.adapters import adapt
 from prospect.model.configuration import LoraSettings, ModelSettings, TinyGeometry
 from prospect.model.geometry import base_geometry, empty_model
+from prospect.training.activations import fake_batch
 from prospect.training.backend import PlainBackend
-from prospect.training.plan import fake_batch, plan_plain
+from prospect.training.plan import plan_plain
 from prospect.training.settings import TrainingSettings
 
 TINY = TinyGeometry(hidden_size=512, intermediate_size=1536, num_layers=6, num_heads=8, vocab_size=8192)

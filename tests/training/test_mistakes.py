@@ -1,5 +1,6 @@
 """Settings that cannot work and models that cannot be had: one sentence each, before anything runs."""
 
+import importlib.util
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -7,13 +8,20 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
 from transformers import GPT2Config
 
-from prospect.errors import CheckpointError
+from prospect.config import load
+from prospect.errors import CheckpointError, ConfigError
 from prospect.model.adapters import build_tokenizer
 from prospect.model.configuration import ModelSettings
 from prospect.model.geometry import base_geometry
+from prospect.model.losses import LossSettings
+from prospect.training.plan import GIB, MemoryPlan
+from prospect.training.preflight import Device, check_device, full_device_told
+from prospect.training.settings import OutOfMemoryError, TrainingSettings
 
+LOSS_KINDS = ("decision", "focal_gamma")
 ANSWERS = {
     "gated": (401, "GatedRepo"),
     "refused": (403, "GatedRepo"),
@@ -107,3 +115,77 @@ def test_a_base_that_is_no_llama(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         base_geometry(ModelSettings(base=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["training.num_workers=2", "training.min_workers=3"], "`training.min_workers` is 3, more than training.num"),
+        (["model.adaptation=qlora", "training.zero_stage=3"], "`training.zero_stage` is 3, which cannot part"),
+        (["training.zero_stage=0"], "`training.zero_stage` cannot be 0: input should be 1, 2 or 3"),
+        (["model.tiny.num_heads=7"], "`model.tiny` cannot work: hidden_size 128 does not divide into num_heads 7"),
+        (["training.keep_checkpoints=0"], "`training.keep_checkpoints` cannot be 0"),
+        (["training.micro_batch_tokens=3"], "`training.micro_batch_tokens` cannot be 3"),
+        (["model.dtype=float16"], "`model.dtype` cannot be 'float16': input should be 'float32' or 'bfloat16'"),
+        (
+            [f"training.losses.{name}=0" for name in LossSettings.model_fields if name not in LOSS_KINDS],
+            "`training.losses` are all weighted 0, so that nothing is learned",
+        ),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_work_together(overrides: list[str], says: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("train", [f"storage.root={tmp_path}", *overrides])
+    assert str(caught.value).startswith(says)
+    assert str(caught.value).endswith(".")
+
+
+LORA, PACKED = ModelSettings(dtype="bfloat16"), TrainingSettings(micro_batch_tokens=8192)
+NEEDS_30 = MemoryPlan(6 * GIB, 1 * GIB, 2 * GIB, 1 * GIB, 0, 20 * GIB, 0, 1, 1, 8192)
+CARD, MACHINE = Device("an A10", 24 * GIB, True), Device("this machine", 64 * GIB, False)
+
+
+def test_a_batch_that_cannot_fit_stops_with_what_to_change() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_device(LORA, PACKED, NEEDS_30, CARD)
+    assert str(caught.value) == (
+        "`training` cannot run on an A10, which has 24.0 GiB: a step would take 30.0 GiB, 67% of it for the 8,192 "
+        "tokens that are computed at once; set training.activation_checkpointing=true, or lower "
+        "training.micro_batch_tokens, or lower context.max_seq_len, or set model.adaptation=qlora."
+    )
+    assert check_device(LORA, PACKED, NEEDS_30, Device("an A100", 80 * GIB, True)) == ""
+    assert "memory will be tight: about 30.0 of 31.0 GiB" in check_device(
+        LORA, PACKED, NEEDS_30, Device("a V100", 31 * GIB, True)
+    )
+
+
+def test_workers_share_a_machine_s_memory_and_offloading_counts_there() -> None:
+    assert check_device(LORA, PACKED, NEEDS_30, MACHINE, workers=1) == ""
+    with pytest.raises(ConfigError, match=r"64\.0 GiB: 3 workers would take 90.0 GiB"):
+        check_device(LORA, PACKED, NEEDS_30, MACHINE, workers=3)
+
+
+def test_a_device_that_lacks_something_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"`model\.dtype` is bfloat16, in which a T4 does not compute: set "):
+        check_device(LORA, PACKED, NEEDS_30, Device("a T4", 80 * GIB, True, bfloat16=False))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
+def test_4_bits_without_the_package() -> None:
+    with pytest.raises(ConfigError, match=r"qlora, which needs the package bitsandbytes: install it, or choose lora"):
+        check_device(LORA.model_copy(update={"adaptation": "qlora"}), PACKED, NEEDS_30, CARD)
+
+
+def test_a_device_that_runs_full_is_told_with_its_step() -> None:
+    with (
+        pytest.raises(OutOfMemoryError, match=r"out of memory at step 7; set training.activation_checkpointing=true"),
+        full_device_told(LORA, PACKED, NEEDS_30, lambda: "at step 7"),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with (
+        pytest.raises(OutOfMemoryError, match=r"while the model was loaded; lower training\.micro_batch_size"),
+        full_device_told(LORA, PACKED, None, lambda: "while the model was loaded"),
+    ):
+        torch.empty(2**60)
+    with pytest.raises(RuntimeError, match="a defect"), full_device_told(LORA, PACKED, None, str):
+        raise RuntimeError("a defect")

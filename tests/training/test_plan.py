@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from prospect.config import Config
+from prospect.config import Config, load
 from prospect.errors import ConfigError
 from prospect.model.configuration import ModelSettings
-from prospect.training.plan import GIB, MemoryPlan, plan, plan_zero
+from prospect.training.plan import GIB, MemoryPlan, largest_micro_batch, plan, plan_zero
+from prospect.training.preflight import show_plan
 from prospect.training.settings import TrainingSettings
 
 LLAMA = ModelSettings(base="meta-llama/Llama-3.2-3B-Instruct", dtype="bfloat16")
@@ -72,13 +73,43 @@ def test_a_job_is_planned_from_its_configuration() -> None:
     config = Config(model=LLAMA, training=TrainingSettings(micro_batch_tokens=4096, activation_checkpointing=True))
     planned = plan(config)
     assert planned.tokens == 4096
-    assert planned.table(("24GB",)).row_count == 8
+    assert planned.table(("24GB",)).row_count == 7, "one worker gathers nothing"
+    assert plan(config, [700, 900, 300, 300], 64).tokens == 2200
     bigger = plan(config.model_copy(update={"training": TrainingSettings(micro_batch_size=4)}))
     assert bigger.tokens == 4 * config.context.max_seq_len
 
 
 def test_cards_are_sizes() -> None:
     small = MemoryPlan(int(22 * GIB), 0, 0, 0, 0, 0, 0, 1, 1, 1)
-    assert [small.fits(card) for card in ("24GB", "24 GiB", 24, "80GB", 20.0)] == [True, True, True, True, False]
-    with pytest.raises(ConfigError, match="The card `H100` is no size"):
-        small.fits("H100")
+    assert [small.fits(card) for card in ("24GB", "24 GiB", "24", 24, "80GB", 20.0)] == [
+        True,
+        True,
+        True,
+        True,
+        True,
+        False,
+    ]
+    for wrong in ("H100", "0GB", "-1", "nan", ""):
+        with pytest.raises(ConfigError, match=f"`card` is {wrong}, which is no size: write such as card=24GB"):
+            small.fits(wrong)
+
+
+def test_a_micro_batch_is_planned_for_the_longest_clips_that_meet() -> None:
+    lengths = [100, 400, 300, 200]
+    assert largest_micro_batch(lengths, TrainingSettings(micro_batch_size=2)) == (400, 300)
+    assert largest_micro_batch(lengths, TrainingSettings(micro_batch_size=9, batch_size=3)) == (400, 300, 200)
+    assert largest_micro_batch(lengths, TrainingSettings(micro_batch_tokens=750)) == (400, 300, 50)
+    assert largest_micro_batch(lengths, TrainingSettings(micro_batch_tokens=4000)) == (400, 300, 200, 100)
+
+
+@pytest.mark.parametrize(
+    "training", ["cpu", "few_videos", "proassist", "single_24gb", "zero2", "zero2_offload", "zero3"]
+)
+def test_every_training_is_planned_without_data_or_weights(
+    training: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_plan(load("train", [f"storage.root={tmp_path}", f"training={training}", "plan=true", "card=24"]))
+    shown = capsys.readouterr().out
+    for words in ("state head", "trainable", "optimizer", "activations", "peak", "fits 80GB", "a card of 24: "):
+        assert words in shown
+    assert not list(tmp_path.iterdir())

@@ -1,12 +1,17 @@
 """The run's events: nothing is lost, nothing comes twice, whoever dies."""
 
+import io
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console as Terminal
+
+from prospect.training.console import Console, LiveConsole, summary_table
+from prospect.training.job import TrainResult
 from prospect.training.metrics import metric_rows
-from prospect.training.progress import Console, Event, EventLog, Follower, read_events
+from prospect.training.progress import Event, EventLog, Follower, read_events
 
 
 def step(log: EventLog, number: int) -> None:
@@ -116,3 +121,57 @@ def test_a_server_that_hangs_holds_up_no_line(tmp_path: Path) -> None:
         assert not batches
         answered.set()
     assert steps(batches) == [0, 1]
+
+
+def began(time: float, step: int) -> Event:
+    numbers = {"total_steps": 4, "workers": 1, "gpu": True, "clips": 7, "parameters": 1_900_000}
+    return {"kind": "start", "time": time, "step": step, **numbers}
+
+
+def stepped(time: float, number: int) -> Event:
+    numbers = {"loss": 2.0 - number, "parts": {}, "clips": 4, "tokens": 500, "seconds": 0.5}
+    return {"kind": "step", "time": time, "step": number, **numbers}
+
+
+RUN: list[Event] = [
+    began(0, 0), stepped(1, 0), stepped(2, 1),
+    {"kind": "failure", "time": 2.5, "step": 2, "workers": 1, "reason": "killed"},
+    began(100, 1), stepped(101, 1), stepped(102, 2), stepped(103, 3),
+    {"kind": "validation", "time": 104.0, "step": 3, "losses": {"loss": 2.5}},
+    {"kind": "done", "time": 105.0, "step": 4},
+]  # fmt: skip
+"""Of a run whose worker dies after its second step and repeats it."""
+
+
+def test_a_terminal_has_a_bar_with_everything_else_above_it_and_its_cursor_back() -> None:
+    screen, lines = io.StringIO(), list[str]()
+    terminal = Terminal(file=screen, force_terminal=True, width=80)
+    with LiveConsole(1, lines.append, terminal) as console:
+        for event in RUN[:3]:
+            console(event)
+        console._progress.refresh()
+        assert "2/4" in screen.getvalue()
+        assert "loss 1.000  1,000 tokens/s  0:01 left" in screen.getvalue()
+        for event in RUN[3:]:
+            console(event)
+    assert [line.split("  ")[1] for line in lines] == [
+        "4 steps on 1 GPU worker, 7 clips, 1.9 M trainable",
+        "a worker failed after step 2: killed",
+        "resumed at step 1 of 4 on 1 GPU worker, 7 clips, 1.9 M trainable",
+        "validation after step 4",
+        "finished after 4 steps",
+    ]
+    assert screen.getvalue().count("\x1b[?25l") == screen.getvalue().count("\x1b[?25h") == 1
+
+
+def test_the_table_at_the_end_counts_what_was_done_once_and_the_time_that_it_took() -> None:
+    result = TrainResult("tea", Path("/r/tea/model"), 4, 2.0, -1.0, {"loss": 2.5}, {}, "abc", "dst", 3, 2)
+    screen = io.StringIO()
+    Terminal(file=screen, width=80).print(summary_table(result, RUN))
+    shown = " ".join(screen.getvalue().split())
+    for words in (
+        "steps 4 in 0:08", "tokens 2,000, 1,000/s", "loss 2.000 -> -1.000", "validation loss 2.500",
+        "model /r/tea/model", "left out 2 records or events", "checkpoints /r/tea/checkpoints",
+        "models:/dst/3", "MLflow run abc",
+    ):  # fmt: skip
+        assert words in shown

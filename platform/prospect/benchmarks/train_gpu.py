@@ -16,9 +16,10 @@ from prospect.benchmarks.settings import TrainSuite
 from prospect.model.adapters import adapt, unwrap
 from prospect.model.configuration import ModelSettings
 from prospect.model.geometry import base_geometry, empty_model
+from prospect.training.activations import fake_batch
 from prospect.training.backend import PlainBackend
 from prospect.training.loop import MicroBatch, train_step
-from prospect.training.plan import GIB, fake_batch, plan_plain
+from prospect.training.plan import GIB, plan_plain
 from prospect.training.settings import TrainingSettings
 
 BASE = "meta-llama/Llama-3.2-3B-Instruct"

@@ -1,6 +1,7 @@
 """From a base language model to a trainable DST model: extra tokens, heads, LoRA, NF4."""
 
 import importlib
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -149,7 +150,9 @@ def add_lora(model: DSTProActLlamaForCausalLM, settings: LoraSettings) -> PeftMo
         trainable_token_indices=tokens,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # peft asks for it
+        return get_peft_model(model, config)
 
 
 def quantize(model: DSTProActLlamaForCausalLM) -> None:
@@ -160,13 +163,7 @@ def quantize(model: DSTProActLlamaForCausalLM) -> None:
     Raises:
         ConfigError: bitsandbytes is not installed.
     """
-    try:
-        nn4 = importlib.import_module("bitsandbytes.nn")
-    except ImportError as error:
-        raise ConfigError(
-            "`model.adaptation` is qlora, which needs the package bitsandbytes: install it, or choose lora.",
-            field="model.adaptation",
-        ) from error
+    nn4 = bitsandbytes()
     for layer in model.model.layers:
         for path in [name for name, _ in layer.named_modules() if name.split(".")[-1] in PROJECTIONS]:
             plain = layer.get_submodule(path)
@@ -176,6 +173,21 @@ def quantize(model: DSTProActLlamaForCausalLM) -> None:
             linear.weight = nn4.Params4bit(plain.weight.data, requires_grad=False, quant_type="nf4")
             layer.set_submodule(path, linear.to(model.device))
     cast(Any, model).is_loaded_in_4bit = True  # how peft knows
+
+
+def bitsandbytes() -> Any:
+    """Its layers.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        return importlib.import_module("bitsandbytes.nn")
+    except ImportError as error:
+        raise ConfigError(
+            "`model.adaptation` is qlora, which needs the package bitsandbytes: install it, or choose lora.",
+            field="model.adaptation",
+        ) from error
 
 
 def keep_trained_in_float32(model: torch.nn.Module) -> None:

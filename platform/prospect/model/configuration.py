@@ -1,8 +1,8 @@
 """What defines a model: the user's choice (`ModelSettings`) and the saved architecture (`DSTProActConfig`)."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from transformers import AutoConfig, LlamaConfig
 
 from prospect.settings import Settings
@@ -20,6 +20,14 @@ class TinyGeometry(Settings):
     num_layers: int = Field(default=4, ge=1)
     num_heads: int = Field(default=4, ge=1)
     vocab_size: int = Field(default=1024, ge=300)
+
+    @model_validator(mode="after")
+    def _heads_are_even(self) -> Self:
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError(
+                f"hidden_size {self.hidden_size} does not divide into num_heads {self.num_heads} of even width"
+            )
+        return self
 
 
 class LoraSettings(Settings):

@@ -37,12 +37,14 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def claim(folder: Path, identity: dict[str, Any]) -> None:
-    """Makes the run's folder this configuration's own, or finds that it is."""
+def require_same(folder: Path, identity: dict[str, Any]) -> None:
+    """Finds that a run's folder is free or this configuration's own.
+
+    Raises:
+        ConfigError: it is another's.
+    """
     file = folder / "identity.json"
     if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(file, identity)
         return
     there, here = flatten(json.loads(file.read_text())), flatten(json.loads(json.dumps(identity)))
     for key in sorted(there.keys() | here.keys()):
@@ -52,6 +54,11 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
                 f"{here.get(key)}: give training.run_name another name, or delete {folder} and its checkpoints.",
                 field="training.run_name",
             )
+
+
+def claim(folder: Path, identity: dict[str, Any]) -> None:
+    """Makes the run's folder this configuration's own; a mistake that is found before leaves the name free."""
+    write_json(folder / "identity.json", identity)
 
 
 def write_json(file: Path, values: dict[str, Any]) -> None:

@@ -15,7 +15,9 @@ import contextlib
 import errno
 import json
 import os
+import shlex
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -38,11 +40,14 @@ from prospect.model.adapters import build_tokenizer
 from prospect.streaming import table
 from prospect.tracking import DatasetCard, ModelInterface, Run, Tracking, TrackingError, patiently
 from prospect.training.calibration.job import calibrate_model
-from prospect.training.folder import alone, claim, write_json
-from prospect.training.loop import make_sampler
+from prospect.training.console import console_for, summary_table, write_table
+from prospect.training.folder import alone, claim, require_same, write_json
+from prospect.training.loop import clip_lengths, make_sampler
 from prospect.training.manifest import dataset_manifest
 from prospect.training.metrics import metric_rows, run_tags
-from prospect.training.progress import Console, Event, EventLog, Follower, read_events
+from prospect.training.plan import MemoryPlan, plan
+from prospect.training.preflight import check_device, own_device, show_plan, trained_parameters
+from prospect.training.progress import Event, EventLog, Follower, read_events
 from prospect.training.settings import TrainingError, TrainingSettings
 from prospect.training.worker import TrainingData, WorkerJob, enter
 from prospect.vision.encoder import encoder_fingerprint
@@ -54,7 +59,7 @@ Report = Callable[[str], None]
 
 OPERATIONAL = {
     "run_name", "num_workers", "min_workers", "zero_stage", "offload_optimizer", "max_failures", "micro_batch_size",
-    "log_every", "save_every", "keep_checkpoints", "eval_every",
+    "micro_batch_tokens", "activation_checkpointing", "log_every", "save_every", "keep_checkpoints", "eval_every",
     "stream_every", "stream_videos", "stream_minutes", "calibration",
 }  # fmt: skip
 """Training settings that may change while a run goes on: they change its course by rounding at most."""
@@ -63,6 +68,9 @@ PARAMETERS = ("training", "model", "context", "data", "vision")
 """Sections of the configuration by which runs are compared; `config.json` has all."""
 
 INTERFACE = ModelInterface("prospect.streaming.table", table.INPUTS, table.OUTPUTS, table.PARAMETERS)
+
+_EVALUATED = ("storage", "corpus", "data", "vision", "model", "context", "tracking")
+"""Sections that an evaluation shares with its training."""
 
 _CONTEXTS = {"train": "training", "validation": "validation"}
 """MLflow's words for what a run does with a split."""
@@ -95,6 +103,24 @@ class TrainResult:
     """The run had been finished before; nothing was computed."""
 
 
+def train_and_show(config: "Config", report: Report = print) -> None:
+    """`train` with a table at the end; or, with `plan=true`, the plan alone."""
+    if config.plan:
+        show_plan(config)
+        return
+    result = train(config, report)
+    report("")
+    events = [event for event, _ in read_events(result.model.parent / "metrics.jsonl")]
+    write_table(summary_table(result, events), report)
+    report(f"\nevaluate it: {_evaluation(result, sys.argv[1:])}")
+
+
+def _evaluation(result: TrainResult, arguments: Sequence[str]) -> str:
+    """The command that scores the model on the same data; `arguments` are those of the training."""
+    kept = [each for each in arguments if each.partition("=")[0].partition(".")[0] in _EVALUATED]
+    return shlex.join(["python", "jobs/eval.py", *kept, f"evaluation.model=models:/{result.name}/{result.version}"])
+
+
 def train(config: "Config", report: Report = print) -> TrainResult:
     """Fine-tunes, tracks and registers a model; continues a run of the same name, returns a finished one at once.
 
@@ -122,18 +148,21 @@ def _train(config: "Config", root: Path, folder: Path, report: Report) -> TrainR
     store = EmbeddingStore(root / "embeddings")
     records = read_records(config.data, root / "labels" / "dialogues.jsonl", store)
     store.require(encoder_fingerprint(config.vision), config.vision.equivalent_to)
-    claim(folder, _identity(config, records, store))
+    identity = _identity(config, records, store)
+    require_same(folder, identity)
     if finished := _finished(folder):
         report(f"train  run {settings.run_name!r} is finished; training.run_name=NAME starts another")
         return finished
     data, quarantined = _prepare(config, records, store, folder, report)
+    planned = _plan(config, data, store, report)
+    claim(folder, identity)
     clips = {"train": data.train, "validation": data.validation}
     manifest = dataset_manifest(records, store, clips, len(quarantined))
     tracking = Tracking(config.tracking, root)
     run = patiently(lambda: _open(tracking, config, folder, manifest), report)
     report(f"train  run {settings.run_name!r} is tracked: {tracking.where(run)}")
     with _outcome(run, report):
-        job = _worker_job(config, folder, store, run)
+        job = _worker_job(config, folder, store, run, planned)
         summary = _fit(job, data, root, run, report)
         calibrate_model(job, data.validation, report)
         version = patiently(
@@ -238,7 +267,18 @@ def _prepare(
     return TrainingData(clips[0], clips[1], statistics), quarantined
 
 
-def _worker_job(config: "Config", folder: Path, store: EmbeddingStore, run: Run) -> WorkerJob:
+def _plan(config: "Config", data: TrainingData, store: EmbeddingStore, report: Report) -> MemoryPlan:
+    """The memory of a step of these clips; on a machine of our own, what cannot fit stops here."""
+    planned = plan(config, clip_lengths(data.train), store.dim)
+    write_table(trained_parameters(config.model, store.dim), report)
+    if "RAY_ADDRESS" not in os.environ:
+        workers = min(config.training.num_workers, os.cpu_count() or 1)
+        if remark := check_device(config.model, config.training, planned, own_device(), workers):
+            report(f"train  {remark}")
+    return planned
+
+
+def _worker_job(config: "Config", folder: Path, store: EmbeddingStore, run: Run, planned: MemoryPlan) -> WorkerJob:
     manifest = {
         "vision": config.vision.model_dump(mode="json"),
         "context": config.context.model_dump(mode="json"),
@@ -256,6 +296,7 @@ def _worker_job(config: "Config", folder: Path, store: EmbeddingStore, run: Run)
         cache=cache,
         store=store.root,
         manifest=manifest,
+        planned=planned,
         streaming=config.streaming,
         evaluation=config.evaluation,
     )
@@ -300,7 +341,8 @@ def _fit(job: WorkerJob, data: TrainingData, root: Path, run: Run, report: Repor
         if tags := run_tags(events):
             run.set_tags(tags)
 
-    with Follower(job.folder / "metrics.jsonl", hand_on, Console(settings.log_every, report), report):
+    console = console_for(settings.log_every, report)
+    with console, Follower(job.folder / "metrics.jsonl", hand_on, console, report):
         summary = _run(trainer, settings)
         if "error" in summary:
             raise TrainingError(summary["error"])

@@ -183,7 +183,7 @@ def make_sampler(clips: Sequence[Clip], settings: TrainingSettings) -> ClipSampl
     """
     if not clips:
         raise TrainingError("there is no clip to train on; look at what was quarantined, and at the splits")
-    lengths = [clip.num_tokens or clip.stop - clip.first_row for clip in clips]
+    lengths = clip_lengths(clips)
     budget, longest = settings.micro_batch_tokens, max(range(len(clips)), key=lengths.__getitem__)
     if budget and lengths[longest] > budget:
         raise ConfigError(
@@ -192,6 +192,11 @@ def make_sampler(clips: Sequence[Clip], settings: TrainingSettings) -> ClipSampl
             field="training.micro_batch_tokens",
         )
     return ClipSampler(lengths, settings.batch_size, settings.seed)
+
+
+def clip_lengths(clips: Sequence[Clip]) -> list[int]:
+    """Tokens of each clip."""
+    return [clip.num_tokens or clip.stop - clip.first_row for clip in clips]
 
 
 def _shares(sampler: ClipSampler, settings: TrainingSettings, step: int, backend: Backend) -> list[Share]:

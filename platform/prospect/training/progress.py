@@ -1,4 +1,4 @@
-"""What happens in a run, as JSON lines: rank 0 writes, the driver reads, prints and hands on to the tracker.
+"""What happens in a run, as JSON lines: rank 0 writes, the driver reads, shows and hands on to the tracker.
 
 The file is the tracker's spool: what was not handed on, because the driver died or the server was away, is handed on
 by the next job of the same run.
@@ -150,62 +150,3 @@ def _latest(events: Iterable[Event]) -> dict[str, int]:
     for event in events:
         latest[event["kind"]] = max(event["step"], latest.get(event["kind"], -1))
     return latest
-
-
-class Console:
-    """One readable line for every `every` steps, and for everything else that happens."""
-
-    def __init__(self, every: int, write: Callable[[str], None] = print) -> None:
-        self._every, self._write = every, write
-        self._total = 0
-        self._since = (time.time(), 0, 0, 0)
-
-    def __call__(self, event: Event) -> None:
-        text = getattr(self, f"_{event['kind']}")(event)
-        if text:
-            self._write(f"train  {text}")
-
-    def _start(self, event: Event) -> str:
-        self._total = event["total_steps"]
-        self._since = (event["time"], event["step"], 0, 0)
-        where = f"{event['workers']} {'GPU' if event['gpu'] else 'CPU'} worker{'s' if event['workers'] > 1 else ''}"
-        begin = f"{self._total} steps" if event["step"] == 0 else f"resumed at step {event['step']} of {self._total}"
-        return f"{begin} on {where}, {event['clips']} clips, {event['parameters'] / 1e6:.1f} M trainable"
-
-    def _step(self, event: Event) -> str:
-        then, first, clips, tokens = self._since
-        clips, tokens, done = clips + event["clips"], tokens + event["tokens"], event["step"] + 1
-        self._since = (then, first, clips, tokens)
-        if done % self._every and done != self._total:
-            return ""
-        seconds = max(event["time"] - then, 1e-3)
-        left = (self._total - done) * seconds / max(done - first, 1)
-        self._since = (event["time"], done, 0, 0)
-        parts = "  ".join(f"{name} {value:.3f}" for name, value in event["parts"].items())
-        return (
-            f"step {done}/{self._total}  loss {event['loss']:.3f}  ({parts})  "
-            f"{clips / seconds:.1f} clips/s  {tokens / seconds:,.0f} tokens/s  {_clock(left)} left"
-        )
-
-    def _validation(self, event: Event) -> str:
-        parts = "  ".join(f"{name} {value:.3f}" for name, value in event["losses"].items())
-        return f"validation after step {event['step'] + 1}  {parts}"
-
-    def _checkpoint(self, event: Event) -> str:
-        return ""
-
-    def _failure(self, event: Event) -> str:
-        failed = "a worker" if event["workers"] == 1 else f"{event['workers']} workers"
-        return f"{failed} failed after step {event['step']}: {event['reason']}"
-
-    def _stopped(self, event: Event) -> str:
-        return f"stopped early; the weights after step {event['best_step']} are kept"
-
-    def _done(self, event: Event) -> str:
-        return f"finished after {event['step']} steps"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -22,6 +22,10 @@ class TrainingError(ProspectError):
     code = "training_failed"
 
 
+class OutOfMemoryError(TrainingError):
+    """A device ran full. The only training error that one worker may meet alone."""
+
+
 class EarlyStopping(Settings):
     """Ends a run when validation gets no better; the model is then the one of the best validation."""
 

@@ -33,6 +33,8 @@ from prospect.training.checkpoint import read_checkpoint, remove_old, step_folde
 from prospect.training.folder import write_json
 from prospect.training.loop import StepResult, make_sampler, train_steps
 from prospect.training.meter import Meter
+from prospect.training.plan import MemoryPlan
+from prospect.training.preflight import full_device_told
 from prospect.training.progress import EventLog
 from prospect.training.settings import EarlyStopping, TrainingError, TrainingSettings
 from prospect.training.validation import StreamingValidation, Validation, validate
@@ -62,6 +64,8 @@ class WorkerJob:
     """Root of the embedding store."""
     manifest: dict[str, Any]
     """Travels with the model."""
+    planned: MemoryPlan | None = None
+    """Of one worker, where it was made."""
     streaming: StreamingSettings = field(default_factory=StreamingSettings)
     """Of the engine, in streaming validation; the thresholds are those of the decisions' scores too."""
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
@@ -132,9 +136,13 @@ def work(job: WorkerJob, data: TrainingData, make_backend: Callable[[nn.Module],
 
     Raises:
         TrainingError: the loss is not finite, a clip has no embedding, a disk is full; on all ranks.
+        OutOfMemoryError: on this rank.
         CheckpointError: the checkpoint belongs to another model.
     """
-    return Work(job, data, make_backend).run()
+    with full_device_told(job.model, job.training, job.planned, lambda: "while the model was loaded"):
+        worker = Work(job, data, make_backend)
+    with full_device_told(job.model, job.training, job.planned, lambda: f"at step {worker.progress.step}"):
+        return worker.run()
 
 
 class Work:
@@ -146,6 +154,7 @@ class Work:
         store = EmbeddingStore(job.store)
         self.wrapped = _model(job, data, self.tokenizer, store)
         self.backend = make_backend(self.wrapped)
+        self.progress = Progress()
         self.checkpoints = job.folder / "checkpoints"
         self.log = EventLog(job.folder / "metrics.jsonl") if self.backend.rank == 0 else None
         sampler = make_sampler(data.train, self.settings)

@@ -32,7 +32,8 @@ from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.model.readings import Readings, loss_sums_and_readings
 from prospect.training.backend import make_optimizer, set_learning_rate, set_updates
 from prospect.training.checkpoint import WEIGHTS
-from prospect.training.settings import TrainingError, TrainingSettings
+from prospect.training.preflight import check_device, own_device
+from prospect.training.settings import OutOfMemoryError, TrainingError, TrainingSettings
 from prospect.training.worker import WorkerJob, work
 
 T = TypeVar("T")
@@ -192,7 +193,11 @@ def run(job: WorkerJob, data: Any) -> dict[str, Any]:
     def make_backend(model: nn.Module) -> ZeroBackend:
         return ZeroBackend(model, job.training, job.model.dtype, device)
 
+    if job.planned:
+        check_device(job.model, job.training, job.planned, own_device(), context.get_local_world_size())
     try:
         return work(job, ray.get(data), make_backend)
     except TrainingError as error:
+        if isinstance(error, OutOfMemoryError) and context.get_world_size() > 1:
+            raise  # the other workers wait for this one, until Ray ends them
         return {"error": str(error)}

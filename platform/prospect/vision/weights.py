@@ -78,10 +78,7 @@ def build_tower(backend: str, model: str, weights: Weights) -> nn.Module:
         ConfigError: the backend has no such model.
         CheckpointError: the weights do not fit it.
     """
-    _register_tiny()
-    known = model in open_clip.list_models() if backend == "open_clip" else timm.is_model(model)
-    if not known:
-        raise ConfigError(f"vision.model {model!r} is unknown to {backend}", field="vision.model")
+    _require_model(backend, model)
     if weights.seed is None:
         return _trained(backend, model, weights).eval()
     log.warning("vision encoder %s has RANDOM weights (seed %d): good for tests only", model, weights.seed)
@@ -90,6 +87,26 @@ def build_tower(backend: str, model: str, weights: Weights) -> nn.Module:
         if backend == "open_clip":
             return open_clip.create_model(model, load_weights=False, pretrained_text=False).visual.eval()
         return timm.create_model(model, pretrained=False, num_classes=0).eval()
+
+
+def tower_width(backend: str, model: str) -> int:
+    """D of the tower's embeddings, from its configuration alone.
+
+    Raises:
+        ConfigError: the backend has no such model.
+    """
+    _require_model(backend, model)
+    if backend == "open_clip":
+        return int(open_clip.get_model_config(model)["embed_dim"])
+    with torch.device("meta"):
+        return int(timm.create_model(model, pretrained=False, num_classes=0).head_hidden_size)
+
+
+def _require_model(backend: str, model: str) -> None:
+    _register_tiny()
+    known = model in open_clip.list_models() if backend == "open_clip" else timm.is_model(model)
+    if not known:
+        raise ConfigError(f"vision.model {model!r} is unknown to {backend}", field="vision.model")
 
 
 def _trained(backend: str, model: str, weights: Weights) -> nn.Module:

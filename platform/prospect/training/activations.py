@@ -1,0 +1,145 @@
+"""What a training step holds besides its weights, from shapes alone: both passes run on fake tensors.
+
+A fake tensor has a shape and no numbers. Models of one and of two layers are run; the others cost as much as the
+second.
+"""
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from transformers import LlamaConfig
+
+from prospect.data.batches import Batch
+from prospect.dialogue.sequence import TextTask
+from prospect.model.adapters import adapt, unwrap
+from prospect.model.configuration import ModelSettings
+from prospect.model.geometry import base_geometry, empty_model
+from prospect.model.losses import decision_sums, text_sums
+from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.packing import ATTENTION, Packing
+from prospect.training.settings import TrainingSettings
+
+TEXT_SHARE = 0.4
+"""Of a row's tokens that carry text labels; the sample corpus, which talks much, has 0.41."""
+STEPS = 8
+"""Of a recipe, for the state head."""
+
+
+def adapted_shape(base: LlamaConfig, settings: ModelSettings, vision_dim: int) -> DSTProActLlamaForCausalLM | PeftModel:
+    """The model that trains, on the meta device. 4-bit weights hold their place in full width: only their bytes differ.
+
+    Args:
+        base: geometry of the base.
+        settings: what becomes of it.
+        vision_dim: D of the embeddings.
+    """
+    whole = "full" if settings.adaptation == "full" else "lora"
+    return adapt(empty_model(base, settings, vision_dim), settings.model_copy(update={"adaptation": whole}))
+
+
+def activation_bytes(
+    settings: ModelSettings, training: TrainingSettings, lengths: tuple[int, ...], vision_dim: int = 1152
+) -> int:
+    """The most that a forward and a backward pass hold besides weights, gradients and the optimizer's state."""
+    geometry = base_geometry(settings)
+    one, two = (_pass_bytes(settings, training, lengths, vision_dim, layers) for layers in (1, 2))
+    return two + (geometry.num_hidden_layers - 2) * (two - one)
+
+
+def _pass_bytes(
+    settings: ModelSettings, training: TrainingSettings, lengths: tuple[int, ...], vision_dim: int, layers: int
+) -> int:
+    geometry = base_geometry(settings)
+    geometry.num_hidden_layers = layers
+    model = adapted_shape(geometry, settings, vision_dim)
+    inner, dtype = unwrap(model).train(), getattr(torch, settings.dtype)
+    with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        _make_fake(model, settings)
+        inner.checkpoint_layers(training.activation_checkpointing)
+        inner.set_attn_implementation(ATTENTION)
+        packing, batch = Packing.of(lengths, "cpu"), fake_batch(lengths, vision_dim)
+        embeddings = torch.empty(1, sum(lengths), geometry.hidden_size, dtype=dtype, requires_grad=True)
+        known = [*model.parameters(), *model.buffers(), embeddings, *(p.grad for p in model.parameters())]
+        with _LiveBytes(known) as live:
+            kwargs = {"packing": packing, "position_ids": packing.position_ids, "use_cache": False}
+            flat = inner.model(inputs_embeds=embeddings, **kwargs).last_hidden_state[0]
+            terms = [*text_sums(inner, flat, batch), *decision_sums(inner, flat, batch, training.losses)]
+            torch.stack(terms).sum().backward()
+    return live.peak
+
+
+def _make_fake(model: nn.Module, settings: ModelSettings) -> None:
+    """Weights and gradients on the CPU that have a shape alone; what trains beside a frozen base is float32."""
+    replaced: dict[int, nn.Parameter] = {}
+    beside_frozen = settings.adaptation != "full"
+    for module in model.modules():
+        for name, meta in [(n, p) for n, p in module._parameters.items() if p is not None]:
+            if id(meta) not in replaced:
+                wide = beside_frozen and meta.requires_grad
+                fake = torch.empty(meta.shape, dtype=torch.float32 if wide else meta.dtype)
+                replaced[id(meta)] = nn.Parameter(fake, requires_grad=meta.requires_grad)
+                if meta.requires_grad:
+                    replaced[id(meta)].grad = torch.empty_like(fake)
+            module._parameters[name] = replaced[id(meta)]
+        for name, meta_buffer in [(n, b) for n, b in module._buffers.items() if b is not None]:
+            module._buffers[name] = torch.empty(meta_buffer.shape, dtype=meta_buffer.dtype)
+
+
+def fake_batch(lengths: tuple[int, ...], vision_dim: int) -> Batch:
+    """A row of frames and text as it is mostly: `TEXT_SHARE` of it text, every other token a decided frame."""
+    tokens = sum(lengths)
+    texts, frames = int(tokens * TEXT_SHARE), tokens - int(tokens * TEXT_SHARE)
+    sizes = {
+        "decisions": frames, "speak": frames, "update": frames, "after_delta": 0, "after_delta_speak": 0,
+        "text_positions": texts, "text_targets": texts, "text_tasks": texts, "step_positions": STEPS * len(lengths),
+        "state_frames": frames * STEPS, "state_steps": frames * STEPS, "state_labels": frames * STEPS,
+    }  # fmt: skip
+    labels = {name: torch.zeros(size, dtype=torch.long) for name, size in sizes.items()}
+    labels["text_tasks"] += TextTask.SPEAKING
+    ids = torch.zeros(1, tokens, dtype=torch.long)
+    return Batch([""] * len(lengths), True, lengths, ids, torch.zeros(frames, vision_dim), **labels)
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Adds up the storages that operations make, as long as they live.
+
+    Attributes:
+        peak: most bytes alive at once.
+    """
+
+    def __init__(self, known: list[Tensor | None]) -> None:
+        super().__init__()
+        self._storages: dict[int, Any] = {}
+        self._alive = self.peak = 0
+        for tensor in known:
+            if tensor is not None:
+                storage = tensor.untyped_storage()
+                self._storages[id(storage)] = weakref.ref(storage)
+
+    def _see(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = id(storage), storage.nbytes()
+        if key in self._storages:
+            return
+
+        def gone(_: Any) -> None:
+            self._storages.pop(key, None)
+            self._alive -= size
+
+        self._storages[key] = weakref.ref(storage, gone)
+        self._alive += size
+        self.peak = max(self.peak, self._alive)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._see, made)
+        return made

@@ -1,0 +1,36 @@
+"""Settings that are each fine and cannot work together."""
+
+from prospect.errors import ConfigError
+from prospect.model.configuration import ModelSettings
+from prospect.training.settings import TrainingSettings
+
+_WEIGHTS = ("speaking_text", "dst_text", "summary_text", "speak", "update", "state")
+
+
+def check_settings(model: ModelSettings, training: TrainingSettings) -> None:
+    """Refuses what no training could do.
+
+    Raises:
+        ConfigError: one sentence that names both settings and what to change.
+    """
+    least, most = training.min_workers or 1, training.num_workers
+    if least > most:
+        _refuse(
+            "training.min_workers",
+            f"`training.min_workers` is {least}, more than training.num_workers={most}: it is the least of them to go "
+            f"on with; lower it, or raise training.num_workers",
+        )
+    if model.adaptation == "qlora" and training.zero_stage == 3:
+        _refuse(
+            "training.zero_stage",
+            "`training.zero_stage` is 3, which cannot part the 4-bit weights of model.adaptation=qlora: choose "
+            "training.zero_stage=2, or model.adaptation=lora",
+        )
+    if not any(getattr(training.losses, name) for name in _WEIGHTS):
+        _refuse(
+            "training.losses", "`training.losses` are all weighted 0, so that nothing is learned: raise one of them"
+        )
+
+
+def _refuse(field: str, sentence: str) -> None:
+    raise ConfigError(f"{sentence}.", field=field)

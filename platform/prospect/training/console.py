@@ -1,0 +1,183 @@
+"""What a user sees of a run: a live bar on a terminal, plain lines in a pipe, and a table at the end."""
+
+import io
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Self
+
+from rich import box
+from rich.console import Console as Terminal
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from prospect.training.progress import Event
+
+if TYPE_CHECKING:
+    from prospect.training.job import TrainResult
+
+Write = Callable[[str], None]
+
+_SHOWN = ("loss", "speak_f1", "update_f1", "state_accuracy", "stream_turn_f1", "stream_joint_goal_accuracy")
+"""Of a validation, in the table at the end."""
+RECENT_STEPS = 20
+"""Over which the bar's speed and time left are taken."""
+
+
+def console_for(every: int, write: Write = print) -> "Console":
+    """A live bar where standard output is a terminal, otherwise a line every `every` steps."""
+    terminal = Terminal()
+    live = sys.stdout.isatty() and not terminal.is_dumb_terminal
+    return LiveConsole(every, write, terminal) if live else Console(every, write)
+
+
+class Console:
+    """One readable line for every `every` steps, and for everything else that happens."""
+
+    def __init__(self, every: int, write: Write = print) -> None:
+        self._every, self._write = every, write
+        self._total = 0
+        self._since = (time.time(), 0, 0, 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is held."""
+
+    def __call__(self, event: Event) -> None:
+        text = getattr(self, f"_{event['kind']}")(event)
+        if text:
+            self._write(f"train  {text}")
+
+    def _start(self, event: Event) -> str:
+        self._total = event["total_steps"]
+        self._since = (event["time"], event["step"], 0, 0)
+        where = f"{event['workers']} {'GPU' if event['gpu'] else 'CPU'} worker{'s' if event['workers'] > 1 else ''}"
+        begin = f"{self._total} steps" if event["step"] == 0 else f"resumed at step {event['step']} of {self._total}"
+        return f"{begin} on {where}, {event['clips']} clips, {event['parameters'] / 1e6:.1f} M trainable"
+
+    def _step(self, event: Event) -> str:
+        then, first, clips, tokens = self._since
+        clips, tokens, done = clips + event["clips"], tokens + event["tokens"], event["step"] + 1
+        self._since = (then, first, clips, tokens)
+        if done % self._every and done != self._total:
+            return ""
+        seconds = max(event["time"] - then, 1e-3)
+        left = (self._total - done) * seconds / max(done - first, 1)
+        self._since = (event["time"], done, 0, 0)
+        parts = "  ".join(f"{name} {value:.3f}" for name, value in event["parts"].items())
+        return (
+            f"step {done}/{self._total}  loss {event['loss']:.3f}  ({parts})  "
+            f"{clips / seconds:.1f} clips/s  {tokens / seconds:,.0f} tokens/s  {clock(left)} left"
+        )
+
+    def _validation(self, event: Event) -> str:
+        parts = "  ".join(f"{name} {value:.3f}" for name, value in event["losses"].items())
+        return f"validation after step {event['step'] + 1}  {parts}"
+
+    def _checkpoint(self, event: Event) -> str:
+        return ""
+
+    def _failure(self, event: Event) -> str:
+        failed = "a worker" if event["workers"] == 1 else f"{event['workers']} workers"
+        return f"{failed} failed after step {event['step']}: {event['reason']}"
+
+    def _stopped(self, event: Event) -> str:
+        return f"stopped early; the weights after step {event['best_step']} are kept"
+
+    def _done(self, event: Event) -> str:
+        return f"finished after {event['step']} steps"
+
+
+class LiveConsole(Console):
+    """A bar that moves with every step; everything else that happens stands in lines above it."""
+
+    def __init__(self, every: int, write: Write, terminal: Terminal) -> None:
+        super().__init__(every, write)
+        columns = (
+            TextColumn("train "),
+            BarColumn(bar_width=None, complete_style="cyan", finished_style="green"),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+        )
+        self._progress = Progress(*columns, console=terminal, refresh_per_second=4, expand=True)
+        self._task = self._progress.add_task("", total=None, numbers="starting workers")
+        self._recent: deque[tuple[float, int]] = deque(maxlen=RECENT_STEPS)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leaves the bar as it is, and the terminal with its cursor."""
+        self._progress.stop()
+
+    def _start(self, event: Event) -> str:
+        text = super()._start(event)
+        self._recent.clear()
+        self._progress.reset(self._task, total=self._total, completed=event["step"], numbers="")
+        return text
+
+    def _done(self, event: Event) -> str:
+        self._progress.update(self._task, numbers="")
+        return super()._done(event)
+
+    def _step(self, event: Event) -> str:
+        self._recent.append((event["seconds"], event["tokens"]))
+        done, seconds = event["step"] + 1, sum(seconds for seconds, _ in self._recent)
+        speed = sum(tokens for _, tokens in self._recent) / max(seconds, 1e-3)
+        left = clock((self._total - done) * seconds / len(self._recent))
+        after = f"{left} left" if done < self._total else "finishing"
+        numbers = f"loss {event['loss']:.3f}  {speed:,.0f} tokens/s  {after}"
+        self._progress.update(self._task, completed=done, numbers=numbers)
+        return ""
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, and hours where there are any."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def write_table(table: Table, write: Write, width: int = 100) -> None:
+    """Hands a table on as plain lines."""
+    text = io.StringIO()
+    Terminal(file=text, width=width).print(table)
+    for line in text.getvalue().splitlines():
+        write(line.rstrip())
+
+
+def summary_table(result: "TrainResult", events: Sequence[Event]) -> Table:
+    """The end of a run: what was done and how fast, what came of it, and where it lies.
+
+    Args:
+        result: of the run.
+        events: all of the run's; a step that was repeated after a restart counts once.
+    """
+    steps = {event["step"]: event for event in events if event["kind"] == "step"}
+    tokens, computing = (sum(event.get(name, 0) for event in steps.values()) for name in ("tokens", "seconds"))
+    seconds = sum(b["time"] - a["time"] for a, b in pairwise(events) if b["kind"] != "start")
+    rows = {
+        "steps": f"{result.steps:,} in {clock(seconds)}",
+        "tokens": f"{tokens:,}, {tokens / max(computing, 1e-3):,.0f}/s",
+        "loss": f"{result.first_loss:.3f} -> {result.last_loss:.3f}",
+        "validation": "  ".join(
+            f"{name} {result.validation[name]:.3f}" for name in _SHOWN if name in result.validation
+        ),
+        "left out": f"{result.quarantined} records or events" if result.quarantined else "",
+        "model": str(result.model),
+        "checkpoints": str(result.model.parent / "checkpoints"),
+        "registered as": f"models:/{result.name}/{result.version}",
+        "MLflow run": result.mlflow_run,
+    }
+    table = Table(title=f"Run {result.run_name}", box=box.SIMPLE_HEAD, show_edge=False, show_header=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, value in rows.items():
+        if value:
+            table.add_row(label, value)
+    return table

@@ -1,0 +1,184 @@
+"""What a training is told before anything is loaded: whether it fits its device, and what it trains."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from prospect.errors import ConfigError
+from prospect.model.adapters import bitsandbytes
+from prospect.model.configuration import ModelSettings
+from prospect.model.geometry import base_geometry
+from prospect.model.parameters import parameter_table
+from prospect.training.activations import adapted_shape
+from prospect.training.plan import GIB, USABLE, MemoryPlan, card_bytes, plan
+from prospect.training.settings import OutOfMemoryError, TrainingSettings
+from prospect.vision.weights import tower_width
+
+if TYPE_CHECKING:
+    from prospect.config import Config
+
+USUAL_CARD = "24GB"
+NOTABLE = 0.15
+"""Share of the peak from which on it pays to save a part."""
+CERTAIN = 0.85
+"""Share of the planned peak that a step takes at least, as measured; see tests/training/test_plan.py."""
+_CGROUP = Path("/sys/fs/cgroup/memory.max")
+"""How much memory a container may use; `max` without a limit."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a worker computes on.
+
+    Attributes:
+        name: as a sentence has it.
+        num_bytes: of its memory, which workers on one CPU share.
+        gpu: else the machine's memory.
+        bfloat16: whether it computes in it.
+    """
+
+    name: str
+    num_bytes: int
+    gpu: bool
+    bfloat16: bool = True
+
+
+def own_device() -> Device:
+    """The GPU of this process, or the machine's memory as far as we may use it."""
+    if torch.cuda.is_available():
+        about = torch.cuda.get_device_properties(torch.cuda.current_device())
+        return Device(about.name, about.total_memory, True, torch.cuda.is_bf16_supported(including_emulation=False))
+    limit = _CGROUP.read_text().strip() if _CGROUP.is_file() else "max"
+    memory = psutil.virtual_memory().total
+    return Device("this machine", min(memory, int(limit)) if limit.isdecimal() else memory, False)
+
+
+def show_plan(config: "Config") -> None:
+    """Prints what a run would train and how much memory it would take; needs neither data nor weights.
+
+    Raises:
+        ConfigError: `card` is no size, or see `plan`.
+        CheckpointError: the base's geometry is not known.
+    """
+    name, room = _judged_by(config.card)
+    planned = plan(config)
+    console = Console(width=100, highlight=False)
+    console.print(trained_parameters(config.model, tower_width(config.vision.backend, config.vision.model)))
+    console.print()
+    console.print(planned.table())
+    peak = f"{planned.peak / GIB:.2f} of its {room / GIB:.1f} GiB, computing {planned.tokens:,} tokens at once"
+    if planned.fits(room / GIB):
+        console.print(f"\nThe run fits {name}: {peak}.", soft_wrap=True)
+        return
+    change = ", or ".join(savings(config.model, config.training, planned))
+    console.print(f"\nThe run does not fit {name}: {peak}. To save memory, {change}.", soft_wrap=True)
+
+
+def _judged_by(card: str | None) -> tuple[str, int]:
+    """Name and bytes of the card that is meant: the one named, this machine's own, or `USUAL_CARD`."""
+    own = own_device()
+    if card is None and own.gpu:
+        return own.name, own.num_bytes
+    return f"a card of {card or USUAL_CARD}", card_bytes(card or USUAL_CARD)
+
+
+def trained_parameters(model: ModelSettings, vision_dim: int) -> Table:
+    """What of a model trains and what is frozen, before there is one."""
+    return parameter_table(adapted_shape(base_geometry(model), model, vision_dim))
+
+
+def check_device(
+    model: ModelSettings, training: TrainingSettings, planned: MemoryPlan, device: Device, workers: int = 1
+) -> str:
+    """Stops what clearly cannot run on `device`; what may be tight goes on, with a remark.
+
+    Args:
+        model: what is trained.
+        training: how.
+        planned: of one worker.
+        device: that it would run on.
+        workers: that share a machine's memory; each has a GPU of its own.
+
+    Returns:
+        A remark, or nothing.
+
+    Raises:
+        ConfigError: too little memory, no bfloat16, or no bitsandbytes for 4-bit weights.
+    """
+    if model.adaptation == "qlora":
+        bitsandbytes()
+    if model.dtype == "bfloat16" and not device.bfloat16:
+        raise ConfigError(
+            f"`model.dtype` is bfloat16, in which {device.name} does not compute: set model.dtype=float32.",
+            field="model.dtype",
+        )
+    needed = planned.peak if device.gpu else workers * (planned.peak + planned.host)
+    room = device.num_bytes / GIB
+    if CERTAIN * needed > device.num_bytes:
+        who = f"{workers} workers" if workers > 1 and not device.gpu else "a step"
+        share = planned.activations / planned.peak
+        raise ConfigError(
+            f"`training` cannot run on {device.name}, which has {room:.1f} GiB: {who} would take "
+            f"{needed / GIB:.1f} GiB, {share:.0%} of it for the {planned.tokens:,} tokens that are computed at once; "
+            f"{', or '.join(savings(model, training, planned, device.gpu))}.",
+            field="training",
+        )
+    if needed > USABLE * device.num_bytes:
+        return f"memory will be tight: about {needed / GIB:.1f} of {room:.1f} GiB on {device.name}"
+    return ""
+
+
+def savings(model: ModelSettings, training: TrainingSettings, planned: MemoryPlan, gpu: bool = True) -> list[str]:
+    """What to change so that a step takes less, the parts that matter first."""
+    return list(_savings(model, training, planned, gpu)) or ["use a larger device"]
+
+
+def _savings(model: ModelSettings, training: TrainingSettings, planned: MemoryPlan, gpu: bool) -> Iterator[str]:
+    state = planned.master + planned.optimizer + planned.gradients
+    if planned.activations > NOTABLE * planned.peak:
+        if not training.activation_checkpointing:
+            yield "set training.activation_checkpointing=true"
+        if training.micro_batch_tokens is not None:
+            yield "lower training.micro_batch_tokens"
+        elif training.micro_batch_size > 1:
+            yield "lower training.micro_batch_size"
+        yield "lower context.max_seq_len"
+    if state > NOTABLE * planned.peak:
+        if model.adaptation == "full":
+            yield "set model.adaptation=lora"
+        if gpu and not training.offload_optimizer:
+            yield "set training.offload_optimizer=true"
+    if planned.weights > NOTABLE * planned.peak:
+        if gpu and training.zero_stage < 3 and training.num_workers > 1 and model.adaptation != "qlora":
+            yield "set training.zero_stage=3"
+        if model.adaptation == "lora" and model.dtype == "bfloat16":
+            yield "set model.adaptation=qlora"
+    if gpu and training.num_workers == 1 and state > NOTABLE * planned.peak:
+        yield "raise training.num_workers"
+
+
+@contextmanager
+def full_device_told(
+    model: ModelSettings, training: TrainingSettings, planned: MemoryPlan | None, when: Callable[[], str]
+) -> Iterator[None]:
+    """Turns a device that ran full in a sentence that says `when` and what to change.
+
+    Raises:
+        OutOfMemoryError: instead of torch's; this rank's alone, so that the others wait for it in vain.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        change = savings(model, training, planned) if planned else ["lower training.micro_batch_size"]
+        raise OutOfMemoryError(
+            f"the device ran out of memory {when()}; {', or '.join(change)}, and start the run again"
+        ) from error
