@@ -37,6 +37,7 @@ from prospect.data.sources import QuarantinedRecord
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import ConfigError, ProspectError
 from prospect.model.adapters import build_tokenizer
+from prospect.reports.curves import plot_run
 from prospect.streaming import table
 from prospect.tracking import DatasetCard, ModelInterface, Run, Tracking, TrackingError, patiently
 from prospect.training.calibration.job import calibrate_model
@@ -71,6 +72,9 @@ INTERFACE = ModelInterface("prospect.streaming.table", table.INPUTS, table.OUTPU
 
 _EVALUATED = ("storage", "corpus", "data", "vision", "model", "context", "tracking")
 """Sections that an evaluation shares with its training."""
+
+_REPORTS = ("calibration.json", "curves.json", "quarantine.jsonl")
+"""Files of the run's folder that go to MLflow with its pictures."""
 
 _CONTEXTS = {"train": "training", "validation": "validation"}
 """MLflow's words for what a run does with a split."""
@@ -165,6 +169,7 @@ def _train(config: "Config", root: Path, folder: Path, report: Report) -> TrainR
         job = _worker_job(config, folder, store, run, planned)
         summary = _fit(job, data, root, run, report)
         calibrate_model(job, data.validation, report)
+        _keep_reports(run, folder, report)
         version = patiently(
             lambda: tracking.register(config.model.name, run, folder / "model", INTERFACE, summary["step"]), report
         )
@@ -200,6 +205,20 @@ def _open(tracking: Tracking, config: "Config", folder: Path, manifest: dict[str
         for split, counts in splits.items()
     )
     return run
+
+
+def _keep_reports(run: Run, folder: Path, report: Report) -> None:
+    """Curves, thresholds and what was left out, as artifacts."""
+    pictures = plot_run(folder)
+    files = [file for name in _REPORTS if (file := folder / name).is_file()]
+
+    def upload() -> None:
+        for picture in pictures:
+            run.log_file(picture, "plots")
+        for file in files:
+            run.log_file(file)
+
+    patiently(upload, report)
 
 
 def _local(root: str) -> Path:
