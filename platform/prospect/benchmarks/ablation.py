@@ -3,7 +3,7 @@
 ROOT/benchmarks/ablation/HASH/    a storage root of its own for each corpus and encoder: corpus, embeddings, labels,
                                   runs and MLflow's database, as the usual jobs write them
 ROOT/benchmarks/ablation/HASH/results/CONFIGURATION-SEED-HASH.json    written last: this run is finished
-ROOT/benchmarks/ablation/HASH/logs/                                   what each run's process printed
+ROOT/benchmarks/ablation/HASH/logs/                                   what each run's latest process printed
 ROOT/benchmarks/ablation.{json,md,png}                                the comparison
 
 Starting it again continues: a finished run is read, an interrupted one goes on from its last checkpoint.
@@ -98,7 +98,7 @@ class _Process:
         """In a session of its own, so that a terminal's Ctrl-C reaches the suite alone, which hands it on."""
         run.log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-u", "-m", "prospect.benchmarks.ablation_run"]
-        with run.log.open("ab") as log:
+        with run.log.open("wb") as log:
             popen = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -113,8 +113,8 @@ class _Process:
         return time.monotonic() - self.began
 
     def failure(self) -> str:
-        lines = self.run.log.read_text(errors="replace").strip().splitlines()
-        reason = lines[-1].removeprefix("error: ") if lines else f"status {self.popen.returncode}"
+        lines = [f"status {self.popen.returncode}", *self.run.log.read_text(errors="replace").strip().splitlines()]
+        reason = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[-1])
         return f"{self.run.variant.label}, seed {self.run.seed}: {reason} ({self.run.log})"
 
     def stop(self) -> None:

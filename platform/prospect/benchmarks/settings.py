@@ -87,7 +87,7 @@ class AblationSuite(Settings):
     """What is trained and scored; differences need `default` among them."""
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     """One training each: of the initial weights, the order of clips and what is drawn from them."""
-    max_steps: int = Field(default=400, ge=1)
+    max_steps: int = Field(default=500, ge=1)
     """Optimizer steps of each training."""
     processes: int = Field(default=2, ge=1)
     """Trainings that go on at once; each takes one core (or one GPU)."""
