@@ -19,6 +19,7 @@ import shlex
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ from prospect.training.console import console_for, summary_table, write_table
 from prospect.training.folder import alone, claim, require_same, write_json
 from prospect.training.loop import clip_lengths, make_sampler
 from prospect.training.manifest import dataset_manifest
-from prospect.training.metrics import metric_rows, run_tags
+from prospect.training.metrics import metric_rows, run_tags, threshold_metrics
 from prospect.training.plan import MemoryPlan, plan
 from prospect.training.preflight import check_device, own_device, show_plan, trained_parameters
 from prospect.training.progress import Event, EventLog, Follower, read_events
@@ -169,7 +170,7 @@ def _train(config: "Config", root: Path, folder: Path, report: Report) -> TrainR
         job = _worker_job(config, folder, store, run, planned)
         summary = _fit(job, data, root, run, report)
         calibrate_model(job, data.validation, report)
-        _keep_reports(run, folder, report)
+        _keep_reports(run, folder, summary["step"], report)
         version = patiently(
             lambda: tracking.register(config.model.name, run, folder / "model", INTERFACE, summary["step"]), report
         )
@@ -207,16 +208,20 @@ def _open(tracking: Tracking, config: "Config", folder: Path, manifest: dict[str
     return run
 
 
-def _keep_reports(run: Run, folder: Path, report: Report) -> None:
-    """Curves, thresholds and what was left out, as artifacts."""
+def _keep_reports(run: Run, folder: Path, steps: int, report: Report) -> None:
+    """Curves and thresholds of a run that has made all its `steps`, and what it left out."""
     pictures = plot_run(folder)
     files = [file for name in _REPORTS if (file := folder / name).is_file()]
+    calibration = folder / "calibration.json"
+    chosen = json.loads(calibration.read_text())["thresholds"] if calibration.is_file() else {}
+    rows = [(max(steps - 1, 0), time.time(), threshold_metrics(chosen))]
 
     def upload() -> None:
         for picture in pictures:
             run.log_file(picture, "plots")
         for file in files:
             run.log_file(file)
+        run.log_history(rows)
 
     patiently(upload, report)
 

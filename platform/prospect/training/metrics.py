@@ -1,6 +1,6 @@
 """A run's events as the tracker's metrics and tags (docs/training.md has the table of names)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from prospect.training.progress import Event
@@ -33,6 +33,15 @@ def run_tags(events: Sequence[Event]) -> dict[str, str]:
             when = datetime.fromtimestamp(event["time"], UTC).strftime("%Y%m%dT%H%M%S")
             tags[f"failure.{when}"] = f"after step {event['step']}: {event['reason']}"
     return tags
+
+
+def threshold_metrics(thresholds: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """`calibration/speak_threshold_DATASET`, out of data set -> decision -> threshold."""
+    return {
+        f"calibration/{decision}_threshold_{dataset}": value
+        for dataset, chosen in thresholds.items()
+        for decision, value in chosen.items()
+    }
 
 
 def _start(event: Event) -> tuple[int, dict[str, float]]:
