@@ -75,7 +75,7 @@ def loss_figure(events: Iterable[Event]) -> Figure | None:
         axis.plot(steps, _smooth(values), color=COLOURS[0], linewidth=1.4, label="training")
         if name in validation:
             axis.plot(*_sorted(validation[name]), color=COLOURS[1], marker="o", markersize=3, label="validation")
-        axis.set_title("total, weighted" if name == "loss" else name.replace("_", " "))
+        axis.set_title("total, weighted" if name == "loss" else name.replace("_", " ").replace("dst", "DST"))
         axis.set_ylim(bottom=0)
     axes[0].legend(frameon=False)
     return figure
@@ -98,7 +98,7 @@ def score_figure(events: Iterable[Event]) -> Figure | None:
     figure, axes = _panels(len(shown), "optimizer step", "score")
     for axis, (title, names) in zip(axes, shown.items(), strict=False):
         for name, colour in zip(names, COLOURS, strict=False):
-            label = name.removeprefix("stream_").replace("_", " ")
+            label = name.removeprefix("stream_").replace("_", " ").replace("f1", "F1").replace("dst", "DST")
             axis.plot(*_sorted(scores[name]), color=colour, marker="o", markersize=3, label=label)
         axis.set_title(f"validation, {title}")
         axis.set_ylim(0, 1.02)
@@ -192,13 +192,11 @@ def _sorted(values: Mapping[int, float]) -> tuple[list[int], list[float]]:
     return steps, [values[step] for step in steps]
 
 
-def _smooth(values: Sequence[float]) -> np.ndarray:
-    """The mean over a window of a twentieth of the run around each step."""
-    if len(values) < 3:
-        return np.asarray(values)
-    width = max(1, len(values) // 20)
-    weights = np.ones(2 * width + 1)
-    return np.convolve(values, weights, "same") / np.convolve(np.ones(len(values)), weights, "same")
+def _smooth(values: Sequence[float]) -> list[float]:
+    """The mean over a tenth of the run around each step, and over less towards its ends."""
+    widest, last = len(values) // 20, len(values) - 1
+    widths = [min(widest, step, last - step) for step in range(len(values))]
+    return [float(np.mean(values[step - width : step + width + 1])) for step, width in enumerate(widths)]
 
 
 def _read(file: Path) -> dict[str, Any]:
