@@ -35,9 +35,9 @@ def shown(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
-def first_line(error: Exception) -> str:
-    """A library's message without what follows its first line, and without the full stop."""
-    return str(error).strip().split("\n", 1)[0].rstrip(".")
+def first_line(error: BaseException) -> str:
+    """A library's message up to the end of its first line, without the full stop; where it says nothing, its name."""
+    return str(error).strip().split("\n", 1)[0].rstrip(".") or type(error).__name__
 
 
 def _sentence(finding: ErrorDetails, path: str, model: type[BaseModel], values: Any) -> str:

@@ -11,47 +11,34 @@ ROOT/runs/NAME/model/           the finished model
 ROOT/runs/NAME/result.json      written last: the run is finished
 """
 
-import contextlib
-import errno
 import json
 import os
 import shlex
-import signal
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
-from ray.train.v2.api.callback import UserCallback
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
-
-from prospect.cluster.job import connect
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.prepare import Records, frame_statistics, make_clips, read_records, training_texts
 from prospect.data.sources import QuarantinedRecord
 from prospect.dialogue.vocabulary import Vocabulary
-from prospect.errors import ConfigError, ProspectError
+from prospect.errors import ConfigError
 from prospect.model.adapters import build_tokenizer
-from prospect.reports.curves import plot_run
-from prospect.streaming import table
-from prospect.tracking import DatasetCard, ModelInterface, Run, Tracking, TrackingError, patiently
+from prospect.tracking import Run, Tracking, patiently
 from prospect.training.calibration.job import calibrate_model
-from prospect.training.console import console_for, summary_table, write_table
+from prospect.training.console import summary_table, write_table
+from prospect.training.fit.job import fit
 from prospect.training.folder import alone, claim, require_same, write_json
 from prospect.training.loop import clip_lengths, make_sampler
 from prospect.training.manifest import dataset_manifest
-from prospect.training.metrics import metric_rows, run_tags, threshold_metrics
 from prospect.training.plan import MemoryPlan, plan
 from prospect.training.preflight import check_device, own_device, show_plan, trained_parameters
-from prospect.training.progress import Event, EventLog, Follower, read_events
-from prospect.training.settings import TrainingError, TrainingSettings
-from prospect.training.worker import TrainingData, WorkerJob, enter
+from prospect.training.progress import read_events
+from prospect.training.record.job import INTERFACE, hand_on, keep_reports, open_run, outcome
+from prospect.training.worker import TrainingData, WorkerJob
 from prospect.vision.encoder import encoder_fingerprint
 
 if TYPE_CHECKING:
@@ -66,22 +53,8 @@ OPERATIONAL = {
 }  # fmt: skip
 """Training settings that may change while a run goes on: they change its course by rounding at most."""
 
-PARAMETERS = ("training", "model", "context", "data", "vision")
-"""Sections of the configuration by which runs are compared; `config.json` has all."""
-
-INTERFACE = ModelInterface("prospect.streaming.table", table.INPUTS, table.OUTPUTS, table.PARAMETERS)
-
 _EVALUATED = ("storage", "corpus", "data", "vision", "model", "context", "tracking")
 """Sections that an evaluation shares with its training."""
-
-_REPORTS = ("calibration.json", "curves.json", "quarantine.jsonl")
-"""Files of the run's folder that go to MLflow with its pictures."""
-
-_CONTEXTS = {"train": "training", "validation": "validation"}
-"""MLflow's words for what a run does with a split."""
-
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-"""What a full disk, a quota, a size limit and a disk that was mounted read-only say."""
 
 
 @dataclass(frozen=True)
@@ -164,13 +137,13 @@ def _train(config: "Config", root: Path, folder: Path, report: Report) -> TrainR
     clips = {"train": data.train, "validation": data.validation}
     manifest = dataset_manifest(records, store, clips, len(quarantined))
     tracking = Tracking(config.tracking, root)
-    run = patiently(lambda: _open(tracking, config, folder, manifest), report)
+    run = patiently(lambda: open_run(tracking, config, folder, manifest), report)
     report(f"train  run {settings.run_name!r} is tracked: {tracking.where(run)}")
-    with _outcome(run, report):
+    with outcome(run, report):
         job = _worker_job(config, folder, store, run, planned)
-        summary = _fit(job, data, root, run, report)
+        summary = fit(job, data, root, partial(hand_on, run), report)
         calibrate_model(job, data.validation, report)
-        _keep_reports(run, folder, summary["step"], report)
+        keep_reports(run, folder, summary["step"], report)
         version = patiently(
             lambda: tracking.register(config.model.name, run, folder / "model", INTERFACE, summary["step"]), report
         )
@@ -192,38 +165,6 @@ def _train(config: "Config", root: Path, folder: Path, report: Report) -> TrainR
     report(f"train  model {result.model}, registered as models:/{result.name}/{version} (candidate)")
     report(f"train  compare runs: {tracking.where(run)}")
     return result
-
-
-def _open(tracking: Tracking, config: "Config", folder: Path, manifest: dict[str, Any]) -> Run:
-    """The MLflow run, with everything that is known before the first step."""
-    tags = {"records": manifest["records"], "embeddings": manifest["embeddings"], "folder": str(folder)}
-    whole = config.model_dump(mode="json")
-    run = tracking.open_run(folder, config.training.run_name, config=whole, sections=PARAMETERS, tags=tags)
-    run.log_json(manifest, "dataset.json")
-    run.log_datasets(
-        DatasetCard(f"{name}/{split}", manifest["records"], str(config.data.path), _CONTEXTS[split], counts)
-        for name, splits in manifest["datasets"].items()
-        for split, counts in splits.items()
-    )
-    return run
-
-
-def _keep_reports(run: Run, folder: Path, steps: int, report: Report) -> None:
-    """Curves and thresholds of a run that has made all its `steps`, and what it left out."""
-    pictures = plot_run(folder)
-    files = [file for name in _REPORTS if (file := folder / name).is_file()]
-    calibration = folder / "calibration.json"
-    chosen = json.loads(calibration.read_text())["thresholds"] if calibration.is_file() else {}
-    rows = [(max(steps - 1, 0), time.time(), threshold_metrics(chosen))]
-
-    def upload() -> None:
-        for picture in pictures:
-            run.log_file(picture, "plots")
-        for file in files:
-            run.log_file(file)
-        run.log_history(rows)
-
-    patiently(upload, report)
 
 
 def _local(root: str) -> Path:
@@ -324,127 +265,3 @@ def _worker_job(config: "Config", folder: Path, store: EmbeddingStore, run: Run,
         streaming=config.streaming,
         evaluation=config.evaluation,
     )
-
-
-@contextlib.contextmanager
-def _outcome(run: Run, report: Report) -> Iterator[None]:
-    """Leaves the MLflow run with the status of what went wrong; a server that is away does not hide what it was."""
-    try:
-        yield
-    except BaseException as error:
-        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-        try:
-            patiently(lambda: run.finish(status), report, seconds=10)
-        except TrackingError as away:
-            report(f"train  {away}")
-        raise
-
-
-def _fit(job: WorkerJob, data: TrainingData, root: Path, run: Run, report: Report) -> dict[str, Any]:
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how soon an end is seen, or a death
-    connect()
-    settings = job.training
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    workers = _workers(settings, gpus, report)
-    trainer = TorchTrainer(
-        cast(Any, lambda arguments: enter(**arguments)),
-        train_loop_config={"job": job, "data": ray.put(data)},
-        scaling_config=ScalingConfig(
-            num_workers=cast(Any, _elastic(workers, settings)), use_gpu=gpus > 0, resources_per_worker=_resources(gpus)
-        ),
-        run_config=RunConfig(
-            name=settings.run_name,
-            storage_path=str(root / "ray_train"),
-            failure_config=FailureConfig(max_failures=settings.max_failures),
-            callbacks=cast(Any, [_FailureLog(job.folder)]),
-        ),
-    )
-
-    def hand_on(events: Sequence[Event]) -> None:
-        run.log_history(metric_rows(events))
-        if tags := run_tags(events):
-            run.set_tags(tags)
-
-    console = console_for(settings.log_every, report)
-    with console, Follower(job.folder / "metrics.jsonl", hand_on, console, report):
-        summary = _run(trainer, settings)
-        if "error" in summary:
-            raise TrainingError(summary["error"])
-    return summary
-
-
-class _FailureLog(UserCallback):
-    """Notes in the run's events which workers failed; Ray's controller calls it, and restarts them."""
-
-    def __init__(self, folder: Path) -> None:
-        self._file = folder / "metrics.jsonl"
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        done = max((event["step"] + 1 for event, _ in read_events(self._file) if event["kind"] == "step"), default=0)
-        rank, failure = min(worker_exceptions.items())
-        reason = f"worker {rank}: {_first_line(failure)}"
-        with contextlib.suppress(OSError):  # a disk that is full may be the failure: then the worker's error tells
-            EventLog(self._file).write("failure", step=done, workers=len(worker_exceptions), reason=reason)
-
-
-def _first_line(failure: Exception) -> str:
-    cause = getattr(failure, "_base_exc", failure)
-    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
-
-
-def _workers(settings: TrainingSettings, gpus: int, report: Report) -> int:
-    """As many as asked for; on one machine of our own no more than it has GPUs, or CPUs without any."""
-    room = gpus or int(ray.cluster_resources().get("CPU", 1))
-    if settings.num_workers <= room:
-        return settings.num_workers
-    have = f"{room} {'GPU' if gpus else 'CPU'}{'s' if room > 1 else ''}"
-    if len(ray.nodes()) == 1 and "RAY_ADDRESS" not in os.environ:
-        report(f"train  training.num_workers={settings.num_workers}, but this machine has {have}: {room} it is")
-        return room
-    least = settings.min_workers or settings.num_workers
-    report(f"train  {settings.num_workers} workers wanted, {least} needed to begin; the cluster has {have} now")
-    return settings.num_workers
-
-
-def _elastic(workers: int, settings: TrainingSettings) -> int | tuple[int, int]:
-    least = min(settings.min_workers or workers, workers)
-    return workers if least == workers else (least, workers)
-
-
-def _resources(gpus: int) -> dict[str, float]:
-    return {"CPU": 1, "GPU": 1} if gpus else {"CPU": 1}
-
-
-def _run(trainer: TorchTrainer, settings: TrainingSettings) -> dict[str, Any]:
-    """Rank 0's summary. Ray's own SIGINT handler stops the workers, and stays installed unless it is removed."""
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        return cast(Any, trainer.fit()).return_value
-    except SystemExit:
-        raise KeyboardInterrupt from None
-    except TrainingFailedError as error:
-        raise _explained(error, settings) from error
-    finally:
-        if main:
-            signal.signal(signal.SIGINT, handler)
-
-
-def _explained(error: TrainingFailedError, settings: TrainingSettings) -> BaseException:
-    """A user's mistake as itself, a worker's death in a sentence; a defect keeps its stack trace."""
-    failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
-    for failure in failures:
-        cause = getattr(failure, "_base_exc", failure)
-        if isinstance(cause, ProspectError):
-            return cause
-        if isinstance(cause, OSError) and cause.errno in _DISK:
-            return TrainingError(
-                f"a worker cannot write: {cause}; make room and start the run again, which continues from its last "
-                "checkpoint"
-            )
-    if any(isinstance(failure, ray.exceptions.RayError) for failure in failures):
-        return TrainingError(
-            f"workers died more than training.max_failures={settings.max_failures} times; the run continues from its "
-            f"last checkpoint when started again ({str(failures[0]).strip().splitlines()[0]})"
-        )
-    return error

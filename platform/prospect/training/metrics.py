@@ -30,9 +30,13 @@ def run_tags(events: Sequence[Event]) -> dict[str, str]:
         if event["kind"] == "checkpoint" and "folder" in event:
             tags["checkpoint"] = event["folder"]
         elif event["kind"] == "failure":
-            when = datetime.fromtimestamp(event["time"], UTC).strftime("%Y%m%dT%H%M%S")
-            tags[f"failure.{when}"] = f"after step {event['step']}: {event['reason']}"
+            tags |= failure_tag(event["time"], f"after step {event['step']}: {event['reason']}")
     return tags
+
+
+def failure_tag(when: float, reason: str) -> dict[str, str]:
+    """`failure.TIME`, in UTC."""
+    return {f"failure.{datetime.fromtimestamp(when, UTC):%Y%m%dT%H%M%S}": reason}
 
 
 def threshold_metrics(thresholds: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

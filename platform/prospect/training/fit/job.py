@@ -1,0 +1,144 @@
+"""Ray Train around the workers: how many there are, what their failures mean, and who is told."""
+
+import contextlib
+import errno
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.callback import UserCallback
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from prospect.cluster.job import connect
+from prospect.errors import ProspectError
+from prospect.training.console import console_for
+from prospect.training.progress import Event, EventLog, Follower, read_events
+from prospect.training.settings import TrainingError, TrainingSettings
+from prospect.training.worker import TrainingData, WorkerJob, enter
+from prospect.wording import first_line
+
+Report = Callable[[str], None]
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+"""What a full disk, a quota, a size limit and a disk that was mounted read-only say."""
+
+
+def fit(
+    job: WorkerJob, data: TrainingData, root: Path, hand_on: Callable[[Sequence[Event]], None], report: Report
+) -> dict[str, Any]:
+    """Rank 0's summary of a run that came to its end, through failures of its workers.
+
+    Args:
+        job: what each worker is told.
+        data: the clips.
+        root: the storage root.
+        hand_on: takes the run's events in batches; while it raises, they wait.
+        report: takes one line of progress at a time.
+
+    Raises:
+        TrainingError: the loss is not finite, a disk is full, or workers died more often than
+            `training.max_failures`.
+    """
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how soon an end is seen, or a death
+    connect()
+    settings = job.training
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    workers = _workers(settings, gpus, report)
+    trainer = TorchTrainer(
+        cast(Any, lambda arguments: enter(**arguments)),
+        train_loop_config={"job": job, "data": ray.put(data)},
+        scaling_config=ScalingConfig(
+            num_workers=cast(Any, _elastic(workers, settings)), use_gpu=gpus > 0, resources_per_worker=_resources(gpus)
+        ),
+        run_config=RunConfig(
+            name=settings.run_name,
+            storage_path=str(root / "ray_train"),
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+            callbacks=cast(Any, [_FailureLog(job.folder)]),
+        ),
+    )
+
+    console = console_for(settings.log_every, report)
+    with console, Follower(job.folder / "metrics.jsonl", hand_on, console, report):
+        summary = _run(trainer, settings)
+        if "error" in summary:
+            raise TrainingError(summary["error"])
+    return summary
+
+
+class _FailureLog(UserCallback):
+    """Notes in the run's events which workers failed; Ray's controller calls it, and restarts them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "metrics.jsonl"
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        done = max((event["step"] + 1 for event, _ in read_events(self._file) if event["kind"] == "step"), default=0)
+        rank, failure = min(worker_exceptions.items())
+        reason = f"worker {rank}: {first_line(getattr(failure, '_base_exc', failure))}"
+        with contextlib.suppress(OSError):  # a disk that is full may be the failure: then the worker's error tells
+            EventLog(self._file).write("failure", step=done, workers=len(worker_exceptions), reason=reason)
+
+
+def _workers(settings: TrainingSettings, gpus: int, report: Report) -> int:
+    """As many as asked for; on one machine of our own no more than it has GPUs, or CPUs without any."""
+    room = gpus or int(ray.cluster_resources().get("CPU", 1))
+    if settings.num_workers <= room:
+        return settings.num_workers
+    have = f"{room} {'GPU' if gpus else 'CPU'}{'s' if room > 1 else ''}"
+    if len(ray.nodes()) == 1 and "RAY_ADDRESS" not in os.environ:
+        report(f"train  training.num_workers={settings.num_workers}, but this machine has {have}: {room} it is")
+        return room
+    least = settings.min_workers or settings.num_workers
+    report(f"train  {settings.num_workers} workers wanted, {least} needed to begin; the cluster has {have} now")
+    return settings.num_workers
+
+
+def _elastic(workers: int, settings: TrainingSettings) -> int | tuple[int, int]:
+    least = min(settings.min_workers or workers, workers)
+    return workers if least == workers else (least, workers)
+
+
+def _resources(gpus: int) -> dict[str, float]:
+    return {"CPU": 1, "GPU": 1} if gpus else {"CPU": 1}
+
+
+def _run(trainer: TorchTrainer, settings: TrainingSettings) -> dict[str, Any]:
+    """Rank 0's summary. Ray's own SIGINT handler stops the workers, and stays installed unless it is removed."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        return cast(Any, trainer.fit()).return_value
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    except TrainingFailedError as error:
+        raise _explained(error, settings) from error
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, handler)
+
+
+def _explained(error: TrainingFailedError, settings: TrainingSettings) -> BaseException:
+    """A user's mistake as itself, a worker's death in a sentence; a defect keeps its stack trace."""
+    failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
+    for failure in failures:
+        cause = getattr(failure, "_base_exc", failure)
+        if isinstance(cause, ProspectError):
+            return cause
+        if isinstance(cause, OSError) and cause.errno in _DISK:
+            return TrainingError(
+                f"a worker cannot write: {cause}; make room and start the run again, which continues from its last "
+                "checkpoint"
+            )
+    if any(isinstance(failure, ray.exceptions.RayError) for failure in failures):
+        return TrainingError(
+            f"workers died more than training.max_failures={settings.max_failures} times; the run continues from its "
+            f"last checkpoint when started again ({str(failures[0]).strip().splitlines()[0]})"
+        )
+    return error
