@@ -57,7 +57,8 @@ def job(world: World, tmp_path: Path) -> WorkerJob:
     )
     lora = LoraSettings(r=4, alpha=8, dropout=0.1)
     model = MODEL.model_copy(update={"tiny": WIDE, "frame_noise": 0.1, "lora": lora})
-    return at(WorkerJob(model, training, CONTEXT, tmp_path, tmp_path, store.root, {}), "whole", world)
+    brief = CONTEXT.model_copy(update={"max_utterance_tokens": 4, "max_delta_tokens": 4})  # a random model babbles
+    return at(WorkerJob(model, training, brief, tmp_path, tmp_path, store.root, {}), "whole", world)
 
 
 def at(job: WorkerJob, name: str, world: World, **training: object) -> WorkerJob:
@@ -114,6 +115,10 @@ def test_a_run_goes_on_with_another_number_of_workers(
     [continued, *_] = groups[after].run(ranks.train, second, resized, data)
     assert continued["trained_steps"] == summary["trained_steps"]
     assert_same_course(resized, whole, 1e-4)
+    for run in (whole, resized):  # the last validation streams, on as many ranks as there are
+        *_, last = (event for event, _ in read_events(run.folder / "metrics.jsonl") if event["kind"] == "validation")
+        assert {"loss", "speak", "state"} <= last["losses"].keys()
+        assert {"speak_f1", "state_accuracy", "stream_turn_f1", "stream_slot_accuracy"} <= last["scores"].keys()
 
 
 def test_a_run_goes_from_one_card_to_deepspeed_and_back(
@@ -216,7 +221,8 @@ def test_early_stopping_keeps_the_best_weights(job: WorkerJob, data: TrainingDat
     assert ranks.train("plain", job, data, 1) is None
     summary = ranks.train("plain", job, data)
     events = [event for event, _ in read_events(job.folder / "metrics.jsonl")]
-    seen = {event["step"] + 1: event["losses"] for event in events if event["kind"] == "validation"}
+    validations = [event for event in events if event["kind"] == "validation"]
+    seen = {event["step"] + 1: {**event["losses"], **event["scores"]} for event in validations}
     best = min(seen, key=lambda step: seen[step]["speak"])
     assert summary is not None
     assert summary["step"] == max(seen) == best + 2
