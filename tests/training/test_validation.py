@@ -1,5 +1,6 @@
 """What validation measures, and that measuring changes nothing."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,12 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from prospect.data.embeddings import EmbeddingStore
+from prospect.evaluation.calibration import CalibrationSettings
 from prospect.evaluation.metrics import EvaluationSettings
+from prospect.model.checkpoint import load_model
 from prospect.streaming.engine import StreamingSettings
 from prospect.training.backend import PlainBackend
+from prospect.training.calibration.calibrate import CalibrationJob, calibrate
 from prospect.training.progress import read_events
 from prospect.training.settings import EarlyStopping, TrainingError, TrainingSettings
 from prospect.training.validation import (
@@ -114,6 +118,29 @@ def test_streaming_is_scored_and_disturbs_nothing(world: World, job: WorkerJob) 
     assert scores[3] == plain[0]["scores"]
     assert summary["validation"] == {**streamed[-1]["losses"], **streamed[-1]["scores"]}
     assert (folder / "curves.json").is_file()
+
+
+def test_thresholds_are_found_once_and_travel_with_the_model(world: World, job: WorkerJob) -> None:
+    _, _, folder = run(job, "calibrated", world, stream_videos=0, max_steps=2, eval_every=2)
+    settings = CalibrationSettings(grid=(0.0, 0.5), min_events=1, videos=1)
+    dialogues = [clip.dialogue for clip in world.clips[6:]]
+    streaming, evaluation = StreamingSettings(dst_decoder="readout"), EvaluationSettings(similarity_threshold=0)
+    task = CalibrationJob(folder, job.cache, job.store, dialogues, job.context, settings, streaming, evaluation)
+    lines = [*calibrate(task)]
+    assert [line for line in lines if line.startswith("calibration of")] == [
+        f"calibration of {decides}: 1/1 dialogues at 2 thresholds" for decides in ("update", "speak")
+    ]
+    found = json.loads((folder / "calibration.json").read_text())
+    assert [point["events"] for point in found["curves"]["speak"]["toy"]] == [2, 2]
+    thresholds = load_model(folder / "model").model.config.thresholds
+    assert thresholds == found["thresholds"]
+    assert (lines[2].startswith("calibrated thresholds: toy ")) == bool(thresholds)
+
+    config = folder / "model" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "thresholds": None}))
+    assert [*calibrate(task)] == lines[2:], "a run that was killed in between writes its model anew"
+    assert load_model(folder / "model").model.config.thresholds == thresholds
+    assert len([*calibrate(replace(task, settings=CalibrationSettings(grid=(0.3,), videos=1)))]) > len(lines[2:])
 
 
 def test_a_run_can_stop_by_what_streaming_measures(world: World, job: WorkerJob) -> None:
