@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Write = Callable[[str], None]
 
 _SHOWN = ("loss", "speak_f1", "update_f1", "state_accuracy", "stream_turn_f1", "stream_joint_goal_accuracy")
-"""Of a validation, in the table at the end."""
+"""Of a validation, in the table at the end; its scores in a line too."""
 RECENT_STEPS = 20
 """Over which the bar's speed and time left are taken."""
 
@@ -75,7 +75,8 @@ class Console:
         )
 
     def _validation(self, event: Event) -> str:
-        parts = "  ".join(f"{name} {value:.3f}" for name, value in event["losses"].items())
+        scores = {name: value for name, value in event.get("scores", {}).items() if name in _SHOWN}
+        parts = "  ".join(f"{name} {value:.3f}" for name, value in {**event["losses"], **scores}.items())
         return f"validation after step {event['step'] + 1}  {parts}"
 
     def _checkpoint(self, event: Event) -> str:
