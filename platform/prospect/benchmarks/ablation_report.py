@@ -159,8 +159,9 @@ def _difference(interval: Interval | None) -> str:
 
 def plot(found: Comparison) -> Figure:
     """A panel for each measure, a line for each configuration: its difference to the default and the interval."""
-    figure = Figure(figsize=(3.2 * len(MEASURES), 0.45 * len(found.differences) + 1.4), layout="constrained")
-    panels = figure.subplots(1, len(MEASURES), sharey=True)
+    rows = -(-len(MEASURES) // 3)
+    figure = Figure(figsize=(11, rows * (0.3 * len(found.differences) + 0.8) + 0.4), layout="constrained")
+    panels = figure.subplots(rows, 3, sharey=True).flat
     labels = [VARIANTS[name].label for name in found.differences]
     for panel, measure in zip(panels, MEASURES, strict=True):
         panel.axvline(0, color="grey", linewidth=0.8)
@@ -171,6 +172,7 @@ def plot(found: Comparison) -> Figure:
                 panel.plot(interval.value, row, "o", color=color)
         panel.set_title(measure, fontsize=10)
         panel.tick_params(labelsize=9)
+        panel.locator_params(axis="x", nbins=5)
     panels[0].set_yticks(range(len(labels)), labels)
     panels[0].set_ylim(len(labels) - 0.5, -0.5)
     figure.supxlabel("less the default; blue where the interval excludes 0", fontsize=9)
