@@ -1,5 +1,6 @@
 """Training on real Ray Train with DeepSpeed: two workers, one of which is killed on the way."""
 
+import json
 import os
 import signal
 import threading
@@ -18,6 +19,7 @@ from prospect.data.clips import ClipSettings
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.sources import DataSettings, to_jsonl
 from prospect.errors import ConfigError
+from prospect.evaluation.calibration import CalibrationSettings
 from prospect.model.checkpoint import load_model
 from prospect.tracking import Tracking, TrackingSettings
 from prospect.training.job import train
@@ -73,6 +75,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
             save_every=10,
             log_every=20,
             max_failures=1,
+            calibration=CalibrationSettings(grid=(0.3, 0.7), min_events=1),
             clips=ClipSettings(random_start_share=0),
         ),
         context=CONTEXT,
@@ -111,11 +114,25 @@ def test_a_run_survives_the_death_of_a_worker(cluster: None, config: Config) -> 
     assert (run.info.run_id, run.info.status) == (result.mlflow_run, "FINISHED")
     history = tracking.client.get_metric_history(result.mlflow_run, "train/loss")
     assert sorted(metric.step for metric in history) == list(range(60)), "each step once"
+    starts = tracking.client.get_metric_history(result.mlflow_run, "run/workers")
+    assert [(start.step, start.value) for start in starts] == [(0, 2), (20, 2)]
+    assert any(key.startswith("failure.") and "worker 0" in reason for key, reason in run.data.tags.items())
+    assert run.data.metrics.keys() >= {
+        "train/loss_speak", "train_labels/speak_positive", "speed/tokens_per_second", "speed/peak_memory_gib",
+        "system/cpu_utilization_percentage", "validation/speak_f1", "run/checkpoint_seconds",
+    }  # fmt: skip
+    assert Path(run.data.tags["checkpoint"]).is_dir()
+    assert {read.dataset.name for read in run.inputs.dataset_inputs} >= {"toy/train"}
+    assert "plots/losses.png" in [file.path for file in tracking.client.list_artifacts(run.info.run_id, "plots")]
 
     loaded = load_model(tracking.resolve("models:/prospect-dst@candidate"))
     assert loaded.model.config.trained_steps == {"speaking": 60, "dst_update": 60, "dst_state": 60}
     assert loaded.manifest["run_name"] == "e2e"
     assert loaded.fingerprint == encoder_fingerprint(VisionSettings(**loaded.manifest["vision"]))
+    calibration = json.loads((root / "runs" / "e2e" / "calibration.json").read_text())
+    assert loaded.model.config.thresholds == calibration["thresholds"]
+    assert calibration["thresholds"]["toy"].keys() == {"speak", "update"}
+    assert {"stream_turn_f1", "stream_joint_goal_accuracy", "speak_f1"} <= result.validation.keys()
     whitening = loaded.model.mm_projector.whitening
     assert not torch.equal(whitening, torch.eye(len(whitening))), "the frames' whitening travels with the model"
 
