@@ -1,7 +1,6 @@
 """What trains: everything that should, nothing else, and all of it is in the saved model."""
 
 import importlib.util
-import math
 import sys
 from pathlib import Path
 
@@ -27,7 +26,9 @@ WAYS = ["full", "lora", "qlora"]
 SETTINGS = TrainingSettings(learning_rate=1e-2, warmup_steps=0)
 
 
-def adapted(folder: Path, way: str, backend: str = "heads", tied: bool = True) -> tuple[torch.nn.Module, ModelSettings]:
+def adapted(
+    folder: Path, way: str, backend: str = "heads", tied: bool = True, dtype: str = "float32"
+) -> tuple[torch.nn.Module, ModelSettings]:
     """A Llama of two layers, saved as a base and adapted."""
     if way == "qlora" and not importlib.util.find_spec("bitsandbytes"):
         pytest.skip("bitsandbytes is not installed")
@@ -38,18 +39,18 @@ def adapted(folder: Path, way: str, backend: str = "heads", tied: bool = True) -
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(folder)
     VOCABULARY.tokenizer.save_pretrained(folder)
-    settings = ModelSettings(
-        base=str(folder), adaptation=way, decision_backend=backend, lora=LoraSettings(r=4, alpha=8, dropout=0.0)
-    )
+    lora = LoraSettings(r=4, alpha=8, dropout=0.0)
+    settings = ModelSettings(base=str(folder), adaptation=way, decision_backend=backend, lora=lora, dtype=dtype)
     tokenizer = build_tokenizer(settings, [], folder)
     base = build_model(settings, tokenizer, vision_dim=DIM, tokens_per_frame=1, fingerprint="f", cache=folder)
     return adapt(base, settings), settings
 
 
-def train(model: torch.nn.Module, steps: int = 3) -> None:
+def train(model: torch.nn.Module, steps: int = 3) -> PlainBackend:
     backend = PlainBackend(model, SETTINGS)
     for _ in range(steps):
         train_step(backend, [MicroBatch(collator(VOCABULARY, SamplingSettings())([tea_clip()]))], SETTINGS, 1e-2)
+    return backend
 
 
 @pytest.mark.parametrize("backend", ["heads", "token"])
@@ -93,19 +94,6 @@ def test_heads_that_no_loss_reaches_do_not_train(tmp_path):
     assert frozen == {"speaking_decision_head", "dst_update_head"}
 
 
-def test_an_adapter_of_a_4_bit_base_loads_onto_the_whole_base(tmp_path):
-    """NF4 rounds the base's weights: the merged model differs from the trained one, and little."""
-    model, settings = adapted(tmp_path / "base", "qlora")
-    train(model, 1)
-    save_model(model, VOCABULARY.tokenizer, settings, tmp_path / "model")
-    loaded = load_model(tmp_path / "model", allow_untrained=True).model
-    assert not any(parameter.dtype == torch.uint8 for parameter in loaded.parameters())
-    ids = torch.tensor([[5, 6, 7, 8]])
-    with torch.inference_mode():
-        one, other = model.eval()(input_ids=ids).logits, loaded(ids).logits
-    assert math.isclose(torch.cosine_similarity(one.flatten(), other.flatten(), 0).item(), 1, abs_tol=0.05)
-
-
 def test_4_bits_without_the_library_is_one_sentence(tmp_path, monkeypatch):
     model, settings = adapted(tmp_path / "base", "full")
     monkeypatch.setitem(sys.modules, "bitsandbytes.nn", None)
@@ -119,3 +107,62 @@ def test_trained_weights_of_a_bfloat16_base_are_kept_in_float32(tmp_path):
     train(model, 2)
     assert {parameter.dtype for parameter in trainable_parameters(model).values()} == {torch.float32}
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_model_that_was_loaded_again_is_the_trained_one(way, dtype, tmp_path):
+    """Of the largest logit 2e-5 in float32; 2 % in bfloat16, and 1 % around bitsandbytes' kernels."""
+    model, settings = adapted(tmp_path / "base", way, "token", tied=False, dtype=dtype)
+    weights = train(model).state_dict()
+    save_model(model, VOCABULARY.tokenizer, settings, tmp_path / "model", state_dict=weights)
+    loaded = load_model(tmp_path / "model", allow_untrained=True).model
+    assert {parameter.dtype for parameter in loaded.parameters()} == {getattr(torch, dtype)}
+    assert loaded.model.rotary_emb.inv_freq.dtype == torch.float32
+    ids = torch.tensor([[5, 6, 7, 8, *VOCABULARY.encode("pour water")]])
+    bfloat16 = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
+    with torch.inference_mode(), bfloat16:
+        one, other = model.eval()(input_ids=ids).logits.float(), loaded(ids).logits.float()
+    tolerance = 0.02 if dtype == "bfloat16" else 0.01 if way == "qlora" else 2e-5
+    assert (one - other).abs().max() < tolerance * one.abs().max()
+
+
+def test_small_updates_of_bfloat16_weights_add_up(tmp_path):
+    """Ten of 1e-6, on weights of about 0.02, whose last bit is 1e-4 in bfloat16."""
+    model, _ = adapted(tmp_path / "base", "full", dtype="bfloat16")
+    before = model.model.layers[0].mlp.up_proj.weight.detach().float().clone()
+    backend = PlainBackend(model, SETTINGS)
+    batch = MicroBatch(collator(VOCABULARY, SamplingSettings())([tea_clip()]))
+    for _ in range(10):
+        train_step(backend, [batch], SETTINGS, 1e-6)
+    moved = (model.model.layers[0].mlp.up_proj.weight.detach() - before).abs()
+    assert moved.median() > 5e-6
+
+
+def test_a_bfloat16_model_is_the_base_rounded_and_turns_positions_in_float32(tmp_path):
+    """Also where the base has fewer rows than the tokenizer, and brings several stop ids of its own."""
+    _, settings = adapted(tmp_path / "base", "full", tied=False)
+    folder = tmp_path / "small"
+    config = LlamaConfig.from_pretrained(tmp_path / "base", vocab_size=len(VOCABULARY.tokenizer) - 6)
+    small = LlamaForCausalLM(config)
+    small.generation_config.eos_token_id = [VOCABULARY.stop, 7]
+    small.save_pretrained(folder)
+    VOCABULARY.tokenizer.save_pretrained(folder)
+    changed = settings.model_copy(update={"base": str(folder), "dtype": "bfloat16", "whiten_frames": True})
+    one, again = (
+        build_model(changed, VOCABULARY.tokenizer, vision_dim=DIM, tokens_per_frame=1, fingerprint="f", cache=tmp_path)
+        for _ in range(2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), again.state_dict().values(), strict=True))
+    for matrix in ("model.embed_tokens.weight", "lm_head.weight"):
+        whole, base = one.get_parameter(matrix), small.get_parameter(matrix)
+        assert len(whole) == len(base) + 6
+        assert torch.equal(whole[: len(base)], base.bfloat16())
+    assert torch.equal(
+        one.get_parameter("model.layers.1.mlp.up_proj.weight"), small.model.layers[1].mlp.up_proj.weight.bfloat16()
+    )
+    assert {buffer.dtype for buffer in one.buffers()} == {torch.float32}
+    assert torch.equal(one.mm_projector.whitening, torch.eye(DIM))
+    assert one.mm_projector.up.weight.std() > 0
+    assert one.config.stop_ids == sorted({VOCABULARY.stop, 7})
+    assert (one.config.vocab_size, one.config.tie_word_embeddings) == (len(VOCABULARY.tokenizer), False)

@@ -1,5 +1,6 @@
 """Real ranks for tests: processes that share a gloo group and run training without Ray."""
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
@@ -10,9 +11,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
-from prospect.model.losses import loss_sums
+from prospect.data.batches import Batch
+from prospect.model.losses import LossSettings, loss_sums
 from prospect.training.backend import Backend, PlainBackend
 from prospect.training.worker import TrainingData, Work, WorkerJob, work
 
@@ -58,9 +60,17 @@ class InterruptionError(Exception):
     """What stands for a death between two steps."""
 
 
-def interrupting(backend: Any, after: int | None) -> Any:
-    """`backend`, whose process dies in place of update number `after`."""
-    step = backend.step
+def interrupting(backend: Any, after: int | None, job: WorkerJob) -> Any:
+    """`backend`, whose process dies in place of update number `after`; the clips of each step are noted on the way."""
+    step, sums = backend.step, backend.loss_sums
+
+    def noted(batch: Batch, settings: LossSettings) -> Tensor:
+        if backend.model.training:
+            with (job.folder / f"seen_{backend.rank}.jsonl").open("a") as file:
+                file.write(json.dumps([backend.updates, batch.clip_ids]) + "\n")
+        return sums(batch, settings)
+
+    backend.loss_sums = noted
 
     def counted(learning_rate: float) -> float:
         if backend.updates == after:
@@ -74,10 +84,10 @@ def interrupting(backend: Any, after: int | None) -> Any:
 
 def make(kind: str, job: WorkerJob, model: nn.Module, after: int | None) -> Backend:
     if kind == "plain":
-        return interrupting(PlainBackend(model, job.training), after)
+        return interrupting(PlainBackend(model, job.training), after, job)
     from prospect.training.zero import ZeroBackend
 
-    return interrupting(ZeroBackend(model, job.training, job.model.dtype, torch.device("cpu")), after)
+    return interrupting(ZeroBackend(model, job.training, job.model.dtype, torch.device("cpu")), after, job)
 
 
 def train(kind: str, job: WorkerJob, data: TrainingData, die_after: int | None = None) -> dict[str, Any] | None:

@@ -1,5 +1,7 @@
 """Checkpoints belong to no number of workers and no backend: real DeepSpeed on gloo, without Ray."""
 
+import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -16,12 +18,12 @@ from prospect.errors import CheckpointError
 from prospect.model.checkpoint import load_model
 from prospect.model.configuration import LoraSettings
 from prospect.training.backend import PlainBackend
-from prospect.training.checkpoint import read_checkpoint, whole_checkpoints
+from prospect.training.checkpoint import newest_checkpoint, read_checkpoint, whole_checkpoints
 from prospect.training.progress import read_events
 from prospect.training.settings import EarlyStopping, TrainingError, TrainingSettings
 from prospect.training.worker import TrainingData, WorkerJob
 from tests.training import ranks
-from tests.world import CONTEXT, MODEL, World, frames
+from tests.world import CONTEXT, DIM, MODEL, World, frames
 
 WIDE = MODEL.tiny.model_copy(update={"hidden_size": 256, "intermediate_size": 512})
 """Wide enough for matrices above the 100,000 elements from which on ZeRO-3 partitions."""
@@ -56,7 +58,7 @@ def job(world: World, tmp_path: Path) -> WorkerJob:
         sampling=SamplingSettings(),
     )
     lora = LoraSettings(r=4, alpha=8, dropout=0.1)
-    model = MODEL.model_copy(update={"tiny": WIDE, "frame_noise": 0.1, "lora": lora})
+    model = MODEL.model_copy(update={"frame_noise": 0.1, "lora": lora})
     brief = CONTEXT.model_copy(update={"max_utterance_tokens": 4, "max_delta_tokens": 4})  # a random model babbles
     return at(WorkerJob(model, training, brief, tmp_path, tmp_path, store.root, {}), "whole", world)
 
@@ -66,6 +68,10 @@ def at(job: WorkerJob, name: str, world: World, **training: object) -> WorkerJob
     folder = job.cache / name
     world.tokenizer.save_pretrained(folder / "tokenizer")  # type: ignore[attr-defined]
     return replace(job, folder=folder, training=job.training.model_copy(update=training))
+
+
+def built(job: WorkerJob, **model: object) -> WorkerJob:
+    return replace(job, model=job.model.model_copy(update=model))
 
 
 def losses(job: WorkerJob) -> dict[int, float]:
@@ -94,87 +100,120 @@ def assert_same_course(one: WorkerJob, other: WorkerJob, tolerance: float) -> No
         assert worst <= tolerance * there[name].abs().max() + 1e-12, (name, worst, there[name].abs().max())
 
 
-KINDS = {
-    "zero2-lora": ("lora", {"zero_stage": 2}),
-    "zero3-full": ("full", {"zero_stage": 3}),
-}
-RESIZES = {"2 to 1": (("zero", 2), ("zero", 1)), "1 to 2": (("zero", 1), ("zero", 2))}
+def clips_seen(job: WorkerJob) -> dict[int, list[str]]:
+    """The clips of each step, of all ranks and whatever number of times."""
+    seen: dict[int, set[str]] = {}
+    for file in job.folder.glob("seen_*.jsonl"):
+        for step, clips in map(json.loads, file.read_text().splitlines()):
+            seen.setdefault(step, set()).update(clips)
+    return {step: sorted(clips) for step, clips in seen.items()}
 
 
-@pytest.mark.parametrize("resize", RESIZES)
+KINDS = {"zero2-lora": ("lora", {"zero_stage": 2}), "zero3-full": ("full", {"zero_stage": 3})}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_goes_on_with_another_number_of_workers(
-    groups: dict[int, ranks.Ranks], job: WorkerJob, data: TrainingData, world: World, kind: str, resize: str
+    groups: dict[int, ranks.Ranks], job: WorkerJob, data: TrainingData, world: World, kind: str
 ) -> None:
+    """On one process without DeepSpeed, on two workers, on one and on two again: the undisturbed run's course.
+
+    The frames' noise and LoRA's dropout are part of it. Up to 1e-4: what is added up is added in another order.
+    """
     adaptation, training = KINDS[kind]
-    job = replace(job, model=job.model.model_copy(update={"adaptation": adaptation}))
-    whole, resized = at(job, "whole", world, **training), at(job, "resized", world, **training)
-    (first, before), (second, after) = RESIZES[resize]
-    [summary, *_] = groups[before].run(ranks.train, first, whole, data)
-    assert groups[before].run(ranks.train, first, resized, data, 5) == [None] * before
-    [continued, *_] = groups[after].run(ranks.train, second, resized, data)
+    job = built(job, adaptation=adaptation, tiny=WIDE)
+    whole = at(job, "whole", world, save_every=6)
+    resized = at(job, "resized", world, save_every=1, **training)
+    summary = ranks.train("plain", whole, data)
+    assert ranks.train("plain", resized, data, 1) is None
+    assert groups[2].run(ranks.train, "zero", resized, data, 3) == [None] * 2
+    assert groups[1].run(ranks.train, "zero", resized, data, 4) == [None]
+    continued, _ = groups[2].run(ranks.train, "zero", resized, data)
+    assert summary is not None
     assert continued["trained_steps"] == summary["trained_steps"]
     assert_same_course(resized, whole, 1e-4)
     for run in (whole, resized):  # the last validation streams, on as many ranks as there are
         *_, last = (event for event, _ in read_events(run.folder / "metrics.jsonl") if event["kind"] == "validation")
         assert {"loss", "speak", "state"} <= last["losses"].keys()
         assert {"speak_f1", "state_accuracy", "stream_turn_f1", "stream_slot_accuracy"} <= last["scores"].keys()
+    assert steps_done(resized) == list(range(6))
+    seen = clips_seen(resized)
+    assert seen == clips_seen(whole)
+    for epoch in range(3):  # of two steps; the workers changed within the first and at the second
+        assert sorted(seen[2 * epoch] + seen[2 * epoch + 1]) == sorted(clip.id for clip in data.train)
 
 
-def test_a_run_goes_from_one_card_to_deepspeed_and_back(
+def test_zero3_in_bfloat16_writes_the_whole_adapter_and_lends_the_model_to_one_rank(
     groups: dict[int, ranks.Ranks], job: WorkerJob, data: TrainingData, world: World
 ) -> None:
-    """The plain backend's course is DeepSpeed's, so that four of six steps on it and back change nothing."""
-    whole, mixed = at(job, "whole", world), at(job, "mixed", world, zero_stage=3)
-    ranks.train("plain", whole, data)
-    ranks.train("plain", mixed, data, 2)
-    groups[2].run(ranks.train, "zero", mixed, data, 4)
-    ranks.train("plain", mixed, data)
-    assert_same_course(mixed, whole, 1e-4)
-
-
-def test_zero3_writes_the_whole_model_and_lends_it_to_one_rank(
-    groups: dict[int, ranks.Ranks], job: WorkerJob, data: TrainingData, world: World
-) -> None:
-    for adaptation in ("full", "lora"):
-        model = job.model.model_copy(update={"adaptation": adaptation})
-        here = at(replace(job, model=model), adaptation, world, zero_stage=3, offload_optimizer=True, max_steps=2)
-        (together, alone), _ = groups[2].run(ranks.train_and_compare, here, data)
-        assert alone == pytest.approx(together, rel=1e-5)
-        loaded = load_model(here.folder / "model").model
-        folder = here.folder / "checkpoints" / "step_0000002"
-        trained = load_file(folder / "weights.safetensors")
-        [head] = [tensor for name, tensor in trained.items() if "dst_state_head" in name and "frame.weight" in name]
-        assert torch.equal(loaded.dst_state_head.frame.weight, head)
-        assert loaded.model.layers[0].mlp.up_proj.weight.shape == (512, 256)
-        if adaptation == "lora":
-            assert all("lora" in name or "modules_to_save" in name or "tokens" in name for name in trained)
+    """The token back-end reads rows of a partitioned matrix; the frames' whitening is a buffer beside weights."""
+    job = built(job, adaptation="lora", tiny=WIDE, dtype="bfloat16", decision_backend="token", whiten_frames=True)
+    options = {"zero_stage": 3, "offload_optimizer": True, "activation_checkpointing": True, "max_steps": 2}
+    job = at(job, "bfloat16", world, **options)
+    whitening = torch.randn(DIM, DIM) * 0.01
+    data = replace(data, frame_statistics=(torch.randn(DIM), whitening))
+    (together, alone), _ = groups[2].run(ranks.train_and_compare, job, data)
+    assert alone == pytest.approx(together, rel=1e-3)
+    loaded = load_model(job.folder / "model").model
+    assert torch.equal(loaded.mm_projector.whitening, whitening), "to the last bit, whatever the weights are"
+    assert loaded.model.layers[0].mlp.up_proj.weight.shape == (512, 256)
+    trained = load_file(job.folder / "checkpoints" / "step_0000002" / "weights.safetensors")
+    [name] = [name for name in trained if "dst_state_head" in name and "frame.weight" in name]
+    assert torch.equal(loaded.dst_state_head.frame.weight, trained[name].bfloat16())
+    assert not torch.equal(trained[name].bfloat16().float(), trained[name]), "small updates add up in float32"
+    assert all("lora" in name or "modules_to_save" in name or "tokens" in name for name in trained)
 
 
 def test_an_interrupted_run_ends_as_the_undisturbed_one(job: WorkerJob, data: TrainingData, world: World) -> None:
-    """On the same backend to the last bit, dropout and the frames' noise included; steps 4 and 5 are done twice."""
+    """On the same backend to the last bit, dropout and the frames' noise included; step 4 is done twice."""
     lora = replace(job, model=job.model.model_copy(update={"adaptation": "lora"}))
     whole, broken = at(lora, "whole", world), at(lora, "broken", world)
     summary = ranks.train("plain", whole, data)
     assert ranks.train("plain", broken, data, 5) is None
     assert ranks.train("plain", broken, data) == summary
     assert_same_course(broken, whole, 0)
+    assert steps_done(broken) == [0, 1, 2, 3, 4, 4, 5]
+    assert clips_seen(broken) == clips_seen(whole)
     assert [f.name for f in sorted((broken.folder / "checkpoints").iterdir())] == ["step_0000004", "step_0000006"]
 
 
-def test_a_damaged_checkpoint_is_passed_over(job: WorkerJob, data: TrainingData, world: World) -> None:
-    job = at(job, "damaged", world)
-    ranks.train("plain", job, data, 5)
-    newest, older = (job.folder / "checkpoints" / f"step_000000{step}" for step in (4, 2))
+def test_a_damaged_checkpoint_is_passed_over_and_said(job: WorkerJob, data: TrainingData, world: World) -> None:
+    """Cut off, changed in place, or left half-written by a killed writer: training goes on from the one before."""
+    job = at(job, "damaged", world, keep_checkpoints=3)
+    ranks.train("plain", job, data)
+    checkpoints = job.folder / "checkpoints"
+    oldest, older, newest = whole_checkpoints(checkpoints)
+    shutil.copytree(oldest, checkpoints / "step_0000009.1234.partial")
     with (newest / "exp_avg.safetensors").open("r+b") as file:
         file.truncate(1000)
-    assert whole_checkpoints(job.folder / "checkpoints") == [older]
-    with pytest.raises(CheckpointError, match="step_0000004: incomplete"):
+    with (older / "weights.safetensors").open("r+b") as file:
+        file.seek(-8, os.SEEK_END)
+        file.write(b"\xff" * 8)
+    assert whole_checkpoints(checkpoints) == [oldest, older]
+    assert newest_checkpoint(checkpoints)[0] == oldest
+    with pytest.raises(CheckpointError, match=r"step_0000006: exp_avg.safetensors is missing or cut off"):
         read_checkpoint(PlainBackend(world.model(), job.training), newest)
-    with pytest.raises(CheckpointError, match=r"step_0000002: .*is \[256, 256\] there and \[256, 32\] in the model"):
-        read_checkpoint(PlainBackend(world.model(), job.training), older)
+    other = PlainBackend(world.model(tiny=WIDE), job.training)
+    with pytest.raises(CheckpointError, match=r"step_0000002: .*is \[256, 32\] there and \[256, 256\] in the model"):
+        read_checkpoint(other, oldest)
     ranks.train("plain", job, data)
-    assert steps_done(job) == [0, 1, 2, 3, 4, 2, 3, 4, 5]
+    assert steps_done(job) == [0, 1, 2, 3, 4, 5, 2, 3, 4, 5]
+    said = [event["message"] for event, _ in read_events(job.folder / "metrics.jsonl") if event["kind"] == "warning"]
+    assert "step_0000006: exp_avg.safetensors is missing or cut off" in said[0]
+    assert "step_0000004: weights.safetensors is damaged" in said[1]
+    assert whole_checkpoints(checkpoints) == [oldest, older, newest], "written again; what a killed writer left is gone"
+    assert {folder.name for folder in checkpoints.iterdir()} == {oldest.name, older.name, newest.name}
+
+
+def test_a_run_without_a_whole_checkpoint_is_not_begun_anew_unasked(
+    job: WorkerJob, data: TrainingData, world: World
+) -> None:
+    job = at(job, "lost", world, keep_checkpoints=1)
+    ranks.train("plain", job, data, 3)
+    [only] = (job.folder / "checkpoints").iterdir()
+    (only / "checkpoint.json").write_text("{")
+    with pytest.raises(TrainingError, match=r"step_0000002: checkpoint.json is missing or cut off; no older one is"):
+        ranks.train("plain", job, data)
 
 
 @pytest.fixture
@@ -193,6 +232,7 @@ def test_a_full_disk_ends_the_run_in_a_sentence_and_leaves_no_half_checkpoint(
     job: WorkerJob, data: TrainingData, world: World, small_disk: Path
 ) -> None:
     """One checkpoint of the wide model takes 18 MB: the second does not fit, and does when there is room."""
+    job = built(job, tiny=WIDE)
     whole = at(job, "whole", world)
     ranks.train("plain", whole, data)
     job = replace(at(job, "full", world), folder=small_disk / "run")

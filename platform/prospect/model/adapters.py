@@ -12,7 +12,7 @@ from transformers import LlamaConfig, PreTrainedModel
 
 from prospect.dialogue.vocabulary import GRAMMAR_TOKENS, Vocabulary, extend_tokenizer
 from prospect.errors import CheckpointError, ConfigError
-from prospect.model.bases import load_base, load_tokenizer
+from prospect.model.bases import base_folder, load_tokenizer, load_weights, read_config
 from prospect.model.configuration import DSTProActConfig, LoraSettings, ModelSettings
 from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.model.tokenizer import fit_tokenizer
@@ -55,16 +55,10 @@ def build_model(
         CheckpointError: the base cannot be loaded or is not a Llama.
     """
     torch.manual_seed(seed)
-    if settings.base == "tiny":
-        base_config = _tiny_config(settings, tokenizer)
-        base = None
-    else:
-        base = load_base(settings.base, cache)
-        base.resize_token_embeddings(max(len(tokenizer), base.config.vocab_size), mean_resizing=False)
-        base_config = base.config
-    vocabulary = Vocabulary(tokenizer, _stop_ids(base, tokenizer))
+    folder = "" if settings.base == "tiny" else base_folder(settings.base, cache)
+    base = read_config(settings.base, folder) if folder else _tiny_config(settings, tokenizer)
     config = DSTProActConfig(
-        **{k: v for k, v in base_config.to_dict().items() if k not in ("model_type", "architectures")},
+        **{k: v for k, v in base.to_dict().items() if k not in ("model_type", "architectures")},
         vision_dim=vision_dim,
         tokens_per_frame=tokens_per_frame,
         fingerprint=fingerprint,
@@ -74,18 +68,36 @@ def build_model(
         whiten_frames=settings.whiten_frames,
         frame_noise=settings.frame_noise,
         grammar_ids=dict(zip(GRAMMAR_TOKENS, tokenizer.convert_tokens_to_ids(list(GRAMMAR_TOKENS)), strict=True)),
-        stop_ids=sorted(vocabulary.stop_ids),
         trained_steps={},
     )
-    model = DSTProActLlamaForCausalLM(config)
-    if base is not None:
-        missing, unexpected = model.load_state_dict(base.state_dict(), strict=False)
-        foreign = [name for name in missing if name.split(".")[0] not in NEW_MODULES]
-        if foreign or unexpected:
-            raise CheckpointError(f"model.base={settings.base!r}: weights do not fit, {foreign[:2] + unexpected[:2]}")
-        if base_config.tie_word_embeddings:
-            model.tie_weights()
-    return model.to(getattr(torch, settings.dtype))
+    dtype = getattr(torch, settings.dtype)
+    if folder:
+        model = _on_base(settings.base, folder, config, dtype)
+        model.resize_token_embeddings(max(len(tokenizer), base.vocab_size), mean_resizing=False)
+    else:
+        model = cast_parameters(DSTProActLlamaForCausalLM(config), dtype)
+    model.config.stop_ids = sorted(Vocabulary(tokenizer, _stop_ids(model)).stop_ids)
+    return model
+
+
+def _on_base(name: str, folder: str, config: DSTProActConfig, dtype: torch.dtype) -> DSTProActLlamaForCausalLM:
+    model, missing = load_weights(name, folder, DSTProActLlamaForCausalLM, config, dtype)
+    foreign = sorted(weight for weight in missing if weight.split(".")[0] not in NEW_MODULES)
+    if foreign:
+        raise CheckpointError(
+            f"`model.base` is {name}, whose weights do not fit its config.json: {foreign[0]} is missing.",
+            field="model.base",
+        )
+    if config.whiten_frames:
+        model.mm_projector.fix_whitening(torch.zeros(config.vision_dim), torch.eye(config.vision_dim))
+    return model
+
+
+def cast_parameters(model: DSTProActLlamaForCausalLM, dtype: torch.dtype) -> DSTProActLlamaForCausalLM:
+    """Buffers stay in float32: rounded frequencies of the rotary embedding turn far positions by radians."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def _tiny_config(settings: ModelSettings, tokenizer: Any) -> LlamaConfig:
@@ -105,12 +117,10 @@ def _tiny_config(settings: ModelSettings, tokenizer: Any) -> LlamaConfig:
     )
 
 
-def _stop_ids(base: PreTrainedModel | None, tokenizer: Any) -> list[int]:
+def _stop_ids(model: PreTrainedModel) -> list[int]:
     """Everything that ends a generation: Llama-3.2-Instruct ships three ids."""
-    if base is None:
-        return [tokenizer.eos_token_id]
     found: list[int] = []
-    for ids in (base.config.eos_token_id, getattr(base.generation_config, "eos_token_id", None)):
+    for ids in (model.config.eos_token_id, getattr(model.generation_config, "eos_token_id", None)):
         found += ids if isinstance(ids, list) else [ids] if ids is not None else []
     return found
 
@@ -151,7 +161,7 @@ def add_lora(model: DSTProActLlamaForCausalLM, settings: LoraSettings) -> PeftMo
         task_type="CAUSAL_LM",
     )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # peft asks for it
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # asked by peft
         return get_peft_model(model, config)
 
 
@@ -175,6 +185,21 @@ def quantize(model: DSTProActLlamaForCausalLM) -> None:
     cast(Any, model).is_loaded_in_4bit = True  # how peft knows
 
 
+def round_to_4_bits(model: DSTProActLlamaForCausalLM) -> None:
+    """Gives the projections the values that they have in NF4, in their own type: what QLoRA's adapters were fitted to.
+
+    Raises:
+        ConfigError: bitsandbytes is not installed.
+    """
+    bitsandbytes()
+    functional = importlib.import_module("bitsandbytes.functional")
+    for layer in model.model.layers:
+        for name, module in layer.named_modules():
+            if name.split(".")[-1] in PROJECTIONS:
+                rounded = functional.quantize_4bit(module.weight.data, quant_type="nf4", compress_statistics=True)
+                module.weight.data.copy_(functional.dequantize_4bit(*rounded))
+
+
 def bitsandbytes() -> Any:
     """Its layers.
 
@@ -191,10 +216,9 @@ def bitsandbytes() -> Any:
 
 
 def keep_trained_in_float32(model: torch.nn.Module) -> None:
-    """Small updates are lost on bfloat16 weights. For a frozen base under autocast; DeepSpeed keeps copies itself."""
-    if any(not parameter.requires_grad for parameter in model.parameters()):
-        for parameter in trainable_parameters(model).values():
-            parameter.data = parameter.data.float()
+    """Small updates are lost on bfloat16 weights. For a forward pass under autocast; DeepSpeed keeps copies itself."""
+    for parameter in trainable_parameters(model).values():
+        parameter.data = parameter.data.float()
 
 
 def unwrap(model: DSTProActLlamaForCausalLM | PeftModel) -> DSTProActLlamaForCausalLM:

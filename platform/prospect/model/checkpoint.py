@@ -5,6 +5,7 @@ an adapter with the base that it belongs to.
 """
 
 import json
+import logging
 import os
 import shutil
 from dataclasses import dataclass
@@ -17,10 +18,12 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
 from prospect.dialogue.vocabulary import Vocabulary
-from prospect.errors import CheckpointError, UntrainedHeadError
-from prospect.model.adapters import build_model, unwrap
+from prospect.errors import CheckpointError, ConfigError, UntrainedHeadError
+from prospect.model.adapters import build_model, round_to_4_bits, unwrap
 from prospect.model.configuration import HEADS, DSTProActConfig, ModelSettings
 from prospect.model.modeling import DSTProActLlamaForCausalLM
+
+log = logging.getLogger(__name__)
 
 _MANIFEST = "prospect.json"
 
@@ -74,7 +77,9 @@ def save_model(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     model.save_pretrained(str(partial), state_dict=state_dict)
-    unwrap(model).config.save_pretrained(partial)
+    config = unwrap(model).config
+    config.dtype = getattr(torch, settings.dtype)  # transformers notes that of float32 copies of what trains
+    config.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     manifest = {"model": settings.model_dump(), **(extra or {})}
     (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2))
@@ -115,6 +120,16 @@ def load_model(
     return loaded
 
 
+def _round(base: DSTProActLlamaForCausalLM, folder: Path) -> None:
+    """Where that cannot be, the adapters sit on a base that is a little better than the one they were fitted to."""
+    try:
+        round_to_4_bits(base)
+    except ConfigError:
+        log.warning(
+            "model %s was trained on 4-bit weights; without bitsandbytes it decides a little differently", folder
+        )
+
+
 def _user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prospect"
 
@@ -130,8 +145,9 @@ def _load_weights(
                 f"weights missing {sorted(info['missing_keys'])[:3]}, unknown {sorted(info['unexpected_keys'])[:3]}"
             )
         return model
+    settings = ModelSettings(**manifest["model"])
     base = build_model(
-        ModelSettings(**manifest["model"]),
+        settings,
         tokenizer,
         vision_dim=config.vision_dim,
         tokens_per_frame=config.tokens_per_frame,
@@ -139,6 +155,8 @@ def _load_weights(
         cache=cache,
         seed=manifest.get("seed", 0),  # of the frozen base where it is random: `tiny`
     )
+    if settings.adaptation == "qlora":
+        _round(base, folder)
     merged = PeftModel.from_pretrained(base, folder).merge_and_unload()
     merged.config.trained_steps, merged.config.thresholds = config.trained_steps, config.thresholds
     return merged

@@ -23,13 +23,13 @@ class FrameProjector(nn.Module):
         self.up = nn.Linear(vision_dim, hidden_size)
         self.down = nn.Linear(hidden_size, hidden_size)
         if whiten:
-            self.register_buffer("mean", torch.zeros(vision_dim))
-            self.register_buffer("whitening", torch.eye(vision_dim))
+            self.register_buffer("mean", torch.zeros(vision_dim, dtype=torch.float32))
+            self.register_buffer("whitening", torch.eye(vision_dim, dtype=torch.float32))
 
     def fix_whitening(self, mean: Tensor, whitening: Tensor) -> None:
-        """Frames become (frame - mean) @ whitening, with [D] and [D, D]; no training changes it."""
-        self.mean.copy_(mean)
-        self.whitening.copy_(whitening)
+        """Frames become (frame - mean) @ whitening, with [D] and [D, D], in float32; no training changes it."""
+        self.mean = mean.to(self.mean.device, torch.float32)
+        self.whitening = whitening.to(self.whitening.device, torch.float32)
 
     def mean_frame(self) -> np.ndarray:
         """The frame [D] that carries no information: the training mean, or zeros where it is not kept."""
@@ -38,7 +38,8 @@ class FrameProjector(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         if self.whitens:
-            frames = (frames.float() - self.mean.float()) @ self.whitening.float()
+            with torch.autocast(frames.device.type, enabled=False):
+                frames = (frames.float() - self.mean.float()) @ self.whitening.float()
         if self.training and self.noise:
             frames = frames + self.noise * torch.randn_like(frames)
         return self.down(nn.functional.gelu(self.up(frames.to(self.up.weight.dtype))))

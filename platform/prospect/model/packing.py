@@ -58,6 +58,7 @@ def packed_attention(
 
     One kernel for all clips on CUDA in half precision; elsewhere one call a clip.
     """
+    query, key = query.to(value.dtype), key.to(value.dtype)  # a rotation under autocast leaves them in float32
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         return _in_one_kernel(query, key, value, scaling, packing), None
     parts = zip(*(tensor.split(packing.lengths, dim=2) for tensor in (query, key, value)), strict=True)

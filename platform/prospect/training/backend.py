@@ -55,7 +55,7 @@ class Backend(Checkpointable, Protocol):
         ...
 
     def state_dict(self) -> dict[str, Tensor] | None:
-        """A partitioned model's weights on rank 0's CPU, gathered one by one; None where the model holds its own."""
+        """What a model's folder holds, on rank 0's CPU; None where that is what the model itself holds."""
         ...
 
 
@@ -67,18 +67,19 @@ class PlainBackend:
 
     def __init__(self, model: nn.Module, settings: TrainingSettings, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        keep_trained_in_float32(model)
         self.model = unwrap(model.to(self.device))  # type: ignore[arg-type]
+        self._dtype = self.model.dtype  # of what was built; its arithmetic and its folder keep it
+        keep_trained_in_float32(model)
         self._max_grad_norm = settings.max_grad_norm
         self._optimizer = make_optimizer(model, settings)
         self._trainable = trainable_parameters(model)
 
     def loss_sums(self, batch: Batch, settings: LossSettings) -> Tensor:
-        with autocast(self.model):
+        with autocast(self.model, self._dtype):
             return loss_sums(self.model, batch, settings)
 
     def loss_sums_and_readings(self, batch: Batch, settings: LossSettings) -> tuple[Tensor, Readings]:
-        with autocast(self.model):
+        with autocast(self.model, self._dtype):
             return loss_sums_and_readings(self.model, batch, settings)
 
     def backward(self, loss: Tensor) -> None:
@@ -103,7 +104,15 @@ class PlainBackend:
         yield self.model
 
     def state_dict(self) -> dict[str, Tensor] | None:
-        return None
+        """Of a whole model in bfloat16 its weights in that; adapters are small enough for float32."""
+        if self.model.dtype == self._dtype:
+            return None
+        cast: dict[int, Tensor] = {}
+        weights = self.model.state_dict(keep_vars=True)
+        for weight in weights.values():
+            kind = self._dtype if isinstance(weight, nn.Parameter) else weight.dtype
+            cast.setdefault(id(weight), weight.detach().to("cpu", kind))
+        return {name: cast[id(weight)] for name, weight in weights.items()}
 
     @property
     def updates(self) -> int:
@@ -130,9 +139,9 @@ class PlainBackend:
         return state[kind] if kind in state else torch.zeros_like(parameter)
 
 
-def autocast(model: DSTProActLlamaForCausalLM) -> torch.autocast:
-    """bfloat16 arithmetic around a bfloat16 base, with what trains in float32."""
-    return torch.autocast(model.device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16)
+def autocast(model: DSTProActLlamaForCausalLM, dtype: torch.dtype | None = None) -> torch.autocast:
+    """bfloat16 arithmetic with what trains in float32, for a model of `dtype`, or of its frozen base's."""
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=(dtype or model.dtype) == torch.bfloat16)
 
 
 def set_updates(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], count: int) -> None:

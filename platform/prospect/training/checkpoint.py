@@ -3,21 +3,23 @@
     CHECKPOINTS/step_0000200/weights.safetensors      trainable tensors by name, float32
                              exp_avg.safetensors      AdamW's first moments, by the same names
                              exp_avg_sq.safetensors   AdamW's second moments
-                             checkpoint.json          step, updates, progress, and the size of each file
+                             checkpoint.json          updates, progress, and size and checksum of each file
 
 A checkpoint is written under another name and renamed when all of it is on the disk. Nothing else has to be kept:
-the order of clips, the schedule and every random draw of training are functions of the seed and the step.
+the order of clips, the schedule and every random draw of training are functions of the seed, the step and the clips.
 """
 
+import contextlib
 import json
 import math
 import os
 import shutil
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -83,9 +85,9 @@ def read_checkpoint(backend: Checkpointable, folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is damaged, or belongs to another model.
     """
+    if reason := _incomplete(folder):
+        raise CheckpointError(f"checkpoint {folder}: {reason}")
     state = _state(folder)
-    if state is None:
-        raise CheckpointError(f"checkpoint {folder}: incomplete, {_STATE} or a file it names is missing or cut off")
     shapes = backend.shapes()
     backend.updates = state["updates"]
     for file in state["files"]:
@@ -114,8 +116,28 @@ def step_folder(checkpoints: Path, step: int) -> Path:
 
 def whole_checkpoints(checkpoints: Path) -> list[Path]:
     """The checkpoints of a run that are complete, oldest first."""
-    named = (folder for folder in sorted(checkpoints.glob("step_*")) if folder.suffix != _PARTIAL)
-    return [folder for folder in named if _state(folder) is not None]
+    return [folder for folder in _named(checkpoints) if _incomplete(folder) is None]
+
+
+def newest_checkpoint(checkpoints: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint whose every byte is as it was written, and a sentence for each newer one.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none is whole: to begin anew is not ours to decide.
+    """
+    passed_over: list[str] = []
+    for folder in reversed(_named(checkpoints)):
+        reason = _incomplete(folder) or _changed(folder)
+        if reason is None:
+            return folder, passed_over
+        passed_over.append(f"checkpoint {folder}: {reason}")
+    if passed_over:
+        raise CheckpointError(f"{passed_over[0]}; no older one is whole, so delete {checkpoints} to begin anew")
+    return None, []
+
+
+def _named(checkpoints: Path) -> list[Path]:
+    return [folder for folder in sorted(checkpoints.glob("step_*")) if folder.suffix != _PARTIAL]
 
 
 def remove_old(checkpoints: Path, keep: int) -> None:
@@ -125,14 +147,32 @@ def remove_old(checkpoints: Path, keep: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _state(folder: Path) -> dict[str, Any] | None:
-    """What `checkpoint.json` says, or None where anything is missing."""
+def _state(folder: Path) -> dict[str, Any]:
+    return cast(dict[str, Any], json.loads((folder / _STATE).read_text()))
+
+
+def _incomplete(folder: Path) -> str | None:
+    """What is missing of a checkpoint; quick, by the files' sizes."""
     try:
-        state: dict[str, Any] = json.loads((folder / _STATE).read_text())
-        sizes = {file: (folder / file).stat().st_size for file in state["files"]}
+        files = _state(folder)["files"]
     except (OSError, ValueError, KeyError):
-        return None
-    return state if sizes == state["files"] else None
+        return f"{_STATE} is missing or cut off"
+    for file, written in files.items():
+        if not (folder / file).is_file() or (folder / file).stat().st_size != written["bytes"]:
+            return f"{file} is missing or cut off"
+    return None
+
+
+def _changed(folder: Path) -> str | None:
+    """Which file of a complete checkpoint is not as it was written; reads all of them."""
+    for file, written in _state(folder)["files"].items():
+        checksum = 0
+        with (folder / file).open("rb") as stored:
+            while part := stored.read(2**24):
+                checksum = zlib.crc32(part, checksum)
+        if checksum != written["crc32"]:
+            return f"{file} is damaged, its checksum is not that of what was written"
+    return None
 
 
 def _write(
@@ -141,18 +181,22 @@ def _write(
     partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}{_PARTIAL}")
     try:
         partial.mkdir(parents=True)
+        files = {}
         for kind in kinds:
-            _write_tensors(partial / f"{kind}.safetensors", shapes, islice(tensors, len(shapes)))
-        files = {file.name: file.stat().st_size for file in sorted(partial.iterdir(), reverse=True)}
+            file = partial / f"{kind}.safetensors"
+            checksum = _write_tensors(file, shapes, islice(tensors, len(shapes)))
+            files[file.name] = {"bytes": file.stat().st_size, "crc32": checksum}
         _write_durably(partial / _STATE, [json.dumps({**state, "files": files}, indent=2).encode()])
+        _sync(partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
+        _sync(folder.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _write_tensors(file: Path, shapes: dict[str, tuple[int, ...]], tensors: Iterator[Tensor]) -> None:
+def _write_tensors(file: Path, shapes: dict[str, tuple[int, ...]], tensors: Iterator[Tensor]) -> int:
     """A safetensors file, one tensor after the other: its own writer wants all of them at once."""
     header, offset = {}, 0
     for name, shape in shapes.items():
@@ -162,12 +206,26 @@ def _write_tensors(file: Path, shapes: dict[str, tuple[int, ...]], tensors: Iter
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
     parts = (tensor.to(torch.float32).contiguous().numpy().tobytes() for tensor in tensors)
-    _write_durably(file, chain([len(encoded).to_bytes(8, "little"), encoded], parts))
+    return _write_durably(file, chain([len(encoded).to_bytes(8, "little"), encoded], parts))
 
 
-def _write_durably(file: Path, parts: Iterable[bytes]) -> None:
+def _write_durably(file: Path, parts: Iterable[bytes]) -> int:
+    """Returns the checksum of what was written."""
+    checksum = 0
     with file.open("wb") as out:
         for part in parts:
             out.write(part)
+            checksum = zlib.crc32(part, checksum)
         out.flush()
         os.fsync(out.fileno())
+    return checksum
+
+
+def _sync(folder: Path) -> None:
+    """Its names survive a power failure, where the file system knows how."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

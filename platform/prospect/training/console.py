@@ -86,6 +86,9 @@ class Console:
         failed = "a worker" if event["workers"] == 1 else f"{event['workers']} workers"
         return f"{failed} failed after step {event['step']}: {event['reason']}"
 
+    def _warning(self, event: Event) -> str:
+        return str(event["message"])
+
     def _stopped(self, event: Event) -> str:
         return f"stopped early; the weights after step {event['best_step']} are kept"
 

@@ -97,7 +97,7 @@ def train_step(
         # Dropout belongs to the clips and not to the rank: any number of workers draws the same.
         torch.manual_seed(derived_seed("dropout", settings.seed, step, *micro.batch.clip_ids))
         terms = backend.loss_sums(micro.batch.to(backend.device), settings.losses)
-        loss, _ = total_loss(terms, counts.to(backend.device), settings.losses)
+        loss, _ = total_loss(terms, counts, settings.losses)
         backend.backward(loss * micro.counts)
         sums.append(terms.detach().double().cpu() * micro.counts)
     loss, parts = total_loss(backend.all_reduce(torch.stack(sums).sum(0)), counts, settings.losses)

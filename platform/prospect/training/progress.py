@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 Event = dict[str, Any]
-"""`kind` (start, step, validation, checkpoint, failure, stopped, done), `time` in seconds since 1970, `step`, and the
-kind's numbers."""
+"""`kind` (start, step, validation, checkpoint, warning, failure, stopped, done), `time` in seconds since 1970, `step`,
+and the kind's numbers."""
 
 _POLL_SECONDS, _LONGEST_PAUSE = 0.5, 10.0
 

@@ -22,6 +22,7 @@ from prospect.data.clips import Clip
 from prospect.data.embeddings import EmbeddingStore
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.vocabulary import Vocabulary
+from prospect.errors import CheckpointError
 from prospect.evaluation.metrics import EvaluationSettings
 from prospect.model.adapters import adapt, build_model
 from prospect.model.checkpoint import save_model
@@ -29,7 +30,14 @@ from prospect.model.configuration import HEADS, ModelSettings
 from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.streaming.engine import StreamingSettings
 from prospect.training.backend import Backend, together
-from prospect.training.checkpoint import read_checkpoint, remove_old, step_folder, whole_checkpoints, write_checkpoint
+from prospect.training.checkpoint import (
+    newest_checkpoint,
+    read_checkpoint,
+    remove_old,
+    step_folder,
+    whole_checkpoints,
+    write_checkpoint,
+)
 from prospect.training.folder import write_json
 from prospect.training.loop import StepResult, make_sampler, train_steps
 from prospect.training.meter import Meter
@@ -187,9 +195,19 @@ class Work:
 
     def _resume(self) -> Progress:
         """Rank 0 says from which checkpoint: the ranks' views of a shared folder may differ for a moment."""
-        mine = [folder.name for folder in whole_checkpoints(self.checkpoints)[-1:]] if self.backend.rank == 0 else []
-        newest = self.backend.gather(mine)
-        return Progress(**read_checkpoint(self.backend, self.checkpoints / newest[0])) if newest else Progress()
+        newest = together(self.backend, self._newest() if self.backend.rank == 0 else None)
+        [agreed] = self.backend.gather([newest] if self.backend.rank == 0 else [])
+        return Progress(**read_checkpoint(self.backend, agreed)) if agreed else Progress()
+
+    def _newest(self) -> Path | CheckpointError | None:
+        try:
+            newest, passed_over = newest_checkpoint(self.checkpoints)
+        except CheckpointError as error:
+            return error
+        if self.log:
+            for sentence in passed_over:
+                self.log.write("warning", step=0, message=f"{sentence}; training goes on from an older one")
+        return newest
 
     def _train(self) -> None:
         settings, progress = self.settings, self.progress

@@ -12,7 +12,7 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.zero import GatheredParameters, unwrap_model_for_generation
+from deepspeed.runtime.zero import GatheredParameters, Init, unwrap_model_for_generation
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -52,6 +52,8 @@ def zero_config(settings: TrainingSettings, dtype: str) -> dict[str, Any]:
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,  # its own is compiled on first use; torch's fused one is there
         "bf16": {"enabled": dtype == "bfloat16"},
+        # Of stage 1 DeepSpeed would make another optimizer, without partitioned gradients to add up in.
+        "data_types": {"grad_accum_dtype": "fp32" if settings.zero_stage > 1 else None},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 1_000_000_000,
     }
@@ -69,6 +71,17 @@ class _Loss(nn.Module):
         return compute(unwrap(cast(Any, self.wrapped)), batch, settings)
 
 
+def _partition(model: nn.Module, config: dict[str, Any], dtype: str, device: torch.device) -> nn.Module:
+    """Weight by weight to the device and all but this rank's part off it again: no device holds the whole model."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(getattr(torch, dtype))
+    Init(module=model, config_dict_or_path=config)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(device)
+    return model
+
+
 class ZeroBackend:
     """A `Backend` around a DeepSpeed engine; needs an initialised process group."""
 
@@ -79,15 +92,16 @@ class ZeroBackend:
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._wrapped = model
         self._trainable = trainable_parameters(model)
+        self._partitioned = settings.zero_stage == 3
+        optimizer, config = make_optimizer(model, settings), zero_config(settings, dtype)
         self.engine, self._optimizer, *_ = deepspeed.initialize(
-            model=_Loss(model.to(device)),
-            optimizer=make_optimizer(model, settings),
-            config=zero_config(settings, dtype),
+            model=_Loss(_partition(model, config, dtype, device) if self._partitioned else model.to(device)),
+            optimizer=optimizer,
+            config=config,
         )
         self.model = unwrap(cast(Any, model))
         self.device = device
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self._partitioned = settings.zero_stage == 3
         # DeepSpeed links a parameter to its moments after the first group's first step, when other groups have none.
         self.updates = 0
 
@@ -124,11 +138,13 @@ class ZeroBackend:
             yield self.model
 
     def state_dict(self) -> dict[str, Tensor] | None:
-        """Of an adapter what is trainable, else every weight; a tied one once in memory."""
+        """Of an adapter what trains and the buffers beside it, else every weight; a tied one once in memory."""
         if not self._partitioned:
             return None
         gathered: dict[int, Tensor] = {}
-        weights = self._trainable if isinstance(self._wrapped, PeftModel) else self._wrapped.state_dict(keep_vars=True)
+        weights = self._wrapped.state_dict(keep_vars=True)
+        if isinstance(self._wrapped, PeftModel):
+            weights = {n: w for n, w in weights.items() if w.requires_grad or not isinstance(w, nn.Parameter)}
         for weight in weights.values():
             if id(weight) not in gathered:
                 with GatheredParameters([weight]):
