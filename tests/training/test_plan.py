@@ -102,14 +102,12 @@ def test_a_micro_batch_is_planned_for_the_longest_clips_that_meet() -> None:
     assert largest_micro_batch(lengths, TrainingSettings(micro_batch_tokens=4000)) == (400, 300, 200, 100)
 
 
-@pytest.mark.parametrize(
-    "training", ["cpu", "few_videos", "proassist", "single_24gb", "zero2", "zero2_offload", "zero3"]
-)
-def test_every_training_is_planned_without_data_or_weights(
+@pytest.mark.parametrize("training", ["single_24gb", "zero2_offload", "zero3"])
+def test_a_training_is_planned_without_data_or_weights(
     training: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     show_plan(load("train", [f"storage.root={tmp_path}", f"training={training}", "plan=true", "card=24"]))
     shown = capsys.readouterr().out
-    for words in ("state head", "trainable", "optimizer", "activations", "peak", "fits 80GB", "a card of 24: "):
+    for words in ("state head", "trainable", "weights", "activations", "peak", "fits 80GB", "a card of 24: "):
         assert words in shown
     assert not list(tmp_path.iterdir())

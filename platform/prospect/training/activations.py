@@ -6,6 +6,7 @@ second.
 
 import weakref
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from prospect.dialogue.sequence import TextTask
 from prospect.model.adapters import adapt, unwrap
 from prospect.model.configuration import ModelSettings
 from prospect.model.geometry import base_geometry, empty_model
-from prospect.model.losses import decision_sums, text_sums
+from prospect.model.losses import LossSettings, decision_sums, text_sums
 from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.model.packing import ATTENTION, Packing
 from prospect.training.settings import TrainingSettings
@@ -48,21 +49,31 @@ def activation_bytes(
     settings: ModelSettings, training: TrainingSettings, lengths: tuple[int, ...], vision_dim: int = 1152
 ) -> int:
     """The most that a forward and a backward pass hold besides weights, gradients and the optimizer's state."""
-    geometry = base_geometry(settings)
-    one, two = (_pass_bytes(settings, training, lengths, vision_dim, layers) for layers in (1, 2))
-    return two + (geometry.num_hidden_layers - 2) * (two - one)
+    layers = base_geometry(settings).num_hidden_layers
+    one, two = (
+        _pass_bytes(settings, training.losses, training.activation_checkpointing, lengths, vision_dim, number)
+        for number in (1, 2)
+    )
+    return two + (layers - 2) * (two - one)
 
 
+@lru_cache(maxsize=64)
 def _pass_bytes(
-    settings: ModelSettings, training: TrainingSettings, lengths: tuple[int, ...], vision_dim: int, layers: int
+    settings: ModelSettings,
+    losses: LossSettings,
+    checkpointing: bool,
+    lengths: tuple[int, ...],
+    vision_dim: int,
+    layers: int,
 ) -> int:
+    """Of a model of `layers` layers; the plans of one job ask for it again and again."""
     geometry = base_geometry(settings)
     geometry.num_hidden_layers = layers
     model = adapted_shape(geometry, settings, vision_dim)
     inner, dtype = unwrap(model).train(), getattr(torch, settings.dtype)
     with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         _make_fake(model, settings)
-        inner.checkpoint_layers(training.activation_checkpointing)
+        inner.checkpoint_layers(checkpointing)
         inner.set_attn_implementation(ATTENTION)
         packing, batch = Packing.of(lengths, "cpu"), fake_batch(lengths, vision_dim)
         embeddings = torch.empty(1, sum(lengths), geometry.hidden_size, dtype=dtype, requires_grad=True)
@@ -70,7 +81,7 @@ def _pass_bytes(
         with _LiveBytes(known) as live:
             kwargs = {"packing": packing, "position_ids": packing.position_ids, "use_cache": False}
             flat = inner.model(inputs_embeds=embeddings, **kwargs).last_hidden_state[0]
-            terms = [*text_sums(inner, flat, batch), *decision_sums(inner, flat, batch, training.losses)]
+            terms = [*text_sums(inner, flat, batch), *decision_sums(inner, flat, batch, losses)]
             torch.stack(terms).sum().backward()
     return live.peak
 
