@@ -33,10 +33,10 @@ def model_folder(folder: Path, content: str) -> Path:
 
 def test_one_run_however_often_it_is_opened(tracking: Tracking, tmp_path: Path) -> None:
     config = {"training": {"seed": 3, "losses": {"speak": 1.0}}, "model": {"base": "tiny"}}
-    first = tracking.open_run(tmp_path / "a", "a", config=config, tags={"dataset": "d1"})
+    first = tracking.open_run(tmp_path / "a", "a", parameters=config, tags={"dataset": "d1"})
     first.log_metrics({"train/loss": 2.0, "train/lr": 0.1}, step=1)
     first.finish("FAILED")
-    again = Tracking(tracking.settings, tracking.root).open_run(tmp_path / "a", "a", config=config)
+    again = Tracking(tracking.settings, tracking.root).open_run(tmp_path / "a", "a", parameters=config)
     again.log_metrics({"train/loss": 1.0}, step=2)
     again.finish()
     assert again.id == first.id
@@ -84,7 +84,7 @@ def test_a_model_is_registered_once_and_says_what_it_takes_and_gives(tracking: T
 
 def test_a_run_keeps_what_it_read_and_which_code_ran(tracking: Tracking, tmp_path: Path) -> None:
     config = {"training": {"seed": 3, "min_workers": None}, "serving": {"port": 8000}}
-    run = tracking.open_run(tmp_path / "run", "read", config=config, sections=("training",))
+    run = tracking.open_run(tmp_path / "run", "read", config=config, parameters={"training": config["training"]})
     for _ in range(2):  # a run that is continued says it again
         run.log_datasets([DatasetCard("toy/train", "0123456789abcdef", "/data/toy", "training", {"clips": 7})])
     stored = tracking.client.get_run(run.id)
@@ -125,7 +125,8 @@ def test_a_server_that_does_not_answer_is_one_sentence(tmp_path: Path) -> None:
 
 def test_a_job_that_prepares_data_is_a_finished_run_with_its_reports(tracking: Tracking) -> None:
     numbers = {"train/holoassist/videos": 3.0}
-    run = tracking.log_job("label", config={"data": {"source": "folder"}}, metrics=numbers, texts={"report.json": "{}"})
+    data = {"data": {"source": "folder"}}
+    run = tracking.log_job("label", config=data, parameters=data, metrics=numbers, texts={"report.json": "{}"})
     stored = tracking.client.get_run(run.id)
     assert (stored.info.status, stored.data.tags["prospect.job"]) == ("FINISHED", "label")
     assert (stored.data.metrics, stored.data.params) == (numbers, {"data.source": "folder"})

@@ -187,7 +187,8 @@ def _track(config: "Config", job: str, metrics: Mapping[str, float], texts: Mapp
         return
     tracking = Tracking(config.tracking, config.storage.root)
     whole = config.model_dump(mode="json")
-    run = tracking.log_job(job, config=whole, sections=_PARAMETERS[job], metrics=metrics, texts=texts)
+    parameters = {section: whole[section] for section in _PARAMETERS[job]}
+    run = tracking.log_job(job, config=whole, parameters=parameters, metrics=metrics, texts=texts)
     report(f"{job:6} tracked as run {run.id}: {tracking.where(run)}")
 
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,22 +40,17 @@ class Run:
         self.client = client
         self.id = run_id
 
-    def log_config(self, config: Mapping[str, Any], sections: Sequence[str] | None = None) -> None:
-        """Nested settings as flat parameters (`training.seed`) where they are set, and whole as `config.json`."""
-        chosen = {name: config[name] for name in (config if sections is None else sections)}
-        flat = [
-            Param(key, str(value)[:_MAX_PARAM])
-            for key, value in flatten(chosen).items()
-            if value not in (None, [], {}, "")
-        ]
-        for first in range(0, len(flat), _MAX_PARAMS):
-            self.client.log_batch(self.id, params=flat[first : first + _MAX_PARAMS])
-        self.log_whole_config(config)
-
-    def log_whole_config(self, config: Mapping[str, Any]) -> None:
+    def log_config(self, config: Mapping[str, Any]) -> None:
         """`config.json`; that of a continued run replaces the one before."""
         if config:
-            self.client.log_dict(self.id, dict(config), "config.json")
+            self.log_json(config, "config.json")
+
+    def log_parameters(self, parameters: Mapping[str, Any]) -> None:
+        """Nested settings as flat parameters (`training.seed`), where they are set."""
+        values = {key: value for key, value in flatten(parameters).items() if value not in (None, [], {}, "")}
+        flat = [Param(key, str(value)[:_MAX_PARAM]) for key, value in values.items()]
+        for first in range(0, len(flat), _MAX_PARAMS):
+            self.client.log_batch(self.id, params=flat[first : first + _MAX_PARAMS])
 
     def log_datasets(self, cards: Iterable[DatasetCard]) -> None:
         """What the run reads; a card that is there already stays as it is."""

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ class Tracking:
         name: str,
         *,
         config: Mapping[str, Any] | None = None,
-        sections: Sequence[str] | None = None,
+        parameters: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> Run:
         """The MLflow run that belongs to `folder`: the one opened there before, else a new one.
@@ -81,14 +81,14 @@ class Tracking:
             folder: of the training run; keeps the run's id in `mlflow_run.json`.
             name: of the run.
             config: nested; whole as `config.json`.
-            sections: those of `config` that a new run keeps as flat parameters, by which runs are compared; None: all.
+            parameters: nested; what of it is set a new run keeps as flat parameters, by which runs are compared.
             tags: more of where the run comes from.
         """
         file = folder / "mlflow_run.json"
         known = json.loads(file.read_text()) if file.is_file() else {"key": uuid.uuid4().hex}
         if "run_id" in known and (run := self.find_run(known["run_id"])):
             self.client.update_run(run.id, status="RUNNING")
-            run.log_whole_config(config or {})
+            run.log_config(config or {})
             run.set_tags(tags or {})
             return run
         # The key stands in the file before the run exists: whoever dies in between finds it by its key again.
@@ -97,7 +97,8 @@ class Tracking:
         _replace(file, {"key": key})
         found = self.client.search_runs([self._experiment], f"tags.`prospect.key` = '{key}'", max_results=1)
         run = Run(self.client, found[0].info.run_id) if found else self._new_run(name, {"prospect.key": key})
-        run.log_config(config or {}, sections)
+        run.log_config(config or {})
+        run.log_parameters(parameters or {})
         run.set_tags(tags or {})
         _replace(file, {"key": key, "run_id": run.id, "tracking_uri": self.uri})
         return run
@@ -127,7 +128,7 @@ class Tracking:
         config: Mapping[str, Any],
         metrics: Mapping[str, float],
         texts: Mapping[str, str],
-        sections: Sequence[str] | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> Run:
         """A finished run for a job that prepares data: its settings, its numbers, and its reports as artifacts.
 
@@ -136,11 +137,12 @@ class Tracking:
             config: nested; whole as `config.json`.
             metrics: by name.
             texts: artifact's name -> its text.
-            sections: as in `open_run`.
+            parameters: as in `open_run`.
         """
         name = f"{job}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
         run = self._new_run(name, {"prospect.job": job})
-        run.log_config(config, sections)
+        run.log_config(config)
+        run.log_parameters(parameters or {})
         run.log_metrics(metrics)
         for artifact, text in texts.items():
             self.client.log_text(run.id, text, artifact)

@@ -40,9 +40,9 @@ def failure_tag(when: float, reason: str) -> dict[str, str]:
 
 
 def threshold_metrics(thresholds: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """`calibration/speak_threshold_DATASET`, out of data set -> decision -> threshold."""
+    """`validation/speak_threshold_DATASET`, out of data set -> decision -> threshold."""
     return {
-        f"calibration/{decision}_threshold_{dataset}": value
+        f"validation/{decision}_threshold_{dataset}": value
         for dataset, chosen in thresholds.items()
         for decision, value in chosen.items()
     }

@@ -35,7 +35,9 @@ def open_run(tracking: Tracking, config: "Config", folder: Path, manifest: dict[
     """The MLflow run, with everything that is known before the first step."""
     tags = {"records": manifest["records"], "embeddings": manifest["embeddings"], "folder": str(folder)}
     whole = config.model_dump(mode="json")
-    run = tracking.open_run(folder, config.training.run_name, config=whole, sections=PARAMETERS, tags=tags)
+    parameters = {section: whole[section] for section in PARAMETERS}
+    parameters["training"] = config.training.model_dump(mode="json", exclude={"run_name"})  # the run's own name
+    run = tracking.open_run(folder, config.training.run_name, config=whole, parameters=parameters, tags=tags)
     run.log_json(manifest, "dataset.json")
     run.log_datasets(
         DatasetCard(f"{name}/{split}", manifest["records"], str(config.data.path), _CONTEXTS[split], counts)
