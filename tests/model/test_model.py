@@ -12,7 +12,7 @@ from prospect.model.adapters import add_lora, build_model, build_tokenizer, trai
 from prospect.model.checkpoint import load_model, save_model
 from prospect.model.configuration import HEADS, LoraSettings, ModelSettings
 from prospect.model.losses import TERMS, LossSettings, label_counts, loss_sums, total_loss, trained_heads
-from prospect.model.packing import Packing
+from prospect.model.packing import ATTENTION, Packing
 from tests.factories import CONTEXT, DIM, collator, features, tea_clip, tea_clips, tiny_model, tiny_vocabulary
 
 VOCABULARY = tiny_vocabulary()
@@ -114,6 +114,31 @@ def test_a_packed_batch_gives_losses_and_gradients_of_the_padded_one(backend):
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     assert torch.allclose(*sums, rtol=1e-5)
     assert (gradients[0] - gradients[1]).abs().max() < 1e-5 * gradients[1].abs().max()
+
+
+def test_a_packed_clip_is_the_clip_alone_whatever_stands_beside_it():
+    """Hidden states up to 1e-5 of those alone; and to the last bit the same beside another clip of that length."""
+    model = tiny_model(VOCABULARY).model
+    clips = tea_clips(VOCABULARY, CONTEXT.model_copy(update={"max_seq_len": 330}))
+    batch = collator(VOCABULARY)(clips)
+    packing = Packing.of(batch.lengths, "cpu")
+
+    def hidden(ids: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+        return model.trunk(ids, frames, ATTENTION, packing=packing, position_ids=packing.position_ids)[0]
+
+    with torch.inference_mode():
+        together = hidden(batch.input_ids, batch.frames).split(batch.lengths)
+        for clip, part in zip(clips, together, strict=True):
+            lone = collator(VOCABULARY)([clip])
+            assert (part - model.trunk(lone.input_ids, lone.frames)[0]).abs().max() < 1e-5
+        end = batch.lengths[0]
+        first_frames = int((batch.input_ids[0, :end] == VOCABULARY.image).sum())
+        ids, frames = batch.input_ids.clone(), batch.frames.clone()
+        frames[first_frames:] += 1
+        ids[0, end:] = torch.where(ids[0, end:] == VOCABULARY.image, ids[0, end:], 7)
+        changed = hidden(ids, frames).split(batch.lengths)
+    assert torch.equal(changed[0], together[0])
+    assert not torch.allclose(changed[1], together[1], atol=1e-2)
 
 
 def test_packed_positions_count_anew_in_each_clip():

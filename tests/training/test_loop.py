@@ -29,22 +29,36 @@ class GradientBackend(PlainBackend):
         return torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])
 
 
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("decisions", ["heads", "token"])
-@pytest.mark.parametrize("cuts", [(2, 2), (1, 3), (1, 1, 1, 1)])
-def test_accumulated_gradients_are_those_of_one_batch(world: World, decisions: str, cuts: tuple[int, ...]) -> None:
-    """Up to 1e-5 of the largest component: the order of additions differs, nothing else."""
-    collate, clips = world.collate(SamplingSettings()), world.clips[:4]
-    results, gradients = [], []
-    for sizes in ((4,), cuts):
-        backend = GradientBackend(world.model(decision_backend=decisions), SETTINGS)
-        ends = np.cumsum(sizes)
-        batches = [MicroBatch(collate(clips[end - size : end])) for size, end in zip(sizes, ends, strict=True)]
-        results.append(train_step(backend, batches, SETTINGS, 1e-3))
-        gradients.append(backend.gradients())
-    assert results[1].loss == pytest.approx(results[0].loss, rel=1e-5)
-    assert results[1].parts == pytest.approx(results[0].parts, rel=1e-5)
-    assert (results[1].clips, results[1].tokens) == (results[0].clips, results[0].tokens)
-    assert (gradients[1] - gradients[0]).abs().max() < 1e-5 * gradients[0].abs().max()
+def test_accumulated_gradients_are_those_of_one_batch(world: World, decisions: str, packed: bool) -> None:
+    """Eight clips at once, unevenly, four by four, two by two and alone, packed or padded: up to 1e-5 of the largest.
+
+    The order of additions differs, nothing else.
+    """
+    collate, results = world.collate(SamplingSettings()), []
+    collate.packed = packed
+    for sizes in ((8,), (1, 7), (4, 4), (2,) * 4, (1,) * 8):
+        backend, ends = GradientBackend(world.model(decision_backend=decisions), SETTINGS), np.cumsum(sizes)
+        batches = [MicroBatch(collate(world.clips[end - size : end])) for size, end in zip(sizes, ends, strict=True)]
+        results.append((train_step(backend, batches, SETTINGS, 1e-3), backend.gradients()))
+    (whole, gradients), *others = results
+    for step, other in others:
+        assert step.loss == pytest.approx(whole.loss, rel=1e-5)
+        assert step.parts == pytest.approx(whole.parts, rel=1e-5)
+        assert (step.clips, step.tokens) == (whole.clips, whole.tokens)
+        assert (other - gradients).abs().max() < 1e-5 * gradients.abs().max()
+
+
+def test_gradients_are_clipped_to_their_global_norm(world: World) -> None:
+    """A step of plain AdamW shows no clipping, because it divides by the gradient's size: the moments do."""
+    batch = MicroBatch(world.collate()(world.clips[:4]))
+    settings = SETTINGS.model_copy(update={"max_grad_norm": 0.1})
+    backend = PlainBackend(world.model(), settings)
+    result = train_step(backend, [batch], settings, 1e-3)
+    moments = torch.cat([backend.get_tensor("exp_avg", name).flatten() for name in backend.shapes()])
+    assert result.grad_norm > 1
+    assert moments.norm() / (1 - 0.9) == pytest.approx(0.1, rel=1e-3)
 
 
 def test_activation_checkpointing_changes_memory_and_nothing_else(world: World) -> None:
