@@ -153,3 +153,9 @@ def test_a_loss_that_is_not_finite_stops_without_a_retry(cluster: None, config: 
         train(changed, lambda line: None)
     events = [event for event, _ in read_events(Path(config.storage.root) / "runs" / "hot" / "metrics.jsonl")]
     assert [event["kind"] for event in events].count("start") == 1
+    client = Tracking(config.tracking, Path(config.storage.root)).client
+    [experiment] = [each for each in client.search_experiments() if each.name == "prospect"]
+    [run] = client.search_runs([experiment.experiment_id], filter_string="attributes.run_name = 'hot'")
+    assert run.info.status == "FAILED"
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [metric.step for metric in history] == list(range(len(history)))
