@@ -109,6 +109,7 @@ def shared_config(config: "Config", suite: AblationSuite) -> "Config":
         "model.name": f"{config.model.name}-ablation",
         "tracking.experiment": "ablation",
         "training.num_workers": 1,
+        "training.threads_per_worker": 1,
         "training.max_steps": suite.max_steps,
         "training.eval_every": suite.max_steps,
         "training.save_every": max(1, suite.max_steps // 4),

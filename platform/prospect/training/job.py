@@ -47,9 +47,9 @@ if TYPE_CHECKING:
 Report = Callable[[str], None]
 
 OPERATIONAL = {
-    "run_name", "num_workers", "min_workers", "zero_stage", "offload_optimizer", "max_failures", "micro_batch_size",
-    "micro_batch_tokens", "activation_checkpointing", "log_every", "save_every", "keep_checkpoints", "eval_every",
-    "stream_every", "stream_videos", "stream_minutes", "calibration",
+    "run_name", "num_workers", "threads_per_worker", "min_workers", "zero_stage", "offload_optimizer", "max_failures",
+    "micro_batch_size", "micro_batch_tokens", "activation_checkpointing", "log_every", "save_every",
+    "keep_checkpoints", "eval_every", "stream_every", "stream_videos", "stream_minutes", "calibration",
 }  # fmt: skip
 """Training settings that may change while a run goes on: they change its course by rounding at most."""
 

@@ -56,6 +56,9 @@ class TrainingSettings(Settings):
     """Names the run's folder under storage.root and its MLflow run."""
     num_workers: int = Field(default=1, ge=1)
     """Processes, one a GPU where there are GPUs."""
+    threads_per_worker: int | None = Field(default=None, ge=1)
+    """CPU threads of a worker, and as many CPUs that Ray sets aside for it. Default: its node's cores, shared with
+    the other workers there; set it where several runs share a machine, as threads that wait for each other are slow."""
     min_workers: int | None = Field(default=None, ge=1)
     """Elastic: start, and go on after a loss, with as few as this many workers, and grow back to num_workers as
     nodes come. Default: wait for num_workers."""

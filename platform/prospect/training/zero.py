@@ -204,7 +204,8 @@ def run(job: WorkerJob, data: Any) -> dict[str, Any]:
     """
     context, device = ray.train.get_context(), get_device()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
+    share = max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size())
+    torch.set_num_threads(job.training.threads_per_worker or share)
 
     def make_backend(model: nn.Module) -> ZeroBackend:
         return ZeroBackend(model, job.training, job.model.dtype, device)

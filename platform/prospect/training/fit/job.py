@@ -48,13 +48,16 @@ def fit(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how soon an end is seen, or a death
     connect()
     settings = job.training
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    workers = _workers(settings, gpus, report)
+    gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
+    threads = min(settings.threads_per_worker or 1, max(1, cpus))
+    workers = _workers(settings, gpus or max(1, cpus // threads), report)
     trainer = TorchTrainer(
         cast(Any, lambda arguments: enter(**arguments)),
         train_loop_config={"job": job, "data": ray.put(data)},
         scaling_config=ScalingConfig(
-            num_workers=cast(Any, _elastic(workers, settings)), use_gpu=gpus > 0, resources_per_worker=_resources(gpus)
+            num_workers=cast(Any, _elastic(workers, settings)),
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": threads, "GPU": int(gpus > 0)},
         ),
         run_config=RunConfig(
             name=settings.run_name,
@@ -86,27 +89,21 @@ class _FailureLog(UserCallback):
             EventLog(self._file).write("failure", step=done, workers=len(worker_exceptions), reason=reason)
 
 
-def _workers(settings: TrainingSettings, gpus: int, report: Report) -> int:
-    """As many as asked for; on one machine of our own no more than it has GPUs, or CPUs without any."""
-    room = gpus or int(ray.cluster_resources().get("CPU", 1))
+def _workers(settings: TrainingSettings, room: int, report: Report) -> int:
+    """As many as asked for; on one machine of our own no more than it has room for: its GPUs, or CPUs without any."""
     if settings.num_workers <= room:
         return settings.num_workers
-    have = f"{room} {'GPU' if gpus else 'CPU'}{'s' if room > 1 else ''}"
     if len(ray.nodes()) == 1 and "RAY_ADDRESS" not in os.environ:
-        report(f"train  training.num_workers={settings.num_workers}, but this machine has {have}: {room} it is")
+        report(f"train  training.num_workers={settings.num_workers}, but this machine has room for {room}: {room} it is")
         return room
     least = settings.min_workers or settings.num_workers
-    report(f"train  {settings.num_workers} workers wanted, {least} needed to begin; the cluster has {have} now")
+    report(f"train  {settings.num_workers} workers wanted, {least} needed to begin; the cluster has room for {room} now")
     return settings.num_workers
 
 
 def _elastic(workers: int, settings: TrainingSettings) -> int | tuple[int, int]:
     least = min(settings.min_workers or workers, workers)
     return workers if least == workers else (least, workers)
-
-
-def _resources(gpus: int) -> dict[str, float]:
-    return {"CPU": 1, "GPU": 1} if gpus else {"CPU": 1}
 
 
 def _run(trainer: TorchTrainer, settings: TrainingSettings) -> dict[str, Any]:
