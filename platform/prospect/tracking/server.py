@@ -275,8 +275,7 @@ class Tracking:
         location = None
         if self.uri.startswith("sqlite:"):
             location = (self.root.absolute() / "mlartifacts" / self.settings.experiment).as_uri()
-        kind = {"mlflow.experimentKind": "custom_model_development"}  # else the UI opens on what it has for chats
-        return self.client.create_experiment(self.settings.experiment, artifact_location=location, tags=kind)
+        return self.client.create_experiment(self.settings.experiment, artifact_location=location)
 
 
 def _user() -> str:
