@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import open_clip
 import timm
@@ -99,7 +99,7 @@ def tower_width(backend: str, model: str) -> int:
     if backend == "open_clip":
         return int(open_clip.get_model_config(model)["embed_dim"])
     with torch.device("meta"):
-        return int(timm.create_model(model, pretrained=False, num_classes=0).head_hidden_size)
+        return cast(int, timm.create_model(model, pretrained=False, num_classes=0).head_hidden_size)
 
 
 def _require_model(backend: str, model: str) -> None:
