@@ -1,6 +1,5 @@
 """Settings that cannot work and models that cannot be had: one sentence each, before anything runs."""
 
-import importlib.util
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -168,12 +167,6 @@ def test_workers_share_a_machine_s_memory_and_offloading_counts_there() -> None:
 def test_a_device_that_lacks_something_is_named() -> None:
     with pytest.raises(ConfigError, match=r"`model\.dtype` is bfloat16, in which a T4 does not compute: set "):
         check_device(LORA, PACKED, NEEDS_30, Device("a T4", 80 * GIB, True, bfloat16=False))
-
-
-@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
-def test_4_bits_without_the_package() -> None:
-    with pytest.raises(ConfigError, match=r"qlora, which needs the package bitsandbytes: install it, or choose lora"):
-        check_device(LORA.model_copy(update={"adaptation": "qlora"}), PACKED, NEEDS_30, CARD)
 
 
 def test_a_device_that_runs_full_is_told_with_its_step() -> None:
