@@ -60,3 +60,9 @@ class UnknownSessionError(SessionError):
     """No session with this id lives here: it was closed, has expired or never existed."""
 
     code = "unknown_session"
+
+
+class OutOfPagesError(SessionError):
+    """The cache has no page left for a session's tokens."""
+
+    code = "out_of_pages"

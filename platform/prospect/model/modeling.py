@@ -58,8 +58,12 @@ class DSTProActLlamaForCausalLM(LlamaForCausalLM):
 
         `attention` names one of transformers' attention functions; `kwargs` go to it.
         """
+        return self.hidden_states(self.embed(input_ids, frames), attention, **kwargs)
+
+    def hidden_states(self, embeddings: Tensor, attention: str = "sdpa", **kwargs: Any) -> Tensor:
+        """The same from embeddings [B, S, H]."""
         self._attend_by(attention)
-        return self.model(inputs_embeds=self.embed(input_ids, frames), use_cache=False, **kwargs).last_hidden_state
+        return self.model(inputs_embeds=embeddings, use_cache=False, **kwargs).last_hidden_state
 
     def _attend_by(self, attention: str) -> None:
         """It stays after the call: checkpointed layers run it again in the backward pass."""

@@ -5,65 +5,27 @@ A plain Python object that a test, the evaluator and the Serve deployment drive 
 
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
-from pydantic import Field
 
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue
-from prospect.dialogue.state import StatePolicy, StepState, TaskState
+from prospect.dialogue.state import StepState, TaskState
 from prospect.errors import FingerprintError, SessionError, UnknownSessionError
 from prospect.lineage import fingerprint
 from prospect.model.checkpoint import LoadedModel
-from prospect.settings import Settings
 from prospect.streaming.journal import Segment, SessionLog, to_dialogue
-from prospect.streaming.kv_cache import ATTENTION, RaggedStep, SessionCache
+from prospect.streaming.memory import make_pool
 from prospect.streaming.outputs import Event, Failed, SessionSpec
-from prospect.streaming.session import Counters, DecisionPolicy, DstDecoder, Feed, Reply, Run, Session, SessionParts
+from prospect.streaming.pages import BlockTable
+from prospect.streaming.passes import make_trunk
+from prospect.streaming.scheduler import Scheduler
+from prospect.streaming.session import Counters, DecisionPolicy, Session, SessionParts
+from prospect.streaming.settings import StreamingSettings
+from prospect.streaming.work import Work
 
 log = logging.getLogger(__name__)
-
-
-class StreamingSettings(Settings):
-    """Limits and decisions of the engine."""
-
-    max_sessions: int = Field(default=64, ge=1)
-    """Sessions that may be open at once; one more is answered `busy`."""
-    speak_threshold: float = Field(default=0.5, ge=0, le=1)
-    """Used where neither the session nor the model brings a calibrated one."""
-    update_threshold: float = Field(default=0.5, ge=0, le=1)
-    calibrated: bool = True
-    """Whether thresholds that were calibrated in training and travel with the model come before the two above."""
-    cooldown_frames: int = Field(default=1, ge=0)
-    """Frames after an utterance in which the assistant stays silent."""
-    dst_decoder: DstDecoder = "generate"
-    """`generate` writes a delta as text; `readout` takes it from the state head without generating a token."""
-    state_policy: StatePolicy = "strict"
-    """Whether a step may complete without having started."""
-    chunk_tokens: int = Field(default=512, ge=1)
-    """Most tokens of one session in one step, so that a long context does not hold up the others."""
-    max_waiting_frames: int = Field(default=120, ge=1)
-    """Frames of one session that may wait; one more is refused with `overloaded`."""
-
-    def thresholds(self, calibrated: Mapping[str, Mapping[str, float]] | None, dataset: str) -> dict[str, float]:
-        """`speak` and `update`: those calibrated for the data set, else by default, else the configured ones."""
-        known = calibrated or {} if self.calibrated else {}
-        configured = {"speak": self.speak_threshold, "update": self.update_threshold}
-        return {**configured, **known.get("default", {}), **known.get(dataset, {})}
-
-
-@dataclass
-class _Job:
-    """A session's running generator with the feed that it waits for."""
-
-    run: Run
-    feed: Feed
-    hidden: list[torch.Tensor] = field(default_factory=list)
-    fed: int = 0
-    rows_fed: int = 0
 
 
 class StreamingEngine:
@@ -88,10 +50,18 @@ class StreamingEngine:
         self.settings = settings
         self.context = context
         self._model = loaded.model
-        self._model.set_attn_implementation(ATTENTION)
-        self._parts = SessionParts(loaded.model, loaded.vocabulary, context, settings.state_policy)
+        self._parts = SessionParts(
+            loaded.model, loaded.vocabulary, context, settings.state_policy, settings.catch_up_frames
+        )
+        self._pool = make_pool(loaded.model, settings, context.max_seq_len)
         self._sessions: dict[str, Session] = {}
-        self._jobs: dict[str, _Job] = {}
+        self._work = Work(
+            loaded.model,
+            make_trunk(loaded.model, self._pool, settings, context.max_seq_len),
+            Scheduler(settings.step_tokens, settings.chunk_tokens, settings.patience),
+            settings.deterministic,
+            self._fail,
+        )
 
     # Sessions ----------------------------------------------------------------------------------------------
 
@@ -103,9 +73,9 @@ class StreamingEngine:
             UntrainedHeadError: a recipe is given and the model never learned to track one.
         """
         self._admit(session_id, spec)
-        session = Session(self._parts, spec, self._new_cache(), self._policy(spec))
+        session = Session(self._parts, spec, self._new_table(), self._policy(spec))
         self._sessions[session_id] = session
-        self._start(session_id, session.start())
+        self._work.start(session_id, session.start(), session.cache)
 
     def push_frame(self, session_id: str, embedding: np.ndarray, fingerprint: str | None = None) -> int:
         """Queues a frame's features [I, D]; returns its index.
@@ -174,9 +144,9 @@ class StreamingEngine:
         return session.num_pushed - session.counters.frames
 
     def close(self, session_id: str) -> None:
-        """Forgets the session and frees its cache."""
-        self._session(session_id)
-        self._jobs.pop(session_id, None)
+        """Forgets the session and frees its pages."""
+        self._session(session_id).cache.truncate(0)
+        self._work.drop(session_id)
         del self._sessions[session_id]
 
     @property
@@ -198,82 +168,25 @@ class StreamingEngine:
     # Work --------------------------------------------------------------------------------------------------
 
     def has_work(self) -> bool:
-        return bool(self._jobs) or any(session.frames or session.outbox for session in self._sessions.values())
+        return bool(self._work) or any(session.frames or session.outbox for session in self._sessions.values())
 
     def step(self) -> list[tuple[str, Event]]:
-        """One ragged forward for every session with work; returns what happened, by session."""
+        """One ragged forward for the sessions whose turn it is; returns what happened, by session."""
         for session_id, session in self._sessions.items():
-            if session_id not in self._jobs and session.frames:
-                self._start(session_id, session.decide())
-        if not self._jobs and not any(session.outbox for session in self._sessions.values()):
-            return []
-        batch = list(self._jobs.items())
-        for (session_id, job), reply in zip(batch, self._forward(batch) if batch else [], strict=True):
-            if reply is not None:
-                self._resume(session_id, job.run, reply)
+            if session.frames and session_id not in self._work:
+                self._work.start(session_id, session.decide(), session.cache)
+        self._work.step()
         events = [(sid, event) for sid, session in self._sessions.items() for event in _drain(session.outbox)]
         for session_id, event in events:
             if isinstance(event, Failed):
                 self.close(session_id)
         return events
 
-    @torch.inference_mode()
-    def _forward(self, batch: list[tuple[str, _Job]]) -> list[Reply | None]:
-        """Runs the next chunk of every job; a reply is None while its feed is not finished."""
-        vocabulary, device = self.loaded.vocabulary, self._model.device
-        chunks = [job.feed.ids[job.fed : job.fed + self.settings.chunk_tokens] for _, job in batch]
-        step = RaggedStep([self._sessions[sid].cache for sid, _ in batch], [len(chunk) for chunk in chunks])
-        rows = []
-        for (_, job), chunk in zip(batch, chunks, strict=True):
-            num_rows = chunk.count(vocabulary.image)
-            if num_rows:
-                assert job.feed.rows is not None
-                rows.append(job.feed.rows[job.rows_fed : job.rows_fed + num_rows])
-            job.rows_fed += num_rows
-            job.fed += len(chunk)
-        frames = np.concatenate(rows) if rows else np.empty((0, self._model.config.vision_dim), np.float16)
-        ids = torch.tensor([[token for chunk in chunks for token in chunk]], device=device)
-        hidden = self._model.trunk(
-            ids,
-            torch.from_numpy(frames).to(device),
-            ATTENTION,
-            position_ids=step.position_ids(device),
-            ragged=step,
-        )[0]
-        step.commit()
-        for (_, job), part in zip(batch, hidden.split([len(chunk) for chunk in chunks]), strict=True):
-            job.hidden.append(part)
-        return self._replies([job for _, job in batch])
-
-    def _replies(self, jobs: list[_Job]) -> list[Reply | None]:
-        """`lm_head` runs once, for the last tokens of the finished feeds that want it."""
-        finished = [job.fed == len(job.feed.ids) for job in jobs]
-        wanting = [job for job, done in zip(jobs, finished, strict=True) if done and job.feed.wants_logits]
-        logits = iter(self._model.lm_head(torch.stack([job.hidden[-1][-1] for job in wanting])) if wanting else ())
-        return [
-            Reply(torch.cat(job.hidden), next(logits) if job.feed.wants_logits else None) if done else None
-            for job, done in zip(jobs, finished, strict=True)
-        ]
-
-    def _start(self, session_id: str, run: Run) -> None:
-        self._resume(session_id, run, None)
-
-    @torch.inference_mode()
-    def _resume(self, session_id: str, run: Run, reply: Reply | None) -> None:
-        """Runs a session up to its next feed. What goes wrong in it ends this session and no other."""
-        self._jobs.pop(session_id, None)
+    def _fail(self, session_id: str, error: Exception) -> None:
+        log.error("session %s failed", session_id, exc_info=error)
         session = self._sessions[session_id]
-        try:
-            feed = run.send(reply) if reply is not None else next(run)
-            session.cache.reserve(len(feed.ids))
-        except StopIteration:
-            return
-        except Exception as error:
-            log.exception("session %s failed", session_id)
-            session.frames.clear()
-            session.outbox.append(Failed(str(error) or type(error).__name__))
-            return
-        self._jobs[session_id] = _Job(run, feed)
+        session.frames.clear()
+        session.outbox.append(Failed(str(error) or type(error).__name__))
 
     # Moving sessions ---------------------------------------------------------------------------------------
 
@@ -284,7 +197,7 @@ class StreamingEngine:
             SessionError: frames are still being decided.
         """
         session = self._session(session_id)
-        if session_id in self._jobs or session.frames or session.segment is None:
+        if session_id in self._work or session.frames or session.segment is None:
             raise _coded(SessionError(f"session {session_id}: frames are still being decided"), "in_progress")
         return {
             "session_id": session_id,
@@ -307,10 +220,10 @@ class StreamingEngine:
         session_id, restored = str(log.get("session_id")), SessionLog.from_json(log)
         self._check_log(log, restored)
         self._admit(session_id, restored.spec)
-        session = Session(self._parts, restored.spec, self._new_cache(), self._policy(restored.spec))
+        session = Session(self._parts, restored.spec, self._new_table(), self._policy(restored.spec))
         session.restore(restored)
         self._sessions[session_id] = session
-        self._start(session_id, session.start())
+        self._work.start(session_id, session.start(), session.cache)
         return session_id
 
     @property
@@ -362,9 +275,8 @@ class StreamingEngine:
             chosen["speak"], chosen["update"], self.settings.cooldown_frames, self.settings.dst_decoder
         )
 
-    def _new_cache(self) -> SessionCache:
-        weight = self._model.model.norm.weight
-        return SessionCache(self._model.config, weight.dtype, weight.device, self.context.max_seq_len)
+    def _new_table(self) -> BlockTable:
+        return BlockTable(self._pool, self.context.max_seq_len, self.settings.share_prefixes)
 
 
 def _drain(outbox: list[Event]) -> list[Event]:

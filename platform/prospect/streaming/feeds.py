@@ -2,9 +2,16 @@
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
+
+from prospect.streaming.decisions import Probabilities
+
+
+FeedKind = Literal["frame", "context", "text"]
+"""What is fed: images to decide at, a context (or a session's past again), or text of a running generation."""
 
 
 @dataclass(frozen=True)
@@ -15,6 +22,22 @@ class Feed:
     rows: np.ndarray | None = None
     wants_logits: bool = False
     """Whether the reply needs the vocabulary logits of the last token: `lm_head` runs for no other."""
+    kind: FeedKind = "text"
+    num_shareable: int = 0
+    """Tokens at the beginning that other sessions' caches may begin with as well: text behind an empty cache."""
+    decide_at: tuple[int, ...] = ()
+    """Indices of the tokens at which the heads are read."""
+    step_vectors: Tensor | None = None
+    """[K, W] of the recipe's steps, for the state head to be read as well."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the heads say at one frame."""
+
+    probabilities: Probabilities
+    states: Tensor | None = None
+    """Logits [K, 3] of the state head, where the feed brought step vectors."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +46,8 @@ class Reply:
 
     hidden: Tensor
     logits: Tensor | None = None
+    readings: tuple[Reading, ...] = ()
+    """One for each token of the feed's `decide_at`."""
 
 
 Run = Generator[Feed, Reply, None]

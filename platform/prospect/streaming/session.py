@@ -6,7 +6,6 @@ The engine batches the feeds of all sessions; a session knows nothing of the oth
 from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -21,34 +20,15 @@ from prospect.errors import DataError, SessionError
 from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.streaming.context import STRATEGIES, ContextPlan, frame_reserve, session_context
 from prospect.streaming.decisions import decision_backend, read_state
+from prospect.streaming.feeds import Feed, Reading, Reply, Run
 from prospect.streaming.journal import Segment, SessionLog
-from prospect.streaming.kv_cache import SessionCache
 from prospect.streaming.outputs import Decision, Event, Refreshed, SessionSpec, TextPiece
+from prospect.streaming.pages import BlockTable
+from prospect.streaming.settings import DstDecoder
 
 
-@dataclass(frozen=True)
-class Feed:
-    """Tokens to run behind the session's cache, with a feature row [D] for each image token."""
-
-    ids: list[int]
-    rows: np.ndarray | None = None
-    wants_logits: bool = False
-    """Whether the reply needs the vocabulary logits of the last token: `lm_head` runs for no other."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """Hidden states [n, H] of the tokens fed, and logits [V] of the last one if they were wanted."""
-
-    hidden: Tensor
-    logits: Tensor | None = None
-
-
-Run = Generator[Feed, Reply, None]
-
-
-DstDecoder = Literal["generate", "readout"]
-"""Where a delta comes from once the model decides to update: written as text, or read off the state head."""
+QueuedFrame = tuple[np.ndarray, tuple[str, ...]]
+"""A frame's features [I, D] and what the user said before it."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +49,8 @@ class SessionParts:
     vocabulary: Vocabulary
     context: ContextSettings
     policy: StatePolicy
+    catch_up_frames: int
+    """Most waiting frames of one session that are decided in one chunk."""
 
 
 @dataclass
@@ -90,7 +72,7 @@ class Session:
         history: events of every frame at which something happened.
     """
 
-    def __init__(self, parts: SessionParts, spec: SessionSpec, cache: SessionCache, policy: DecisionPolicy) -> None:
+    def __init__(self, parts: SessionParts, spec: SessionSpec, cache: BlockTable, policy: DecisionPolicy) -> None:
         self._parts = parts
         self.spec = spec
         self.decides = policy
@@ -99,7 +81,7 @@ class Session:
         self.counters = Counters()
         self.history: dict[int, FrameEvents] = {}
         self.outbox: list[Event] = []
-        self.frames: deque[tuple[np.ndarray, tuple[str, ...]]] = deque()
+        self.frames: deque[QueuedFrame] = deque()
         self.texts: list[str] = []
         self.num_pushed = 0
         self.segment: Segment | None = None
@@ -178,21 +160,54 @@ class Session:
             yield from self._replay(self.segment)
 
     def decide(self) -> Run:
-        """Decides the oldest waiting frame; the decision ends up in `outbox`."""
-        embedding, texts = self.frames.popleft()
+        """Decides waiting frames in one chunk, up to the first at which something is done; the rest wait again."""
+        yield from self._make_room(self.counters.frames, self.frames[0][1])
+        frames, ids, ends = self._catch_up()
+        start = self.cache.length
+        rows = np.concatenate([embedding for embedding, _ in frames])
+        reply = yield Feed(ids, rows, kind="frame", decide_at=tuple(ends), step_vectors=self._step_vectors)
+        for index, (embedding, texts) in enumerate(frames):
+            behind = start + ends[index] + 1
+            acted = yield from self._decide_at(embedding, texts, reply.hidden[ends[index]], reply.readings[index], behind)
+            if (acted or self._stale) and index + 1 < len(frames):
+                if not acted:
+                    self.cache.truncate(behind)
+                self.frames.extendleft(reversed(frames[index + 1 :]))
+                return
+
+    def _catch_up(self) -> tuple[list[QueuedFrame], list[int], list[int]]:
+        """Takes waiting frames with their tokens and the index of each one's last image token.
+
+        The first has its room; a later one comes along if it needs no new context even then.
+        """
+        parts = self._parts
+        reserve = frame_reserve(parts.context, self._tokens_per_frame)
+        taken: list[QueuedFrame] = []
+        ids: list[int] = []
+        ends: list[int] = []
+        while self.frames and len(taken) < parts.catch_up_frames:
+            before = [token for text in self.frames[0][1] for token in user_block(parts.vocabulary, text)]
+            if taken and self.cache.length + len(ids) + len(before) + reserve > parts.context.max_seq_len:
+                break
+            taken.append(self.frames.popleft())
+            ids += [*before, *image_block(parts.vocabulary, self._tokens_per_frame)]
+            ends.append(len(ids) - 1)
+        return taken, ids, ends
+
+    def _decide_at(
+        self, embedding: np.ndarray, texts: tuple[str, ...], hidden: Tensor, reading: Reading, behind: int
+    ) -> Generator[Feed, Reply, bool]:
+        """Decides one frame, whose image ends before position `behind`; returns whether the cache changed there."""
         frame = self.counters.frames
-        yield from self._make_room(frame, texts)
-        ids = [token for text in texts for token in user_block(self._parts.vocabulary, text)]
-        ids += image_block(self._parts.vocabulary, self._tokens_per_frame)
-        reply = yield Feed(ids, embedding)
-        hidden = reply.hidden[-1]
-        p = self._backend.at_image(hidden)
+        p = reading.probabilities
         p_speak, p_update = p.speak, p.update if self.spec.tracked else 0.0
-        readout = self._read_out(hidden)
+        readout = self._read_out(reading)
         delta: Delta = ()
         illegal: Delta = ()
         lm_head_before = self.counters.lm_head_calls
-        if self.spec.tracked and p_update > self.decides.update:
+        updates = self.spec.tracked and p_update > self.decides.update
+        if updates:
+            self.cache.truncate(behind)
             if self.decides.dst_decoder == "generate":
                 delta, illegal, after = yield from self._write_delta()
             else:
@@ -200,11 +215,15 @@ class Session:
             if delta:
                 p_speak = self._backend.after_delta(p, after)
         utterance = None
-        if p_speak > self.decides.speak and not self._cooling_down(frame):
+        speaks = p_speak > self.decides.speak and not self._cooling_down(frame)
+        if speaks:
+            if not updates:
+                self.cache.truncate(behind)
             utterance = yield from self._write_utterance(frame)
         fast = self.counters.lm_head_calls == lm_head_before
         self._finish(frame, embedding, FrameEvents(texts, delta, utterance), fast, illegal)
         self.outbox.append(Decision(frame, p_speak, p_update, self.state, delta, utterance, readout, fast, illegal))
+        return updates or speaks
 
     # Context -----------------------------------------------------------------------------------------------
 
@@ -254,14 +273,16 @@ class Session:
         context = self._context(plan, room)
         tail = list(self._tail)[len(self._tail) - plan.tail_frames :]
         self.segment = Segment(context, self.counters.frames, tail)
-        reply = yield Feed(list(context.ids), np.concatenate(tail) if tail else None)
+        ids = list(context.ids)
+        shareable = ids.index(self._parts.vocabulary.image) if tail else len(ids)
+        reply = yield Feed(ids, np.concatenate(tail) if tail else None, kind="context", num_shareable=shareable)
         self._take_step_vectors(reply.hidden)
 
     def _replay(self, segment: Segment) -> Run:
         """Rebuilds the cache from a segment's tokens: everything is known, nothing is decided."""
         sequence = segment.sequence(self._parts.vocabulary, self._tokens_per_frame)
         rows = [*segment.tail, *segment.frames]
-        reply = yield Feed(sequence.ids, np.concatenate(rows) if rows else None)
+        reply = yield Feed(sequence.ids, np.concatenate(rows) if rows else None, kind="context")
         self._take_step_vectors(reply.hidden)
 
     def _take_step_vectors(self, hidden: Tensor) -> None:
@@ -277,11 +298,10 @@ class Session:
     def _cooling_down(self, frame: int) -> bool:
         return self._last_spoken is not None and frame - self._last_spoken <= self.decides.cooldown_frames
 
-    def _read_out(self, hidden: Tensor) -> TaskState | None:
-        if self._step_vectors is None or not self.spec.tracked:
+    def _read_out(self, reading: Reading) -> TaskState | None:
+        if reading.states is None or not self.spec.tracked:
             return None
-        logits = self._parts.model.dst_state_head(hidden, self._step_vectors)
-        return read_state(logits.cpu(), self._shown, self.state)
+        return read_state(reading.states, self._shown, self.state)
 
     def _write_delta(self) -> Generator[Feed, Reply, tuple[Delta, Delta, Tensor]]:
         """Generates a delta and applies what is legal of it; the cache keeps exactly that.

@@ -1,0 +1,215 @@
+"""Keys and values of all sessions, in pages of one pool, and the table that says which pages are a session's.
+
+Shapes: P pages of Z tokens, Hkv key heads of width Dh, H the model's width.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig
+
+from prospect.errors import OutOfPagesError
+from prospect.streaming.prefixes import PrefixIndex
+
+
+@dataclass(frozen=True)
+class PageCounts:
+    """Pages of a pool: `used` + `cached` + `free` is all of them."""
+
+    used: int
+    """In at least one table."""
+    shared: int
+    """Of these, in more than one."""
+    cached: int
+    """In none, and kept for a context that starts with the same tokens; given up as soon as pages run short."""
+    free: int
+
+
+class PagePool:
+    """A tensor [P + 1, Z, Hkv, Dh] a layer for keys and one for values; the last page takes padding.
+
+    A page goes to a table next to the table's last one where that is free, and a new table starts in a stretch of
+    `stretch` free pages where there is one: most tables are then one contiguous run, which attention on a CPU reads
+    without a copy.
+    """
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        num_pages: int,
+        page_size: int,
+        stretch: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        cleared: bool = False,
+    ) -> None:
+        heads = config.num_key_value_heads or config.num_attention_heads
+        head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
+        self.groups = config.num_attention_heads // heads
+        shape = (num_pages + 1, page_size, heads, head_dim)
+        new = torch.zeros if cleared else torch.empty
+        self.keys, self.values = (
+            [new(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)] for _ in range(2)
+        )
+        self.num_pages, self.page_size, self._stretch = num_pages, page_size, stretch
+        self.prefixes = PrefixIndex(page_size)
+        self._holders = [0] * num_pages
+        self._occupied = [0] * -(-num_pages // stretch)
+        self._cached: OrderedDict[int, None] = OrderedDict()
+
+    @property
+    def device(self) -> torch.device:
+        return self.keys[0].device
+
+    @property
+    def bytes_per_page(self) -> int:
+        return 2 * len(self.keys) * self.keys[0][0].nbytes
+
+    def pages_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.page_size)
+
+    def counts(self) -> PageCounts:
+        used = sum(holders > 0 for holders in self._holders)
+        cached = len(self._cached)
+        return PageCounts(used, sum(n > 1 for n in self._holders), cached, self.num_pages - used - cached)
+
+    def take(self, after: int | None = None) -> int:
+        """A page for a table whose last page is `after`.
+
+        Raises:
+            OutOfPagesError: every page is in a table.
+        """
+        page = self._choose(after)
+        if page in self._cached:
+            self._unlist(page)
+        self._occupied[page // self._stretch] += 1
+        self._holders[page] = 1
+        return page
+
+    def hold(self, page: int) -> None:
+        """One more table has the page."""
+        if page in self._cached:
+            del self._cached[page]
+        self._holders[page] += 1
+
+    def release(self, page: int) -> None:
+        """One table less has it."""
+        assert self._holders[page] > 0, f"page {page} is in no table"
+        self._holders[page] -= 1
+        if self._holders[page] == 0:
+            if page in self.prefixes:
+                self._cached[page] = None
+            else:
+                self._occupied[page // self._stretch] -= 1
+
+    def private(self, page: int) -> int:
+        """A page with the same content that its one table may overwrite from some token on."""
+        if self._holders[page] > 1:
+            copy = self.take(page)
+            for pages in (*self.keys, *self.values):
+                pages[copy] = pages[page]
+            self.release(page)
+            return copy
+        if page in self.prefixes:
+            self._unlist(page)
+        return page
+
+    def _choose(self, after: int | None) -> int:
+        if after is not None and after + 1 < self.num_pages and self._holders[after + 1] == 0:
+            return after + 1
+        empty = next((i for i, occupied in enumerate(self._occupied) if occupied == 0), None)
+        if empty is not None:
+            return empty * self._stretch
+        idle = self._idle_stretch()
+        if idle is not None:
+            for page in range(idle * self._stretch, min((idle + 1) * self._stretch, self.num_pages)):
+                if page in self._cached:
+                    self._unlist(page)
+            return idle * self._stretch
+        free = next((p for p, n in enumerate(self._holders) if n == 0 and p not in self._cached), None)
+        page = free if free is not None else next(iter(self._cached), None)
+        if page is None:
+            raise OutOfPagesError(f"cache: all {self.num_pages} pages of {self.page_size} tokens are taken")
+        return page
+
+    def _idle_stretch(self) -> int | None:
+        """The stretch in no table whose kept contexts have waited longest."""
+        stretches = (page // self._stretch for page in self._cached)
+        return next((i for i in stretches if not any(self._holders[i * self._stretch : (i + 1) * self._stretch])), None)
+
+    def _unlist(self, page: int) -> None:
+        """Takes a page, and what continues it, out of the contexts that can be shared."""
+        for gone in self.prefixes.remove(page):
+            if gone in self._cached:
+                del self._cached[gone]
+                self._occupied[gone // self._stretch] -= 1
+
+
+class BlockTable:
+    """The pages of one session and how many tokens they hold."""
+
+    def __init__(self, pool: PagePool, limit: int, shares: bool = True) -> None:
+        self._pool, self._limit, self._shares = pool, limit, shares
+        self.pages: list[int] = []
+        self.length = 0
+
+    def reserve(self, num_tokens: int) -> None:
+        """Makes room for `num_tokens` more, in pages that no other session reads.
+
+        Raises:
+            OutOfPagesError: the pool has none left.
+        """
+        needed, size = self.length + num_tokens, self._pool.page_size
+        assert needed <= self._limit, f"{needed} tokens exceed the session's limit of {self._limit}"
+        if self.length % size:
+            self.pages[self.length // size] = self._pool.private(self.pages[self.length // size])
+        while len(self.pages) * size < needed:
+            self.pages.append(self._pool.take(self.pages[-1] if self.pages else None))
+
+    def commit(self, num_tokens: int) -> None:
+        self.length += num_tokens
+        assert self.length <= len(self.pages) * self._pool.page_size
+
+    def truncate(self, length: int) -> None:
+        """Forgets everything from position `length` on; no key is moved."""
+        assert 0 <= length <= self.length
+        kept = self._pool.pages_for(length)
+        for page in self.pages[kept:]:
+            self._pool.release(page)
+        del self.pages[kept:]
+        self.length = length
+
+    def adopt(self, ids: Sequence[int]) -> Tensor | None:
+        """Starts an empty table with the pages that hold the longest known beginning of `ids`, all of it but one
+        token at most; returns the hidden states [length, H] there."""
+        assert not self.pages
+        found = self._pool.prefixes.find(ids[:-1]) if self._shares else []
+        for page, _ in found:
+            self._pool.hold(page)
+        self.pages = [page for page, _ in found]
+        self.length = len(found) * self._pool.page_size
+        return torch.cat([hidden for _, hidden in found]) if found else None
+
+    def publish(self, ids: Sequence[int], hidden: Tensor) -> None:
+        """Lets other tables start with the full pages of `ids`, which this table starts with; `hidden` [n, H]."""
+        if self._shares:
+            self._pool.prefixes.add(self.pages, ids, hidden)
+
+    def slots(self, start: int, num_tokens: int) -> list[int]:
+        """Where the tokens from position `start` on stand in the pool's rows [P * Z]."""
+        size = self._pool.page_size
+        if num_tokens == 1:
+            return [self.pages[start // size] * size + start % size]
+        return [self.pages[t // size] * size + t % size for t in range(start, start + num_tokens)]
+
+    def runs(self, num_tokens: int) -> Iterator[tuple[int, int]]:
+        """The first `num_tokens` as (first row, number of rows) of contiguous stretches."""
+        size, first, end = self._pool.page_size, 0, self._pool.pages_for(num_tokens)
+        for index in range(1, end + 1):
+            if index == end or self.pages[index] != self.pages[index - 1] + 1:
+                tokens = min(num_tokens, index * size) - first * size
+                yield self.pages[first] * size, tokens
+                first = index

@@ -1,0 +1,62 @@
+"""Limits and decisions of the engine."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+
+from prospect.dialogue.state import StatePolicy
+from prospect.settings import Settings
+
+DstDecoder = Literal["generate", "readout"]
+"""Where a delta comes from once the model decides to update: written as text, or read off the state head."""
+
+AttentionName = Literal["auto", "sdpa", "flex", "varlen"]
+"""`auto`: `varlen` on a GPU with a torch that has it, else `flex` there, and `sdpa` on a CPU."""
+
+
+class StreamingSettings(Settings):
+    """Limits and decisions of the engine."""
+
+    max_sessions: int = Field(default=64, ge=1)
+    """Sessions that may be open at once; one more is answered `busy`."""
+    speak_threshold: float = Field(default=0.5, ge=0, le=1)
+    """Used where neither the session nor the model brings a calibrated one."""
+    update_threshold: float = Field(default=0.5, ge=0, le=1)
+    calibrated: bool = True
+    """Whether thresholds that were calibrated in training and travel with the model come before the two above."""
+    cooldown_frames: int = Field(default=1, ge=0)
+    """Frames after an utterance in which the assistant stays silent."""
+    dst_decoder: DstDecoder = "generate"
+    """`generate` writes a delta as text; `readout` takes it from the state head without generating a token."""
+    state_policy: StatePolicy = "strict"
+    """Whether a step may complete without having started."""
+    step_tokens: int = Field(default=512, ge=1)
+    """Most tokens of all sessions in one step; frames come first, then contexts, then generated text."""
+    chunk_tokens: int = Field(default=256, ge=1)
+    """Most tokens of one session in one step, so that a long context does not hold up the others."""
+    patience: int = Field(default=2, ge=1)
+    """Steps that a session waits until it counts as much as the next more urgent kind of work."""
+    catch_up_frames: int = Field(default=8, ge=1)
+    """Most waiting frames of one session that are decided in one chunk."""
+    page_tokens: int = Field(default=64, ge=1)
+    """Tokens a page of the cache holds."""
+    pages: int | None = Field(default=None, ge=1)
+    """Pages of the cache; None: what `max_sessions` full sessions need, as far as `memory_share` has room."""
+    memory_share: float = Field(default=0.8, gt=0, le=1)
+    """Of the memory that is free when the engine is made."""
+    share_prefixes: bool = True
+    """Whether contexts that begin with the same text have those keys and values once."""
+    attention: AttentionName = "auto"
+    deterministic: bool = False
+    """Whether a session's results are the same bit for bit whatever runs beside it; much slower."""
+    deterministic_rows: int = Field(default=16, ge=1)
+    """Tokens a forward pass has then."""
+    max_waiting_frames: int = Field(default=120, ge=1)
+    """Frames of one session that may wait; one more is refused with `overloaded`."""
+
+    def thresholds(self, calibrated: Mapping[str, Mapping[str, float]] | None, dataset: str) -> dict[str, float]:
+        """`speak` and `update`: those calibrated for the data set, else by default, else the configured ones."""
+        known = (calibrated or {}) if self.calibrated else {}
+        configured = {"speak": self.speak_threshold, "update": self.update_threshold}
+        return {**configured, **known.get("default", {}), **known.get(dataset, {})}
