@@ -140,7 +140,7 @@ class Stream:
             delta=format_delta(decision.delta),
             utterance=decision.utterance,
             readout=state_map(decision.readout) if decision.readout else None,
-            illegal=format_delta(decision.illegal),
+            silence=decision.silence,
         )
         self.say(FrameDecision(**outcome.model_dump(include=set(FrameDecision.model_fields) - {"type"})))
         if decision.delta:

@@ -26,7 +26,7 @@ from tests.factories import (
     tiny_vocabulary,
 )  # fmt: skip
 
-SETTINGS = StreamingSettings(cooldown_frames=0)
+SETTINGS = StreamingSettings(cooldown_frames=0, speak_hysteresis=None)
 TEA = SessionSpec(goal=tea_dialogue().goal, steps=tea_dialogue().step_names, knowledge=tea_dialogue().knowledge)
 
 
@@ -51,7 +51,7 @@ def stream(engine: StreamingEngine, session_id: str, video: str, frames: range, 
 
 def talkative(loaded: LoadedModel) -> StreamingSettings:
     """Random weights decide anywhere; these thresholds make a random model act on some frames."""
-    return StreamingSettings(speak_threshold=0.52, update_threshold=0.51, cooldown_frames=0)
+    return StreamingSettings(speak_threshold=0.52, update_threshold=0.51, cooldown_frames=0, speak_hysteresis=None)
 
 
 @pytest.fixture(scope="module")
@@ -346,7 +346,7 @@ def test_frames_pushed_while_another_is_being_decided_keep_counting(random_model
 def test_whatever_is_generated_stays_within_a_frames_reserve(vocabulary, seed):
     """Half characters take more tokens as text than they took when they were generated."""
     context = CONTEXT.model_copy(update={"max_seq_len": 400, "max_utterance_tokens": 60})
-    always = StreamingSettings(speak_threshold=0.0, update_threshold=0.0, cooldown_frames=0)
+    always = StreamingSettings(speak_threshold=0.0, update_threshold=0.0, cooldown_frames=0, speak_hysteresis=None)
     engine = StreamingEngine(tiny_model(vocabulary, seed=seed), context, always)
     engine.open("a", TEA)
     stream(engine, "a", "a", range(12), {})
@@ -383,7 +383,7 @@ def test_a_defect_in_one_session_ends_that_one_alone(random_model):
         stream(engine, name, name, range(2), {})
     while engine.segment("a") is None:
         engine.step()
-    engine._session("a").segment = None
+    engine._session("a")._window.segment = None
     events = run(engine)
     assert isinstance(events["a"][-1], Failed)
     assert engine.session_ids == ["b"]

@@ -26,11 +26,24 @@ SUMMARY_REQUEST = "Please summarize the progress."
 """The user turn behind which a summary of the progress stands (`sequence.summary_request`)."""
 
 
+StrategyName = Literal[
+    "none", "drop_all", "drop_middle", "summarize_and_drop", "summarize_with_dst", "state_refresh"
+]
+"""`none`: every frame by itself behind the prompt. `drop_all`: the prompt alone stays. `drop_middle`: the prompt and the
+last frames stay. `summarize_and_drop` and `summarize_with_dst`: as `state_refresh`, with the model's own summary of the
+progress, which the second asks for with the state. `state_refresh`: the prompt with the state, the last utterances, and
+the last seconds of frames, undecided."""
+
+
 class ContextSettings(Settings):
     """Sizes of the context, shared by training clips and live sessions."""
 
-    strategy: Literal["state_refresh", "drop_all"] = "state_refresh"
-    """What happens when a session's context is full. `drop_all` keeps the prompt alone."""
+    strategy: StrategyName = "state_refresh"
+    """What happens when a session's context is full."""
+    published: bool = False
+    """Do it as the earlier code does, for comparison; not what clips are trained for."""
+    keep_last_tokens: int = Field(default=512, ge=0)
+    """Tokens of the last frames, with what happened at them, that `drop_middle` keeps."""
     max_seq_len: int = Field(default=4096, ge=64)
     """Tokens that a sequence may hold: context, frames and events together."""
     recipe: bool = True

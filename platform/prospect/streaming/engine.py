@@ -4,7 +4,9 @@ A plain Python object that a test, the evaluator and the Serve deployment drive 
 """
 
 import logging
-from collections.abc import Collection, Mapping
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,17 +14,23 @@ import numpy as np
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.state import StepState, TaskState
-from prospect.errors import FingerprintError, SessionError, UnknownSessionError
-from prospect.lineage import fingerprint
+from prospect.errors import FingerprintError, OutOfPagesError, SessionError, UnknownSessionError
+from prospect.lineage import derived_seed, fingerprint
 from prospect.model.checkpoint import LoadedModel
+from prospect.streaming.decisions import decision_policy
 from prospect.streaming.journal import Segment, SessionLog, to_dialogue
 from prospect.streaming.memory import make_pool
 from prospect.streaming.outputs import Event, Failed, SessionSpec
 from prospect.streaming.pages import BlockTable
+from prospect.streaming.parking import ParkingLot, pack, put_back, unpack
 from prospect.streaming.passes import make_trunk
+from prospect.streaming.residence import Residence
+from prospect.streaming.parts import Counters, SessionParts
+from prospect.streaming.sampling import RandomState
 from prospect.streaming.scheduler import Scheduler
-from prospect.streaming.session import Counters, DecisionPolicy, Session, SessionParts
+from prospect.streaming.session import Session
 from prospect.streaming.settings import StreamingSettings
+from prospect.streaming.stats import EngineStats, Past
 from prospect.streaming.work import Work
 
 log = logging.getLogger(__name__)
@@ -51,10 +59,21 @@ class StreamingEngine:
         self.context = context
         self._model = loaded.model
         self._parts = SessionParts(
-            loaded.model, loaded.vocabulary, context, settings.state_policy, settings.catch_up_frames
+            loaded.model,
+            loaded.vocabulary,
+            context,
+            settings.state_policy,
+            settings.catch_up_frames,
+            settings.history_events,
         )
         self._pool = make_pool(loaded.model, settings, context.max_seq_len)
+        lot = ParkingLot(settings.parking_folder if settings.parking == "disk" else None)
+        full = self._pool.pages_for(context.max_seq_len)
+        self._residence = Residence(self._pool, self._pool.num_pages // full, lot)
         self._sessions: dict[str, Session] = {}
+        self._frames_at_entry: dict[str, int] = {}
+        self._past = Past()
+        self._step_seconds: deque[float] = deque(maxlen=1000)
         self._work = Work(
             loaded.model,
             make_trunk(loaded.model, self._pool, settings, context.max_seq_len),
@@ -73,8 +92,10 @@ class StreamingEngine:
             UntrainedHeadError: a recipe is given and the model never learned to track one.
         """
         self._admit(session_id, spec)
-        session = Session(self._parts, spec, self._new_table(), self._policy(spec))
-        self._sessions[session_id] = session
+        seed = derived_seed(self.settings.sampling.seed, session_id) if spec.seed is None else spec.seed
+        policy = decision_policy(self.settings, self._model.config.thresholds, spec)
+        session = Session(self._parts, spec, self._new_table(), policy, RandomState(seed))
+        self._enter(session_id, session)
         self._work.start(session_id, session.start(), session.cache)
 
     def push_frame(self, session_id: str, embedding: np.ndarray, fingerprint: str | None = None) -> int:
@@ -145,9 +166,25 @@ class StreamingEngine:
 
     def close(self, session_id: str) -> None:
         """Forgets the session and frees its pages."""
-        self._session(session_id).cache.truncate(0)
+        self._past.add(self._session(session_id).counters)
         self._work.drop(session_id)
-        del self._sessions[session_id]
+        self._residence.leave(session_id)
+        del self._sessions[session_id], self._frames_at_entry[session_id]
+
+    @property
+    def capacity(self) -> int:
+        """Sessions that fit when each is as long as a context may be; known before any opens."""
+        return min(self.settings.max_sessions, self._residence.places)
+
+    def park(self, session_id: str) -> None:
+        """Moves an idle session's keys and values out of the pool; its next frame brings them back.
+
+        Raises:
+            SessionError: frames are still being decided.
+        """
+        self._require_idle(session_id)
+        if not self._residence.is_parked(session_id):
+            self._residence.park(session_id)
 
     @property
     def session_ids(self) -> list[str]:
@@ -159,6 +196,10 @@ class StreamingEngine:
         given = session.spec.state is not None and session.spec.state != TaskState.initial(len(session.spec.steps))
         if given or session.patched or session.spec.utterances:
             raise SessionError(f"session {session_id}: it continued another or its state was set; it makes no record")
+        if session.forgot:
+            raise SessionError(
+                f"session {session_id}: it has forgotten its first events; raise streaming.history_events"
+            )
         return to_dialogue(session_id, session.spec, session.history, session.counters.frames)
 
     def segment(self, session_id: str) -> Segment | None:
@@ -173,14 +214,32 @@ class StreamingEngine:
     def step(self) -> list[tuple[str, Event]]:
         """One ragged forward for the sessions whose turn it is; returns what happened, by session."""
         for session_id, session in self._sessions.items():
-            if session.frames and session_id not in self._work:
+            if session.frames and session_id not in self._work and self._bring_in(session_id, session):
+                self._residence.used(session_id)
                 self._work.start(session_id, session.decide(), session.cache)
-        self._work.step()
+        if self._work:
+            self._step_seconds.append(_timed(self._work.step))
         events = [(sid, event) for sid, session in self._sessions.items() for event in _drain(session.outbox)]
         for session_id, event in events:
             if isinstance(event, Failed):
                 self.close(session_id)
         return events
+
+    def stats(self) -> EngineStats:
+        """What was done so far and what is in the pool now."""
+        counters = [self._past.total, *(session.counters for session in self._sessions.values())]
+        return EngineStats(
+            sessions=len(self._sessions),
+            parked=self._residence.num_parked,
+            capacity=self.capacity,
+            pages=self._pool.counts(),
+            page_bytes=self._pool.bytes_per_page,
+            frames=sum(c.frames for c in counters),
+            fast_frames=sum(c.fast_frames for c in counters),
+            tokens=self._work.num_tokens,
+            lm_head_rows=self._work.lm_head_rows,
+            step_seconds=tuple(self._step_seconds),
+        )
 
     def _fail(self, session_id: str, error: Exception) -> None:
         log.error("session %s failed", session_id, exc_info=error)
@@ -188,23 +247,63 @@ class StreamingEngine:
         session.frames.clear()
         session.outbox.append(Failed(str(error) or type(error).__name__))
 
+    # Places ------------------------------------------------------------------------------------------------
+
+    def _enter(self, session_id: str, session: Session) -> None:
+        self._sessions[session_id] = session
+        self._residence.enter(session_id, session.cache)
+        self._frames_at_entry[session_id] = session.counters.frames
+
+    def _bring_in(self, session_id: str, session: Session) -> bool:
+        """Whether the session is in the pool, if need be instead of one that has nothing to do or has had its turn."""
+        if not self._residence.is_parked(session_id):
+            return True
+        if not self._make_place():
+            return False
+        try:
+            self._residence.restore(session_id, session.cache)
+        except Exception as error:
+            self._fail(session_id, error)
+            return False
+        self._frames_at_entry[session_id] = session.counters.frames
+        return True
+
+    def _make_place(self) -> bool:
+        def is_idle(session_id: str) -> bool:
+            return session_id not in self._work and not self._sessions[session_id].frames
+
+        def had_turn(session_id: str) -> bool:
+            frames = self._sessions[session_id].counters.frames
+            return session_id not in self._work and frames > self._frames_at_entry[session_id]
+
+        if not self._residence.is_full():
+            return True
+        leaving = self._residence.oldest(is_idle) or self._residence.oldest(had_turn)
+        if leaving is not None:
+            self._residence.park(leaving)
+        return leaving is not None
+
     # Moving sessions ---------------------------------------------------------------------------------------
 
-    def export(self, session_id: str) -> dict[str, Any]:
-        """The session's log: JSON, without keys and values; another engine continues from it.
+    def export(self, session_id: str, parked: bool = False) -> dict[str, Any]:
+        """The session's log, from which another engine continues: JSON, without keys and values.
+
+        With `parked` they are in it, as safetensors bytes under `cache`: the other engine then computes nothing again.
 
         Raises:
             SessionError: frames are still being decided.
         """
-        session = self._session(session_id)
-        if session_id in self._work or session.frames or session.segment is None:
-            raise _coded(SessionError(f"session {session_id}: frames are still being decided"), "in_progress")
-        return {
+        session = self._require_idle(session_id)
+        log = {
             "session_id": session_id,
             "fingerprint": self.loaded.fingerprint,
             "model": self._model_hash,
             **session.export().to_json(),
         }
+        if parked:
+            vectors = {} if session.step_vectors is None else {"step_vectors": session.step_vectors.cpu()}
+            log["cache"] = pack(self._residence.copy(session_id) | vectors)
+        return log
 
     def import_(self, log: Mapping[str, Any]) -> str:
         """Opens a session from its log; the cache is rebuilt from the tokens. Returns its id.
@@ -220,10 +319,18 @@ class StreamingEngine:
         session_id, restored = str(log.get("session_id")), SessionLog.from_json(log)
         self._check_log(log, restored)
         self._admit(session_id, restored.spec)
-        session = Session(self._parts, restored.spec, self._new_table(), self._policy(restored.spec))
-        session.restore(restored)
-        self._sessions[session_id] = session
-        self._work.start(session_id, session.start(), session.cache)
+        policy, randomness = restored.restraint.policy, restored.randomness
+        session = Session(self._parts, restored.spec, self._new_table(), policy, randomness)
+        if "cache" in log:
+            parked = unpack(log["cache"])
+            put_back(self._pool, session.cache, parked)
+            vectors = parked.get("step_vectors")
+            session.restore(restored, None if vectors is None else vectors.to(self._pool.device))
+            self._enter(session_id, session)
+        else:
+            session.restore(restored)
+            self._enter(session_id, session)
+            self._work.start(session_id, session.start(), session.cache)
         return session_id
 
     @property
@@ -254,11 +361,20 @@ class StreamingEngine:
         except KeyError:
             raise UnknownSessionError(f"session {session_id!r} is not open here", field="session_id") from None
 
+    def _require_idle(self, session_id: str) -> Session:
+        session = self._session(session_id)
+        if session_id in self._work or session.frames or session.segment is None:
+            raise _coded(SessionError(f"session {session_id}: frames are still being decided"), "in_progress")
+        return session
+
     def _admit(self, session_id: str, spec: SessionSpec) -> None:
         if session_id in self._sessions:
             raise _coded(SessionError(f"session {session_id!r} is open already", field="session_id"), "session_exists")
         if len(self._sessions) >= self.settings.max_sessions:
             raise _coded(SessionError(f"all {self.settings.max_sessions} sessions are taken; try again later"), "busy")
+        if self._residence.is_full() and (self.settings.parking == "off" or not self._make_place()):
+            places = self._residence.places
+            raise OutOfPagesError(f"all pages are promised to {places} sessions; close one or try again later")
         if spec.tracked:
             self.loaded.require_trained(
                 "dst_update", *(["dst_state"] if self.settings.dst_decoder == "readout" else [])
@@ -266,17 +382,14 @@ class StreamingEngine:
         if spec.state is not None and len(spec.state) != len(spec.steps):
             raise SessionError(f"state: has {len(spec.state)} steps, the recipe has {len(spec.steps)}", field="state")
 
-    def _policy(self, spec: SessionSpec) -> DecisionPolicy:
-        """With the session's own thresholds, else those of `StreamingSettings.thresholds`."""
-        chosen = self.settings.thresholds(self._model.config.thresholds, spec.dataset)
-        own = {"speak": spec.speak_threshold, "update": spec.update_threshold}
-        chosen |= {name: threshold for name, threshold in own.items() if threshold is not None}
-        return DecisionPolicy(
-            chosen["speak"], chosen["update"], self.settings.cooldown_frames, self.settings.dst_decoder
-        )
-
     def _new_table(self) -> BlockTable:
         return BlockTable(self._pool, self.context.max_seq_len, self.settings.share_prefixes)
+
+
+def _timed(work: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
 def _drain(outbox: list[Event]) -> list[Event]:

@@ -19,7 +19,10 @@ from prospect.dialogue.state import TaskState, format_delta, parse_delta
 from prospect.dialogue.timeline import FPS, FrameEvents, record_events
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import ProspectError, SessionError
+from prospect.streaming.decisions import Restraint
 from prospect.streaming.outputs import SessionSpec
+from prospect.streaming.parts import Counters
+from prospect.streaming.sampling import RandomState
 
 
 @dataclass
@@ -28,7 +31,9 @@ class Segment:
 
     context: Context
     first_frame: int
-    tail: list[np.ndarray]
+    state: TaskState
+    """That the context shows: the one before the first of `frames`."""
+    tail: list[np.ndarray] = field(default_factory=list)
     frames: list[np.ndarray] = field(default_factory=list)
     events: list[FrameEvents] = field(default_factory=list)
 
@@ -57,35 +62,45 @@ class SessionLog:
     """A session between two frames. `to_json` and `from_json` carry it to another engine."""
 
     spec: SessionSpec
+    restraint: Restraint
+    """With the thresholds that the session decides by."""
+    randomness: RandomState
     state: TaskState
+    opening: TaskState
     segment: Segment
     history: dict[int, FrameEvents]
+    forgot: bool
+    """Whether `history` lacks the first events."""
     said: list[tuple[str, str]]
+    summary: str | None
     texts: list[str]
     tail: list[np.ndarray]
-    frames: int
-    last_spoken: int | None
+    counters: Counters
     stale: bool
+    patched: bool
+    epoch: int
+    """How many engines had the session before."""
 
     def to_json(self) -> dict[str, Any]:
         segment = self.segment
         return {
             "spec": {**vars(self.spec), "state": self.spec.state and list(self.spec.state.labels)},
+            "restraint": _RESTRAINT.dump_python(self.restraint, mode="json"),
+            "randomness": vars(self.randomness),
             "state": list(self.state.labels),
+            "opening": list(self.opening.labels),
             "segment": {
                 "context": vars(segment.context),
                 "first_frame": segment.first_frame,
+                "state": list(segment.state.labels),
                 "tail": _pack_arrays(segment.tail),
                 "frames": _pack_arrays(segment.frames),
                 "events": [_pack_events(events) for events in segment.events],
             },
             "history": {str(frame): _pack_events(events) for frame, events in self.history.items()},
-            "said": self.said,
-            "texts": self.texts,
             "tail": _pack_arrays(self.tail),
-            "frames": self.frames,
-            "last_spoken": self.last_spoken,
-            "stale": self.stale,
+            "counters": vars(self.counters),
+            **{name: getattr(self, name) for name in _PLAIN},
         }
 
     @classmethod
@@ -99,21 +114,22 @@ class SessionLog:
             segment, spec = log["segment"], log["spec"]
             return cls(
                 spec=_SPEC.validate_python({**spec, "state": spec["state"] and TaskState.from_labels(spec["state"])}),
+                restraint=_RESTRAINT.validate_python(log["restraint"]),
+                randomness=_RANDOMNESS.validate_python(log["randomness"]),
                 state=TaskState.from_labels(log["state"]),
+                opening=TaskState.from_labels(log["opening"]),
                 segment=Segment(
                     _CONTEXT.validate_python(segment["context"]),
                     int(segment["first_frame"]),
+                    TaskState.from_labels(segment["state"]),
                     _unpack_arrays(segment["tail"]),
                     _unpack_arrays(segment["frames"]),
                     [_unpack_events(events) for events in segment["events"]],
                 ),
                 history={int(frame): _unpack_events(events) for frame, events in log["history"].items()},
-                said=[(role, text) for role, text in log["said"]],
-                texts=list(log["texts"]),
                 tail=_unpack_arrays(log["tail"]),
-                frames=int(log["frames"]),
-                last_spoken=log["last_spoken"],
-                stale=bool(log["stale"]),
+                counters=_COUNTERS.validate_python(log["counters"]),
+                **{name: kind.validate_python(log[name]) for name, kind in _PLAIN.items()},
             )
         except KeyError as error:
             raise SessionError(f"session log: the field {error.args[0]!r} is missing", field=error.args[0]) from error
@@ -123,6 +139,20 @@ class SessionLog:
 
 _SPEC = TypeAdapter(SessionSpec)
 _CONTEXT = TypeAdapter(Context)
+_RESTRAINT = TypeAdapter(Restraint)
+_RANDOMNESS = TypeAdapter(RandomState)
+_COUNTERS = TypeAdapter(Counters)
+
+_PLAIN: dict[str, TypeAdapter[Any]] = {
+    "forgot": TypeAdapter(bool),
+    "said": TypeAdapter(list[tuple[str, str]]),
+    "summary": TypeAdapter(str | None),
+    "texts": TypeAdapter(list[str]),
+    "stale": TypeAdapter(bool),
+    "patched": TypeAdapter(bool),
+    "epoch": TypeAdapter(int),
+}
+"""Fields that are JSON as they are."""
 
 
 def _pack_arrays(arrays: list[np.ndarray]) -> dict[str, Any]:

@@ -1,8 +1,13 @@
 """What goes into the engine and what it says: plain records that the protocol sends and the evaluator scores."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from prospect.dialogue.state import Delta, TaskState
+
+Silence = Literal["threshold", "cooldown", "hysteresis"]
+"""Why nothing was said: the probability was too low, the last utterance is too recent, or the probability has not
+come down since."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,13 @@ class SessionSpec:
     speak_threshold: float | None = None
     """None: the model's calibrated threshold, else the configured one."""
     update_threshold: float | None = None
+    seed: int | None = None
+    """Of the session's random numbers; None: of its id and `streaming.sampling.seed`."""
+    summary: str | None = None
+    """Of the progress before the session; shown where the context strategy asks for summaries."""
+    oracle: tuple[tuple[int, str], ...] = ()
+    """The reference's deltas by frame, which `summarize_with_dst` tells the model where `context.published` is set;
+    for evaluation."""
 
     @property
     def tracked(self) -> bool:
@@ -47,8 +59,8 @@ class Decision:
     """The most probable state reachable by legal transitions; None without a recipe or a state head."""
     fast: bool = True
     """Decided by trunk and heads alone: `lm_head` was not touched."""
-    illegal: Delta = ()
-    """Transitions that the model wrote and the state machine refused."""
+    silence: Silence | None = None
+    """Why nothing was said; None where something was, or where the model wanted to and had no words."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +73,15 @@ class TextPiece:
 
 @dataclass(frozen=True)
 class Refreshed:
-    """The context was rebuilt from the state before `frame`."""
+    """The context was rebuilt before `frame`."""
 
     frame: int
     tokens_before: int
     tokens_after: int
+    summary: str | None = None
+    """Of the progress, where the model was asked for one."""
+    oracle: bool = False
+    """Whether it was told the reference's state then."""
 
 
 @dataclass(frozen=True)

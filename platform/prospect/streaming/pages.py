@@ -182,6 +182,17 @@ class BlockTable:
         del self.pages[kept:]
         self.length = length
 
+    def cut(self, start: int, stop: int) -> None:
+        """Takes the tokens [start, stop) out; those behind move up, and their keys stay those of their old positions."""
+        size, moved = self._pool.page_size, self.length - stop
+        for index in range(start // size, self._pool.pages_for(start + moved)):
+            self.pages[index] = self._pool.private(self.pages[index])
+        source, target = self.slots(stop, moved), self.slots(start, moved)
+        for pages in (*self._pool.keys, *self._pool.values):
+            rows = pages.flatten(0, 1)
+            rows[target] = rows[source]
+        self.truncate(start + moved)
+
     def adopt(self, ids: Sequence[int]) -> Tensor | None:
         """Starts an empty table with the pages that hold the longest known beginning of `ids`, all of it but one
         token at most; returns the hidden states [length, H] there."""

@@ -26,6 +26,7 @@ from pydantic import (
 from prospect.dialogue.state import TaskState
 from prospect.errors import ProspectError, SessionError
 from prospect.settings import Settings
+from prospect.streaming.outputs import Silence
 
 MAX_IMAGE_BYTES = 16 * 2**20
 
@@ -220,8 +221,8 @@ class FrameDecision(_FromServer):
     p_update: float
     readout: StateMap | None = None
     """The most probable state, read off this frame without generating text."""
-    illegal: str = ""
-    """Transitions that the model wrote and the state machine refused."""
+    silence: Silence | None = None
+    """Why nothing was said: `threshold`, `cooldown` or `hysteresis`; null where something was."""
 
 
 class StateUpdated(_FromServer):
@@ -262,12 +263,16 @@ class FrameDropped(_FromServer):
 
 
 class SessionRefreshed(_FromServer):
-    """The context was full and is rebuilt from the state before `frame`."""
+    """The context was full, or the state was patched, and it is rebuilt before `frame`."""
 
     type: Literal["session.refreshed"] = "session.refreshed"
     frame: int
     tokens_before: int
     tokens_after: int
+    summary: str | None = None
+    """Of the progress, where the model was asked for one."""
+    oracle: bool = False
+    """Whether it was told a reference's state then; in evaluation only."""
 
 
 class SessionGoingAway(_FromServer):
@@ -337,7 +342,7 @@ class FrameOutcome(_FromServer):
     delta: str = ""
     utterance: str | None = None
     readout: StateMap | None = None
-    illegal: str = ""
+    silence: Silence | None = None
 
 
 class FramesResponse(_FromServer):

@@ -1,12 +1,14 @@
 """Limits and decisions of the engine."""
 
 from collections.abc import Mapping
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from prospect.dialogue.state import StatePolicy
 from prospect.settings import Settings
+from prospect.streaming.sampling import SamplingSettings
 
 DstDecoder = Literal["generate", "readout"]
 """Where a delta comes from once the model decides to update: written as text, or read off the state head."""
@@ -26,11 +28,20 @@ class StreamingSettings(Settings):
     calibrated: bool = True
     """Whether thresholds that were calibrated in training and travel with the model come before the two above."""
     cooldown_frames: int = Field(default=1, ge=0)
-    """Frames after an utterance in which the assistant stays silent."""
+    """Frames after an utterance in which the assistant stays silent, unless the user says something."""
+    speak_hysteresis: float | None = Field(default=0.1, ge=0, le=1)
+    """After an utterance the probability must first fall this share below the threshold before the next one, unless
+    the user says something: a model that wants to speak at every frame speaks once. None: it need not fall."""
+    update_hysteresis: float | None = Field(default=None, ge=0, le=1)
+    """The same for updates of the state."""
     dst_decoder: DstDecoder = "generate"
     """`generate` writes a delta as text; `readout` takes it from the state head without generating a token."""
     state_policy: StatePolicy = "strict"
     """Whether a step may complete without having started."""
+    sampling: SamplingSettings = SamplingSettings()
+    """How utterances are generated."""
+    history_events: int = Field(default=4096, ge=0)
+    """Frames with events that a session remembers; one that has forgotten some makes no record."""
     step_tokens: int = Field(default=512, ge=1)
     """Most tokens of all sessions in one step; frames come first, then contexts, then generated text."""
     chunk_tokens: int = Field(default=256, ge=1)
@@ -45,6 +56,11 @@ class StreamingSettings(Settings):
     """Pages of the cache; None: what `max_sessions` full sessions need, as far as `memory_share` has room."""
     memory_share: float = Field(default=0.8, gt=0, le=1)
     """Of the memory that is free when the engine is made."""
+    parking: Literal["off", "memory", "disk"] = "off"
+    """Where the keys and values of idle sessions go when others need their pages. `off`: no more sessions are opened
+    than full ones fit; a session that is parked by hand goes to memory then."""
+    parking_folder: Path | None = None
+    """For `disk`."""
     share_prefixes: bool = True
     """Whether contexts that begin with the same text have those keys and values once."""
     attention: AttentionName = "auto"
@@ -54,6 +70,12 @@ class StreamingSettings(Settings):
     """Tokens a forward pass has then."""
     max_waiting_frames: int = Field(default=120, ge=1)
     """Frames of one session that may wait; one more is refused with `overloaded`."""
+
+    @model_validator(mode="after")
+    def _disk_has_a_folder(self) -> Self:
+        if self.parking == "disk" and self.parking_folder is None:
+            raise ValueError("parking is disk; say where with parking_folder")
+        return self
 
     def thresholds(self, calibrated: Mapping[str, Mapping[str, float]] | None, dataset: str) -> dict[str, float]:
         """`speak` and `update`: those calibrated for the data set, else by default, else the configured ones."""
