@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from prospect.benchmarks.engine_model import kv_shape
 from prospect.model.modeling import DSTProActLlamaForCausalLM
 
 BANDWIDTH = {"H200": 4.8e12, "H100": 3.35e12, "A100": 2.04e12, "4090": 1.008e12, "3090": 0.936e12, "L4": 0.30e12}
 """Bytes a second of a GPU's memory, by a part of its name (vendors' data sheets)."""
 _MOST_BYTES = 2 << 30
 """Of keys and values that attention is timed on: beyond it, layers share theirs."""
-_SECONDS = 0.5
+_SECONDS = 0.3
 
 
 def bound_seconds(model: DSTProActLlamaForCausalLM, sessions: int, context: int) -> float:
@@ -49,8 +50,7 @@ def linear_seconds(model: DSTProActLlamaForCausalLM, rows: int) -> float:
 def attention_seconds(model: DSTProActLlamaForCausalLM, sessions: int, context: int) -> float:
     """Scaled dot products of all layers, one query a session over `context` keys: the faster of two ways."""
     config, weight = model.config, model.model.norm.weight
-    heads, shared = config.num_attention_heads, config.num_key_value_heads
-    width = config.head_dim or config.hidden_size // heads
+    heads, (shared, width) = config.num_attention_heads, kv_shape(model)
     size = 2 * sessions * shared * context * width * weight.element_size()
     copies = int(max(1, min(config.num_hidden_layers, _MOST_BYTES // size)))
     keys, values = (

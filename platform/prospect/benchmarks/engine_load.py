@@ -158,8 +158,8 @@ class Record:
     @classmethod
     def empty(cls, sessions: int, frames: range) -> "Record":
         shape = (sessions, len(frames))
-        times = [np.full(shape, np.nan) for _ in range(3)]
-        return cls(frames, *times, np.zeros(shape, bool), np.zeros(shape, bool))
+        due, first, done = (np.full(shape, np.nan) for _ in range(3))
+        return cls(frames, due, first, done, spoke=np.zeros(shape, bool), fast=np.zeros(shape, bool))
 
     def take(self, happenings: Sequence[Happening], now: float) -> list[Happening]:
         """Notes what happened by `now`; returns the frames decided."""

@@ -13,6 +13,7 @@ import torch
 
 from prospect.benchmarks.engine_adapter import EngineSystem
 from prospect.benchmarks.engine_load import Driven, Record, Workload, paced, saturated
+from prospect.benchmarks.engine_model import kv_shape
 from prospect.benchmarks.engine_peers import LoopSystem, PaddedSystem
 from prospect.benchmarks.settings import EngineSuite, System
 from prospect.dialogue.timeline import FPS
@@ -28,18 +29,19 @@ _FINE = 16
 
 
 class Percentiles(NamedTuple):
-    """Milliseconds over `count` frames; NaN over none."""
+    """Milliseconds over `number` frames; NaN over none."""
 
     p50: float
     p95: float
     p99: float
-    count: int
+    number: int
 
     @classmethod
     def of(cls, seconds: np.ndarray) -> "Percentiles":
         if not len(seconds):
             return cls(float("nan"), float("nan"), float("nan"), 0)
-        return cls(*(float(value) for value in 1000 * np.percentile(seconds, (50, 95, 99))), len(seconds))
+        p50, p95, p99 = (float(value) for value in 1000 * np.percentile(seconds, (50, 95, 99)))
+        return cls(p50, p95, p99, len(seconds))
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,8 @@ class Cell:
 
 def kv_bytes(model: DSTProActLlamaForCausalLM) -> int:
     """Of one token's keys and values in all layers, in the model's precision."""
-    config = model.config
-    width = config.head_dim or config.hidden_size // config.num_attention_heads
-    size = model.model.norm.weight.element_size()
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * width * size
+    heads, width = kv_shape(model)
+    return 2 * model.config.num_hidden_layers * heads * width * model.model.norm.weight.element_size()
 
 
 def build_system(name: System, loaded: LoadedModel, workload: Workload, settings: StreamingSettings) -> Driven:
@@ -185,6 +185,7 @@ def largest_within(
     def fits(sessions: int) -> bool:
         if sessions * context * kv_bytes(loaded.model) > suite.memory_gib * GIB:
             return False
+        memory_in_use(loaded)  # what the last number took is given back
         frames = range(paced_count(suite))
         workload = Workload(suite, sessions, context, len(frames))
         system = EngineSystem(loaded, workload, settings)
@@ -225,9 +226,10 @@ def soak(loaded: LoadedModel, suite: EngineSuite, settings: StreamingSettings, c
 
 
 def memory_in_use(loaded: LoadedModel) -> int:
-    """Bytes: what torch holds on the model's GPU, else this process' resident set without what malloc keeps back."""
+    """Bytes that torch holds on the model's GPU, else this process' resident set, without what is merely kept back."""
     gc.collect()
     if loaded.model.device.type == "cuda":
+        torch.cuda.empty_cache()
         return torch.cuda.memory_allocated(loaded.model.device)
     if sys.platform == "linux":
         ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -61,6 +61,13 @@ def frame_features(noise: np.ndarray, speaks: bool) -> np.ndarray:
     return features
 
 
+def kv_shape(model: DSTProActLlamaForCausalLM) -> tuple[int, int]:
+    """Key-value heads and their width."""
+    config = model.config
+    width = config.head_dim or config.hidden_size // config.num_attention_heads
+    return config.num_key_value_heads or config.num_attention_heads, width
+
+
 def _random(settings: ModelSettings, suite: EngineSuite, tokenizer: object, device: str) -> DSTProActLlamaForCausalLM:
     """Normal matrices of deviation 0.02, norms of one."""
     torch.manual_seed(suite.seed)
@@ -91,12 +98,11 @@ def _plant(model: DSTProActLlamaForCausalLM, digit: int) -> None:
         projector.up.bias[unit] = 0
         projector.down.weight[:, unit] = 0
         projector.down.weight[axis, unit] = sign * _STRENGTH / _GAIN
-    head = model.speaking_decision_head.layers[0]
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    head.weight[0, axis] = _LOGIT / (norm[axis].float() * norm.numel() ** 0.5)
+    head = model.speaking_decision_head
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)
+    head.get_parameter("layers.0.weight")[0, axis] = _LOGIT / (norm[axis].float() * norm.numel() ** 0.5)
     tied = model.lm_head.weight
-    model.lm_head = nn.Linear(tied.shape[1], tied.shape[0], device=tied.device, dtype=tied.dtype)
-    model.lm_head.weight = tied
-    nn.init.zeros_(model.lm_head.bias)
-    model.lm_head.bias[digit] = _BIAS
+    bias = torch.zeros(len(tied), device=tied.device, dtype=tied.dtype)
+    bias[digit] = _BIAS
+    model.lm_head.bias = nn.Parameter(bias)

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from prospect.benchmarks.engine_load import BLOCK_TOKENS, TAIL_FRAMES, Happening, Workload
+from prospect.benchmarks.engine_model import kv_shape
 from prospect.model.checkpoint import LoadedModel
 
 _PLAIN = 2
@@ -32,13 +33,10 @@ class _Peer:
         self._model.set_attn_implementation("sdpa")
 
     def _random_cache(self, batch: int, length: int) -> DynamicCache:
-        config = self._model.config
-        weight = self._model.model.norm.weight
-        width = config.head_dim or config.hidden_size // config.num_attention_heads
-        shape = (batch, config.num_key_value_heads, length, width)
+        weight, (heads, width) = self._model.model.norm.weight, kv_shape(self._model)
         cache = DynamicCache()
-        noise = torch.randn(shape, device=weight.device).to(weight.dtype)
-        for layer in range(config.num_hidden_layers):
+        noise = torch.randn(batch, heads, length, width, device=weight.device).to(weight.dtype)
+        for layer in range(self._model.config.num_hidden_layers):
             cache.update(noise.clone(), noise.clone(), layer)
         return cache
 

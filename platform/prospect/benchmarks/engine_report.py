@@ -129,8 +129,8 @@ def _add_latencies(table: Table, system: str, sessions: int, paced: Paced | None
         str(sessions),
         *_three(paced.free),
         *_three(paced.all),
-        *(("-", "-") if not first.count else (f"{first.p50:.0f}", f"{first.p99:.0f}")),
-        str(paced.all.count),
+        *(("-", "-") if not first.number else (f"{first.p50:.0f}", f"{first.p99:.0f}")),
+        str(paced.all.number),
         verdict,
     )
 
