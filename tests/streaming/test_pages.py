@@ -1,4 +1,4 @@
-"""Pages: whatever sessions do, every page is in exactly the tables that hold it, and none is left when they are gone."""
+"""Pages: whatever sessions do, each is in exactly the tables that hold it, and none is left when they are gone."""
 
 import pytest
 import torch

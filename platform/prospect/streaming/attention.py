@@ -95,7 +95,8 @@ class _Piece:
 
 class RunAttention:
     """CPU: a run of pages is read where it stands. A beginning that several sessions share is read once for all of
-    them, and a softmax over two runs is put together from both by their denominators."""
+    them, and a softmax over two runs is put together from both by their denominators.
+    """
 
     def __init__(self, pool: PagePool, parts: Sequence[Part]) -> None:
         self._groups, self._heads = pool.groups, pool.keys[0].shape[2]

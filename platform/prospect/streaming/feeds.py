@@ -9,7 +9,6 @@ from torch import Tensor
 
 from prospect.streaming.decisions import Probabilities
 
-
 FeedKind = Literal["frame", "context", "text"]
 """What is fed: images to decide at, a context (or a session's past again), or text of a running generation."""
 

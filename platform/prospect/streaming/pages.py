@@ -195,7 +195,8 @@ class BlockTable:
 
     def adopt(self, ids: Sequence[int]) -> Tensor | None:
         """Starts an empty table with the pages that hold the longest known beginning of `ids`, all of it but one
-        token at most; returns the hidden states [length, H] there."""
+        token at most; returns the hidden states [length, H] there.
+        """
         assert not self.pages
         found = self._pool.prefixes.find(ids[:-1]) if self._shares else []
         for page, _ in found:

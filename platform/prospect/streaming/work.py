@@ -55,7 +55,11 @@ class Work:
     @torch.inference_mode()
     def step(self) -> None:
         """One ragged forward for the jobs whose turn it is; those whose feed is finished go on to the next one."""
-        chosen = [(job, chunk) for job, count in self._scheduler.choose(self._jobs.values()) if (chunk := self._chunk(job, count))]
+        chosen = [
+            (job, chunk)
+            for job, count in self._scheduler.choose(self._jobs.values())
+            if (chunk := self._chunk(job, count))
+        ]
         if not chosen:
             return
         for (job, chunk), hidden in zip(chosen, self._trunk([chunk for _, chunk in chosen]), strict=True):
@@ -106,7 +110,9 @@ class Work:
             if job.feed.decide_at
         ]
         if self._one_by_one:
-            found = iter([tuple(read_heads(self._model, [(row[None], v)])[0][0] for row in rows) for rows, v in requests])
+            found = iter(
+                [tuple(read_heads(self._model, [(row[None], v)])[0][0] for row in rows) for rows, v in requests]
+            )
         else:
             found = iter(read_heads(self._model, requests))
         return [next(found) if job.feed.decide_at else () for job in jobs]

@@ -1,0 +1,127 @@
+"""Keys and values of a session outside the pool, and back: every bit as it was.
+
+Shapes: L layers, n tokens, Hkv key heads of width Dh.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, load_file, save, save_file
+from torch import Tensor
+
+from prospect.errors import SessionError
+from prospect.streaming.pages import BlockTable, PagePool
+
+Parked = dict[str, Tensor]
+"""`keys` and `values` [L, n, Hkv, Dh] in host memory, and what else the session keeps on the device."""
+
+
+def copy_out(pool: PagePool, table: BlockTable) -> Parked:
+    """`keys` and `values` of a table's tokens."""
+    rows = torch.tensor(table.slots(0, table.length), dtype=torch.long, device=pool.device)
+    return {
+        name: torch.stack([layer.flatten(0, 1)[rows].cpu() for layer in layers])
+        for name, layers in (("keys", pool.keys), ("values", pool.values))
+    }
+
+
+def put_back(pool: PagePool, table: BlockTable, parked: Mapping[str, Tensor]) -> None:
+    """Fills an empty table.
+
+    Raises:
+        OutOfPagesError: the pool has no room for it; the table is empty then.
+        SessionError: the tensors are those of another model.
+    """
+    assert table.length == 0
+    num_tokens = check(pool, parked)
+    try:
+        table.reserve(num_tokens)
+    except SessionError:
+        table.truncate(0)
+        raise
+    rows = torch.tensor(table.slots(0, num_tokens), dtype=torch.long, device=pool.device)
+    for name, layers in (("keys", pool.keys), ("values", pool.values)):
+        for layer, held in zip(layers, parked[name], strict=True):
+            layer.flatten(0, 1)[rows] = held.to(layer.device)
+    table.commit(num_tokens)
+
+
+def check(pool: PagePool, parked: Mapping[str, Tensor]) -> int:
+    """How many tokens it holds.
+
+    Raises:
+        SessionError: the tensors are those of another model.
+    """
+    like = pool.keys[0]
+    for name in ("keys", "values"):
+        held = parked.get(name)
+        if held is None or held.dim() != 4 or held.dtype != like.dtype:
+            raise SessionError(f"parked session: no {name} of {like.dtype} in it", field=name)
+        if (len(held), *held.shape[2:]) != (len(pool.keys), *like.shape[2:]):
+            raise SessionError(
+                f"parked session: its {name} have shape {list(held.shape)}, not this model's", field=name
+            )
+    return parked["keys"].shape[1]
+
+
+class ParkingLot:
+    """Where parked sessions wait: in host memory, or as a safetensors file each in a folder."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._held: dict[str, Parked | Path] = {}
+
+    def __contains__(self, session_id: str) -> bool:
+        return session_id in self._held
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def leave(self, session_id: str, parked: Parked) -> None:
+        if self._folder is None:
+            self._held[session_id] = parked
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"{session_id.encode().hex()}.safetensors"
+        partial = path.with_suffix(".partial")
+        save_file(parked, partial)
+        self._held[session_id] = partial.rename(path)
+
+    def look(self, session_id: str) -> Parked:
+        """It stays parked.
+
+        Raises:
+            SessionError: its file is gone or damaged.
+        """
+        held = self._held[session_id]
+        if not isinstance(held, Path):
+            return held
+        try:
+            return load_file(held)
+        except (OSError, SafetensorError) as error:
+            raise SessionError(f"parked session {session_id}: {held} cannot be read ({error})") from error
+
+    def forget(self, session_id: str) -> None:
+        held = self._held.pop(session_id, None)
+        if isinstance(held, Path):
+            held.unlink(missing_ok=True)
+
+
+def pack(parked: Parked) -> bytes:
+    """As safetensors."""
+    return save({name: tensor.contiguous() for name, tensor in parked.items()})
+
+
+def unpack(data: Any) -> Parked:
+    """What `pack` made.
+
+    Raises:
+        SessionError: it is not that.
+    """
+    try:
+        return load(data)
+    except (TypeError, SafetensorError) as error:
+        raise SessionError(f"parked session: unreadable ({error})", field="cache") from error

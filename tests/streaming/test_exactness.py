@@ -1,0 +1,153 @@
+"""Company changes nothing: a session gives the same beside others, in chunks, from shared pages, parked and replayed.
+
+`deterministic=true` gives it bit for bit; otherwise probabilities agree within `TOLERANCE`, and a decision may differ
+only where the lone run's margin is below it.
+"""
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from prospect.model.checkpoint import LoadedModel
+from prospect.streaming.engine import StreamingEngine, StreamingSettings
+from prospect.streaming.outputs import Decision, SessionSpec
+from tests.factories import CONTEXT, features, tea_dialogue, tiny_model, tiny_vocabulary
+
+TEA = SessionSpec(goal=tea_dialogue().goal, steps=tea_dialogue().step_names, knowledge=tea_dialogue().knowledge)
+SMALL = CONTEXT.model_copy(
+    update={"max_seq_len": 260, "max_utterance_tokens": 4, "max_delta_tokens": 20, "tail_seconds": 2.0}
+)
+"""Refreshes come on the way."""
+NUM_FRAMES = 20
+TEXTS = {3: "What now?", 15: "Which cup?"}
+EXACT = StreamingSettings(
+    speak_threshold=0.52,
+    update_threshold=0.51,
+    cooldown_frames=0,
+    speak_hysteresis=None,
+    deterministic=True,
+    page_tokens=16,
+    catch_up_frames=1,
+    share_prefixes=False,
+    max_sessions=4,
+)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+Way = Callable[[LoadedModel, StreamingSettings], list[Decision]]
+
+
+def push(engine: StreamingEngine, session_id: str, frames: range) -> None:
+    for frame in frames:
+        if frame in TEXTS:
+            engine.push_text(session_id, TEXTS[frame])
+        engine.push_frame(session_id, features("tea", frame, frame + 1)[0])
+
+
+def heard(engine: StreamingEngine, session_id: str = "a") -> list[Decision]:
+    """Everything waiting, decided."""
+    decided = []
+    while engine.has_work():
+        decided += [event for sid, event in engine.step() if sid == session_id and isinstance(event, Decision)]
+    return decided
+
+
+def one_by_one(engine: StreamingEngine, frames: range) -> list[Decision]:
+    decided = []
+    for frame in frames:
+        push(engine, "a", range(frame, frame + 1))
+        decided += heard(engine)
+    return decided
+
+
+def opened(loaded: LoadedModel, settings: StreamingSettings) -> StreamingEngine:
+    engine = StreamingEngine(loaded, SMALL, settings)
+    engine.open("a", TEA)
+    return engine
+
+
+def alone(loaded: LoadedModel, settings: StreamingSettings) -> list[Decision]:
+    return one_by_one(opened(loaded, settings), range(NUM_FRAMES))
+
+
+def batched(loaded: LoadedModel, settings: StreamingSettings) -> list[Decision]:
+    engine = StreamingEngine(loaded, SMALL, settings)
+    for name, spec in (("x", SessionSpec(goal="Wash up")), ("a", TEA), ("b", TEA)):
+        engine.open(name, spec)
+    push(engine, "x", range(9))
+    push(engine, "b", range(5))
+    decided = one_by_one(engine, range(4))
+    push(engine, "b", range(5, 20))
+    return decided + one_by_one(engine, range(4, NUM_FRAMES))
+
+
+def chunked(loaded: LoadedModel, settings: StreamingSettings) -> list[Decision]:
+    """All frames wait and catch up; contexts come a few tokens at a time."""
+    small = settings.model_copy(update={"catch_up_frames": 6, "chunk_tokens": 23, "step_tokens": 29})
+    engine = opened(loaded, small)
+    push(engine, "a", range(NUM_FRAMES))
+    return heard(engine)
+
+
+def shared(loaded: LoadedModel, settings: StreamingSettings) -> list[Decision]:
+    """The context's pages come from a session that is there and from one that is gone."""
+    engine = StreamingEngine(loaded, SMALL, settings.model_copy(update={"share_prefixes": True}))
+    engine.open("b", TEA)
+    heard(engine)
+    engine.open("a", TEA)
+    heard(engine)
+    assert engine.stats().pages.shared > 0
+    push(engine, "b", range(7, 9))
+    decided = one_by_one(engine, range(6))
+    engine.close("b")
+    return decided + one_by_one(engine, range(6, NUM_FRAMES))
+
+
+def replayed(loaded: LoadedModel, settings: StreamingSettings) -> list[Decision]:
+    """From the log, on another engine, twice."""
+    engine = opened(loaded, settings)
+    decided = one_by_one(engine, range(5))
+    for frames in (range(5, 14), range(14, NUM_FRAMES)):
+        other = StreamingEngine(loaded, SMALL, settings)
+        other.import_(json.loads(json.dumps(engine.export("a"))))
+        decided += one_by_one(other, frames)
+        engine = other
+    return decided
+
+
+def parked(loaded: LoadedModel, settings: StreamingSettings) -> list[Decision]:
+    """To memory and back, and to another engine with the keys and values."""
+    engine = opened(loaded, settings)
+    decided = one_by_one(engine, range(6))
+    engine.park("a")
+    assert engine.stats().pages.used == 0
+    engine.open("b", SessionSpec(goal="Wash up"))
+    decided += one_by_one(engine, range(6, 12))
+    other = StreamingEngine(loaded, SMALL, settings)
+    other.import_(engine.export("a", parked=True))
+    return decided + one_by_one(other, range(12, NUM_FRAMES))
+
+
+WAYS: dict[str, Way] = {way.__name__: way for way in (batched, chunked, shared, replayed, parked)}
+
+
+@pytest.fixture(scope="module", params=list(DTYPES))
+def loaded(request):
+    model = tiny_model(tiny_vocabulary())
+    model.model.to(DTYPES[request.param])
+    return model
+
+
+@pytest.fixture(scope="module")
+def expected(loaded):
+    decided = alone(loaded, EXACT)
+    assert [decision.frame for decision in decided] == list(range(NUM_FRAMES))
+    assert sum(decision.utterance is not None for decision in decided) > 1
+    assert sum(decision.utterance is None for decision in decided) > 1
+    return decided
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+def test_deterministic_is_bitwise(loaded, expected, way):
+    assert WAYS[way](loaded, EXACT) == expected
