@@ -89,8 +89,9 @@ def test_the_schedule_has_the_stated_rate_and_sessions_start_below_their_limit()
 @pytest.mark.parametrize("most", [1, 6, 37, 500])
 def test_the_search_finds_the_largest_number_to_a_sixteenth(most):
     tried: list[int] = []
-    found = largest(lambda sessions: tried.append(sessions) or sessions <= most, 128)
-    assert min(most, 128) * 15 / 16 <= found <= most
+    for start in (1, 16):
+        found = largest(lambda sessions: tried.append(sessions) or sessions <= most, 128, start)
+        assert min(most, 128) * 15 / 16 <= found <= most
     assert max(tried) <= 128
     assert largest(lambda sessions: False, 128) == 0
 

@@ -36,7 +36,7 @@ from prospect.benchmarks.engine_measure import (
 )
 from prospect.benchmarks.engine_model import planted_model
 from prospect.benchmarks.settings import EngineSuite
-from prospect.errors import ConfigError
+from prospect.errors import ConfigError, OutOfPagesError
 from prospect.model.checkpoint import LoadedModel
 from prospect.streaming.engine import StreamingSettings
 
@@ -74,7 +74,10 @@ def measure(suite: EngineSuite, streaming: StreamingSettings, root: Path) -> dic
             found[context] = largest_within(loaded, suite, streaming, context)
             console.print(report.search_table(found[context][1], context, found[context][0], suite))
         if suite.soak_minutes:
-            soaks[context] = list(soak(loaded, suite, streaming, context))
+            soaks[context] = []
+            for minute in soak(loaded, suite, streaming, context):
+                soaks[context].append(minute)
+                console.print(f"minute {len(soaks[context])}: {minute.frames_per_s:.1f} frames/s", style="dim")
             console.print(report.soak_table(soaks[context], context, suite.soak_sessions))
     floor = weight_floor_seconds(loaded.model)
     result = {
@@ -105,7 +108,11 @@ def _cells(
         bound = bound_seconds(loaded.model, sessions, context)
         workload = Workload(suite, sessions, context, suite.saturated_frames + paced_count(suite))
         for system in suite.systems:
-            cell = measure_cell(system, loaded, streaming, workload, bound)
+            try:
+                cell = measure_cell(system, loaded, streaming, workload, bound)
+            except OutOfPagesError as error:
+                console.print(f"{system}, {sessions} x {context} left out: {error}")
+                continue
             console.print(f"{system}, {sessions} x {context}: {cell.frames_per_s:.1f} frames/s", style="dim")
             yield cell
 

@@ -17,6 +17,7 @@ from prospect.benchmarks.engine_model import kv_shape
 from prospect.benchmarks.engine_peers import LoopSystem, PaddedSystem
 from prospect.benchmarks.settings import EngineSuite, System
 from prospect.dialogue.timeline import FPS
+from prospect.errors import OutOfPagesError
 from prospect.model.checkpoint import LoadedModel
 from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.streaming.engine import StreamingSettings
@@ -78,8 +79,8 @@ class Cell:
         frames_per_s, frames, step_ms: in saturation; `step_ms` is a forward pass with all that belongs to it.
         share_of_bound: tokens/s of those that linear layers and attention alone allow.
         fast_share: frames decided without `lm_head`.
-        session_mib: memory that opening and running the sessions took, for each; `kv_mib` of it are the keys and
-            values of a full session, by their number.
+        session_mib: memory that opening the sessions and saturating them took, for each.
+        kv_mib: keys and values of a full session, by their number.
         paced: None where saturation showed that it cannot keep up.
     """
 
@@ -125,12 +126,13 @@ def measure_cell(
     before = memory_in_use(loaded)
     system = build_system(name, loaded, workload, settings)
     system.fill(workload.starts)
+    filled = memory_in_use(loaded)
     full = saturated(system, workload, range(suite.saturated_frames), suite.seconds)
+    used = max(filled, memory_in_use(loaded)) - before
     speed, needed = full.decided / full.seconds, sessions * FPS
     live = None
     if speed >= _HOPELESS * needed:
         live = summary(paced(system, workload, range(suite.saturated_frames, workload.frames), suite.give_up_s))
-    used = memory_in_use(loaded) - before
     done = ~np.isnan(full.done)
     return Cell(
         system=name,
@@ -164,13 +166,13 @@ def summary(record: Record) -> Paced:
     )
 
 
-def largest(fits: Callable[[int], bool], most: int) -> int:
-    """The largest number of sessions that `fits`, by doubling up to `most`, then halving; 0 if not even one."""
-    low, high = 0, 1
+def largest(fits: Callable[[int], bool], most: int, start: int = 1) -> int:
+    """The largest number of sessions that `fits`: doubled from `start` up to `most`, then halved; 0 if none does."""
+    low, high = 0, min(start, most)
     while high <= most and fits(high):
         low, high = high, 2 * high
     high = min(high, most + 1)
-    while low and high - low > max(1, low // _FINE):
+    while high - low > max(1, low // _FINE):
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
@@ -189,11 +191,14 @@ def largest_within(
         frames = range(paced_count(suite))
         workload = Workload(suite, sessions, context, len(frames))
         system = EngineSystem(loaded, workload, settings)
-        system.fill(workload.starts)
+        try:
+            system.fill(workload.starts)
+        except OutOfPagesError:
+            return False
         tried[sessions] = summary(paced(system, workload, frames, suite.give_up_s))
         return tried[sessions].within(suite)
 
-    return largest(fits, suite.most_sessions), tried
+    return largest(fits, suite.most_sessions, suite.search_from), tried
 
 
 @dataclass(frozen=True)

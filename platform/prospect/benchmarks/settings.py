@@ -132,8 +132,10 @@ class EngineSuite(Settings):
     """Tokens of every utterance."""
     search: bool = False
     """Also look for the largest number of sessions within the two limits, by doubling and halving."""
+    search_from: int = Field(default=1, ge=1)
+    """Number that the search tries first."""
     most_sessions: int = Field(default=512, ge=1)
-    """The search goes no further."""
+    """Number that it does not go beyond."""
     free_p99_ms: float = Field(default=100.0, gt=0)
     """Limit of the search for frames with no own generation pending."""
     all_p99_ms: float = Field(default=1000.0, gt=0)
