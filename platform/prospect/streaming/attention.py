@@ -16,7 +16,6 @@ from transformers import AttentionInterface
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from prospect.streaming.pages import BlockTable, PagePool
-from prospect.streaming.settings import AttentionName
 
 ATTENTION = "prospect_ragged"
 _GATHER_FROM = 4
@@ -94,8 +93,10 @@ class _Piece:
 
 
 class RunAttention:
-    """CPU: a run of pages is read where it stands. A beginning that several sessions share is read once for all of
-    them, and a softmax over two runs is put together from both by their denominators.
+    """CPU: a run of pages is read where it stands.
+
+    A beginning that several sessions share is read once for all of them, and a softmax over two runs is put together
+    from both by their denominators.
     """
 
     def __init__(self, pool: PagePool, parts: Sequence[Part]) -> None:
@@ -173,16 +174,6 @@ class FixedAttention:
             scale=scaling,
         )
         return out.reshape(num, num_heads, width)
-
-
-BACKENDS: dict[str, Backend] = {"sdpa": RunAttention}
-
-
-def chosen_backend(name: AttentionName, device: torch.device) -> str:
-    """The backend itself where `auto` is asked for."""
-    if name != "auto":
-        return name
-    return "sdpa"
 
 
 def _padded(pages: Sequence[int], length: int, filler: int) -> list[int]:

@@ -194,8 +194,9 @@ class BlockTable:
         self.truncate(start + moved)
 
     def adopt(self, ids: Sequence[int]) -> Tensor | None:
-        """Starts an empty table with the pages that hold the longest known beginning of `ids`, all of it but one
-        token at most; returns the hidden states [length, H] there.
+        """Starts an empty table with the pages of the longest known beginning of `ids`, at most all but one token.
+
+        Returns the hidden states [length, H] there.
         """
         assert not self.pages
         found = self._pool.prefixes.find(ids[:-1]) if self._shares else []

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from prospect.model.modeling import DSTProActLlamaForCausalLM
-from prospect.streaming.attention import ATTENTION, BACKENDS, Backend, FixedAttention, Part, RaggedStep, chosen_backend
+from prospect.streaming.attention import ATTENTION, Backend, FixedAttention, Part, RaggedStep
+from prospect.streaming.backends import attention_backend
 from prospect.streaming.pages import BlockTable, PagePool
 from prospect.streaming.settings import StreamingSettings
 
@@ -120,7 +121,7 @@ def make_trunk(
     """As the settings say."""
     if settings.deterministic:
         return FixedTrunk(model, pool, settings.deterministic_rows, max_seq_len)
-    return PackedTrunk(model, pool, BACKENDS[chosen_backend(settings.attention, pool.device)])
+    return PackedTrunk(model, pool, attention_backend(settings.attention, pool.device))
 
 
 def _cut(chunk: Chunk, image: int, first: int, most: int) -> Iterator[Chunk]:

@@ -1,0 +1,90 @@
+"""Attention over pages equals plain attention over each session's own keys, whatever the tables look like."""
+
+import pytest
+import torch
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.attention.flex_attention import flex_attention
+from transformers import LlamaConfig
+
+from prospect.streaming import paged
+from prospect.streaming.attention import FixedAttention, Part, RunAttention
+from prospect.streaming.pages import BlockTable, PagePool
+
+CONFIG = LlamaConfig(num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, hidden_size=64)
+SIZE, FULL = 8, 6
+LENGTHS, NEW = (5, 40, 23, 17, 30), (1, 7, 1, 3, 1)
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
+
+
+def filled_pool(dtype: torch.dtype) -> PagePool:
+    pool = PagePool(CONFIG, 40, SIZE, FULL, dtype, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    for pages in (*pool.keys, *pool.values):
+        pages.copy_(torch.randn(pages.shape, generator=generator))
+    return pool
+
+
+def some_parts(pool: PagePool, layout: str) -> list[Part]:
+    """Tables in one run each, with a common beginning elsewhere, or with every page elsewhere."""
+    tables = [BlockTable(pool, SIZE * FULL) for _ in LENGTHS]
+    common = [39, 38] if layout == "scattered" else [30, 31]
+    for index, (table, length, new) in enumerate(zip(tables, LENGTHS, NEW, strict=True)):
+        if layout != "runs" and length > 2 * SIZE:
+            table.pages, table.length = list(common), 2 * SIZE
+        if layout == "scattered":
+            table.pages += range(index, 30, 6)
+            del table.pages[pool.pages_for(length + new) :]
+        else:
+            table.reserve(length + new - table.length)
+        table.length = length
+    return [Part(table, new) for table, new in zip(tables, NEW, strict=True)]
+
+
+def plain(pool: PagePool, parts: list[Part], query: torch.Tensor) -> torch.Tensor:
+    outs = []
+    for part, rows in zip(parts, query.split([part.num_tokens for part in parts]), strict=True):
+        slots = part.table.slots(0, part.end)
+        keys, values = (pages[0].flatten(0, 1)[slots].transpose(0, 1) for pages in (pool.keys, pool.values))
+        mask = torch.ones(part.num_tokens, part.end, dtype=torch.bool).tril(part.past)
+        out = F.scaled_dot_product_attention(
+            rows.transpose(0, 1)[None], keys[None], values[None], attn_mask=mask, scale=0.25, enable_gqa=True
+        )
+        outs.append(out[0].transpose(0, 1))
+    return torch.cat(outs)
+
+
+def compare(backend, layout: str, dtype: torch.dtype = torch.float32) -> None:
+    pool = filled_pool(dtype)
+    parts = some_parts(pool, layout)
+    query = torch.randn(sum(NEW), 4, 16, generator=torch.Generator().manual_seed(1)).to(dtype)
+    with torch.inference_mode():
+        found = backend(pool, parts)(query, pool.keys[0], pool.values[0], 0.25)
+        expected = plain(pool, parts, query)
+    assert (found - expected).abs().max() <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("layout", ["runs", "shared", "scattered"])
+def test_on_a_cpu_it_reads_runs_where_they_stand(layout, dtype):
+    compare(RunAttention, layout, dtype)
+
+
+@pytest.mark.parametrize("layout", ["runs", "shared", "scattered"])
+def test_with_a_fixed_number_of_keys(layout):
+    compare(lambda pool, parts: FixedAttention(pool, parts, SIZE * FULL), layout)
+
+
+@pytest.mark.parametrize("layout", ["runs", "shared", "scattered"])
+def test_flex_attention_reads_the_pages_of_the_tables(layout, monkeypatch):
+    monkeypatch.setattr(paged, "compiled_flex", lambda device_type: flex_attention)
+    compare(paged.FlexAttention, layout)
+
+
+def test_flex_attention_compiled():
+    """One shape, since each takes seconds on a CPU."""
+    pool = filled_pool(torch.float32)
+    parts = [Part(part.table, 1) for part in some_parts(pool, "shared")]
+    query = torch.randn(len(parts), 4, 16)
+    with torch.inference_mode():
+        found = paged.FlexAttention(pool, parts)(query, pool.keys[0], pool.values[0], 0.25)
+        assert (found - plain(pool, parts, query)).abs().max() <= TOLERANCE[torch.float32]
