@@ -11,7 +11,7 @@ from prospect.benchmarks.engine_load import Happening, Record, Workload, saturat
 from prospect.benchmarks.engine_measure import Percentiles, build_system, largest
 from prospect.benchmarks.engine_model import planted_model
 from prospect.benchmarks.engine_peers import LoopSystem, PaddedSystem
-from prospect.benchmarks.settings import EngineSuite
+from prospect.benchmarks.engine_settings import EngineSuite
 from prospect.streaming.engine import StreamingSettings
 
 TINY = EngineSuite(
@@ -104,7 +104,9 @@ def test_percentiles_are_milliseconds():
 def test_a_run_writes_its_numbers_and_pictures(tmp_path, capsys):
     suite = TINY.model_copy(update={"search": True, "most_sessions": 1, "soak_minutes": 1, "soak_sessions": 1})
     result = measure(suite, SETTINGS, tmp_path)
-    assert json.loads((tmp_path / "benchmarks" / "engine.json").read_text())["suite"]["base"] == "tiny"
+    written = (tmp_path / "benchmarks" / "engine.json").read_text()
+    assert json.loads(written)["suite"]["base"] == "tiny"
+    assert "NaN" not in written
     assert {path.name for path in (tmp_path / "benchmarks" / "engine").iterdir()} == {
         "latency.png",
         "memory.png",

@@ -35,7 +35,7 @@ from prospect.benchmarks.engine_measure import (
     warm_up,
 )
 from prospect.benchmarks.engine_model import planted_model
-from prospect.benchmarks.settings import EngineSuite
+from prospect.benchmarks.engine_settings import EngineSuite
 from prospect.errors import ConfigError, OutOfPagesError
 from prospect.model.checkpoint import LoadedModel
 from prospect.streaming.engine import StreamingSettings
@@ -146,12 +146,14 @@ def _processor() -> str:
 
 
 def _plain(record: Any) -> dict[str, Any]:
-    """JSON, with the percentiles by name."""
+    """JSON, with the percentiles by name, and null for those over no frames."""
 
     def named(value: Any) -> Any:
         if hasattr(value, "_asdict"):
-            return value._asdict()
-        return {name: named(each) for name, each in value.items()} if isinstance(value, dict) else value
+            return named(value._asdict())
+        if isinstance(value, dict):
+            return {name: named(each) for name, each in value.items()}
+        return None if value != value else value
 
     return named(asdict(record))
 

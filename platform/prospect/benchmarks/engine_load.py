@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from prospect.benchmarks.engine_model import frame_features
-from prospect.benchmarks.settings import EngineSuite
+from prospect.benchmarks.engine_settings import EngineSuite
 from prospect.dialogue.timeline import FPS
 from prospect.errors import ProspectError
 

@@ -15,7 +15,7 @@ from prospect.benchmarks.engine_adapter import EngineSystem
 from prospect.benchmarks.engine_load import Driven, Record, Workload, paced, saturated
 from prospect.benchmarks.engine_model import kv_shape
 from prospect.benchmarks.engine_peers import LoopSystem, PaddedSystem
-from prospect.benchmarks.settings import EngineSuite, System
+from prospect.benchmarks.engine_settings import EngineSuite, System
 from prospect.dialogue.timeline import FPS
 from prospect.errors import OutOfPagesError
 from prospect.model.checkpoint import LoadedModel

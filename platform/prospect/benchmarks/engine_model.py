@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from prospect.benchmarks.settings import EngineSuite
+from prospect.benchmarks.engine_settings import EngineSuite
 from prospect.dialogue.prompt import SYSTEM_PROMPT
 from prospect.dialogue.vocabulary import GRAMMAR_TOKENS, Vocabulary
 from prospect.model.adapters import build_model, build_tokenizer

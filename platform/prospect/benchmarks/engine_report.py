@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from prospect.benchmarks.engine_measure import Cell, Minute, Paced, Percentiles
-from prospect.benchmarks.settings import EngineSuite
+from prospect.benchmarks.engine_settings import EngineSuite
 
 NAMES = {
     "engine": "engine",
