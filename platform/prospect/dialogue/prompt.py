@@ -26,13 +26,11 @@ SUMMARY_REQUEST = "Please summarize the progress."
 """The user turn behind which a summary of the progress stands (`sequence.summary_request`)."""
 
 
-StrategyName = Literal[
-    "none", "drop_all", "drop_middle", "summarize_and_drop", "summarize_with_dst", "state_refresh"
-]
-"""`none`: every frame by itself behind the prompt. `drop_all`: the prompt alone stays. `drop_middle`: the prompt and the
-last frames stay. `summarize_and_drop` and `summarize_with_dst`: as `state_refresh`, with the model's own summary of the
-progress, which the second asks for with the state. `state_refresh`: the prompt with the state, the last utterances, and
-the last seconds of frames, undecided."""
+StrategyName = Literal["none", "drop_all", "drop_middle", "summarize_and_drop", "summarize_with_dst", "state_refresh"]
+"""`none`: every frame by itself behind the prompt. `drop_all`: the prompt alone stays. `drop_middle`: the prompt and
+the last frames stay. `summarize_and_drop` and `summarize_with_dst`: as `state_refresh`, with the model's own summary of
+the progress, for which the second tells it the state. `state_refresh`: the prompt with the state, the last utterances
+and the last seconds of frames, undecided."""
 
 
 class ContextSettings(Settings):

@@ -148,6 +148,11 @@ def longest_tail(settings: ContextSettings) -> int:
     return 0 if strategy.stateless or strategy.plan is _prompt else settings.max_tail_frames
 
 
+def summary_line(settings: ContextSettings) -> int:
+    """Tokens that a summary takes in a context of this strategy at most, its label included."""
+    return settings.max_summary_tokens + 16 if strategy_of(settings).asks else 0
+
+
 def frames_within(lengths: Sequence[int], budget: int) -> int:
     """How many of the last frames, of so many tokens each, `budget` tokens hold."""
     count = 0
@@ -170,15 +175,14 @@ def full_reserve(vocabulary: Vocabulary, settings: ContextSettings, num_steps: i
     """Tokens that are free before a frame and the user's text: the frame's, and those of a summary behind it."""
     strategy, needed = strategy_of(settings), frame_reserve(settings, tokens_per_frame)
     if strategy.asks:
-        uniform = [TaskState((state,) * num_steps) for state in StepState]
-        told = [summary_question(vocabulary, strategy, state, 0) for state in uniform]  # any other state takes less
-        needed += sum(map(len, told)) + tokens_per_frame + settings.max_summary_tokens + 2
+        needed += len(summary_request(vocabulary, tokens_per_frame)) + settings.max_summary_tokens + 2
+    if strategy.asks == "state" and num_steps:
+        uniform = [TaskState((state,) * num_steps) for state in StepState]  # to tell any other state takes less
+        needed += sum(len(user_block(vocabulary, describe_state(state))) for state in uniform)
     return max(needed, strategy.reserve)
 
 
-def summary_question(
-    vocabulary: Vocabulary, strategy: Strategy, state: TaskState, tokens_per_frame: int
-) -> list[int]:
+def summary_question(vocabulary: Vocabulary, strategy: Strategy, state: TaskState, tokens_per_frame: int) -> list[int]:
     """What asks for a summary: the state, where the strategy tells it, and the request."""
     request = summary_request(vocabulary, tokens_per_frame)
     if strategy.asks == "state" and len(state):
@@ -187,7 +191,7 @@ def summary_question(
 
 
 def describe_state(state: TaskState) -> str:
-    """`Completed: S1, S2. In progress: S3. Next: S4.`"""
+    """Such as `Completed: S1, S2. In progress: S3. Next: S4.`."""
 
     def named(wanted: StepState) -> list[str]:
         return [f"S{number}" for number, step in enumerate(state.steps, 1) if step is wanted]

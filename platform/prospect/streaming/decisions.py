@@ -84,11 +84,11 @@ class DecisionPolicy:
 
     speak: float
     update: float
-    cooldown_frames: int = 0
-    speak_hysteresis: float | None = None
-    update_hysteresis: float | None = None
-    dst_decoder: DstDecoder = "generate"
-    sampling: SamplingSettings = SamplingSettings()
+    cooldown_frames: int
+    speak_hysteresis: float | None
+    update_hysteresis: float | None
+    dst_decoder: DstDecoder
+    sampling: SamplingSettings
 
 
 def decision_policy(

@@ -23,6 +23,7 @@ from prospect.streaming.context import (
     plan_opening,
     session_context,
     strategy_of,
+    summary_line,
     summary_question,
 )
 from prospect.streaming.feeds import Feed, Reply, Run
@@ -78,7 +79,8 @@ class Window:
         """
         text = self._context(ContextPlan(state)).num_text + 2 * len(self._spec.steps)
         tail = longest_tail(self._parts.context) * self._parts.tokens_per_frame
-        return self._parts.context.max_seq_len - text - tail - self._reserve
+        summary = summary_line(self._parts.context)
+        return self._parts.context.max_seq_len - text - summary - tail - self._reserve
 
     def holds(self, num_tokens: int, texts: tuple[str, ...]) -> bool:
         """Whether a frame that comes `num_tokens` later fits, whatever comes of it, and with what users said."""
@@ -98,7 +100,9 @@ class Window:
         room = self._parts.context.max_seq_len - self._needed(())
         yield from self._open(plan_opening(self._parts.context, self._seen(state, room)), room, 0)
 
-    def make_room(self, frame: int, texts: tuple[str, ...], state: TaskState) -> Generator[Feed, Reply, Refreshed | None]:
+    def make_room(
+        self, frame: int, texts: tuple[str, ...], state: TaskState
+    ) -> Generator[Feed, Reply, Refreshed | None]:
         """Rebuilds the context where this frame, whatever comes of it, might not fit; says so then."""
         if self._strategy.stateless and self._start_over(frame, state):
             return None
@@ -113,7 +117,7 @@ class Window:
         if patched or not (self._strategy.cuts and self._cut(room)):
             plan = plan_context(self._parts.context, self._seen(state, room), patched)
             yield from self._open(plan, room, frame)
-        return Refreshed(frame, before, self._cache.length, self.summary if asked else None, asked and self._tells_oracle)
+        return Refreshed(frame, before, self._cache.length, self.summary if asked else None, asked and self._oracle)
 
     def decided(self, embedding: np.ndarray, events: FrameEvents) -> None:
         """A frame stands in the cache with what happened at it."""
@@ -196,14 +200,14 @@ class Window:
     # Summaries ---------------------------------------------------------------------------------------------
 
     @property
-    def _tells_oracle(self) -> bool:
+    def _oracle(self) -> bool:
         return self._parts.context.published and self._strategy.asks == "state" and bool(self._spec.oracle)
 
     def _summarise(self, frame: int, state: TaskState) -> Run:
         """Asks for a summary behind the last frame, which is shown once more, where there is one and it fits."""
         parts, settings = self._parts, self._parts.context
         images = [*self.segment.tail, *self.segment.frames] if self.segment is not None else []
-        told = oracle_state(self._spec, frame, parts.policy) if self._tells_oracle else state
+        told = oracle_state(self._spec, frame, parts.policy) if self._oracle else state
         question = summary_question(parts.vocabulary, self._strategy, told, parts.tokens_per_frame)
         if not images or self._cache.length + len(question) + settings.max_summary_tokens + 1 > settings.max_seq_len:
             return
@@ -218,7 +222,7 @@ class Window:
         length = self._cache.length
         reply = yield Feed(question, image, decide_at=(len(question) - 1,))
         self._cache.truncate(length)
-        return reply.readings[0].probabilities.speak > 0.5  # noqa: PLR2004
+        return reply.readings[0].probabilities.speak > 0.5
 
     # Helpers -----------------------------------------------------------------------------------------------
 

@@ -46,7 +46,8 @@ class Writer:
         writer, start = self.parts.grammar.start(state), self.cache.length
         if writer.done:
             return (), None
-        fed, ahead = [], [self.vocabulary.dst]
+        fed: list[int] = []
+        ahead = [self.vocabulary.dst]
         while True:
             ahead += writer.run()
             if writer.done:
