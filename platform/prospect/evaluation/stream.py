@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from prospect.dialogue.schema import Dialogue
+from prospect.dialogue.state import format_delta
 from prospect.dialogue.timeline import FPS, Timeline
 from prospect.errors import SessionError
 from prospect.evaluation.records import VideoDecisions, scored_frames
@@ -25,14 +26,24 @@ View = Literal["watched", "shuffled", "blank"]
 
 
 def spec_of(dialogue: Dialogue, timeline: Timeline) -> SessionSpec:
-    """What a session about this dialogue starts from, at the first frame that the dialogue uses."""
+    """What a session about this dialogue starts from, at the first frame that the dialogue uses.
+
+    The summary and the reference's deltas are there for the context strategies that ask for them.
+    """
+    span = scored_frames(dialogue, timeline)
     return SessionSpec(
         goal=dialogue.goal,
         steps=dialogue.step_names,
         knowledge=dialogue.knowledge,
-        state=timeline.state_before(scored_frames(dialogue, timeline).start),
+        state=timeline.state_before(span.start),
         track=dialogue.has_dst_labels,
         dataset=dialogue.dataset,
+        summary=dialogue.progress,
+        oracle=tuple(
+            (frame - span.start, format_delta(events.delta))
+            for frame, events in sorted(timeline.events.items())
+            if events.delta and frame in span
+        ),
     )
 
 
