@@ -13,19 +13,20 @@ import numpy as np
 
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue
-from prospect.dialogue.state import StepState, TaskState
+from prospect.dialogue.state import TaskState
 from prospect.errors import FingerprintError, OutOfPagesError, SessionError, UnknownSessionError
-from prospect.lineage import derived_seed, fingerprint
+from prospect.lineage import derived_seed
 from prospect.model.checkpoint import LoadedModel
 from prospect.streaming.decisions import decision_policy
-from prospect.streaming.journal import Segment, SessionLog, to_dialogue
+from prospect.streaming.inputs import changed_state, checked_embedding, checked_log, coded, model_hash
+from prospect.streaming.journal import Segment, to_dialogue
 from prospect.streaming.memory import make_pool
 from prospect.streaming.outputs import Event, Failed, SessionSpec
 from prospect.streaming.pages import BlockTable
 from prospect.streaming.parking import ParkingLot, pack, put_back, unpack
-from prospect.streaming.passes import make_trunk
-from prospect.streaming.residence import Residence
 from prospect.streaming.parts import Counters, SessionParts
+from prospect.streaming.passes import make_trunk
+from prospect.streaming.residence import Activity, Residence
 from prospect.streaming.sampling import RandomState
 from prospect.streaming.scheduler import Scheduler
 from prospect.streaming.session import Session
@@ -69,9 +70,8 @@ class StreamingEngine:
         self._pool = make_pool(loaded.model, settings, context.max_seq_len)
         lot = ParkingLot(settings.parking_folder if settings.parking == "disk" else None)
         full = self._pool.pages_for(context.max_seq_len)
-        self._residence = Residence(self._pool, self._pool.num_pages // full, lot)
+        self._residence = Residence(self._pool, self._pool.num_pages // full, lot, self._activity)
         self._sessions: dict[str, Session] = {}
-        self._frames_at_entry: dict[str, int] = {}
         self._past = Past()
         self._step_seconds: deque[float] = deque(maxlen=1000)
         self._work = Work(
@@ -111,23 +111,10 @@ class StreamingEngine:
                 f"the server can declare it as good with vision.equivalent_to=[{fingerprint}]",
                 field="fingerprint",
             )
-        config = self._model.config
-        expected = (config.tokens_per_frame, config.vision_dim)
-        if embedding.shape != expected:
-            raise _coded(
-                SessionError(
-                    f"embedding: has shape {list(embedding.shape)}, expected {list(expected)}", field="embedding"
-                ),
-                "wrong_shape",
-            )
-        embedding = np.asarray(embedding, np.float16)
-        if not np.isfinite(embedding).all():
-            raise SessionError("embedding: holds values that are not finite", field="embedding")
+        embedding = checked_embedding(embedding, self._model.config)
         if len(session.frames) >= self.settings.max_waiting_frames:
-            raise _coded(
-                SessionError(f"session {session_id}: {len(session.frames)} frames are waiting already", field="seq"),
-                "overloaded",
-            )
+            waiting = f"session {session_id}: {len(session.frames)} frames are waiting already"
+            raise coded("overloaded", waiting, "seq")
         return session.push_frame(embedding)
 
     def push_text(self, session_id: str, text: str) -> None:
@@ -141,16 +128,7 @@ class StreamingEngine:
             SessionError: a step or a state that does not exist; nothing is changed then.
         """
         session = self._session(session_id)
-        steps = list(session.state.steps)
-        for step_id, label in changes.items():
-            index = int(step_id[1:]) - 1 if step_id[:1] == "S" and step_id[1:].isdecimal() else -1
-            if not 0 <= index < len(steps):
-                raise SessionError(f"state: no step {step_id!r} in a recipe of {len(steps)}", field="state")
-            if label.upper() not in StepState.__members__:
-                known = ", ".join(state.label for state in StepState)
-                raise SessionError(f"state.{step_id}: {label!r} is none of {known}", field="state")
-            steps[index] = StepState[label.upper()]
-        session.patch_state(TaskState(tuple(steps)))
+        session.patch_state(changed_state(session.state, changes))
         return session.state
 
     def state(self, session_id: str) -> TaskState:
@@ -169,7 +147,7 @@ class StreamingEngine:
         self._past.add(self._session(session_id).counters)
         self._work.drop(session_id)
         self._residence.leave(session_id)
-        del self._sessions[session_id], self._frames_at_entry[session_id]
+        del self._sessions[session_id]
 
     @property
     def capacity(self) -> int:
@@ -182,9 +160,8 @@ class StreamingEngine:
         Raises:
             SessionError: frames are still being decided.
         """
-        self._require_idle(session_id)
-        if not self._residence.is_parked(session_id):
-            self._residence.park(session_id)
+        self._idle(session_id)
+        self._residence.park(session_id)
 
     @property
     def session_ids(self) -> list[str]:
@@ -213,8 +190,9 @@ class StreamingEngine:
 
     def step(self) -> list[tuple[str, Event]]:
         """One ragged forward for the sessions whose turn it is; returns what happened, by session."""
-        for session_id, session in self._sessions.items():
-            if session.frames and session_id not in self._work and self._bring_in(session_id, session):
+        for session_id in [*self._residence.parked, *self._sessions]:
+            session = self._sessions[session_id]
+            if self._activity(session_id) == "waiting" and self._bring_in(session_id, session):
                 self._residence.used(session_id)
                 self._work.start(session_id, session.decide(), session.cache)
         if self._work:
@@ -225,12 +203,24 @@ class StreamingEngine:
                 self.close(session_id)
         return events
 
+    def _activity(self, session_id: str) -> Activity:
+        if session_id in self._work:
+            return "working"
+        return "waiting" if self._sessions[session_id].frames else "idle"
+
+    def _bring_in(self, session_id: str, session: Session) -> bool:
+        try:
+            return self._residence.bring_in(session_id, session.cache)
+        except SessionError as error:
+            self._fail(session_id, error)
+            return False
+
     def stats(self) -> EngineStats:
         """What was done so far and what is in the pool now."""
         counters = [self._past.total, *(session.counters for session in self._sessions.values())]
         return EngineStats(
             sessions=len(self._sessions),
-            parked=self._residence.num_parked,
+            parked=len(self._residence.parked),
             capacity=self.capacity,
             pages=self._pool.counts(),
             page_bytes=self._pool.bytes_per_page,
@@ -247,42 +237,6 @@ class StreamingEngine:
         session.frames.clear()
         session.outbox.append(Failed(str(error) or type(error).__name__))
 
-    # Places ------------------------------------------------------------------------------------------------
-
-    def _enter(self, session_id: str, session: Session) -> None:
-        self._sessions[session_id] = session
-        self._residence.enter(session_id, session.cache)
-        self._frames_at_entry[session_id] = session.counters.frames
-
-    def _bring_in(self, session_id: str, session: Session) -> bool:
-        """Whether the session is in the pool, if need be instead of one that has nothing to do or has had its turn."""
-        if not self._residence.is_parked(session_id):
-            return True
-        if not self._make_place():
-            return False
-        try:
-            self._residence.restore(session_id, session.cache)
-        except Exception as error:
-            self._fail(session_id, error)
-            return False
-        self._frames_at_entry[session_id] = session.counters.frames
-        return True
-
-    def _make_place(self) -> bool:
-        def is_idle(session_id: str) -> bool:
-            return session_id not in self._work and not self._sessions[session_id].frames
-
-        def had_turn(session_id: str) -> bool:
-            frames = self._sessions[session_id].counters.frames
-            return session_id not in self._work and frames > self._frames_at_entry[session_id]
-
-        if not self._residence.is_full():
-            return True
-        leaving = self._residence.oldest(is_idle) or self._residence.oldest(had_turn)
-        if leaving is not None:
-            self._residence.park(leaving)
-        return leaving is not None
-
     # Moving sessions ---------------------------------------------------------------------------------------
 
     def export(self, session_id: str, parked: bool = False) -> dict[str, Any]:
@@ -293,11 +247,11 @@ class StreamingEngine:
         Raises:
             SessionError: frames are still being decided.
         """
-        session = self._require_idle(session_id)
+        session = self._idle(session_id)
         log = {
             "session_id": session_id,
             "fingerprint": self.loaded.fingerprint,
-            "model": self._model_hash,
+            "model": model_hash(self._model.config),
             **session.export().to_json(),
         }
         if parked:
@@ -306,18 +260,14 @@ class StreamingEngine:
         return log
 
     def import_(self, log: Mapping[str, Any]) -> str:
-        """Opens a session from its log; the cache is rebuilt from the tokens. Returns its id.
+        """Opens a session from its log; the cache is put back, or rebuilt from the tokens. Returns its id.
 
         Raises:
             SessionError: the log is unreadable, or the id is taken here.
             FingerprintError: it was recorded with another encoder.
         """
-        if log.get("fingerprint") != self.loaded.fingerprint:
-            raise FingerprintError(
-                f"session log: recorded with {log.get('fingerprint')}, this model expects {self.loaded.fingerprint}"
-            )
-        session_id, restored = str(log.get("session_id")), SessionLog.from_json(log)
-        self._check_log(log, restored)
+        restored = checked_log(log, self.loaded, self.context.max_seq_len)
+        session_id = str(log.get("session_id"))
         self._admit(session_id, restored.spec)
         policy, randomness = restored.restraint.policy, restored.randomness
         session = Session(self._parts, restored.spec, self._new_table(), policy, randomness)
@@ -333,26 +283,6 @@ class StreamingEngine:
             self._work.start(session_id, session.start(), session.cache)
         return session_id
 
-    @property
-    def _model_hash(self) -> str:
-        """Whose tokens a log holds."""
-        config = self._model.config
-        return fingerprint([config.vocab_size, config.hidden_size, config.num_hidden_layers, config.grammar_ids])
-
-    def _check_log(self, log: Mapping[str, Any], restored: SessionLog) -> None:
-        """What a foreign or damaged log would break is refused before a session is opened."""
-        segment, config = restored.segment, self._model.config
-        if log.get("model") != self._model_hash:
-            raise SessionError("session log: recorded with another model", field="model")
-        frames = [*segment.tail, *segment.frames, *restored.tail]
-        if any(frame.shape != (config.tokens_per_frame, config.vision_dim) for frame in frames):
-            raise SessionError("session log: frames of another shape than the model's", field="segment")
-        if len(segment.frames) != len(segment.events) or len(segment.tail) != segment.context.tail_frames:
-            raise SessionError("session log: its frames and its events differ in number", field="segment")
-        length = len(segment.sequence(self.loaded.vocabulary, config.tokens_per_frame).ids)
-        if length > self.context.max_seq_len:
-            raise SessionError(f"session log: {length} tokens, this engine holds {self.context.max_seq_len}")
-
     # Helpers -----------------------------------------------------------------------------------------------
 
     def _session(self, session_id: str) -> Session:
@@ -361,18 +291,22 @@ class StreamingEngine:
         except KeyError:
             raise UnknownSessionError(f"session {session_id!r} is not open here", field="session_id") from None
 
-    def _require_idle(self, session_id: str) -> Session:
+    def _idle(self, session_id: str) -> Session:
         session = self._session(session_id)
-        if session_id in self._work or session.frames or session.segment is None:
-            raise _coded(SessionError(f"session {session_id}: frames are still being decided"), "in_progress")
+        if self._activity(session_id) != "idle" or session.segment is None:
+            raise coded("in_progress", f"session {session_id}: frames are still being decided")
         return session
+
+    def _enter(self, session_id: str, session: Session) -> None:
+        self._sessions[session_id] = session
+        self._residence.enter(session_id, session.cache)
 
     def _admit(self, session_id: str, spec: SessionSpec) -> None:
         if session_id in self._sessions:
-            raise _coded(SessionError(f"session {session_id!r} is open already", field="session_id"), "session_exists")
+            raise coded("session_exists", f"session {session_id!r} is open already", "session_id")
         if len(self._sessions) >= self.settings.max_sessions:
-            raise _coded(SessionError(f"all {self.settings.max_sessions} sessions are taken; try again later"), "busy")
-        if self._residence.is_full() and (self.settings.parking == "off" or not self._make_place()):
+            raise coded("busy", f"all {self.settings.max_sessions} sessions are taken; try again later")
+        if self._residence.is_full() and (self.settings.parking == "off" or not self._residence.make_place()):
             places = self._residence.places
             raise OutOfPagesError(f"all pages are promised to {places} sessions; close one or try again later")
         if spec.tracked:
@@ -396,8 +330,3 @@ def _drain(outbox: list[Event]) -> list[Event]:
     events = outbox.copy()
     outbox.clear()
     return events
-
-
-def _coded(error: SessionError, code: str) -> SessionError:
-    error.code = code
-    return error

@@ -114,6 +114,6 @@ class FlexAttention:
 
 @cache
 def compiled_flex(device_type: str) -> Any:
-    """For shapes of any size on a GPU, one after the other on a CPU: torch 2.15 writes C++ for open sizes that does not
-    compile (`cur_kvSplitSize0` is not declared)."""
+    """For any shapes on a GPU, and for one shape after the other on a CPU."""
+    # torch 2.15 writes C++ for open sizes that does not compile: `cur_kvSplitSize0` is not declared
     return torch.compile(flex_attention, dynamic=device_type != "cpu")

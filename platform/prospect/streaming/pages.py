@@ -130,10 +130,11 @@ class PagePool:
                     self._unlist(page)
             return idle * self._stretch
         free = next((p for p, n in enumerate(self._holders) if n == 0 and p not in self._cached), None)
-        page = free if free is not None else next(iter(self._cached), None)
-        if page is None:
+        if free is not None:
+            return free
+        if not self._cached:
             raise OutOfPagesError(f"cache: all {self.num_pages} pages of {self.page_size} tokens are taken")
-        return page
+        return next(iter(self._cached))
 
     def _idle_stretch(self) -> int | None:
         """The stretch in no table whose kept contexts have waited longest."""
@@ -183,7 +184,7 @@ class BlockTable:
         self.length = length
 
     def cut(self, start: int, stop: int) -> None:
-        """Takes the tokens [start, stop) out; those behind move up, and their keys stay those of their old positions."""
+        """Takes the tokens [start, stop) out; those behind move up with the keys of their old positions."""
         size, moved = self._pool.page_size, self.length - stop
         for index in range(start // size, self._pool.pages_for(start + moved)):
             self.pages[index] = self._pool.private(self.pages[index])

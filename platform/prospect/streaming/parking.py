@@ -3,7 +3,7 @@
 Shapes: L layers, n tokens, Hkv key heads of width Dh.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,9 @@ class ParkingLot:
     def __contains__(self, session_id: str) -> bool:
         return session_id in self._held
 
-    def __len__(self) -> int:
-        return len(self._held)
+    def __iter__(self) -> Iterator[str]:
+        """The one that was left first comes first."""
+        return iter(self._held)
 
     def leave(self, session_id: str, parked: Parked) -> None:
         if self._folder is None:

@@ -2,9 +2,13 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Literal
 
 from prospect.streaming.pages import BlockTable, PagePool
 from prospect.streaming.parking import Parked, ParkingLot, copy_out, put_back
+
+Activity = Literal["working", "waiting", "idle"]
+"""A session in the middle of something, one with frames that nobody has begun with, one without any."""
 
 
 class Residence:
@@ -14,52 +18,74 @@ class Residence:
         pool: of pages.
         places: sessions that fit when all are full.
         lot: where the others wait.
+        activity: of a session.
     """
 
-    def __init__(self, pool: PagePool, places: int, lot: ParkingLot) -> None:
-        self._pool, self._lot = pool, lot
+    def __init__(self, pool: PagePool, places: int, lot: ParkingLot, activity: Callable[[str], Activity]) -> None:
+        self._pool, self._lot, self._activity = pool, lot, activity
         self.places = places
         self._residents: OrderedDict[str, BlockTable] = OrderedDict()
         """The one that was used longest ago comes first."""
+        self._had_turn: set[str] = set()
+        """Residents that were used since they came in."""
 
     @property
-    def num_parked(self) -> int:
-        return len(self._lot)
-
-    def is_full(self) -> bool:
-        return len(self._residents) >= self.places
-
-    def is_parked(self, session_id: str) -> bool:
-        return session_id in self._lot
+    def parked(self) -> list[str]:
+        """The one that waits longest comes first."""
+        return list(self._lot)
 
     def enter(self, session_id: str, table: BlockTable) -> None:
         self._residents[session_id] = table
 
     def used(self, session_id: str) -> None:
         self._residents.move_to_end(session_id)
+        self._had_turn.add(session_id)
 
     def leave(self, session_id: str) -> None:
         """Gives back the pages, or the parked copy."""
         self._lot.forget(session_id)
         table = self._residents.pop(session_id, None)
+        self._had_turn.discard(session_id)
         if table is not None:
             table.truncate(0)
 
     def park(self, session_id: str) -> None:
-        self._lot.leave(session_id, copy_out(self._pool, self._residents[session_id]))
-        self._residents.pop(session_id).truncate(0)
+        """Keys and values leave the pool, if they are there."""
+        if session_id not in self._lot:
+            self._lot.leave(session_id, copy_out(self._pool, self._residents[session_id]))
+            self._residents.pop(session_id).truncate(0)
+            self._had_turn.discard(session_id)
 
-    def restore(self, session_id: str, table: BlockTable) -> None:
-        """Raises SessionError where the parked copy is gone or damaged."""
+    def bring_in(self, session_id: str, table: BlockTable) -> bool:
+        """Whether the session is in the pool now, if need be in the place of another.
+
+        Raises:
+            SessionError: the parked copy is gone or damaged.
+        """
+        if session_id not in self._lot:
+            return True
+        if not self.make_place():
+            return False
         put_back(self._pool, table, self._lot.look(session_id))
         self._lot.forget(session_id)
         self.enter(session_id, table)
+        return True
+
+    def is_full(self) -> bool:
+        return len(self._residents) >= self.places
+
+    def make_place(self) -> bool:
+        """Whether one more fits, if need be because one was parked that has nothing to do or has had its turn."""
+        if not self.is_full():
+            return True
+        leaving = next((name for name in self._residents if self._activity(name) == "idle"), None) or next(
+            (name for name in self._residents if self._activity(name) == "waiting" and name in self._had_turn), None
+        )
+        if leaving is not None:
+            self.park(leaving)
+        return leaving is not None
 
     def copy(self, session_id: str) -> Parked:
         """Keys and values of a session, wherever they are."""
         table = self._residents.get(session_id)
         return copy_out(self._pool, table) if table is not None else self._lot.look(session_id)
-
-    def oldest(self, may_leave: Callable[[str], bool]) -> str | None:
-        """The session used longest ago among those that may leave."""
-        return next(filter(may_leave, self._residents), None)
