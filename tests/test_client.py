@@ -26,7 +26,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 def url(loaded: LoadedModel) -> Iterator[str]:
     encoder = encoder_of(loaded)
     assert encoder is not None
-    engine = StreamingEngine(loaded, CONTEXT, StreamingSettings(cooldown_frames=0))
+    engine = StreamingEngine(loaded, CONTEXT, StreamingSettings(cooldown_frames=0, speak_hysteresis=None))
     api = build_api(SessionHost(engine, LiveEncoder(encoder)))
     server = uvicorn.Server(uvicorn.Config(api, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)

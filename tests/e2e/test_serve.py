@@ -33,6 +33,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProspectClient]
         f"serving.port={free_port()}",
         "serving.num_replicas=2",
         "streaming.cooldown_frames=0",
+        "streaming.speak_hysteresis=null",
     ]
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:

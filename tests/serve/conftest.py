@@ -37,7 +37,7 @@ def host_settings() -> SessionLimits:
 
 @pytest.fixture
 def streaming_settings() -> StreamingSettings:
-    return StreamingSettings(cooldown_frames=0, max_sessions=3, max_waiting_frames=8)
+    return StreamingSettings(cooldown_frames=0, speak_hysteresis=None, max_sessions=3, max_waiting_frames=8)
 
 
 @pytest.fixture

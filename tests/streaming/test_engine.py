@@ -251,6 +251,19 @@ def test_a_patched_state_reaches_the_model_before_the_next_frame(random_model):
     assert "S1 (completed) boil water" in engine.segment("a").context.text
 
 
+def test_a_state_that_is_patched_while_a_delta_is_written_stays(random_model):
+    settings = StreamingSettings(speak_threshold=1.0, update_threshold=0.0)
+    for steps in range(2, 9):
+        engine = StreamingEngine(random_model, CONTEXT, settings)
+        engine.open("a", TEA)
+        stream(engine, "a", "a", range(1), {})
+        events = [event for _ in range(steps) for _, event in engine.step()]
+        engine.patch_state("a", dict.fromkeys(("S1", "S2", "S3"), "completed"))
+        (decision,) = decisions(events + run(engine).get("a", []))
+        assert engine.state("a").labels == ("completed",) * 3
+        assert decision.delta == () or decision.state.labels != engine.state("a").labels
+
+
 def test_mistakes_are_named_and_harm_nobody(random_model):
     engine = StreamingEngine(random_model, CONTEXT, StreamingSettings(max_sessions=2, max_waiting_frames=2))
     engine.open("a", TEA)
