@@ -40,6 +40,7 @@ class EngineSystem:
             "max_sessions": workload.sessions,
             "max_waiting_frames": 1 << 20,
             "cooldown_frames": 0,
+            "speak_hysteresis": None,
             "speak_threshold": 0.5,
         }
         self._engine = StreamingEngine(loaded, context, settings.model_copy(update=update))
