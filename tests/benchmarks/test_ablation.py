@@ -148,4 +148,3 @@ def test_the_suite_continues_after_it_was_killed(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "benchmarks" / "ablation.json").read_text())
     assert result["seeds"] == {"no_recipe": [0]}
     assert result["means"]["no_recipe"]["goal accuracy"]["value"] >= 0
-    assert (tmp_path / "benchmarks" / "ablation.png").stat().st_size > 10_000

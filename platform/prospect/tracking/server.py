@@ -46,6 +46,7 @@ class Tracking:
 
     def __init__(self, settings: TrackingSettings, root: str | Path) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # the console has one of its own
         self.settings = settings
         self.root = Path(root)
         named = settings.uri or os.environ.get("MLFLOW_TRACKING_URI")
