@@ -47,6 +47,7 @@ class Tracking:
     def __init__(self, settings: TrackingSettings, root: str | Path) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # the console has one of its own
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # and says itself where a run is
         self.settings = settings
         self.root = Path(root)
         named = settings.uri or os.environ.get("MLFLOW_TRACKING_URI")
@@ -56,7 +57,8 @@ class Tracking:
     def client(self) -> MlflowClient:
         """The client, once the server or database has answered; raises ConfigError if it does not."""
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # MLflow's own 7 keep a user waiting for minutes
-        logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # it announces every new table
+        for chatty in ("mlflow.store.db", "mlflow.store.model_registry"):  # they announce tables and versions
+            logging.getLogger(chatty).setLevel(logging.WARNING)
         try:
             if self.uri.startswith("sqlite:"):
                 Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
