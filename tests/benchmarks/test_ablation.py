@@ -120,8 +120,8 @@ def test_training_time_leaves_out_the_time_between_a_death_and_the_next_start(tm
 
 @contextmanager
 def suite(root: Path) -> Iterator[subprocess.Popen[str]]:
-    """Two configurations of two steps; the runs' processes end with it, whatever it ends of."""
-    settings = [f"suite.{each}" for each in (*SMALL, "seeds=[0]", "configurations=[default,no_recipe]")]
+    """One run of two steps; its process ends with the suite's, whatever that ends of."""
+    settings = [f"suite.{each}" for each in (*SMALL, "seeds=[0]", "configurations=[no_recipe]")]
     settings += [f"storage.root={root}", "training.calibration.enabled=false"]
     command = [sys.executable, "-u", "jobs/benchmark.py", "suite=ablation", *settings]
     with subprocess.Popen(
@@ -135,7 +135,7 @@ def suite(root: Path) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.mark.e2e
 def test_the_suite_continues_after_it_was_killed(tmp_path: Path) -> None:
-    """Killed once the first run trains; started again, both configurations are scored and compared."""
+    """Killed once it trains; started again, it is scored."""
     with suite(tmp_path) as process:
         while process.poll() is None and not list(tmp_path.glob("benchmarks/ablation/*/runs/*/metrics.jsonl")):
             time.sleep(0.1)
@@ -146,6 +146,5 @@ def test_the_suite_continues_after_it_was_killed(tmp_path: Path) -> None:
     assert process.returncode == 0, printed
     assert "videos skipped" not in printed, "the corpus is embedded already"
     result = json.loads((tmp_path / "benchmarks" / "ablation.json").read_text())
-    assert result["seeds"] == {"default": [0], "no_recipe": [0]}
-    assert set(result["differences"]) == {"no_recipe"}
-    assert (tmp_path / "benchmarks" / "ablation.png").stat().st_size > 10_000
+    assert result["seeds"] == {"no_recipe": [0]}
+    assert result["means"]["no_recipe"]["goal accuracy"]["value"] >= 0

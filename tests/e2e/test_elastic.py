@@ -10,7 +10,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from prospect.training import job
+from prospect.training.fit import job
 from prospect.training.job import TrainResult, train
 from tests.e2e.test_failures import assert_one_run, prepared, steps_in, wait_for
 
@@ -38,7 +38,7 @@ def test_a_run_grows_when_a_node_comes(cluster: Cluster, tmp_path: Path) -> None
     results: list[TrainResult] = []
     running = threading.Thread(target=lambda: results.append(train(config, lines.append)), daemon=True)
     running.start()
-    wait_for(lambda: len(steps_in(tmp_path)) > 10, 300)
+    wait_for(lambda: len(steps_in(tmp_path)) > 60, 300)  # with a checkpoint to go on from
     cluster.add_node(num_cpus=1)
     wait_for(lambda: any("of 600 on 2 CPU workers" in line for line in lines), 300)
     running.join(timeout=300)

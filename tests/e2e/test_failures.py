@@ -79,7 +79,7 @@ def steps_in(root: Path) -> list[int]:
     return [event["step"] for event, _ in events if event["kind"] == "step"]
 
 
-def wait_for(what: Callable[[], object], seconds: float = 120) -> None:
+def wait_for(what: Callable[[], object], seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline

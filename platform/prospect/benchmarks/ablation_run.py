@@ -16,6 +16,7 @@ import ray
 from transformers.utils.logging import disable_progress_bar
 
 from prospect.benchmarks.ablation_variants import AblationRun
+from prospect.cluster.job import connect
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.prepare import read_records
 from prospect.errors import DataError, ProspectError
@@ -81,6 +82,7 @@ def main() -> int:
     run: AblationRun = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_the_suite, daemon=True).start()
     disable_progress_bar()
+    connect(num_cpus=1)  # the suite's processes share the machine
     try:
         scored = measure(run)
         run.result.parent.mkdir(parents=True, exist_ok=True)

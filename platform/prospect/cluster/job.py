@@ -12,10 +12,13 @@ from ray.util.annotations import RayDeprecationWarning
 _QUIET = ("ray.data", "ray.train", "ray.serve", "ray.tune")
 
 
-def connect() -> None:
+def connect(num_cpus: int | None = None) -> None:
     """Makes Ray ready for a job; does nothing where it is.
 
     The jobs print their own progress, so Ray's is switched off and only its errors stay.
+
+    Args:
+        num_cpus: CPUs of a Ray that is started here, for jobs that share the machine; default: all of them.
     """
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -25,7 +28,7 @@ def connect() -> None:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         joins = "RAY_ADDRESS" in os.environ
         # Without "local", Ray would join whatever cluster was last started on this machine, or its remains.
-        where: dict[str, Any] = {} if joins else {"address": "local", "include_dashboard": False}
+        where: dict[str, Any] = {} if joins else {"address": "local", "include_dashboard": False, "num_cpus": num_cpus}
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
     context = DataContext.get_current()
     context.enable_progress_bars = False

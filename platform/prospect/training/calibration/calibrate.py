@@ -73,7 +73,7 @@ def told(thresholds: Mapping[str, Mapping[str, float]], notes: Sequence[str]) ->
     """What was chosen and what could not be, a line each."""
     if thresholds:
         yield f"calibrated thresholds: {shown(thresholds)}"
-    yield from notes
+    yield from (note for note in notes)  # Ray sends into a streaming generator, and a list's iterator takes nothing
 
 
 def _calibrate(job: CalibrationJob) -> Iterator[str | Calibration]:
