@@ -19,9 +19,10 @@ TINY = TinyGeometry(hidden_size=512, intermediate_size=1536, num_layers=6, num_h
 LENGTHS = (700, 300, 500)
 VISION_DIM = 64
 CASES = {
-    "lora": ("lora", False),
-    "lora, checkpointed": ("lora", True),
-    "full": ("full", False),
+    "lora": ("lora", False, "float32"),
+    "lora, checkpointed": ("lora", True, "float32"),
+    "full": ("full", False, "float32"),
+    "full, bfloat16": ("full", False, "bfloat16"),
 }
 
 
@@ -45,9 +46,9 @@ def train(settings: ModelSettings, training: TrainingSettings) -> None:
         backend.step(1e-6)
 
 
-def measure(way: str, checkpointed: bool) -> dict[str, float]:
+def measure(way: str, checkpointed: bool, dtype: str) -> dict[str, float]:
     """Bytes at the peak, above what is there after a model a hundredth the size was trained."""
-    settings = ModelSettings(adaptation=way, tiny=TINY, lora=LoraSettings(r=32))
+    settings = ModelSettings(adaptation=way, dtype=dtype, tiny=TINY, lora=LoraSettings(r=32))
     training = TrainingSettings(activation_checkpointing=checkpointed)
     train(settings.model_copy(update={"tiny": TinyGeometry(hidden_size=16, intermediate_size=32)}), training)
     ctypes.CDLL(None).malloc_trim(0)

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file
 
 from prospect.data.batches import SamplingSettings
-from prospect.data.embeddings import EmbeddingStore
 from prospect.errors import CheckpointError
 from prospect.model.checkpoint import load_model
 from prospect.model.configuration import LoraSettings
@@ -23,7 +22,7 @@ from prospect.training.progress import read_events
 from prospect.training.settings import EarlyStopping, TrainingError, TrainingSettings
 from prospect.training.worker import TrainingData, WorkerJob
 from tests.training import ranks
-from tests.world import CONTEXT, DIM, MODEL, World, frames
+from tests.world import BRIEF, DIM, MODEL, World, stored
 
 WIDE = MODEL.tiny.model_copy(update={"hidden_size": 256, "intermediate_size": 512})
 """Wide enough for matrices above the 100,000 elements from which on ZeRO-3 partitions."""
@@ -43,10 +42,7 @@ def data(world: World) -> TrainingData:
 
 @pytest.fixture
 def job(world: World, tmp_path: Path) -> WorkerJob:
-    store = EmbeddingStore(tmp_path / "embeddings")
-    for clip in world.clips:
-        video = clip.dialogue.video_id
-        store.write(video, frames(video, 0, 40), fps=2, source_hash="none", fingerprint="f")
+    store = stored(world, tmp_path / "embeddings")
     training = TrainingSettings(
         batch_size=4,
         micro_batch_size=1,
@@ -59,8 +55,7 @@ def job(world: World, tmp_path: Path) -> WorkerJob:
     )
     lora = LoraSettings(r=4, alpha=8, dropout=0.1)
     model = MODEL.model_copy(update={"frame_noise": 0.1, "lora": lora})
-    brief = CONTEXT.model_copy(update={"max_utterance_tokens": 4, "max_delta_tokens": 4})  # a random model babbles
-    return at(WorkerJob(model, training, brief, tmp_path, tmp_path, store.root, {}), "whole", world)
+    return at(WorkerJob(model, training, BRIEF, tmp_path, tmp_path, store.root, {}), "whole", world)
 
 
 def at(job: WorkerJob, name: str, world: World, **training: object) -> WorkerJob:
@@ -216,18 +211,7 @@ def test_a_run_without_a_whole_checkpoint_is_not_begun_anew_unasked(
         ranks.train("plain", job, data)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 30 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", folder], capture_output=True)
-    if done.returncode:
-        pytest.skip("only root may mount a small disk")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
-
-
+@pytest.mark.parametrize("small_disk", ["30m"], indirect=True)
 def test_a_full_disk_ends_the_run_in_a_sentence_and_leaves_no_half_checkpoint(
     job: WorkerJob, data: TrainingData, world: World, small_disk: Path
 ) -> None:

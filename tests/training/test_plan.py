@@ -33,7 +33,7 @@ def test_the_plan_is_what_small_models_take() -> None:
     )
     assert done.returncode == 0, done.stderr
     cases = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(cases) == 3
+    assert len(cases) == 4
     for case in cases:
         assert 0.85 <= case["measured"] / case["planned"] <= 1.25, case
 

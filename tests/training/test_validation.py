@@ -28,7 +28,7 @@ from prospect.training.validation import (
     validate,
 )
 from prospect.training.worker import TrainingData, WorkerJob, work
-from tests.world import CONTEXT, MODEL, World, frames
+from tests.world import BRIEF, CONTEXT, MODEL, World, stored
 
 SETTINGS = TrainingSettings(
     batch_size=4, micro_batch_size=1, max_steps=6, learning_rate=3e-3, warmup_steps=2, eval_every=3, save_every=6
@@ -86,12 +86,8 @@ def test_every_frame_is_scored_once_however_clips_are_cut_into_batches(world: Wo
 
 @pytest.fixture
 def job(world: World, tmp_path: Path) -> WorkerJob:
-    store = EmbeddingStore(tmp_path / "embeddings")
-    for clip in world.clips:
-        video = clip.dialogue.video_id
-        store.write(video, frames(video, 0, 40), fps=2, source_hash="none", fingerprint="f")
-    brief = CONTEXT.model_copy(update={"max_utterance_tokens": 4, "max_delta_tokens": 4})  # a random model babbles
-    return WorkerJob(MODEL, SETTINGS, brief, tmp_path, tmp_path, store.root, {})
+    store = stored(world, tmp_path / "embeddings")
+    return WorkerJob(MODEL, SETTINGS, BRIEF, tmp_path, tmp_path, store.root, {})
 
 
 def run(job: WorkerJob, name: str, world: World, **training: object) -> tuple[dict, list[dict], Path]:

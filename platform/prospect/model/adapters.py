@@ -57,16 +57,12 @@ def build_model(
     torch.manual_seed(seed)
     folder = "" if settings.base == "tiny" else base_folder(settings.base, cache)
     base = read_config(settings.base, folder) if folder else _tiny_config(settings, tokenizer)
-    config = DSTProActConfig(
-        **{k: v for k, v in base.to_dict().items() if k not in ("model_type", "architectures")},
+    config = DSTProActConfig.on(
+        base,
+        settings,
         vision_dim=vision_dim,
         tokens_per_frame=tokens_per_frame,
         fingerprint=fingerprint,
-        decision_backend=settings.decision_backend,
-        decision_head=settings.decision_head,
-        state_head_size=settings.state_head_size,
-        whiten_frames=settings.whiten_frames,
-        frame_noise=settings.frame_noise,
         grammar_ids=dict(zip(GRAMMAR_TOKENS, tokenizer.convert_tokens_to_ids(list(GRAMMAR_TOKENS)), strict=True)),
         trained_steps={},
     )

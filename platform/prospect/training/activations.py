@@ -46,12 +46,24 @@ def adapted_shape(base: LlamaConfig, settings: ModelSettings, vision_dim: int) -
 
 
 def activation_bytes(
-    settings: ModelSettings, training: TrainingSettings, lengths: tuple[int, ...], vision_dim: int = 1152
+    settings: ModelSettings,
+    training: TrainingSettings,
+    lengths: tuple[int, ...],
+    vision_dim: int,
+    trained: torch.dtype,
 ) -> int:
-    """The most that a forward and a backward pass hold besides weights, gradients and the optimizer's state."""
+    """The most that a forward and a backward pass hold besides weights, gradients and the optimizer's state.
+
+    Args:
+        settings: the model.
+        training: losses and whether activations are computed anew.
+        lengths: tokens of each clip of the micro-batch.
+        vision_dim: D of the embeddings.
+        trained: type of what trains, as the backend keeps it.
+    """
     layers = base_geometry(settings).num_hidden_layers
     one, two = (
-        _pass_bytes(settings, training.losses, training.activation_checkpointing, lengths, vision_dim, number)
+        _pass_bytes(settings, training.losses, training.activation_checkpointing, lengths, vision_dim, trained, number)
         for number in (1, 2)
     )
     return two + (layers - 2) * (two - one)
@@ -64,6 +76,7 @@ def _pass_bytes(
     checkpointing: bool,
     lengths: tuple[int, ...],
     vision_dim: int,
+    trained: torch.dtype,
     layers: int,
 ) -> int:
     """Of a model of `layers` layers; the plans of one job ask for it again and again."""
@@ -72,7 +85,7 @@ def _pass_bytes(
     model = adapted_shape(geometry, settings, vision_dim)
     inner, dtype = unwrap(model).train(), getattr(torch, settings.dtype)
     with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        _make_fake(model, settings)
+        _make_fake(model, trained)
         inner.checkpoint_layers(checkpointing)
         inner.set_attn_implementation(ATTENTION)
         packing, batch = Packing.of(lengths, "cpu"), fake_batch(lengths, vision_dim)
@@ -86,15 +99,13 @@ def _pass_bytes(
     return live.peak
 
 
-def _make_fake(model: nn.Module, settings: ModelSettings) -> None:
-    """Weights and gradients on the CPU that have a shape alone; what trains beside a frozen base is float32."""
+def _make_fake(model: nn.Module, trained: torch.dtype) -> None:
+    """Weights and gradients on the CPU that have a shape alone; what trains has the type `trained`."""
     replaced: dict[int, nn.Parameter] = {}
-    beside_frozen = settings.adaptation != "full"
     for module in model.modules():
         for name, meta in [(n, p) for n, p in module._parameters.items() if p is not None]:
             if id(meta) not in replaced:
-                wide = beside_frozen and meta.requires_grad
-                fake = torch.empty(meta.shape, dtype=torch.float32 if wide else meta.dtype)
+                fake = torch.empty(meta.shape, dtype=trained if meta.requires_grad else meta.dtype)
                 replaced[id(meta)] = nn.Parameter(fake, requires_grad=meta.requires_grad)
                 if meta.requires_grad:
                     replaced[id(meta)].grad = torch.empty_like(fake)

@@ -142,8 +142,8 @@ def plan_zero(
     model: ModelSettings, training: TrainingSettings, lengths: tuple[int, ...], vision_dim: int = 1152
 ) -> MemoryPlan:
     """The plan of DeepSpeed training with micro-batches of clips of these lengths."""
-    sizes = _sizes(model, vision_dim)
-    trained, width = sizes.trainable, torch.finfo(getattr(torch, model.dtype)).bits // 8
+    sizes, dtype = _sizes(model, vision_dim), getattr(torch, model.dtype)
+    trained, width = sizes.trainable, dtype.itemsize
     workers, stage = training.num_workers, training.zero_stage
     state_bytes = (4 + 8) * trained // workers
     frozen_bytes = sizes.frozen_bytes + width * trained
@@ -156,7 +156,7 @@ def plan_zero(
         optimizer=0 if offload else state_bytes - state_bytes // 3,
         gradients=gradients,
         gathered=gathered,
-        activations=activation_bytes(model, training, lengths, vision_dim),
+        activations=activation_bytes(model, training, lengths, vision_dim, dtype),
         host=state_bytes if offload else 0,
         trainable=trained,
         frozen=sizes.frozen,
@@ -167,16 +167,15 @@ def plan_zero(
 def plan_plain(
     model: ModelSettings, training: TrainingSettings, lengths: tuple[int, ...], vision_dim: int = 1152
 ) -> MemoryPlan:
-    """The plan of `PlainBackend`: one device, no DeepSpeed, what trains in float32 beside a frozen base."""
-    sizes = _sizes(model, vision_dim)
-    width = 4 if sizes.frozen else torch.finfo(getattr(torch, model.dtype)).bits // 8
+    """The plan of `PlainBackend`: one device, no DeepSpeed, what trains in float32."""
+    sizes, width = _sizes(model, vision_dim), torch.float32.itemsize
     return MemoryPlan(
         weights=sizes.frozen_bytes + width * sizes.trainable,
         master=0,
         optimizer=2 * width * sizes.trainable,
         gradients=width * sizes.trainable,
         gathered=0,
-        activations=activation_bytes(model, training, lengths, vision_dim),
+        activations=activation_bytes(model, training, lengths, vision_dim, torch.float32),
         host=0,
         trainable=sizes.trainable,
         frozen=sizes.frozen,
@@ -207,5 +206,5 @@ def _sizes(settings: ModelSettings, vision_dim: int) -> _Sizes:
         frozen += parameter.numel()
         frozen_bytes += int(parameter.numel() * (NF4_BYTES if in_4_bits else parameter.element_size()))
     layer = unwrap(model).model.layers[0]
-    layer_bytes = sum(p.numel() * torch.finfo(getattr(torch, settings.dtype)).bits // 8 for p in layer.parameters())
+    layer_bytes = sum(p.numel() * getattr(torch, settings.dtype).itemsize for p in layer.parameters())
     return _Sizes(trainable, frozen, frozen_bytes, layer_bytes)
