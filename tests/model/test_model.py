@@ -57,6 +57,17 @@ def test_negatives_keep_a_margin_change_with_the_epoch_and_depend_on_nothing_els
     assert chosen != sampled_frames(clip, settings, epoch=1)
 
 
+def test_the_rate_of_negatives_is_that_of_the_whole_clip_however_short_its_silences_are():
+    clip = tea_clip()
+    events = {frame for frame, event in clip.events.items() if event.delta or event.utterance is not None}
+    counts = {
+        rate: len(sampled_frames(clip, SamplingSettings(negative_rate=rate), 0) - events)
+        for rate in (0.01, 0.1, 0.2, 1.0)
+    }
+    assert counts[0.01] == 1
+    assert [counts[rate] / counts[1.0] for rate in (0.1, 0.2)] == pytest.approx([0.1, 0.2], abs=0.5 / counts[1.0])
+
+
 def test_a_watch_only_clip_shows_frames_alone_and_still_teaches_the_state():
     settings = SamplingSettings(watch_only_share=0.99)
     batch = collator(VOCABULARY, settings)([tea_clip()])

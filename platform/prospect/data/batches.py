@@ -36,7 +36,7 @@ class SamplingSettings(Settings):
     """Share of clips shown without deltas and utterances, for the state head alone: with them in sight it can copy
     the state from text that is always right in training, and has not learned to watch when it is wrong."""
     negative_rate: float = Field(default=0.1, gt=0, le=1)
-    """rho: share of the silent frames between two events that are drawn, one at least."""
+    """rho: share of a clip's silent frames that are drawn, one at least."""
     negative_margin: int = Field(default=1, ge=0)
     """Frames on either side of an event that are never negatives."""
     seed: int = 0
@@ -97,19 +97,17 @@ class Batch:
 
 
 def sampled_frames(clip: Clip, settings: SamplingSettings, epoch: int) -> set[int]:
-    """Decided frames (absolute) that the decision losses see: every event and a draw of the silence between.
+    """Decided frames (absolute) that the decision losses see: every event and a draw of the silence.
 
     The draw depends on seed, epoch and clip alone: not on ranks, order or what was drawn before.
     """
-    events = sorted(frame for frame, event in clip.events.items() if event.delta or event.utterance is not None)
+    events = {frame for frame, event in clip.events.items() if event.delta or event.utterance is not None}
+    margin = range(-settings.negative_margin, settings.negative_margin + 1)
+    near = {frame + distance for frame in events for distance in margin}
+    silent = [frame for frame in range(clip.start, clip.stop) if frame not in near]
+    count = min(len(silent), max(1, round(len(silent) * settings.negative_rate)))
     rng = random.Random(derived_seed("negatives", settings.seed, epoch, clip.id))
-    chosen = set(events)
-    borders = [clip.start - 1 - settings.negative_margin, *events, clip.stop + settings.negative_margin]
-    for before, after in itertools.pairwise(borders):
-        silent = range(before + 1 + settings.negative_margin, after - settings.negative_margin)
-        if silent:
-            chosen.update(rng.sample(silent, max(1, int(len(silent) * settings.negative_rate))))
-    return chosen
+    return events.union(rng.sample(silent, count))
 
 
 def is_watch_only(clip: Clip, settings: SamplingSettings, epoch: int) -> bool:
