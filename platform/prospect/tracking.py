@@ -36,6 +36,7 @@ from pydantic import Field
 from sqlalchemy.exc import SQLAlchemyError
 
 from prospect.errors import CheckpointError, ConfigError, ProspectError
+from prospect.files import write_json
 from prospect.lineage import code_version
 from prospect.settings import Settings, flatten
 
@@ -133,10 +134,6 @@ class Run:
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self.client.log_batch(self.id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
-
-    def log_folder(self, folder: Path, name: str) -> None:
-        """Uploads a folder as artifact `name`."""
-        self.client.log_artifacts(self.id, str(folder), name)
 
     def log_file(self, file: Path, name: str | None = None) -> None:
         """Uploads a file, into artifact folder `name`."""
@@ -239,13 +236,13 @@ class Tracking:
         # The key stands in the file before the run exists: whoever dies in between finds it by its key again.
         key = known.get("key", folder.name)
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(file, {"key": key})
+        write_json(file, {"key": key})
         found = self.client.search_runs([self._experiment], f"tags.`prospect.key` = '{key}'", max_results=1)
         run = Run(self.client, found[0].info.run_id) if found else self._new_run(name, {"prospect.key": key})
         run.log_config(config or {})
         run.log_parameters(parameters or {})
         run.set_tags(tags or {})
-        _replace(file, {"key": key, "run_id": run.id, "tracking_uri": self.uri})
+        write_json(file, {"key": key, "run_id": run.id, "tracking_uri": self.uri})
         return run
 
     def _new_run(self, name: str, tags: Mapping[str, str]) -> Run:
@@ -428,12 +425,6 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError):  # a container's user may have no name
         return str(os.getuid())
-
-
-def _replace(file: Path, values: Mapping[str, str]) -> None:
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(values))
-    partial.rename(file)
 
 
 def patiently(call: Callable[[], T], report: Callable[[str], None], seconds: float = 120) -> T:

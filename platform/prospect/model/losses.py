@@ -63,7 +63,11 @@ def label_counts(batch: Batch, backend: str) -> Tensor:
 
 def loss_sums(model: DSTProActLlamaForCausalLM, batch: Batch, settings: LossSettings) -> Tensor:
     """[8] sums of each term over this micro-batch, differentiable."""
-    flat = hidden_states(model, batch)
+    return term_sums(model, hidden_states(model, batch), batch, settings)
+
+
+def term_sums(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch, settings: LossSettings) -> Tensor:
+    """[8] sums of each term, from hidden states [B * S, H]."""
     return torch.stack([*text_sums(model, flat, batch), *decision_sums(model, flat, batch, settings)])
 
 

@@ -22,7 +22,7 @@ from prospect.dialogue.sequence import TextTask
 from prospect.model.adapters import adapt, unwrap
 from prospect.model.configuration import ModelSettings
 from prospect.model.geometry import base_geometry, empty_model
-from prospect.model.losses import LossSettings, decision_sums, text_sums
+from prospect.model.losses import LossSettings, term_sums
 from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.model.packing import ATTENTION, Packing
 from prospect.training.settings import TrainingSettings
@@ -94,8 +94,7 @@ def _pass_bytes(
         with _LiveBytes(known) as live:
             kwargs = {"packing": packing, "position_ids": packing.position_ids, "use_cache": False}
             flat = inner.model(inputs_embeds=embeddings, **kwargs).last_hidden_state[0]
-            terms = [*text_sums(inner, flat, batch), *decision_sums(inner, flat, batch, losses)]
-            torch.stack(terms).sum().backward()
+            term_sums(inner, flat, batch, losses).sum().backward()
     return live.peak
 
 

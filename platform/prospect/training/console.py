@@ -5,7 +5,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Self
 
 from rich import box
@@ -13,7 +12,7 @@ from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from prospect.training.progress import Event
+from prospect.training.progress import Event, training_seconds
 
 if TYPE_CHECKING:
     from prospect.training.job import TrainResult
@@ -164,9 +163,8 @@ def summary_table(result: "TrainResult", events: Sequence[Event]) -> Table:
     """
     steps = {event["step"]: event for event in events if event["kind"] == "step"}
     tokens, computing = (sum(event.get(name, 0) for event in steps.values()) for name in ("tokens", "seconds"))
-    seconds = sum(b["time"] - a["time"] for a, b in pairwise(events) if b["kind"] != "start")
     rows = {
-        "steps": f"{result.steps:,} in {clock(seconds)}",
+        "steps": f"{result.steps:,} in {clock(training_seconds(events))}",
         "tokens": f"{tokens:,}, {tokens / max(computing, 1e-3):,.0f}/s",
         "loss": f"{result.first_loss:.3f} -> {result.last_loss:.3f}",
         "validation": "  ".join(

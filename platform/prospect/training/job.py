@@ -26,12 +26,13 @@ from prospect.data.prepare import Records, frame_statistics, make_clips, read_re
 from prospect.data.sources import QuarantinedRecord
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import ConfigError
+from prospect.files import write_json
 from prospect.model.adapters import build_tokenizer
 from prospect.tracking import Run, Tracking, patiently
 from prospect.training.calibration.job import calibrate_model
 from prospect.training.console import summary_table, write_table
 from prospect.training.fit.job import fit
-from prospect.training.folder import alone, claim, require_same, write_json
+from prospect.training.folder import alone, claim, require_same
 from prospect.training.loop import clip_lengths, make_sampler
 from prospect.training.manifest import dataset_manifest
 from prospect.training.plan import MemoryPlan, plan

@@ -8,8 +8,11 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from prospect.files import write_text
 
 Event = dict[str, Any]
 """`kind` (start, step, validation, checkpoint, warning, failure, stopped, done), `time` in seconds since 1970, `step`,
@@ -46,6 +49,11 @@ def read_events(file: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
             except ValueError:
                 continue
             yield event, offset
+
+
+def training_seconds(events: Iterable[Event]) -> float:
+    """Between a training's first event and its last, without the time that passed before it was continued."""
+    return sum(after["time"] - before["time"] for before, after in pairwise(events) if after["kind"] != "start")
 
 
 class Follower:
@@ -128,7 +136,7 @@ class Follower:
             return True
         try:
             self._hand_on(batch)
-            self._mark.write_text(str(offset))
+            write_text(self._mark, str(offset))
         except Exception as error:  # any: a tracker that fails is reported, and never the end of a training
             if self.failure is None:
                 self._report(f"train  metrics are not handed on for now: {str(error).strip().splitlines()[0]}")

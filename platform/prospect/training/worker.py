@@ -24,6 +24,7 @@ from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import CheckpointError
 from prospect.evaluation.metrics import EvaluationSettings
+from prospect.files import write_json
 from prospect.model.adapters import adapt, build_model
 from prospect.model.checkpoint import save_model
 from prospect.model.configuration import HEADS, ModelSettings
@@ -38,7 +39,6 @@ from prospect.training.checkpoint import (
     whole_checkpoints,
     write_checkpoint,
 )
-from prospect.training.folder import write_json
 from prospect.training.loop import StepResult, make_sampler, train_steps
 from prospect.training.meter import Meter
 from prospect.training.plan import MemoryPlan
