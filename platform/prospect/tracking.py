@@ -39,6 +39,7 @@ from prospect.errors import CheckpointError, ConfigError, ProspectError
 from prospect.files import write_json
 from prospect.lineage import code_version
 from prospect.settings import Settings, flatten
+from prospect.wording import first_line
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 
@@ -194,7 +195,12 @@ class Tracking:
 
     @cached_property
     def client(self) -> MlflowClient:
-        """The client, once the server or database has answered; raises ConfigError if it does not."""
+        """The client, once the server or database has answered.
+
+        Raises:
+            TrackingError: the server cannot be reached, for now.
+            ConfigError: the URI leads to nothing that could answer.
+        """
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # MLflow's own 7 keep a user waiting for minutes
         for chatty in ("mlflow.store.db", "mlflow.store.model_registry"):  # they announce tables and versions
             logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -203,10 +209,17 @@ class Tracking:
                 Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
             client = MlflowClient(self.uri, self.uri)
             client.search_experiments(max_results=1)
-        except (MlflowException, SQLAlchemyError, OSError) as error:
-            reason = str(error).strip().split("\n", 1)[0]
-            raise ConfigError(f"tracking.uri: {self.uri} does not answer: {reason}", field="tracking.uri") from error
+        except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:  # a database may lack its driver
+            kind = TrackingError if self._is_server and _is_away(error) else ConfigError
+            raise kind(
+                f"tracking.uri: {self.uri} does not answer: {first_line(error)}", field="tracking.uri"
+            ) from error
         return client
+
+    @property
+    def _is_server(self) -> bool:
+        """Whether it may come back by itself, as no database file does."""
+        return "://" in self.uri and not self.uri.startswith(("sqlite:", "file:"))
 
     def open_run(
         self,
@@ -437,10 +450,10 @@ def patiently(call: Callable[[], T], report: Callable[[str], None], seconds: flo
     while True:
         try:
             return call()
-        except (MlflowException, SQLAlchemyError, OSError) as error:  # those of `requests` are OSErrors
-            if isinstance(error, MlflowException) and error.error_code not in _AWAY:
+        except Exception as error:
+            if not _is_away(error):
                 raise
-            reason = str(error).strip().split("\n", 1)[0]
+            reason = first_line(error)
             if time.monotonic() + pause > deadline:
                 raise TrackingError(
                     f"the tracking server did not answer for {seconds:.0f} s ({reason}); start the same run again when "
@@ -451,6 +464,13 @@ def patiently(call: Callable[[], T], report: Callable[[str], None], seconds: flo
                 report(f"train  waiting for the tracking server: {reason}")
         time.sleep(pause)
         pause = min(2 * pause, 10.0)
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether the same call may succeed later."""
+    if isinstance(error, MlflowException):
+        return error.error_code in _AWAY
+    return isinstance(error, TrackingError | SQLAlchemyError | OSError)  # those of `requests` are OSErrors
 
 
 _AWAY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}

@@ -139,7 +139,8 @@ def _train(config: "Config", root: Path, folder: Path, report: Report) -> TrainR
     manifest = dataset_manifest(records, store, clips, len(quarantined))
     tracking = Tracking(config.tracking, root)
     run = patiently(lambda: open_run(tracking, config, folder, manifest), report)
-    report(f"train  run {settings.run_name!r} is tracked: {tracking.where(run)}")
+    where = patiently(lambda: tracking.where(run), report)
+    report(f"train  run {settings.run_name!r} is tracked: {where}")
     with outcome(run, report):
         job = _worker_job(config, folder, store, run, planned)
         summary = fit(job, data, root, partial(hand_on, run), report)
@@ -164,7 +165,7 @@ def _train(config: "Config", root: Path, folder: Path, report: Report) -> TrainR
     )
     write_json(folder / "result.json", {**asdict(result), "model": str(result.model)})
     report(f"train  model {result.model}, registered as models:/{result.name}/{version} (candidate)")
-    report(f"train  compare runs: {tracking.where(run)}")
+    report(f"train  compare runs: {where}")
     return result
 
 
