@@ -12,7 +12,7 @@ from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from prospect.training.progress import Event, training_seconds
+from prospect.training.progress import Event, once, training_seconds
 
 if TYPE_CHECKING:
     from prospect.training.job import TrainResult
@@ -161,8 +161,8 @@ def summary_table(result: "TrainResult", events: Sequence[Event]) -> Table:
         result: of the run.
         events: all of the run's; a step that was repeated after a restart counts once.
     """
-    steps = {event["step"]: event for event in events if event["kind"] == "step"}
-    tokens, computing = (sum(event.get(name, 0) for event in steps.values()) for name in ("tokens", "seconds"))
+    steps = [event for event in once(events) if event["kind"] == "step"]
+    tokens, computing = (sum(event.get(name, 0) for event in steps) for name in ("tokens", "seconds"))
     rows = {
         "steps": f"{result.steps:,} in {clock(training_seconds(events))}",
         "tokens": f"{tokens:,}, {tokens / max(computing, 1e-3):,.0f}/s",

@@ -11,7 +11,7 @@ from prospect.reports.curves import plot_run
 from prospect.streaming import table
 from prospect.tracking import DatasetCard, ModelInterface, Run, Tracking, TrackingError, patiently
 from prospect.training.metrics import failure_tag, metric_rows, run_tags, threshold_metrics
-from prospect.training.progress import Event
+from prospect.training.progress import Event, once, read_events
 from prospect.wording import first_line
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def hand_on(run: Run, events: Sequence[Event]) -> None:
 
 def keep_reports(run: Run, folder: Path, steps: int, report: Report) -> None:
     """Curves and thresholds of a run that has made all its `steps`, and what it left out."""
-    pictures = plot_run(folder)
+    pictures = plot_run(folder, once(event for event, _ in read_events(folder / "metrics.jsonl")))
     files = [file for name in _REPORTS if (file := folder / name).is_file()]
     calibration = folder / "calibration.json"
     chosen = json.loads(calibration.read_text())["thresholds"] if calibration.is_file() else {}
