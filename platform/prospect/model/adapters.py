@@ -177,6 +177,9 @@ def quantize(model: DSTProActLlamaForCausalLM) -> None:
                 plain.in_features, plain.out_features, bias=False, compute_dtype=plain.weight.dtype, quant_type="nf4"
             )
             linear.weight = nn4.Params4bit(plain.weight.data, requires_grad=False, quant_type="nf4")
+            # On some CPUs the first forward pass in evaluation would bring the weights into a form without gradients,
+            # in which they then stay.
+            linear.support_avx512bf16_for_cpu = False
             layer.set_submodule(path, linear.to(model.device))
     cast(Any, model).is_loaded_in_4bit = True  # how peft knows
 
