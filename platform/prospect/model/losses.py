@@ -25,6 +25,8 @@ TERMS = (
 )  # fmt: skip
 """What is summed: text by task, decisions by class, the state head. Order of all [8] tensors here."""
 
+PARTS = ("speaking_text", "dst_text", "summary_text", "speak", "update", "state")
+"""What the loss is the weighted sum of, under the names of the weights in `LossSettings`."""
 
 LOGITS = 2**25
 """Largest number of vocabulary logits that are held at once: 128 MiB in float32, 261 tokens of Llama 3."""
@@ -98,14 +100,7 @@ def total_loss(sums: Tensor, counts: Tensor, settings: LossSettings) -> tuple[Te
         classes = [f"{name}_positive", f"{name}_negative"]
         return (means[classes[0]] + means[classes[1]]) / max(1, sum(bool(present[c]) for c in classes))
 
-    parts = {
-        "speaking_text": means["speaking_text"],
-        "dst_text": means["dst_text"],
-        "summary_text": means["summary_text"],
-        "speak": balanced("speak"),
-        "update": balanced("update"),
-        "state": means["state"],
-    }
+    parts = {name: means[name] if name in means else balanced(name) for name in PARTS}
     total = sum((getattr(settings, name) * part for name, part in parts.items()), sums.new_zeros(()))
     return total, parts
 

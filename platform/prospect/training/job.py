@@ -39,6 +39,7 @@ from prospect.training.plan import MemoryPlan, plan
 from prospect.training.preflight import check_device, own_device, show_plan, trained_parameters
 from prospect.training.progress import read_events
 from prospect.training.record.job import INTERFACE, hand_on, keep_reports, open_run, outcome
+from prospect.training.settings import OPERATIONAL
 from prospect.training.worker import TrainingData, WorkerJob
 from prospect.vision.encoder import encoder_fingerprint
 
@@ -46,13 +47,6 @@ if TYPE_CHECKING:
     from prospect.config import Config
 
 Report = Callable[[str], None]
-
-OPERATIONAL = {
-    "run_name", "num_workers", "threads_per_worker", "min_workers", "zero_stage", "offload_optimizer", "max_failures",
-    "micro_batch_size", "micro_batch_tokens", "activation_checkpointing", "log_every", "save_every",
-    "keep_checkpoints", "eval_every", "stream_every", "stream_videos", "stream_minutes", "calibration",
-}  # fmt: skip
-"""Training settings that may change while a run goes on: they change its course by rounding at most."""
 
 _EVALUATED = ("storage", "corpus", "data", "vision", "model", "context", "tracking")
 """Sections that an evaluation shares with its training."""

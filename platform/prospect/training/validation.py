@@ -36,13 +36,7 @@ from prospect.similarity import SentenceSimilarity
 from prospect.streaming.engine import StreamingEngine, StreamingSettings
 from prospect.training.backend import Backend, autocast, together
 from prospect.training.loop import Collate, labelled_parts
-from prospect.training.settings import STREAMED, TrainingSettings
-
-STREAM_SCORES = (
-    "turn_f1", "turn_precision", "turn_recall", "dst_f1", "joint_goal_accuracy", "readout_joint_goal_accuracy",
-    "slot_accuracy", "utterances_per_minute",
-)  # fmt: skip
-"""Of an evaluation's metrics, those that streaming validation gives."""
+from prospect.training.settings import STREAM_SCORES, STREAMED, TrainingSettings
 
 _POINTS = 200
 """Most points of a curve that is kept."""
