@@ -53,7 +53,7 @@ class Batch:
         frames: [R, D] a feature row for each image token, in row-major order.
         decisions: [N] flat positions of decided frames.
         speak, update: [N] 0, 1 or IGNORE.
-        after_delta: [M] flat positions of deltas' stop tokens; `after_delta_speak` [M] is the label there.
+        after_delta: [M] flat positions of deltas' stop tokens; `after_delta_speak` [M]: 0, 1 or IGNORE.
         text_positions: [P] flat positions that predict a text token; `text_targets`, `text_tasks` [P].
         step_positions: [Q] flat positions of steps' lines.
         state_frames, state_steps, state_labels: [E] index into `decisions`, index into `step_positions`, class.
@@ -201,7 +201,7 @@ class _Builder:
             lists["update"].append(updates if counts and has_dst else IGNORE)
             if (after := sequence.after_delta_positions[index]) >= 0:
                 lists["after_delta"].append(base + after)
-                lists["after_delta_speak"].append(speaks)
+                lists["after_delta_speak"].append(speaks if counts else IGNORE)
             if has_dst:
                 for row, (step, _) in enumerate(shown):
                     lists["state_frames"].append(first_decision + index)
