@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -96,6 +97,19 @@ def train(kind: str, job: WorkerJob, data: TrainingData, die_after: int | None =
         return work(job, data, lambda model: make(kind, job, model, die_after))
     except InterruptionError:
         return None
+
+
+def train_with_files_up_to(num_bytes: int, job: WorkerJob, data: TrainingData) -> str:
+    """What `work` on the plain backend fails with where no file may get larger: its error's class and sentence."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        train("plain", job, data)
+    except Exception as error:  # whatever it is, the test reads it
+        return f"{type(error).__name__}: {error}"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    return "nothing failed"
 
 
 def train_and_compare(job: WorkerJob, data: TrainingData) -> tuple[float, float]:
