@@ -124,9 +124,7 @@ def text_sums(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch) -> l
     def chunk_losses(hidden: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(model.lm_head(hidden).float(), targets, reduction="none")
 
-    rows = max(1, LOGITS // model.config.vocab_size)
-    if any(hasattr(parameter, "ds_id") for parameter in model.lm_head.parameters()):
-        rows = max(1, len(batch.text_positions))  # all ranks gather ZeRO-3's parts of it equally often
+    rows = max(1, LOGITS // model.config.vocab_size if model.logits_in_chunks else len(batch.text_positions))
     chunks = list(zip(flat[batch.text_positions].split(rows), batch.text_targets.split(rows), strict=True))
     if len(chunks) == 1 or not torch.is_grad_enabled():
         losses = torch.cat([chunk_losses(*chunk) for chunk in chunks])

@@ -63,7 +63,16 @@ def activation_bytes(
     """
     layers = base_geometry(settings).num_hidden_layers
     one, two = (
-        _pass_bytes(settings, training.losses, training.activation_checkpointing, lengths, vision_dim, trained, number)
+        _pass_bytes(
+            settings,
+            training.losses,
+            training.activation_checkpointing,
+            lengths,
+            vision_dim,
+            trained,
+            training.zero_stage == 3,
+            number,
+        )
         for number in (1, 2)
     )
     return two + (layers - 2) * (two - one)
@@ -77,6 +86,7 @@ def _pass_bytes(
     lengths: tuple[int, ...],
     vision_dim: int,
     trained: torch.dtype,
+    partitioned: bool,
     layers: int,
 ) -> int:
     """Of a model of `layers` layers; the plans of one job ask for it again and again."""
@@ -87,6 +97,7 @@ def _pass_bytes(
     with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         _make_fake(model, trained)
         inner.checkpoint_layers(checkpointing)
+        inner.logits_in_chunks = not partitioned
         inner.set_attn_implementation(ATTENTION)
         packing, batch = Packing.of(lengths, "cpu"), fake_batch(lengths, vision_dim)
         embeddings = torch.empty(1, sum(lengths), geometry.hidden_size, dtype=dtype, requires_grad=True)
