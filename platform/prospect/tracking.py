@@ -313,7 +313,15 @@ class Tracking:
                 raise
             return None
 
-    def register(self, name: str, run: Run, folder: Path, interface: ModelInterface, step: int = 0) -> int:
+    def register(
+        self,
+        name: str,
+        run: Run,
+        folder: Path,
+        interface: ModelInterface,
+        step: int = 0,
+        tags: Mapping[str, str] | None = None,
+    ) -> int:
         """Uploads a model folder and registers it as the newest version of `name`, alias `candidate`.
 
         A run has one version of a name: what an earlier call left unfinished is finished.
@@ -323,7 +331,8 @@ class Tracking:
             run: that made it.
             folder: gets an `MLmodel` with the signature of `interface`.
             interface: of the model.
-            step: after which it was made.
+            step: whose weights it has.
+            tags: of the version.
 
         Returns:
             The version.
@@ -335,11 +344,11 @@ class Tracking:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         known = self.client.search_model_versions(f"name = '{name}' and run_id = '{run.id}'")
-        version = (
-            known[0]
-            if known
-            else self.client.create_model_version(name, model.artifact_location, run.id, model_id=model.model_id)
-        ).version
+        if known:
+            version = known[0].version
+        else:
+            made = model.artifact_location, run.id, dict(tags or {})
+            version = self.client.create_model_version(name, *made, model_id=model.model_id).version
         versions = json.dumps([{"name": name, "version": str(version)}])
         self.client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": versions})  # the UI's link to it
         self.client.set_registered_model_alias(name, CANDIDATE, str(version))

@@ -3,7 +3,7 @@
 import json
 import os
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from prospect.data.batches import Batch
 from prospect.model.losses import LossSettings, loss_sums
-from prospect.training.backend import Backend, PlainBackend
-from prospect.training.worker import TrainingData, Work, WorkerJob, work
+from prospect.training.assignment import TrainingData, WorkerJob
+from prospect.training.backend import Alone, Backend, PlainBackend
+from prospect.training.settings import TrainingError
+from prospect.training.worker import TrainingRun, work
 
 
 class Ranks:
@@ -99,6 +101,19 @@ def train(kind: str, job: WorkerJob, data: TrainingData, die_after: int | None =
         return None
 
 
+def sentence_on(kind: str, jobs: Sequence[WorkerJob], data: TrainingData) -> str:
+    """What ends training on this rank, whose job is that of its number."""
+    from prospect.training.zero import Ranks as Group
+
+    group = Group(torch.device("cpu"))
+    job = jobs[group.rank]
+    try:
+        work(job, data, lambda model: make(kind, job, model, None), group)
+    except TrainingError as error:
+        return str(error)
+    return "nothing"
+
+
 def train_with_files_up_to(num_bytes: int, job: WorkerJob, data: TrainingData) -> str:
     """What `work` on the plain backend fails with where no file may get larger: its error's class and sentence."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -120,7 +135,7 @@ def train_and_compare(job: WorkerJob, data: TrainingData) -> tuple[float, float]
         made.append(make("zero", job, model, None))
         return made[0]
 
-    running = Work(job, data, keep)
+    running = TrainingRun(job, data, keep, Alone())
     running.run()
     [backend] = made
     backend.model.eval()

@@ -17,12 +17,12 @@ from prospect.data.batches import SamplingSettings
 from prospect.data.clips import ClipSettings, split_clips
 from prospect.errors import CheckpointError
 from prospect.model.checkpoint import load_model
-from prospect.model.configuration import LoraSettings
+from prospect.model.configuration import HEADS, LoraSettings
+from prospect.training.assignment import TrainingData, WorkerJob
 from prospect.training.backend import PlainBackend
 from prospect.training.checkpoint import newest_checkpoint, read_checkpoint, whole_checkpoints
 from prospect.training.progress import read_events
 from prospect.training.settings import EarlyStopping, TrainingError, TrainingSettings
-from prospect.training.worker import TrainingData, WorkerJob
 from tests.factories import timeline_of, with_progress
 from tests.training import ranks
 from tests.world import BRIEF, CONTEXT, DIM, MODEL, World, stored
@@ -313,12 +313,30 @@ def test_a_lost_embedding_ends_the_run_on_all_ranks(
         groups[2].run(ranks.train, "zero", job, data)
 
 
+def test_a_mistake_that_one_rank_meets_ends_the_run_on_all(
+    groups: dict[int, ranks.Ranks], job: WorkerJob, data: TrainingData, world: World
+) -> None:
+    """So that it is no reason to try again: a folder that one node lacks, and a checkpoint of another model."""
+    job = at(job, "alone", world)
+    lacks_base = built(job, base="/nowhere")
+    sentences = groups[2].run(ranks.sentence_on, "zero", [job, lacks_base], data)
+    assert sentences[0].startswith("`model.base` is /nowhere, but there is no such folder")
+    assert sentences == sentences[:1] * 2
+    ranks.train("plain", built(job, tiny=WIDE), data, 3)
+    [sentence, other] = groups[2].run(ranks.sentence_on, "zero", [job, job], data)
+    assert "is [256, 32] there and [32, 32] in the model" in sentence == other
+
+
 def test_early_stopping_keeps_the_best_weights(job: WorkerJob, data: TrainingData, world: World) -> None:
-    """A learning rate that is far too high: validation is at its best first."""
+    """A learning rate that is far too high: validation is at its best first.
+
+    The run dies after weights that no checkpoint knows of, and a writer of better ones did too.
+    """
     rule = EarlyStopping(metric="speak", patience=2)
     wild = {"early_stopping": rule, "learning_rate": 0.3, "warmup_steps": 0, "eval_every": 1, "max_steps": 60}
-    job = at(job, "early", world, **wild)
+    job = at(job, "early", world, **wild, stream_videos=1, stream_minutes=0.1)
     assert ranks.train("plain", job, data, 1) is None
+    shutil.copytree(job.folder / "best" / "step_0000001", job.folder / "best" / "step_0000007.1234.partial")
     summary = ranks.train("plain", job, data)
     events = [event for event, _ in read_events(job.folder / "metrics.jsonl")]
     validations = [event for event in events if event["kind"] == "validation"]
@@ -326,15 +344,30 @@ def test_early_stopping_keeps_the_best_weights(job: WorkerJob, data: TrainingDat
     best = min(seen, key=lambda step: seen[step]["speak"])
     assert summary is not None
     assert summary["step"] == max(seen) == best + 2
-    assert summary["validation"] == seen[best]
+    assert summary["model_step"] == best
+    [streamed] = [event for event in events if event["kind"] == "streaming"]
+    assert streamed["step"] + 1 == best
+    assert "stream_slot_accuracy" in streamed["scores"], "of the weights that are the model, once"
+    assert not any("stream_slot_accuracy" in scores for scores in seen.values())
+    assert summary["validation"] == {**seen[best], **streamed["scores"]}
     [stopped] = [event for event in events if event["kind"] == "stopped"]
     assert stopped["best_step"] == best
-    kept = load_file(job.folder / "best" / "weights.safetensors")["dst_update_head.layers.0.weight"]
-    assert torch.equal(load_model(job.folder / "model").model.dst_update_head.layers[0].weight, kept)
+    [weights] = (job.folder / "best").iterdir()
+    assert weights.name == f"step_{best:07}"
+    kept = load_file(weights / "weights.safetensors")["dst_update_head.layers.0.weight"]
+    model = load_model(job.folder / "model").model
+    assert torch.equal(model.dst_update_head.layers[0].weight, kept)
+    assert model.config.trained_steps == summary["trained_steps"] == dict.fromkeys(HEADS, best)
     assert ranks.train("plain", job, data) == summary, "what was stopped stays stopped"
+    kinds = [event["kind"] for event, _ in read_events(job.folder / "metrics.jsonl")]
+    assert kinds[len(events) :] == ["start", "done"]
 
 
-def test_an_unknown_metric_names_those_that_are_measured(job: WorkerJob, data: TrainingData, world: World) -> None:
-    job = at(job, "metric", world, early_stopping=EarlyStopping(metric="f1"), eval_every=1)
-    with pytest.raises(TrainingError, match="metric is 'f1', but validation measures loss, speaking_text, dst_text"):
+def test_a_metric_without_labels_names_those_that_are_measured(
+    job: WorkerJob, data: TrainingData, world: World
+) -> None:
+    """One that there is not at all is refused with the other settings, see test_mistakes.py."""
+    job = at(job, "metric", world, early_stopping=EarlyStopping(metric="summary_text"), eval_every=1)
+    measured = "metric is 'summary_text', but validation measures loss, speaking_text, dst_text"
+    with pytest.raises(TrainingError, match=measured):
         ranks.train("plain", job, data)

@@ -191,7 +191,7 @@ def test_a_plan_that_does_not_fit_says_what_to_change(tmp_path: Path) -> None:
 
 
 LORA, PACKED = ModelSettings(dtype="bfloat16"), TrainingSettings(micro_batch_tokens=8192)
-NEEDS_30 = MemoryPlan(6 * GIB, 1 * GIB, 2 * GIB, 1 * GIB, 0, 20 * GIB, 0, 1, 1, 8192)
+NEEDS_30 = MemoryPlan(6 * GIB, 1 * GIB, 2 * GIB, 1 * GIB, 0, 20 * GIB, 0, 0, 1, 1, 8192)
 CARD, MACHINE = Device("an A10", 24 * GIB, True), Device("this machine", 64 * GIB, False)
 
 

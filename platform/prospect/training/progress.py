@@ -15,8 +15,8 @@ from typing import Any
 from prospect.files import write_text
 
 Event = dict[str, Any]
-"""`kind` (start, step, validation, checkpoint, warning, failure, stopped, done), `time` in seconds since 1970, `step`,
-and the kind's numbers."""
+"""`kind` (start, step, validation, streaming, checkpoint, warning, failure, stopped, done), `time` in seconds since
+1970, `step`, and the kind's numbers."""
 
 _POLL_SECONDS, _LONGEST_PAUSE = 0.5, 10.0
 
@@ -51,7 +51,7 @@ def read_events(file: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
             yield event, offset
 
 
-_ONCE = ("step", "validation")
+_ONCE = ("step", "validation", "streaming")
 """Kinds that a restarted run repeats, for steps after its checkpoint."""
 
 
