@@ -1,15 +1,20 @@
-"""README.md's examples, for the tests that run them."""
+"""The examples of README.md and docs/, for the tests that run them."""
 
 import re
 
 from tests.conftest import REPOSITORY
 
-TEXT = (REPOSITORY / "README.md").read_text()
+PAGES = {
+    str(path.relative_to(REPOSITORY)): path.read_text()
+    for path in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
+}
+"""Texts by path."""
+TEXT = PAGES["README.md"]
 
 
-def blocks(language: str, section: str = "") -> list[str]:
+def blocks(language: str, section: str = "", text: str = TEXT) -> list[str]:
     """The code blocks of a language, of the section with this heading or of all."""
-    parts = re.split(r"^## ", TEXT, flags=re.MULTILINE)
+    parts = re.split(r"^## ", text, flags=re.MULTILINE)
     chosen = "\n".join(part for part in parts if part.startswith(section))
     found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", chosen, re.MULTILINE | re.DOTALL)
     return [re.sub(rf"^{indent}", "", code, flags=re.MULTILINE) for indent, code in found]
@@ -20,3 +25,9 @@ def commands() -> list[str]:
     code = "\n".join(blocks("sh")).replace("\\\n", " ")
     lines = (re.sub(r"(^|\s)#.*", "", line).strip() for line in code.splitlines())
     return [line for line in lines if line]
+
+
+def job_commands(text: str) -> list[str]:
+    """Every `python jobs/...`, in blocks and in sentences, without what is left open as `...`."""
+    found = re.findall(r"python jobs/\w+\.py[^`\n#]*", text.replace("\\\n", " "))
+    return [re.sub(r"\s*(\.\.\.|--help)?\s*$", "", command) for command in found]

@@ -86,6 +86,16 @@ def test_overrides_win_over_options_and_options_over_defaults() -> None:
     )
 
 
+def test_the_earlier_projects_users_find_its_hyper_parameters() -> None:
+    training = load("train", ["training=proassist"]).training
+    assert (training.learning_rate, training.epochs, training.max_steps) == (1e-5, 10, None)
+    assert training.weight_decay == 0.01
+    assert training.batch_size / (training.num_workers * training.micro_batch_size) == 8, "accumulation"
+    losses = training.losses
+    weights = (losses.speaking_text, losses.dst_text, losses.summary_text, losses.speak, losses.update, losses.state)
+    assert weights == (1.0,) * 6
+
+
 def test_values_follow_hydras_grammar() -> None:
     config = load("train", ["data.datasets=[wtag,'a b']", "data.holdout=2", "data.path='/a=b/c d'", "data.videos=null"])
     assert config.data.datasets == ("wtag", "a b")

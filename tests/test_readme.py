@@ -1,4 +1,4 @@
-"""What the README tells a reader to type exists and composes."""
+"""What the README and docs/ tell a reader to type exists and composes."""
 
 import os
 import re
@@ -9,12 +9,13 @@ import pytest
 
 from prospect.config import load
 from tests.conftest import REPOSITORY
-from tests.readme import TEXT, commands
+from tests.readme import PAGES, blocks, commands, job_commands
 
 COMMANDS = commands()
 JOBS = [command for command in COMMANDS if "python jobs/" in command]
 SERVE = [command for command in COMMANDS if command.startswith("serve run serve.app:app")]
 MAKE_DEMO = [command for command in COMMANDS if command.startswith("make demo")]
+WRITTEN = [(page, command) for page, text in PAGES.items() for command in job_commands(text)]
 
 
 def compose(command: str) -> None:
@@ -39,9 +40,22 @@ def test_the_readme_names_every_job_that_prepares_trains_and_scores():
     }
 
 
-@pytest.mark.parametrize("command", JOBS)
-def test_a_job_composes(command):
+@pytest.mark.parametrize(("page", "command"), WRITTEN)
+def test_a_job_composes(page, command):
     compose(command)
+
+
+def test_every_page_with_commands_is_read():
+    assert {page for page, _ in WRITTEN} >= {"README.md", "docs/training.md", "docs/experiments.md", "docs/data.md"}
+    assert len([command for page, command in WRITTEN if page == "README.md"]) > len(JOBS)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_shell_and_python_examples_can_be_read_by_what_would_run_them(page):
+    for block in blocks("python", text=PAGES[page]):
+        compile(block, page, "exec")
+    for block in blocks("sh", text=PAGES[page]):
+        subprocess.run(["bash", "-n"], input=block, text=True, check=True)
 
 
 @pytest.mark.parametrize("command", SERVE)
@@ -62,6 +76,6 @@ def test_make_demo_runs_a_job_that_composes(command):
 def test_every_make_target_that_is_named_exists():
     targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
     named = {target for command in COMMANDS for target in re.findall(r"^make ([a-z-]+)", command)}
-    named |= set(re.findall(r"`make ([a-z-]+)", TEXT))
+    named |= {target for text in PAGES.values() for target in re.findall(r"`make ([a-z-]+)", text)}
     assert named
     assert named <= targets

@@ -4,11 +4,21 @@ import json
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, TEMPORARILY_UNAVAILABLE
 
 from prospect.errors import CheckpointError, ConfigError
 from prospect.lineage import code_version
-from prospect.tracking import DatasetCard, ModelInterface, Tracking, TrackingSettings
+from prospect.tracking import (
+    DatasetCard,
+    ModelInterface,
+    Tracking,
+    TrackingError,
+    TrackingSettings,
+    patiently,
+)
+from scripts.cluster import free_port
 
 INTERFACE = ModelInterface(
     "prospect.streaming.table",
@@ -23,6 +33,25 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> Tracking:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         return Tracking(TrackingSettings(), tmp_path_factory.mktemp("root"))
+
+
+class Clock:
+    """In place of the module `time`: sleeping takes no time, and the clock knows of it."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("prospect.tracking.time", made)
+    return made
 
 
 def model_folder(folder: Path, content: str) -> Path:
@@ -115,12 +144,48 @@ def test_what_is_not_there_is_one_sentence(tracking: Tracking, tmp_path: Path) -
         tracking.resolve("models:/dst")
 
 
-def test_a_server_that_does_not_answer_is_one_sentence(tmp_path: Path) -> None:
-    """Whatever is wrong with the URI; a server that is away takes MLflow's retries first."""
+def test_a_uri_that_leads_nowhere_is_one_sentence_at_once(tmp_path: Path, clock: Clock) -> None:
     (tmp_path / "broken.db").write_text("no database, but long enough to be read as one" * 100)
     for uri in ("ftp://nowhere", f"sqlite:///{tmp_path}/broken.db"):
+        tracking = Tracking(TrackingSettings(uri=uri), tmp_path)
         with pytest.raises(ConfigError, match=r"tracking.uri: .* does not answer"):
-            Tracking(TrackingSettings(uri=uri), tmp_path).open_run(tmp_path / "run", "run")
+            patiently(lambda tracking=tracking: tracking.open_run(tmp_path / "run", "run"), print)
+    assert clock.now == 0
+
+
+def test_a_server_that_is_away_at_the_start_is_waited_for(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two minutes, with one line on the console; a server that does come is in tests/e2e/test_failures.py."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    tracking = Tracking(TrackingSettings(uri=f"http://127.0.0.1:{free_port()}"), tmp_path)
+    lines: list[str] = []
+    with pytest.raises(TrackingError, match=r"did not answer for 120 s \(tracking.uri: http://.*; start the same run"):
+        patiently(lambda: tracking.open_run(tmp_path / "run", "run"), lines.append)
+    assert 100 < clock.now <= 120
+    [line] = lines
+    assert line.startswith(f"train  waiting for the tracking server: tracking.uri: {tracking.uri} does not answer")
+
+
+def test_what_the_server_answers_in_the_end_comes_back_and_a_mistake_does_at_once(clock: Clock) -> None:
+    away = [MlflowException("bad gateway", TEMPORARILY_UNAVAILABLE), ConnectionError("refused"), OSError("time-out")]
+
+    def answer() -> str:
+        if away:
+            raise away.pop()
+        return "run"
+
+    lines: list[str] = []
+    assert patiently(answer, lines.append) == "run"
+    assert (clock.now, lines) == (1 + 2 + 4, ["train  waiting for the tracking server: time-out"])
+    for mistake in (MlflowException("no such run", RESOURCE_DOES_NOT_EXIST), KeyError("a defect")):
+        with pytest.raises(type(mistake)):
+            patiently(lambda mistake=mistake: raised(mistake), lines.append)
+    assert clock.now == 7
+
+
+def raised(error: Exception) -> None:
+    raise error
 
 
 def test_a_job_that_prepares_data_is_a_finished_run_with_its_reports(tracking: Tracking) -> None:

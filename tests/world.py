@@ -9,6 +9,7 @@ import pytest
 
 from prospect.data.batches import Collator, SamplingSettings
 from prospect.data.clips import Clip, ClipSettings, split_clips
+from prospect.data.embeddings import EmbeddingStore
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue, Step, Turn
 from prospect.dialogue.timeline import num_frames, place
@@ -20,6 +21,8 @@ from prospect.model.modeling import DSTProActLlamaForCausalLM
 
 DIM = 8
 CONTEXT = ContextSettings(max_seq_len=512, max_context_tokens=400)
+BRIEF = CONTEXT.model_copy(update={"max_utterance_tokens": 4, "max_delta_tokens": 4})
+"""For a random model, which babbles."""
 MODEL = ModelSettings(
     adaptation="full",
     tiny=TinyGeometry(hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2, vocab_size=400),
@@ -76,6 +79,15 @@ class World:
 
     def collate(self, sampling: SamplingSettings | None = None, read: Callable[..., np.ndarray] = frames) -> Collator:
         return Collator(self.vocabulary, read, CONTEXT, 1, sampling)
+
+
+def stored(world: World, folder: Path) -> EmbeddingStore:
+    """The frames of all clips' videos, as an embedding job leaves them."""
+    store = EmbeddingStore(folder)
+    for clip in world.clips:
+        video = clip.dialogue.video_id
+        store.write(video, frames(video, 0, 40), fps=2, source_hash="none", fingerprint="f")
+    return store
 
 
 @pytest.fixture(scope="session")

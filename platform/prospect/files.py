@@ -1,9 +1,13 @@
 """Files by path or URL: one way to any file system that pyarrow or fsspec opens. The bottom layer."""
 
+import contextlib
 import hashlib
+import json
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from fsspec.core import url_to_fs
@@ -39,10 +43,25 @@ def write_file(filesystem: fs.FileSystem, path: str, data: bytes | Iterable[byte
     folder = os.path.dirname(path)
     filesystem.create_dir(folder, recursive=True)
     temporary = f"{folder}/.{uuid.uuid4().hex}.partial"
-    with filesystem.open_output_stream(temporary) as file:
-        for part in (data,) if isinstance(data, bytes) else data:
-            file.write(part)
-    filesystem.move(temporary, path)
+    try:
+        with filesystem.open_output_stream(temporary) as file:
+            for part in (data,) if isinstance(data, bytes) else data:
+                file.write(part)
+        filesystem.move(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            filesystem.delete_file(temporary)
+        raise
+
+
+def write_text(file: Path, text: str) -> None:
+    """`write_file` on this machine's own file system."""
+    write_file(fs.LocalFileSystem(), str(file.absolute()), text.encode())
+
+
+def write_json(file: Path, values: Mapping[str, Any]) -> None:
+    """Indented JSON, whole or not at all, as `write_file` writes it."""
+    write_text(file, json.dumps(values, indent=2))
 
 
 def hash_source(path: str | os.PathLike[str]) -> str:

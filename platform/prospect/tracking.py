@@ -36,8 +36,10 @@ from pydantic import Field
 from sqlalchemy.exc import SQLAlchemyError
 
 from prospect.errors import CheckpointError, ConfigError, ProspectError
+from prospect.files import write_json
 from prospect.lineage import code_version
 from prospect.settings import Settings, flatten
+from prospect.wording import first_line
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 
@@ -134,10 +136,6 @@ class Run:
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self.client.log_batch(self.id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
 
-    def log_folder(self, folder: Path, name: str) -> None:
-        """Uploads a folder as artifact `name`."""
-        self.client.log_artifacts(self.id, str(folder), name)
-
     def log_file(self, file: Path, name: str | None = None) -> None:
         """Uploads a file, into artifact folder `name`."""
         self.client.log_artifact(self.id, str(file), name)
@@ -197,7 +195,12 @@ class Tracking:
 
     @cached_property
     def client(self) -> MlflowClient:
-        """The client, once the server or database has answered; raises ConfigError if it does not."""
+        """The client, once the server or database has answered.
+
+        Raises:
+            TrackingError: the server cannot be reached, for now.
+            ConfigError: the URI leads to nothing that could answer.
+        """
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # MLflow's own 7 keep a user waiting for minutes
         for chatty in ("mlflow.store.db", "mlflow.store.model_registry"):  # they announce tables and versions
             logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -206,10 +209,17 @@ class Tracking:
                 Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
             client = MlflowClient(self.uri, self.uri)
             client.search_experiments(max_results=1)
-        except (MlflowException, SQLAlchemyError, OSError) as error:
-            reason = str(error).strip().split("\n", 1)[0]
-            raise ConfigError(f"tracking.uri: {self.uri} does not answer: {reason}", field="tracking.uri") from error
+        except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:  # a database may lack its driver
+            kind = TrackingError if self._is_server and _is_away(error) else ConfigError
+            raise kind(
+                f"tracking.uri: {self.uri} does not answer: {first_line(error)}", field="tracking.uri"
+            ) from error
         return client
+
+    @property
+    def _is_server(self) -> bool:
+        """Whether it may come back by itself, as no database file does."""
+        return "://" in self.uri and not self.uri.startswith(("sqlite:", "file:"))
 
     def open_run(
         self,
@@ -239,13 +249,13 @@ class Tracking:
         # The key stands in the file before the run exists: whoever dies in between finds it by its key again.
         key = known.get("key", folder.name)
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(file, {"key": key})
+        write_json(file, {"key": key})
         found = self.client.search_runs([self._experiment], f"tags.`prospect.key` = '{key}'", max_results=1)
         run = Run(self.client, found[0].info.run_id) if found else self._new_run(name, {"prospect.key": key})
         run.log_config(config or {})
         run.log_parameters(parameters or {})
         run.set_tags(tags or {})
-        _replace(file, {"key": key, "run_id": run.id, "tracking_uri": self.uri})
+        write_json(file, {"key": key, "run_id": run.id, "tracking_uri": self.uri})
         return run
 
     def _new_run(self, name: str, tags: Mapping[str, str]) -> Run:
@@ -303,7 +313,15 @@ class Tracking:
                 raise
             return None
 
-    def register(self, name: str, run: Run, folder: Path, interface: ModelInterface, step: int = 0) -> int:
+    def register(
+        self,
+        name: str,
+        run: Run,
+        folder: Path,
+        interface: ModelInterface,
+        step: int = 0,
+        tags: Mapping[str, str] | None = None,
+    ) -> int:
         """Uploads a model folder and registers it as the newest version of `name`, alias `candidate`.
 
         A run has one version of a name: what an earlier call left unfinished is finished.
@@ -313,7 +331,8 @@ class Tracking:
             run: that made it.
             folder: gets an `MLmodel` with the signature of `interface`.
             interface: of the model.
-            step: after which it was made.
+            step: whose weights it has.
+            tags: of the version.
 
         Returns:
             The version.
@@ -325,11 +344,11 @@ class Tracking:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         known = self.client.search_model_versions(f"name = '{name}' and run_id = '{run.id}'")
-        version = (
-            known[0]
-            if known
-            else self.client.create_model_version(name, model.artifact_location, run.id, model_id=model.model_id)
-        ).version
+        if known:
+            version = known[0].version
+        else:
+            made = model.artifact_location, run.id, dict(tags or {})
+            version = self.client.create_model_version(name, *made, model_id=model.model_id).version
         versions = json.dumps([{"name": name, "version": str(version)}])
         self.client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": versions})  # the UI's link to it
         self.client.set_registered_model_alias(name, CANDIDATE, str(version))
@@ -430,12 +449,6 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _replace(file: Path, values: Mapping[str, str]) -> None:
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(values))
-    partial.rename(file)
-
-
 def patiently(call: Callable[[], T], report: Callable[[str], None], seconds: float = 120) -> T:
     """The result of `call`, which is repeated for `seconds` while the server does not answer.
 
@@ -446,10 +459,10 @@ def patiently(call: Callable[[], T], report: Callable[[str], None], seconds: flo
     while True:
         try:
             return call()
-        except (MlflowException, SQLAlchemyError, OSError) as error:  # those of `requests` are OSErrors
-            if isinstance(error, MlflowException) and error.error_code not in _AWAY:
+        except Exception as error:
+            if not _is_away(error):
                 raise
-            reason = str(error).strip().split("\n", 1)[0]
+            reason = first_line(error)
             if time.monotonic() + pause > deadline:
                 raise TrackingError(
                     f"the tracking server did not answer for {seconds:.0f} s ({reason}); start the same run again when "
@@ -460,6 +473,13 @@ def patiently(call: Callable[[], T], report: Callable[[str], None], seconds: flo
                 report(f"train  waiting for the tracking server: {reason}")
         time.sleep(pause)
         pause = min(2 * pause, 10.0)
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether the same call may succeed later."""
+    if isinstance(error, MlflowException):
+        return error.error_code in _AWAY
+    return isinstance(error, TrackingError | SQLAlchemyError | OSError)  # those of `requests` are OSErrors
 
 
 _AWAY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}

@@ -15,13 +15,13 @@ import pytest
 from rich.console import Console
 
 from prospect.benchmarks.ablation_report import RunScores, compare, plot, render
-from prospect.benchmarks.ablation_run import training_seconds
 from prospect.benchmarks.ablation_variants import VARIANTS, changed, plan_runs
 from prospect.benchmarks.settings import Ablated, AblationSuite
 from prospect.config import Config, load
 from prospect.evaluation.intervals import draw_runs
 from prospect.evaluation.metrics import EvaluationSettings
 from prospect.evaluation.tally import METRICS, Tally
+from prospect.training.progress import training_seconds
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SETTINGS = EvaluationSettings(bootstrap_samples=400)
@@ -112,10 +112,9 @@ def test_the_tables_are_markdown_and_the_plot_has_a_line_for_each() -> None:
     assert render(compare(unfinished[2:], SETTINGS), 0.95)[0].row_count == 1, "without a default there is one table"
 
 
-def test_training_time_leaves_out_the_time_between_a_death_and_the_next_start(tmp_path: Path) -> None:
+def test_training_time_leaves_out_the_time_between_a_death_and_the_next_start() -> None:
     events = [("start", 0), ("step", 10), ("step", 20), ("start", 500), ("step", 510), ("done", 512)]
-    (tmp_path / "m.jsonl").write_text("".join(json.dumps({"kind": k, "time": t}) + "\n" for k, t in events))
-    assert training_seconds(tmp_path / "m.jsonl") == 32
+    assert training_seconds({"kind": kind, "time": time} for kind, time in events) == 32
 
 
 @contextmanager

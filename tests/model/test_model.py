@@ -7,13 +7,24 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from prospect.data.batches import IGNORE, SamplingSettings, sampled_frames
+from prospect.data.clips import whole_clip
 from prospect.errors import CheckpointError, DataError, UntrainedHeadError
 from prospect.model.adapters import add_lora, build_model, build_tokenizer, trainable_parameters, unwrap
 from prospect.model.checkpoint import load_model, save_model
 from prospect.model.configuration import HEADS, LoraSettings, ModelSettings
 from prospect.model.losses import TERMS, LossSettings, label_counts, loss_sums, total_loss, trained_heads
 from prospect.model.packing import ATTENTION, Packing
-from tests.factories import CONTEXT, DIM, collator, features, tea_clip, tea_clips, tiny_model, tiny_vocabulary
+from tests.factories import (
+    CONTEXT,
+    DIM,
+    collator,
+    features,
+    tea_clip,
+    tea_clips,
+    timeline_of,
+    tiny_model,
+    tiny_vocabulary,
+)
 
 VOCABULARY = tiny_vocabulary()
 BACKENDS = ["heads", "token"]
@@ -55,6 +66,17 @@ def test_negatives_keep_a_margin_change_with_the_epoch_and_depend_on_nothing_els
     assert not {frame + side for frame in events for side in (-1, 1)} & (chosen - events)
     assert chosen == sampled_frames(clip, settings, epoch=0)
     assert chosen != sampled_frames(clip, settings, epoch=1)
+
+
+def test_the_rate_of_negatives_is_that_of_the_whole_clip_however_short_its_silences_are():
+    clip = tea_clip()
+    events = {frame for frame, event in clip.events.items() if event.delta or event.utterance is not None}
+    counts = {
+        rate: len(sampled_frames(clip, SamplingSettings(negative_rate=rate), 0) - events)
+        for rate in (0.01, 0.1, 0.2, 1.0)
+    }
+    assert counts[0.01] == 1
+    assert [counts[rate] / counts[1.0] for rate in (0.1, 0.2)] == pytest.approx([0.1, 0.2], abs=0.5 / counts[1.0])
 
 
 def test_a_watch_only_clip_shows_frames_alone_and_still_teaches_the_state():
@@ -190,6 +212,19 @@ def test_text_and_decisions_are_learned_in_any_batch_that_holds_them():
         assert [name for name, count in zip(TERMS, counts, strict=True) if not count] == (
             [] if summaries else ["summary_text"]
         )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_record_that_lacks_what_was_said_teaches_no_silence(backend):
+    """Neither at its frames nor behind the deltas of its labels, which it may have been given."""
+    clip = tea_clip()
+    asked = [turn for turn in clip.dialogue.turns if turn.role == "user"]
+    bare = clip.dialogue.model_copy(update={"turns": tuple(asked), "summary": "The tea stands."})
+    batch = collator(VOCABULARY)([whole_clip(bare, timeline_of(bare), CONTEXT)])
+    counts = dict(zip(TERMS, label_counts(batch, backend).tolist(), strict=True))
+    assert len(batch.after_delta)
+    assert (counts["speak_positive"], counts["speak_negative"]) == (0, 0)
+    assert counts["dst_text"] * counts["state"] > 0
 
 
 def test_summaries_are_learned_by_a_loss_of_their_own():

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.image import imread
 
 from prospect.reports.curves import loss_figure, plot_run, threshold_figure
+from prospect.training.progress import once
 
 
 def step(number: int, **parts: float) -> dict:
@@ -27,27 +28,25 @@ CALIBRATION = {
 
 
 def test_a_run_is_drawn_as_far_as_it_has_numbers(tmp_path: Path) -> None:
-    assert plot_run(tmp_path) == []
+    assert plot_run(tmp_path, []) == []
     events = [*(step(n, speak=1 / (n + 1), state=0.5) for n in range(30)), step(20, speak=9.0)]
     events.append(
         {"kind": "validation", "step": 29, "losses": {"loss": 0.7, "speak": 0.2}, "scores": {"speak_f1": 0.4}}
     )
-    lines = [json.dumps(event) for event in events]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"kind": "st')
-    assert [file.name for file in plot_run(tmp_path)] == ["losses.png", "scores.png"]
+    assert [file.name for file in plot_run(tmp_path, events)] == ["losses.png", "scores.png"]
     head = {"recall": [0.2, 1.0], "precision": [1.0, 0.1], "threshold": [0.9, 0.05], "labels": 90, "positives": 9}
     (tmp_path / "curves.json").write_text(json.dumps({"step": 30, "heads": {"speak": head, "update": head}}))
     (tmp_path / "calibration.json").write_text(json.dumps(CALIBRATION))
-    files = plot_run(tmp_path)
+    files = plot_run(tmp_path, iter(events))
     assert [file.stem for file in files] == ["losses", "scores", "precision_recall", "thresholds"]
     assert all(np.ptp(imread(file)) > 0 for file in files)
 
 
 def test_curves_hold_the_numbers_that_count() -> None:
-    figure = loss_figure([step(n, speak=1.0) for n in range(3)] + [step(1, speak=5.0)])
+    figure = loss_figure(once([step(n, speak=1.0) for n in range(3)] + [step(1, speak=5.0)]))
     assert figure is not None
     raw = figure.axes[1].lines[0]
-    assert (list(raw.get_xdata()), list(raw.get_ydata())) == ([1, 2, 3], [1, 5, 1]), "of a step done twice, the later"
+    assert (list(raw.get_xdata()), list(raw.get_ydata())) == ([1, 2, 3], [1, 1, 1]), "of a step done twice, the first"
     axes = threshold_figure(CALIBRATION).axes
     assert [axis.get_title() for axis in axes[::3]] == ["update: F1 of transitions", "speak: F1 of turns"]
     assert [text.get_text() for text in axes[0].get_legend().get_texts()] == ["kitchen (40)", "office (40)", "all (40)"]

@@ -3,26 +3,33 @@
 import ctypes
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from prospect.model.adapters import adapt
 from prospect.model.configuration import LoraSettings, ModelSettings, TinyGeometry
 from prospect.model.geometry import base_geometry, empty_model
 from prospect.training.activations import fake_batch
-from prospect.training.backend import PlainBackend
-from prospect.training.plan import plan_plain
+from prospect.training.backend import Backend, PlainBackend
+from prospect.training.plan import plan_plain, plan_zero
 from prospect.training.settings import TrainingSettings
 
 TINY = TinyGeometry(hidden_size=512, intermediate_size=1536, num_layers=6, num_heads=8, vocab_size=8192)
 LENGTHS = (700, 300, 500)
 VISION_DIM = 64
 CASES = {
-    "lora": ("lora", False),
-    "lora, checkpointed": ("lora", True),
-    "full": ("full", False),
+    "lora": ("lora", False, "float32", 0),
+    "lora, checkpointed": ("lora", True, "float32", 0),
+    "full": ("full", False, "float32", 0),
+    "full, bfloat16": ("full", False, "bfloat16", 0),
+    "ZeRO-2, lora, checkpointed": ("lora", True, "float32", 2),
+    "ZeRO-2, full, bfloat16": ("full", False, "bfloat16", 2),
+    "ZeRO-3, full, bfloat16": ("full", False, "bfloat16", 3),
 }
+"""What trains, whether activations are computed again, in which type, and the stage of ZeRO, 0 for none."""
 
 
 def status(key: str) -> int:
@@ -30,12 +37,13 @@ def status(key: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024
 
 
-def train(settings: ModelSettings, training: TrainingSettings) -> None:
+def train(settings: ModelSettings, training: TrainingSettings, zero: bool) -> None:
     """Two steps of random weights on made-up labels."""
     model = empty_model(base_geometry(settings), settings, VISION_DIM).to_empty(device="cpu")
     for tensor in [*model.parameters(), *model.buffers()]:
         torch.nn.init.normal_(tensor, std=0.02)
-    backend = PlainBackend(adapt(model, settings), training)
+    adapted = adapt(model, settings)
+    backend = _zero(settings, training, adapted) if zero else PlainBackend(adapted, training)
     backend.model.train()
     backend.model.checkpoint_layers(training.activation_checkpointing)
     batch = fake_batch(LENGTHS, VISION_DIM)
@@ -45,20 +53,33 @@ def train(settings: ModelSettings, training: TrainingSettings) -> None:
         backend.step(1e-6)
 
 
-def measure(way: str, checkpointed: bool) -> dict[str, float]:
+def _zero(settings: ModelSettings, training: TrainingSettings, model: torch.nn.Module) -> Backend:
+    """One rank with DeepSpeed, which takes seconds to import."""
+    from prospect.training.zero import ZeroBackend
+
+    return ZeroBackend(model, training, settings.dtype, torch.device("cpu"))
+
+
+def measure(way: str, checkpointed: bool, dtype: str, stage: int) -> dict[str, float]:
     """Bytes at the peak, above what is there after a model a hundredth the size was trained."""
-    settings = ModelSettings(adaptation=way, tiny=TINY, lora=LoraSettings(r=32))
-    training = TrainingSettings(activation_checkpointing=checkpointed)
-    train(settings.model_copy(update={"tiny": TinyGeometry(hidden_size=16, intermediate_size=32)}), training)
+    settings = ModelSettings(adaptation=way, dtype=dtype, tiny=TINY, lora=LoraSettings(r=32))
+    zero = {"zero_stage": stage} if stage else {}
+    training = TrainingSettings(activation_checkpointing=checkpointed, num_workers=1, **zero)
+    if stage:
+        meeting = f"file://{tempfile.mkdtemp()}/meeting"
+        dist.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
+    small = TinyGeometry(hidden_size=16, intermediate_size=32)
+    train(settings.model_copy(update={"tiny": small}), training, stage > 0)
     ctypes.CDLL(None).malloc_trim(0)
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
-    train(settings, training)
-    planned = plan_plain(settings, training, LENGTHS, VISION_DIM)
+    train(settings, training, stage > 0)
+    planned = (plan_zero if stage else plan_plain)(settings, training, LENGTHS, VISION_DIM)
     return {"planned": planned.peak, "measured": status("VmHWM") - before}
 
 
 def main() -> None:
+    os.environ.update(DS_ACCELERATOR="cpu", RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
     for name, case in CASES.items():
         read, write = os.pipe()
         if os.fork() == 0:

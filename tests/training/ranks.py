@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+import resource
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 
 from prospect.data.batches import Batch
 from prospect.model.losses import LossSettings, loss_sums
-from prospect.training.backend import Backend, PlainBackend
-from prospect.training.worker import TrainingData, Work, WorkerJob, work
+from prospect.training.assignment import TrainingData, WorkerJob
+from prospect.training.backend import Alone, Backend, PlainBackend
+from prospect.training.settings import TrainingError
+from prospect.training.worker import TrainingRun, work
 
 
 class Ranks:
@@ -98,6 +101,32 @@ def train(kind: str, job: WorkerJob, data: TrainingData, die_after: int | None =
         return None
 
 
+def sentence_on(kind: str, jobs: Sequence[WorkerJob], data: TrainingData) -> str:
+    """What ends training on this rank, whose job is that of its number."""
+    from prospect.training.zero import Ranks as Group
+
+    group = Group(torch.device("cpu"))
+    job = jobs[group.rank]
+    try:
+        work(job, data, lambda model: make(kind, job, model, None), group)
+    except TrainingError as error:
+        return str(error)
+    return "nothing"
+
+
+def train_with_files_up_to(num_bytes: int, job: WorkerJob, data: TrainingData) -> str:
+    """What `work` on the plain backend fails with where no file may get larger: its error's class and sentence."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        train("plain", job, data)
+    except Exception as error:  # whatever it is, the test reads it
+        return f"{type(error).__name__}: {error}"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    return "nothing failed"
+
+
 def train_and_compare(job: WorkerJob, data: TrainingData) -> tuple[float, float]:
     """Trains with ZeRO; then the loss on one batch by all ranks together, and by each alone on the whole model."""
     made: list[Backend] = []
@@ -106,7 +135,7 @@ def train_and_compare(job: WorkerJob, data: TrainingData) -> tuple[float, float]
         made.append(make("zero", job, model, None))
         return made[0]
 
-    running = Work(job, data, keep)
+    running = TrainingRun(job, data, keep, Alone())
     running.run()
     [backend] = made
     backend.model.eval()

@@ -1,7 +1,11 @@
 """Settings that cannot work and models that cannot be had: one sentence each, before anything runs."""
 
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -11,14 +15,18 @@ import torch
 from transformers import GPT2Config
 
 from prospect.config import load
+from prospect.data.clips import ClipSettings
 from prospect.errors import CheckpointError, ConfigError
 from prospect.model.adapters import build_tokenizer
 from prospect.model.configuration import ModelSettings
 from prospect.model.geometry import base_geometry
 from prospect.model.losses import LossSettings
+from prospect.training.job import train
 from prospect.training.plan import GIB, MemoryPlan
 from prospect.training.preflight import Device, check_device, full_device_told
-from prospect.training.settings import OutOfMemoryError, TrainingSettings
+from prospect.training.settings import OPERATIONAL, EarlyStopping, OutOfMemoryError, TrainingSettings
+from tests.conftest import REPOSITORY
+from tests.e2e.test_failures import prepared
 
 LOSS_KINDS = ("decision", "focal_gamma")
 ANSWERS = {
@@ -123,6 +131,10 @@ def test_a_base_that_is_no_llama(tmp_path: Path) -> None:
         (["model.adaptation=qlora", "training.zero_stage=3"], "`training.zero_stage` is 3, which cannot part"),
         (["training.zero_stage=0"], "`training.zero_stage` cannot be 0: input should be 1, 2 or 3"),
         (["model.tiny.num_heads=7"], "`model.tiny` cannot work: hidden_size 128 does not divide into num_heads 7"),
+        (
+            ["training.early_stopping={metric: speak_f2}"],
+            "`training.early_stopping.metric` cannot be 'speak_f2': unknown metric `speak_f2` (did you mean `speak_f1`",
+        ),
         (["training.keep_checkpoints=0"], "`training.keep_checkpoints` cannot be 0"),
         (["training.micro_batch_tokens=3"], "`training.micro_batch_tokens` cannot be 3"),
         (["model.dtype=float16"], "`model.dtype` cannot be 'float16': input should be 'float32' or 'bfloat16'"),
@@ -139,8 +151,47 @@ def test_settings_that_cannot_work_together(overrides: list[str], says: str, tmp
     assert str(caught.value).endswith(".")
 
 
+def test_what_may_change_while_a_run_goes_on_are_settings_that_there_are() -> None:
+    assert TrainingSettings.model_fields.keys() > OPERATIONAL
+
+
+@pytest.mark.parametrize(
+    ("data", "training", "says"),
+    [
+        (
+            {"splits": ("train",)},
+            {"early_stopping": EarlyStopping()},
+            "early_stopping` is set, but no video is held out",
+        ),
+        ({}, {"clips": ClipSettings(summaries=True)}, "clips.summaries` is true, but no clip has a summary to learn"),
+    ],
+)
+def test_data_that_lack_what_the_training_asks_for(
+    data: dict[str, object], training: dict[str, object], says: str, tmp_path: Path
+) -> None:
+    config = prepared(tmp_path, **training)
+    with pytest.raises(ConfigError) as caught:
+        train(config.model_copy(update={"data": config.data.model_copy(update=data)}), lambda line: None)
+    assert str(caught.value).startswith(f"`training.{says}")
+    assert not (tmp_path / "mlflow.db").exists(), "before there is a run"
+
+
+def test_a_plan_that_does_not_fit_says_what_to_change(tmp_path: Path) -> None:
+    """The job as it is typed."""
+    script = ["jobs/train.py", "plan=true", "card=8GB", "model=llama_3_2_3b", "training=single_24gb"]
+    command = [sys.executable, *script, f"storage.root={tmp_path}"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert re.search(
+        r"^The run does not fit a card of 8GB: \d+\.\d\d of its 8\.0 GiB, computing 4,096 tokens at once\. To save "
+        r"memory, .*lower training\.micro_batch_tokens.* or set model\.adaptation=qlora.*\.$",
+        done.stdout,
+        re.MULTILINE,
+    ), done.stdout
+    assert [folder.name for folder in tmp_path.iterdir()] == ["configs"]
+
+
 LORA, PACKED = ModelSettings(dtype="bfloat16"), TrainingSettings(micro_batch_tokens=8192)
-NEEDS_30 = MemoryPlan(6 * GIB, 1 * GIB, 2 * GIB, 1 * GIB, 0, 20 * GIB, 0, 1, 1, 8192)
+NEEDS_30 = MemoryPlan(6 * GIB, 1 * GIB, 2 * GIB, 1 * GIB, 0, 20 * GIB, 0, 0, 1, 1, 8192)
 CARD, MACHINE = Device("an A10", 24 * GIB, True), Device("this machine", 64 * GIB, False)
 
 
@@ -152,6 +203,8 @@ def test_a_batch_that_cannot_fit_stops_with_what_to_change() -> None:
         "tokens that are computed at once; set training.activation_checkpointing=true, or lower "
         "training.micro_batch_tokens, or lower context.max_seq_len, or set model.adaptation=qlora."
     )
+    with pytest.raises(ConfigError, match=r"under another training.run_name and .* set model.adaptation=qlora"):
+        check_device(LORA, PACKED, NEEDS_30, CARD, begun=True)
     assert check_device(LORA, PACKED, NEEDS_30, Device("an A100", 80 * GIB, True)) == ""
     assert "memory will be tight: about 30.0 of 31.0 GiB" in check_device(
         LORA, PACKED, NEEDS_30, Device("a V100", 31 * GIB, True)
@@ -171,14 +224,23 @@ def test_a_device_that_lacks_something_is_named() -> None:
 
 def test_a_device_that_runs_full_is_told_with_its_step() -> None:
     with (
-        pytest.raises(OutOfMemoryError, match=r"out of memory at step 7; set training.activation_checkpointing=true"),
+        pytest.raises(OutOfMemoryError) as caught,
         full_device_told(LORA, PACKED, NEEDS_30, lambda: "at step 7"),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory")
+    assert str(caught.value) == (
+        "the device ran out of memory at step 7; set training.activation_checkpointing=true, or lower "
+        "training.micro_batch_tokens, and start the run again; or start it under another training.run_name and lower "
+        "context.max_seq_len, or set model.adaptation=qlora"
+    ), "what makes another run of it says so"
     with (
         pytest.raises(OutOfMemoryError, match=r"while the model was loaded; lower training\.micro_batch_size"),
         full_device_told(LORA, PACKED, None, lambda: "while the model was loaded"),
     ):
         torch.empty(2**60)
+    heavy = replace(NEEDS_30, optimizer=20 * GIB, activations=0)
+    with pytest.raises(OutOfMemoryError) as caught, full_device_told(LORA, PACKED, heavy, lambda: "at step 7"):
+        torch.empty(2**60)
+    assert "offload_optimizer" not in str(caught.value), "without a GPU there is nothing to offload from"
     with pytest.raises(RuntimeError, match="a defect"), full_device_told(LORA, PACKED, None, str):
         raise RuntimeError("a defect")

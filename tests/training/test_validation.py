@@ -15,11 +15,13 @@ from prospect.data.embeddings import EmbeddingStore
 from prospect.evaluation.calibration import CalibrationSettings
 from prospect.evaluation.metrics import EvaluationSettings
 from prospect.model.checkpoint import load_model
+from prospect.similarity import SimilaritySettings
 from prospect.streaming.engine import StreamingSettings
+from prospect.training.assignment import TrainingData, WorkerJob
 from prospect.training.backend import PlainBackend
 from prospect.training.calibration.calibrate import CalibrationJob, calibrate
 from prospect.training.progress import read_events
-from prospect.training.settings import EarlyStopping, TrainingError, TrainingSettings
+from prospect.training.settings import MEASURED, EarlyStopping, TrainingError, TrainingSettings
 from prospect.training.validation import (
     StreamingValidation,
     head_curve,
@@ -27,12 +29,15 @@ from prospect.training.validation import (
     state_scores,
     validate,
 )
-from prospect.training.worker import TrainingData, WorkerJob, work
-from tests.world import CONTEXT, MODEL, World, frames
+from prospect.training.worker import work
+from tests.world import BRIEF, CONTEXT, MODEL, World, stored
 
 SETTINGS = TrainingSettings(
     batch_size=4, micro_batch_size=1, max_steps=6, learning_rate=3e-3, warmup_steps=2, eval_every=3, save_every=6
 )
+
+NO_ENCODER = EvaluationSettings(similarity=SimilaritySettings(model=Path("/nowhere.onnx")))
+"""With which nothing that is streamed can be scored."""
 
 decisions = st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0]), st.booleans()), min_size=1)
 
@@ -86,12 +91,8 @@ def test_every_frame_is_scored_once_however_clips_are_cut_into_batches(world: Wo
 
 @pytest.fixture
 def job(world: World, tmp_path: Path) -> WorkerJob:
-    store = EmbeddingStore(tmp_path / "embeddings")
-    for clip in world.clips:
-        video = clip.dialogue.video_id
-        store.write(video, frames(video, 0, 40), fps=2, source_hash="none", fingerprint="f")
-    brief = CONTEXT.model_copy(update={"max_utterance_tokens": 4, "max_delta_tokens": 4})  # a random model babbles
-    return WorkerJob(MODEL, SETTINGS, brief, tmp_path, tmp_path, store.root, {})
+    store = stored(world, tmp_path / "embeddings")
+    return WorkerJob(MODEL, SETTINGS, BRIEF, tmp_path, tmp_path, store.root, {})
 
 
 def run(job: WorkerJob, name: str, world: World, **training: object) -> tuple[dict, list[dict], Path]:
@@ -117,6 +118,10 @@ def test_streaming_is_scored_and_disturbs_nothing(world: World, job: WorkerJob) 
     assert not any(name.startswith("stream_") for name in scores[3])
     assert scores[3] == plain[0]["scores"]
     assert summary["validation"] == {**streamed[-1]["losses"], **streamed[-1]["scores"]}
+    undefined = set(MEASURED) - summary["validation"].keys()
+    assert summary["validation"].keys() <= set(MEASURED), "what early stopping may go by"
+    assert "summary_text" in undefined, "which nobody asks for"
+    assert all(name.startswith("stream_") for name in undefined - {"summary_text"})
     assert (folder / "curves.json").is_file()
 
 
@@ -152,7 +157,45 @@ def test_a_run_can_stop_by_what_streaming_measures(world: World, job: WorkerJob)
         TrainingSettings(early_stopping=rule)
 
 
-def test_a_dialogue_that_cannot_be_streamed_ends_the_run_in_a_sentence(world: World, job: WorkerJob) -> None:
+def test_a_last_validation_that_fails_costs_no_step_and_is_made_up_for(world: World, job: WorkerJob) -> None:
+    training = {"save_every": 100, "stream_videos": 1, "stream_minutes": 0.1}
+    with pytest.raises(TrainingError, match=r"nowhere\.onnx"):
+        run(replace(job, evaluation=NO_ENCODER), "failed", world, **training)
+    assert names_in(job.folder / "failed" / "checkpoints") == ["step_0000006"]
+    summary, validations, folder = run(job, "failed", world, **training)
+    assert [event["step"] + 1 for event in validations] == [3, 6]
+    assert summary["validation"] == {**validations[-1]["losses"], **validations[-1]["scores"]}
+    assert {"speak_f1", "stream_slot_accuracy"} <= summary["validation"].keys()
+    events = [event for event, _ in read_events(folder / "metrics.jsonl")]
+    assert [event["step"] for event in events if event["kind"] == "step"] == list(range(6))
+    assert run(job, "failed", world, **training)[:2] == (summary, validations), "and not done again"
+
+
+def test_a_validation_that_was_not_done_is_judged_once(world: World, job: WorkerJob) -> None:
+    """Early stopping counts the validations of a run that failed in the first of them as it counts an undisturbed's."""
+    rule = EarlyStopping(metric="stream_slot_accuracy", mode="max", patience=1, min_delta=1)
+    streams = {"stream_every": 2, "stream_videos": 1, "stream_minutes": 0.1}
+    training = {"save_every": 2, "early_stopping": rule, **streams}
+    with pytest.raises(TrainingError, match=r"nowhere\.onnx"):
+        run(replace(job, evaluation=NO_ENCODER), "failed", world, **training)
+    summary, validations, folder = run(job, "failed", world, **training)
+    whole, expected, undisturbed = run(job, "undisturbed", world, **training)
+    assert summary == whole
+    assert (summary["step"], summary["model_step"]) == (4, 2)
+    assert [{**event, "time": 0} for event in validations] == [{**event, "time": 0} for event in expected]
+    events = [event for event, _ in read_events(folder / "metrics.jsonl")]
+    assert [event["step"] for event in events if event["kind"] == "start"] == [0, 2]
+    for kept in ("checkpoints", "best"):
+        assert names_in(folder / kept) == names_in(undisturbed / kept)
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(each.name for each in folder.iterdir())
+
+
+def test_a_dialogue_that_cannot_be_streamed_ends_the_run_in_a_sentence(
+    world: World, job: WorkerJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = world.model()
     model.config.trained_steps = {"speaking": 1}
     backend = PlainBackend(model.train(), SETTINGS)
@@ -171,3 +214,13 @@ def test_a_dialogue_that_cannot_be_streamed_ends_the_run_in_a_sentence(world: Wo
         validation.scores(backend)
     assert (model.training, model.config._attn_implementation) == (True, before)
     assert model.config.trained_steps == {"speaking": 1}
+    raising: list[Exception] = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("a defect")]
+
+    def fail(*_: object) -> None:
+        raise raising.pop(0)
+
+    monkeypatch.setattr("prospect.training.validation.stream_dialogues", fail)
+    with pytest.raises(TrainingError, match=r"out of memory while 4 held-out videos .* lower training\.stream_videos"):
+        validation.scores(backend)
+    with pytest.raises(RuntimeError, match="a defect"):
+        validation.scores(backend)

@@ -18,8 +18,8 @@ from prospect.benchmarks.settings import Ablated, AblationSuite
 from prospect.evaluation.intervals import Interval, draw_runs, percentile_interval
 from prospect.evaluation.metrics import EvaluationSettings
 from prospect.evaluation.tally import METRICS, Floats, Metric, Tally
+from prospect.files import write_json
 from prospect.lineage import derived_seed
-from prospect.training.folder import write_json
 
 if TYPE_CHECKING:
     from prospect.config import Config

@@ -8,7 +8,6 @@ import os
 import pickle
 import sys
 import threading
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,10 @@ from prospect.data.prepare import read_records
 from prospect.errors import DataError, ProspectError
 from prospect.evaluation.job import MODEL, streamed
 from prospect.evaluation.metrics import evaluate
+from prospect.files import write_json
 from prospect.similarity import SentenceSimilarity
-from prospect.training.folder import write_json
 from prospect.training.job import train
-from prospect.training.progress import read_events
+from prospect.training.progress import read_events, training_seconds
 
 
 def measure(run: AblationRun) -> dict[str, Any]:
@@ -52,22 +51,17 @@ def measure(run: AblationRun) -> dict[str, Any]:
         found = evaluate(videos, config.evaluation, encoder)
         tallies = {video: tally.columns().tolist() for video, tally in found.videos.items()}
         scores[name] = {"metrics": found.overall.metrics, "videos": tallies}
+    events = read_events(root / "runs" / trained.run_name / "metrics.jsonl")
     return {
         "configuration": run.name,
         "seed": run.seed,
         "run_name": trained.run_name,
         "model": str(trained.model),
-        "minutes": training_seconds(root / "runs" / trained.run_name / "metrics.jsonl") / 60,
+        "minutes": training_seconds(event for event, _ in events) / 60,
         "loss": trained.last_loss,
         "trained_steps": trained.trained_steps,
         "scores": scores,
     }
-
-
-def training_seconds(file: Path) -> float:
-    """Between a training's first event and its last, without the time that passed before it was continued."""
-    events = [event for event, _ in read_events(file)]
-    return sum(after["time"] - before["time"] for before, after in pairwise(events) if after["kind"] != "start")
 
 
 def _end_with_the_suite() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -20,9 +21,23 @@ from prospect.training.settings import TrainingSettings
 def train_with_transformers(
     model: DSTProActLlamaForCausalLM | PeftModel, clips: Sequence[Clip], collate: Collator, settings: TrainingSettings
 ) -> float:
-    """One pass over `clips` in random order, in batches of `settings.batch_size`; returns the mean loss."""
-    arguments = TrainingArguments(
-        output_dir="unused",
+    """One pass over `clips` in their order, on the CPU, in batches of `settings.batch_size`; returns the mean loss."""
+    with TemporaryDirectory() as folder:
+        trainer = _Trainer(
+            model,
+            _arguments(settings, folder),
+            data_collator=lambda chosen: columns(collate(chosen)),
+            train_dataset=clips,
+        )
+        trainer.remove_callback(PrinterCallback)
+        return trainer.train().training_loss
+
+
+def _arguments(settings: TrainingSettings, folder: str) -> TrainingArguments:
+    """Nothing is saved in `folder`, but the Trainer makes it."""
+    return TrainingArguments(
+        output_dir=folder,
+        train_sampling_strategy="sequential",
         per_device_train_batch_size=settings.micro_batch_size,
         gradient_accumulation_steps=settings.batch_size // settings.micro_batch_size,
         num_train_epochs=1,
@@ -30,16 +45,13 @@ def train_with_transformers(
         lr_scheduler_type="constant",
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=True,
         remove_unused_columns=False,
         save_strategy="no",
         logging_strategy="no",
         report_to="none",
         disable_tqdm=True,
     )
-    trainer = _Trainer(model, arguments, data_collator=lambda chosen: columns(collate(chosen)), train_dataset=clips)
-    trainer.remove_callback(PrinterCallback)
-    return trainer.train().training_loss
 
 
 def columns(batch: Batch) -> dict[str, Any]:

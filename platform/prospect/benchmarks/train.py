@@ -1,7 +1,7 @@
 """suite=train: this project's training step, the Hugging Face Trainer with peft, and this step without its savings.
 
-All ways fit the same model on the same clips in the same batches, each in a process of its own, so that one way's
-memory is not another's. Useful tokens are those of the clips; padding is none.
+All ways fit the same model on the same clips with the same labels in the same batches, on the CPU and each in a
+process of its own, so that one way's memory is not another's. Useful tokens are those of the clips; padding is none.
 """
 
 import json
@@ -34,7 +34,7 @@ from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.timeline import num_frames
 from prospect.dialogue.vocabulary import Vocabulary
-from prospect.errors import ConfigError
+from prospect.errors import ConfigError, ProspectError
 from prospect.files import open_filesystem, write_file
 from prospect.lineage import derived_seed
 from prospect.model.adapters import adapt, build_model, build_tokenizer
@@ -52,6 +52,12 @@ WAYS = {
     "ours, padded": "padded, logits everywhere",
     "transformers": "Hugging Face Trainer",
 }
+
+
+class BenchmarkError(ProspectError):
+    """A part of a benchmark did not finish."""
+
+    code = "benchmark_failed"
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,7 @@ def run(config: "Config") -> None:
     Raises:
         ConfigError: another suite is configured, or the data hold too few clips.
         CheckpointError: the base model cannot be loaded.
+        BenchmarkError: a way ended early, for want of memory most likely.
     """
     suite, console = config.suite, Console(width=110)
     if not isinstance(suite, TrainSuite):
@@ -143,10 +150,19 @@ def _durations(dialogues: Sequence[Dialogue]) -> Callable[[str], int]:
 
 
 def _measured(way: str, task: Task, folder: Path) -> Measurement:
-    """`way` in a fresh process."""
+    """`way` in a fresh process.
+
+    Raises:
+        BenchmarkError: it ended early.
+    """
     given, result = folder / "task.pickle", folder / "result.json"
     given.write_bytes(pickle.dumps(task))
-    subprocess.run([sys.executable, "-m", __spec__.name, way, str(given), str(result)], check=True)
+    status = subprocess.run([sys.executable, "-m", __spec__.name, way, str(given), str(result)]).returncode
+    if status:
+        raise BenchmarkError(
+            f"suite=train: {WAYS[way]} ended with status {status}; where memory ran out (-9), lower suite.batch_size, "
+            "suite.micro_batch_size or suite.max_seq_len."
+        )
     return Measurement(**json.loads(result.read_text()))
 
 
@@ -229,7 +245,7 @@ def _train(model: Any, clips: Sequence[Clip], collate: Collator, settings: Train
     backend, size, loss = PlainBackend(model, settings), settings.batch_size, float("nan")
     for step, first in enumerate(range(0, len(clips), size)):
         batch = clips[first : first + size]
-        micro = [MicroBatch(collate(part, step)) for part in _parts(batch, settings.micro_batch_size)]
+        micro = [MicroBatch(collate(part)) for part in _parts(batch, settings.micro_batch_size)]
         loss = train_step(backend, micro, settings, settings.learning_rate, step=step).loss
     return loss
 

@@ -36,7 +36,7 @@ class SamplingSettings(Settings):
     """Share of clips shown without deltas and utterances, for the state head alone: with them in sight it can copy
     the state from text that is always right in training, and has not learned to watch when it is wrong."""
     negative_rate: float = Field(default=0.1, gt=0, le=1)
-    """rho: share of the silent frames between two events that are drawn, one at least."""
+    """rho: share of a clip's silent frames that are drawn, one at least."""
     negative_margin: int = Field(default=1, ge=0)
     """Frames on either side of an event that are never negatives."""
     seed: int = 0
@@ -53,7 +53,7 @@ class Batch:
         frames: [R, D] a feature row for each image token, in row-major order.
         decisions: [N] flat positions of decided frames.
         speak, update: [N] 0, 1 or IGNORE.
-        after_delta: [M] flat positions of deltas' stop tokens; `after_delta_speak` [M] is the label there.
+        after_delta: [M] flat positions of deltas' stop tokens; `after_delta_speak` [M]: 0, 1 or IGNORE.
         text_positions: [P] flat positions that predict a text token; `text_targets`, `text_tasks` [P].
         step_positions: [Q] flat positions of steps' lines.
         state_frames, state_steps, state_labels: [E] index into `decisions`, index into `step_positions`, class.
@@ -97,19 +97,17 @@ class Batch:
 
 
 def sampled_frames(clip: Clip, settings: SamplingSettings, epoch: int) -> set[int]:
-    """Decided frames (absolute) that the decision losses see: every event and a draw of the silence between.
+    """Decided frames (absolute) that the decision losses see: every event and a draw of the silence.
 
     The draw depends on seed, epoch and clip alone: not on ranks, order or what was drawn before.
     """
-    events = sorted(frame for frame, event in clip.events.items() if event.delta or event.utterance is not None)
+    events = {frame for frame, event in clip.events.items() if event.delta or event.utterance is not None}
+    margin = range(-settings.negative_margin, settings.negative_margin + 1)
+    near = {frame + distance for frame in events for distance in margin}
+    silent = [frame for frame in range(clip.start, clip.stop) if frame not in near]
+    count = min(len(silent), max(1, round(len(silent) * settings.negative_rate)))
     rng = random.Random(derived_seed("negatives", settings.seed, epoch, clip.id))
-    chosen = set(events)
-    borders = [clip.start - 1 - settings.negative_margin, *events, clip.stop + settings.negative_margin]
-    for before, after in itertools.pairwise(borders):
-        silent = range(before + 1 + settings.negative_margin, after - settings.negative_margin)
-        if silent:
-            chosen.update(rng.sample(silent, max(1, int(len(silent) * settings.negative_rate))))
-    return chosen
+    return events.union(rng.sample(silent, count))
 
 
 def is_watch_only(clip: Clip, settings: SamplingSettings, epoch: int) -> bool:
@@ -203,7 +201,7 @@ class _Builder:
             lists["update"].append(updates if counts and has_dst else IGNORE)
             if (after := sequence.after_delta_positions[index]) >= 0:
                 lists["after_delta"].append(base + after)
-                lists["after_delta_speak"].append(speaks)
+                lists["after_delta_speak"].append(speaks if counts else IGNORE)
             if has_dst:
                 for row, (step, _) in enumerate(shown):
                     lists["state_frames"].append(first_decision + index)

@@ -25,6 +25,7 @@ from prospect.evaluation.intervals import Interval
 from prospect.evaluation.metrics import Scores, evaluate, paired_interval
 from prospect.evaluation.records import VideoDecisions, scored_frames
 from prospect.evaluation.stream import Placed, View, stream_dialogues, view_of
+from prospect.files import write_json, write_text
 from prospect.lineage import fingerprint, hash_file
 from prospect.model.checkpoint import LoadedModel, load_model
 from prospect.similarity import SentenceSimilarity
@@ -214,9 +215,7 @@ class _Finished:
         return found
 
     def add(self, key: str, decisions: str) -> None:
-        partial = self._folder / f"{key}.partial"
-        partial.write_text(decisions)
-        partial.rename(self._folder / f"{key}.json")
+        write_text(self._folder / f"{key}.json", decisions)
         self._done += 1
         self._report(f"eval   {self._done}/{self._total} groups of up to {SESSIONS_PER_GROUP} sessions streamed")
 
@@ -259,16 +258,13 @@ def _baselines(records: Records, placed: Sequence[Placed]) -> dict[str, list[Vid
 
 
 def _write(result: EvaluationResult) -> None:
-    result.file.parent.mkdir(parents=True, exist_ok=True)
-    partial = result.file.with_suffix(".partial")
     values = {
         "model": result.model,
         "manifest": result.manifest,
         "scores": {name: scores.to_dict() for name, scores in result.scores.items()},
         "advantage": {name: interval and asdict(interval) for name, interval in result.advantage.items()},
     }
-    partial.write_text(json.dumps(values, indent=2))
-    partial.rename(result.file)
+    write_json(result.file, values)
 
 
 def _record(tracking: Tracking, result: EvaluationResult, report: Report) -> bool:

@@ -57,16 +57,12 @@ def build_model(
     torch.manual_seed(seed)
     folder = "" if settings.base == "tiny" else base_folder(settings.base, cache)
     base = read_config(settings.base, folder) if folder else _tiny_config(settings, tokenizer)
-    config = DSTProActConfig(
-        **{k: v for k, v in base.to_dict().items() if k not in ("model_type", "architectures")},
+    config = DSTProActConfig.on(
+        base,
+        settings,
         vision_dim=vision_dim,
         tokens_per_frame=tokens_per_frame,
         fingerprint=fingerprint,
-        decision_backend=settings.decision_backend,
-        decision_head=settings.decision_head,
-        state_head_size=settings.state_head_size,
-        whiten_frames=settings.whiten_frames,
-        frame_noise=settings.frame_noise,
         grammar_ids=dict(zip(GRAMMAR_TOKENS, tokenizer.convert_tokens_to_ids(list(GRAMMAR_TOKENS)), strict=True)),
         trained_steps={},
     )
@@ -181,6 +177,9 @@ def quantize(model: DSTProActLlamaForCausalLM) -> None:
                 plain.in_features, plain.out_features, bias=False, compute_dtype=plain.weight.dtype, quant_type="nf4"
             )
             linear.weight = nn4.Params4bit(plain.weight.data, requires_grad=False, quant_type="nf4")
+            # On some CPUs the first forward pass in evaluation would bring the weights into a form without gradients,
+            # in which they then stay.
+            linear.support_avx512bf16_for_cpu = False
             layer.set_submodule(path, linear.to(model.device))
     cast(Any, model).is_loaded_in_4bit = True  # how peft knows
 

@@ -1,6 +1,6 @@
 """What defines a model: the user's choice (`ModelSettings`) and the saved architecture (`DSTProActConfig`)."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 from transformers import AutoConfig, LlamaConfig
@@ -84,6 +84,13 @@ class DSTProActConfig(LlamaConfig):
     thresholds: dict[str, dict[str, float]] | None = None
     """Calibrated `speak` and `update` thresholds that travel with the model: by dataset, and as `default`, which were
     calibrated on all datasets together, for any other."""
+
+    @classmethod
+    def on(cls, base: LlamaConfig, settings: ModelSettings, **given: Any) -> Self:
+        """Of a base with the parts that the settings choose; `given` has what neither of them knows."""
+        parts = ("decision_backend", "decision_head", "state_head_size", "whiten_frames", "frame_noise")
+        kept = {key: value for key, value in base.to_dict().items() if key not in ("model_type", "architectures")}
+        return cls(**{**kept, **{name: getattr(settings, name) for name in parts}, **given})
 
 
 AutoConfig.register("dst_proact_llama", DSTProActConfig)

@@ -58,14 +58,11 @@ def empty_model(base: LlamaConfig, settings: ModelSettings, vision_dim: int) -> 
     """The DST model of a geometry on torch's meta device: shapes without numbers."""
     vocabulary = base.vocab_size + (0 if settings.base == "tiny" else len(GRAMMAR_TOKENS))
     first = vocabulary - len(GRAMMAR_TOKENS)
-    config = DSTProActConfig(
-        **{k: v for k, v in base.to_dict().items() if k not in ("model_type", "architectures", "vocab_size", "dtype")},
+    config = DSTProActConfig.on(
+        base,
+        settings,
         vocab_size=vocabulary,
         vision_dim=vision_dim,
-        decision_backend=settings.decision_backend,
-        decision_head=settings.decision_head,
-        state_head_size=settings.state_head_size,
-        whiten_frames=settings.whiten_frames,
         grammar_ids={token: first + number for number, token in enumerate(GRAMMAR_TOKENS)},
         stop_ids=[0],
     )

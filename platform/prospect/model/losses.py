@@ -25,6 +25,8 @@ TERMS = (
 )  # fmt: skip
 """What is summed: text by task, decisions by class, the state head. Order of all [8] tensors here."""
 
+PARTS = ("speaking_text", "dst_text", "summary_text", "speak", "update", "state")
+"""What the loss is the weighted sum of, under the names of the weights in `LossSettings`."""
 
 LOGITS = 2**25
 """Largest number of vocabulary logits that are held at once: 128 MiB in float32, 261 tokens of Llama 3."""
@@ -63,7 +65,11 @@ def label_counts(batch: Batch, backend: str) -> Tensor:
 
 def loss_sums(model: DSTProActLlamaForCausalLM, batch: Batch, settings: LossSettings) -> Tensor:
     """[8] sums of each term over this micro-batch, differentiable."""
-    flat = hidden_states(model, batch)
+    return term_sums(model, hidden_states(model, batch), batch, settings)
+
+
+def term_sums(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch, settings: LossSettings) -> Tensor:
+    """[8] sums of each term, from hidden states [B * S, H]."""
     return torch.stack([*text_sums(model, flat, batch), *decision_sums(model, flat, batch, settings)])
 
 
@@ -94,14 +100,7 @@ def total_loss(sums: Tensor, counts: Tensor, settings: LossSettings) -> tuple[Te
         classes = [f"{name}_positive", f"{name}_negative"]
         return (means[classes[0]] + means[classes[1]]) / max(1, sum(bool(present[c]) for c in classes))
 
-    parts = {
-        "speaking_text": means["speaking_text"],
-        "dst_text": means["dst_text"],
-        "summary_text": means["summary_text"],
-        "speak": balanced("speak"),
-        "update": balanced("update"),
-        "state": means["state"],
-    }
+    parts = {name: means[name] if name in means else balanced(name) for name in PARTS}
     total = sum((getattr(settings, name) * part for name, part in parts.items()), sums.new_zeros(()))
     return total, parts
 
@@ -125,9 +124,7 @@ def text_sums(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch) -> l
     def chunk_losses(hidden: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(model.lm_head(hidden).float(), targets, reduction="none")
 
-    rows = max(1, LOGITS // model.config.vocab_size)
-    if any(hasattr(parameter, "ds_id") for parameter in model.lm_head.parameters()):
-        rows = max(1, len(batch.text_positions))  # all ranks gather ZeRO-3's parts of it equally often
+    rows = max(1, LOGITS // model.config.vocab_size if model.logits_in_chunks else len(batch.text_positions))
     chunks = list(zip(flat[batch.text_positions].split(rows), batch.text_targets.split(rows), strict=True))
     if len(chunks) == 1 or not torch.is_grad_enabled():
         losses = torch.cat([chunk_losses(*chunk) for chunk in chunks])

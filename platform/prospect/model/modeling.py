@@ -23,6 +23,10 @@ class DSTProActLlamaForCausalLM(LlamaForCausalLM):
 
     config_class = DSTProActConfig
 
+    logits_in_chunks = True
+    """The text's loss computes logits a chunk at a time. False where the weights are parted over ranks, which have to
+    gather `lm_head` equally often."""
+
     def __init__(self, config: DSTProActConfig) -> None:
         super().__init__(config)
         self.mm_projector = FrameProjector(

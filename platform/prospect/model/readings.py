@@ -7,7 +7,7 @@ from torch import Tensor
 
 from prospect.data.batches import IGNORE, Batch
 from prospect.model.heads import NUM_STEP_STATES
-from prospect.model.losses import LossSettings, decision_sums, hidden_states, spoken_labels, state_logits, text_sums
+from prospect.model.losses import LossSettings, hidden_states, spoken_labels, state_logits, term_sums
 from prospect.model.modeling import DSTProActLlamaForCausalLM
 
 
@@ -38,8 +38,7 @@ def loss_sums_and_readings(
 ) -> tuple[Tensor, Readings]:
     """`losses.loss_sums` and, from the same forward pass, what was decided; on the CPU."""
     flat = hidden_states(model, batch)
-    sums = torch.stack([*text_sums(model, flat, batch), *decision_sums(model, flat, batch, settings)])
-    return sums, _readings(model, flat, batch)
+    return term_sums(model, flat, batch, settings), _readings(model, flat, batch)
 
 
 def _readings(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch) -> Readings:

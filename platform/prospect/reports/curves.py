@@ -12,11 +12,10 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from prospect.evaluation.calibration import DEFAULT
+
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Told apart by everybody (Okabe and Ito)."""
-
-_ALL = "default"
-"""What calibration calls all data sets together."""
 
 _HEADS = {"speak": "speak", "update": "update the state"}
 _STYLE: Any = {
@@ -32,17 +31,22 @@ _PANEL = (4.2, 3.1)
 Event = Mapping[str, Any]
 
 
-def plot_run(folder: Path) -> list[Path]:
-    """Writes `plots/*.png` in a run's folder from its `metrics.jsonl`, `curves.json` and `calibration.json`.
+def plot_run(folder: Path, events: Iterable[Event]) -> list[Path]:
+    """Writes `plots/*.png` in a run's folder.
+
+    Args:
+        folder: with the run's `curves.json` and `calibration.json`.
+        events: of its `metrics.jsonl`, each step once.
 
     Returns:
         The pictures; one for which the run has no numbers is left out.
     """
     calibration, curves = _read(folder / "calibration.json"), _read(folder / "curves.json")
+    events = [*events]
     with rc_context(_STYLE):
         drawn = {
-            "losses": loss_figure(_events(folder / "metrics.jsonl")),
-            "scores": score_figure(_events(folder / "metrics.jsonl")),
+            "losses": loss_figure(events),
+            "scores": score_figure(events),
             "precision_recall": precision_recall_figure(curves) if curves.get("heads") else None,
             "thresholds": threshold_figure(calibration) if calibration.get("curves") else None,
         }
@@ -59,7 +63,7 @@ def loss_figure(events: Iterable[Event]) -> Figure | None:
     """The loss and its parts over optimizer steps, one panel each: training with its running mean, and validation."""
     train: dict[str, dict[int, float]] = defaultdict(dict)
     validation: dict[str, dict[int, float]] = defaultdict(dict)
-    for event in events:  # of a step that a restarted run did twice, the later counts
+    for event in events:
         if event["kind"] == "step":
             for name, value in {"loss": event["loss"], **event["parts"]}.items():
                 train[name][event["step"] + 1] = value
@@ -157,14 +161,14 @@ def threshold_figure(calibration: Mapping[str, Any]) -> Figure:
 
 def _told_apart(curves: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The data sets' curves; that of all together is another one only where there are several."""
-    datasets = [name for name in sorted(curves) if name != _ALL]
-    return ((name, curves[name]) for name in [*datasets, *([_ALL] if len(datasets) != 1 else [])])
+    datasets = [name for name in sorted(curves) if name != DEFAULT]
+    return ((name, curves[name]) for name in [*datasets, *([DEFAULT] if len(datasets) != 1 else [])])
 
 
 def _threshold_line(
     axis: Axes, dataset: str, points: Sequence[Mapping[str, float]], part: str, colour: str, chosen: float | None
 ) -> None:
-    together = dataset == _ALL
+    together = dataset == DEFAULT
     line, colour = ("--", "0.3") if together else ("-", colour)
     label = f"{'all' if together else dataset} ({points[0]['events']:,.0f})"
     thresholds, values = [point["threshold"] for point in points], [point[part] for point in points]
@@ -201,12 +205,3 @@ def _smooth(values: Sequence[float]) -> list[float]:
 
 def _read(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.is_file() else {}
-
-
-def _events(file: Path) -> Iterator[Event]:
-    """What is whole of a run's events."""
-    for line in file.read_text().splitlines() if file.is_file() else ():
-        try:
-            yield json.loads(line)
-        except ValueError:  # half a line of a killed writer
-            continue

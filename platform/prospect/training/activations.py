@@ -22,7 +22,7 @@ from prospect.dialogue.sequence import TextTask
 from prospect.model.adapters import adapt, unwrap
 from prospect.model.configuration import ModelSettings
 from prospect.model.geometry import base_geometry, empty_model
-from prospect.model.losses import LossSettings, decision_sums, text_sums
+from prospect.model.losses import LossSettings, term_sums
 from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.model.packing import ATTENTION, Packing
 from prospect.training.settings import TrainingSettings
@@ -46,12 +46,33 @@ def adapted_shape(base: LlamaConfig, settings: ModelSettings, vision_dim: int) -
 
 
 def activation_bytes(
-    settings: ModelSettings, training: TrainingSettings, lengths: tuple[int, ...], vision_dim: int = 1152
+    settings: ModelSettings,
+    training: TrainingSettings,
+    lengths: tuple[int, ...],
+    vision_dim: int,
+    trained: torch.dtype,
 ) -> int:
-    """The most that a forward and a backward pass hold besides weights, gradients and the optimizer's state."""
+    """The most that a forward and a backward pass hold besides weights, gradients and the optimizer's state.
+
+    Args:
+        settings: the model.
+        training: losses and whether activations are computed anew.
+        lengths: tokens of each clip of the micro-batch.
+        vision_dim: D of the embeddings.
+        trained: type of what trains, as the backend keeps it.
+    """
     layers = base_geometry(settings).num_hidden_layers
     one, two = (
-        _pass_bytes(settings, training.losses, training.activation_checkpointing, lengths, vision_dim, number)
+        _pass_bytes(
+            settings,
+            training.losses,
+            training.activation_checkpointing,
+            lengths,
+            vision_dim,
+            trained,
+            training.zero_stage == 3,
+            number,
+        )
         for number in (1, 2)
     )
     return two + (layers - 2) * (two - one)
@@ -64,6 +85,8 @@ def _pass_bytes(
     checkpointing: bool,
     lengths: tuple[int, ...],
     vision_dim: int,
+    trained: torch.dtype,
+    partitioned: bool,
     layers: int,
 ) -> int:
     """Of a model of `layers` layers; the plans of one job ask for it again and again."""
@@ -72,8 +95,9 @@ def _pass_bytes(
     model = adapted_shape(geometry, settings, vision_dim)
     inner, dtype = unwrap(model).train(), getattr(torch, settings.dtype)
     with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        _make_fake(model, settings)
+        _make_fake(model, trained)
         inner.checkpoint_layers(checkpointing)
+        inner.logits_in_chunks = not partitioned
         inner.set_attn_implementation(ATTENTION)
         packing, batch = Packing.of(lengths, "cpu"), fake_batch(lengths, vision_dim)
         embeddings = torch.empty(1, sum(lengths), geometry.hidden_size, dtype=dtype, requires_grad=True)
@@ -81,20 +105,17 @@ def _pass_bytes(
         with _LiveBytes(known) as live:
             kwargs = {"packing": packing, "position_ids": packing.position_ids, "use_cache": False}
             flat = inner.model(inputs_embeds=embeddings, **kwargs).last_hidden_state[0]
-            terms = [*text_sums(inner, flat, batch), *decision_sums(inner, flat, batch, losses)]
-            torch.stack(terms).sum().backward()
+            term_sums(inner, flat, batch, losses).sum().backward()
     return live.peak
 
 
-def _make_fake(model: nn.Module, settings: ModelSettings) -> None:
-    """Weights and gradients on the CPU that have a shape alone; what trains beside a frozen base is float32."""
+def _make_fake(model: nn.Module, trained: torch.dtype) -> None:
+    """Weights and gradients on the CPU that have a shape alone; what trains has the type `trained`."""
     replaced: dict[int, nn.Parameter] = {}
-    beside_frozen = settings.adaptation != "full"
     for module in model.modules():
         for name, meta in [(n, p) for n, p in module._parameters.items() if p is not None]:
             if id(meta) not in replaced:
-                wide = beside_frozen and meta.requires_grad
-                fake = torch.empty(meta.shape, dtype=torch.float32 if wide else meta.dtype)
+                fake = torch.empty(meta.shape, dtype=trained if meta.requires_grad else meta.dtype)
                 replaced[id(meta)] = nn.Parameter(fake, requires_grad=meta.requires_grad)
                 if meta.requires_grad:
                     replaced[id(meta)].grad = torch.empty_like(fake)

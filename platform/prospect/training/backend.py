@@ -18,7 +18,29 @@ from prospect.training.settings import TrainingError, TrainingSettings
 T = TypeVar("T")
 
 
-class Backend(Checkpointable, Protocol):
+class Group(Protocol):
+    """Ranks that tell each other something; all of them make each call."""
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """The sum of `tensor` over all ranks."""
+        ...
+
+    def gather(self, items: list[T]) -> list[T]:
+        """The items of all ranks, in the order of ranks."""
+        ...
+
+
+class Alone:
+    """The group of one process."""
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def gather(self, items: list[T]) -> list[T]:
+        return items
+
+
+class Backend(Checkpointable, Group, Protocol):
     """What a step needs of the machinery. Gradients of all `backward` calls, on all ranks, are added up."""
 
     model: DSTProActLlamaForCausalLM
@@ -39,14 +61,6 @@ class Backend(Checkpointable, Protocol):
         """Clips, updates and clears the gradients; returns their global norm before clipping."""
         ...
 
-    def all_reduce(self, tensor: Tensor) -> Tensor:
-        """The sum of `tensor` over all ranks."""
-        ...
-
-    def gather(self, items: list[T]) -> list[T]:
-        """The items of all ranks, in the order of ranks."""
-        ...
-
     def whole_model(self) -> AbstractContextManager[DSTProActLlamaForCausalLM]:
         """The model with all its weights in place, for a rank to use alone between two steps, and not to change.
 
@@ -59,7 +73,7 @@ class Backend(Checkpointable, Protocol):
         ...
 
 
-class PlainBackend:
+class PlainBackend(Alone):
     """One process, one device, torch's AdamW."""
 
     rank = 0
@@ -92,12 +106,6 @@ class PlainBackend:
         self._optimizer.step()
         self._optimizer.zero_grad()
         return float(norm)
-
-    def all_reduce(self, tensor: Tensor) -> Tensor:
-        return tensor
-
-    def gather(self, items: list[T]) -> list[T]:
-        return items
 
     @contextmanager
     def whole_model(self) -> Iterator[DSTProActLlamaForCausalLM]:
@@ -169,14 +177,14 @@ def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
         group["lr"] = learning_rate
 
 
-def together(backend: Backend, result: T | Exception) -> T:
+def together(group: Group, result: T | Exception) -> T:
     """A rank's result, once every rank has one: a rank that fails alone leaves the others waiting for ever.
 
     Raises:
         TrainingError: on every rank, with the reason of the first that failed.
     """
     failed = isinstance(result, Exception)
-    if backend.all_reduce(torch.tensor(float(failed))):
-        reasons = backend.gather([str(result)] if failed else [])
+    if group.all_reduce(torch.tensor(float(failed))):
+        reasons = group.gather([str(result)] if failed else [])
         raise TrainingError(reasons[0]) from (result if isinstance(result, Exception) else None)
     return cast(T, result)

@@ -16,7 +16,7 @@ import os
 import shutil
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -85,33 +85,67 @@ def read_checkpoint(backend: Checkpointable, folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is damaged, or belongs to another model.
     """
-    if reason := _incomplete(folder):
-        raise CheckpointError(f"checkpoint {folder}: {reason}")
+    if mistake := unfit(backend, folder):
+        raise mistake
     state = _state(folder)
-    shapes = backend.shapes()
     backend.updates = state["updates"]
     for file in state["files"]:
-        kind = Path(file).stem
-        try:
-            with safe_open(folder / file, "pt") as stored:
-                there = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
-                _require_equal(folder, there, shapes)
-                for name in shapes:
-                    backend.set_tensor(kind, name, stored.get_tensor(name))
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"checkpoint {folder}: {file} is unreadable ({error})") from error
+        with _opened(folder, file) as stored:
+            for name in backend.shapes():
+                backend.set_tensor(Path(file).stem, name, stored.get_tensor(name))
     return state["progress"]
 
 
-def _require_equal(folder: Path, there: dict[str, tuple[int, ...]], here: dict[str, tuple[int, ...]]) -> None:
-    for name in sorted(there.keys() | here.keys()):
-        if there.get(name) != here.get(name):
-            said = [f"{list(shapes[name])}" if name in shapes else "missing" for shapes in (there, here)]
-            raise CheckpointError(f"checkpoint {folder}: {name} is {said[0]} there and {said[1]} in the model")
+def unfit(backend: Checkpointable, folder: Path) -> CheckpointError | None:
+    """Why `backend` cannot be restored from a checkpoint, as far as sizes and shapes tell; quick, by itself."""
+    if reason := _incomplete(folder):
+        return CheckpointError(f"checkpoint {folder}: {reason}")
+    here = backend.shapes()
+    try:
+        for file in _state(folder)["files"]:
+            with _opened(folder, file) as stored:
+                there = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+            for name in sorted(there.keys() | here.keys()):
+                if there.get(name) != here.get(name):
+                    said = [f"{list(shapes[name])}" if name in shapes else "missing" for shapes in (there, here)]
+                    return CheckpointError(f"checkpoint {folder}: {name} is {said[0]} there and {said[1]} in the model")
+    except CheckpointError as error:
+        return error
+    return None
+
+
+@contextlib.contextmanager
+def _opened(folder: Path, file: str) -> Iterator[Any]:
+    try:
+        with safe_open(folder / file, "pt") as stored:
+            yield stored
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"checkpoint {folder}: {file} is unreadable ({error})") from error
+
+
+def read_progress(folder: Path) -> dict[str, Any]:
+    """What a checkpoint keeps besides tensors."""
+    return cast(dict[str, Any], _state(folder)["progress"])
+
+
+def write_progress(folder: Path, progress: Mapping[str, Any]) -> OSError | None:
+    """Gives a checkpoint other progress, at once; its tensors stay. Returns why it could not be written."""
+    partial = folder / f"{_STATE}{_PARTIAL}"
+    try:
+        _write_durably(partial, [json.dumps({**_state(folder), "progress": dict(progress)}, indent=2).encode()])
+        partial.replace(folder / _STATE)
+        _sync(folder)
+    except OSError as error:
+        return error
+    return None
 
 
 def step_folder(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step_{step:07}"
+
+
+def step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
 
 
 def whole_checkpoints(checkpoints: Path) -> list[Path]:
@@ -142,7 +176,16 @@ def _named(checkpoints: Path) -> list[Path]:
 
 def remove_old(checkpoints: Path, keep: int) -> None:
     """Deletes all but the newest `keep` checkpoints, and what killed writers left."""
-    for folder in [*whole_checkpoints(checkpoints)[:-keep], *checkpoints.glob(f"*{_PARTIAL}")]:
+    _remove(checkpoints, whole_checkpoints(checkpoints)[:-keep])
+
+
+def remove_others(folder: Path, steps: Container[int]) -> None:
+    """Deletes the checkpoints of other steps than `steps`, and what killed writers left."""
+    _remove(folder, [each for each in _named(folder) if step_of(each) not in steps])
+
+
+def _remove(checkpoints: Path, folders: Sequence[Path]) -> None:
+    for folder in [*folders, *checkpoints.glob(f"*{_PARTIAL}")]:
         (folder / _STATE).unlink(missing_ok=True)  # first, so that what is half deleted does not look whole
         shutil.rmtree(folder, ignore_errors=True)
 

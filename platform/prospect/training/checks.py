@@ -2,9 +2,8 @@
 
 from prospect.errors import ConfigError
 from prospect.model.configuration import ModelSettings
+from prospect.model.losses import PARTS
 from prospect.training.settings import TrainingSettings
-
-_WEIGHTS = ("speaking_text", "dst_text", "summary_text", "speak", "update", "state")
 
 
 def check_settings(model: ModelSettings, training: TrainingSettings) -> None:
@@ -26,7 +25,7 @@ def check_settings(model: ModelSettings, training: TrainingSettings) -> None:
             "`training.zero_stage` is 3, which cannot part the 4-bit weights of model.adaptation=qlora: choose "
             "training.zero_stage=2, or model.adaptation=lora",
         )
-    if not any(getattr(training.losses, name) for name in _WEIGHTS):
+    if not any(getattr(training.losses, name) for name in PARTS):
         _refuse(
             "training.losses", "`training.losses` are all weighted 0, so that nothing is learned: raise one of them"
         )

@@ -5,7 +5,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Self
 
 from rich import box
@@ -13,7 +12,7 @@ from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from prospect.training.progress import Event
+from prospect.training.progress import Event, once, training_seconds
 
 if TYPE_CHECKING:
     from prospect.training.job import TrainResult
@@ -76,8 +75,10 @@ class Console:
 
     def _validation(self, event: Event) -> str:
         scores = {name: value for name, value in event.get("scores", {}).items() if name in _SHOWN}
-        parts = "  ".join(f"{name} {value:.3f}" for name, value in {**event["losses"], **scores}.items())
+        parts = "  ".join(f"{name} {value:.3f}" for name, value in {**event.get("losses", {}), **scores}.items())
         return f"validation after step {event['step'] + 1}  {parts}"
+
+    _streaming = _validation
 
     def _checkpoint(self, event: Event) -> str:
         return ""
@@ -90,10 +91,11 @@ class Console:
         return str(event["message"])
 
     def _stopped(self, event: Event) -> str:
-        return f"stopped early; the weights after step {event['best_step']} are kept"
+        return f"stopped early; the model will have the weights of step {event['best_step']}"
 
     def _done(self, event: Event) -> str:
-        return f"finished after {event['step']} steps"
+        done, kept = event["step"], event["model_step"]
+        return f"finished after {done} steps" + (f"; the model has the weights of step {kept}" if kept != done else "")
 
 
 class LiveConsole(Console):
@@ -162,18 +164,18 @@ def summary_table(result: "TrainResult", events: Sequence[Event]) -> Table:
         result: of the run.
         events: all of the run's; a step that was repeated after a restart counts once.
     """
-    steps = {event["step"]: event for event in events if event["kind"] == "step"}
-    tokens, computing = (sum(event.get(name, 0) for event in steps.values()) for name in ("tokens", "seconds"))
-    seconds = sum(b["time"] - a["time"] for a, b in pairwise(events) if b["kind"] != "start")
+    steps = [event for event in once(events) if event["kind"] == "step"]
+    tokens, computing = (sum(event.get(name, 0) for event in steps) for name in ("tokens", "seconds"))
+    early = f", with the weights of step {result.model_step:,}" if result.model_step != result.steps else ""
     rows = {
-        "steps": f"{result.steps:,} in {clock(seconds)}",
+        "steps": f"{result.steps:,} in {clock(training_seconds(events))}",
         "tokens": f"{tokens:,}, {tokens / max(computing, 1e-3):,.0f}/s",
         "loss": f"{result.first_loss:.3f} -> {result.last_loss:.3f}",
         "validation": "  ".join(
             f"{name} {result.validation[name]:.3f}" for name in _SHOWN if name in result.validation
         ),
         "left out": f"{result.quarantined} records or events" if result.quarantined else "",
-        "model": str(result.model),
+        "model": f"{result.model}{early}",
         "checkpoints": str(result.model.parent / "checkpoints"),
         "registered as": f"models:/{result.name}/{result.version}",
         "MLflow run": result.mlflow_run,

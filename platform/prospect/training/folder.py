@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prospect.errors import ConfigError
+from prospect.files import write_json
 from prospect.settings import flatten
 
 
@@ -59,10 +60,3 @@ def require_same(folder: Path, identity: dict[str, Any]) -> None:
 def claim(folder: Path, identity: dict[str, Any]) -> None:
     """Makes the run's folder this configuration's own; a mistake that is found before leaves the name free."""
     write_json(folder / "identity.json", identity)
-
-
-def write_json(file: Path, values: dict[str, Any]) -> None:
-    """Under a temporary name, then renamed: a half-written file never looks finished."""
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(values, indent=2))
-    partial.rename(file)

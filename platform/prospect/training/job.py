@@ -26,32 +26,27 @@ from prospect.data.prepare import Records, frame_statistics, make_clips, read_re
 from prospect.data.sources import QuarantinedRecord
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import ConfigError
+from prospect.files import write_json
 from prospect.model.adapters import build_tokenizer
 from prospect.tracking import Run, Tracking, patiently
+from prospect.training.assignment import TrainingData, WorkerJob
 from prospect.training.calibration.job import calibrate_model
 from prospect.training.console import summary_table, write_table
 from prospect.training.fit.job import fit
-from prospect.training.folder import alone, claim, require_same, write_json
+from prospect.training.folder import alone, claim, require_same
 from prospect.training.loop import clip_lengths, make_sampler
 from prospect.training.manifest import dataset_manifest
 from prospect.training.plan import MemoryPlan, plan
 from prospect.training.preflight import check_device, own_device, show_plan, trained_parameters
 from prospect.training.progress import read_events
-from prospect.training.record.job import INTERFACE, hand_on, keep_reports, open_run, outcome
-from prospect.training.worker import TrainingData, WorkerJob
+from prospect.training.record.job import hand_on, keep_reports, open_run, outcome, register
+from prospect.training.settings import OPERATIONAL
 from prospect.vision.encoder import encoder_fingerprint
 
 if TYPE_CHECKING:
     from prospect.config import Config
 
 Report = Callable[[str], None]
-
-OPERATIONAL = {
-    "run_name", "num_workers", "threads_per_worker", "min_workers", "zero_stage", "offload_optimizer", "max_failures",
-    "micro_batch_size", "micro_batch_tokens", "activation_checkpointing", "log_every", "save_every",
-    "keep_checkpoints", "eval_every", "stream_every", "stream_videos", "stream_minutes", "calibration",
-}  # fmt: skip
-"""Training settings that may change while a run goes on: they change its course by rounding at most."""
 
 _EVALUATED = ("storage", "corpus", "data", "vision", "model", "context", "tracking")
 """Sections that an evaluation shares with its training."""
@@ -65,12 +60,14 @@ class TrainResult:
     model: Path
     """The model's folder."""
     steps: int
+    model_step: int
+    """The step whose weights are the model: with early stopping that of the best validation, else the last."""
     first_loss: float
     last_loss: float
     validation: dict[str, float]
-    """`loss` and its parts over the validation split; empty without one."""
+    """Losses and scores of the model's weights; empty without a validation split."""
     trained_steps: dict[str, int]
-    """Optimizer steps in which each head had labels."""
+    """Optimizer steps up to the model's in which each head had labels."""
     mlflow_run: str
     name: str
     version: int
@@ -138,20 +135,20 @@ def _train(config: "Config", root: Path, folder: Path, report: Report) -> TrainR
     manifest = dataset_manifest(records, store, clips, len(quarantined))
     tracking = Tracking(config.tracking, root)
     run = patiently(lambda: open_run(tracking, config, folder, manifest), report)
-    report(f"train  run {settings.run_name!r} is tracked: {tracking.where(run)}")
+    where = patiently(lambda: tracking.where(run), report)
+    report(f"train  run {settings.run_name!r} is tracked: {where}")
     with outcome(run, report):
         job = _worker_job(config, folder, store, run, planned)
         summary = fit(job, data, root, partial(hand_on, run), report)
         calibrate_model(job, data.validation, report)
-        keep_reports(run, folder, summary["step"], report)
-        version = patiently(
-            lambda: tracking.register(config.model.name, run, folder / "model", INTERFACE, summary["step"]), report
-        )
+        keep_reports(run, folder, summary["model_step"], report)
+        version = patiently(lambda: register(tracking, config.model.name, run, folder / "model", summary), report)
         patiently(run.finish, report)
     result = TrainResult(
         run_name=settings.run_name,
         model=folder / "model",
         steps=summary["step"],
+        model_step=summary["model_step"],
         first_loss=summary["first_loss"],
         last_loss=summary["last_loss"],
         validation=summary["validation"],
@@ -163,7 +160,7 @@ def _train(config: "Config", root: Path, folder: Path, report: Report) -> TrainR
     )
     write_json(folder / "result.json", {**asdict(result), "model": str(result.model)})
     report(f"train  model {result.model}, registered as models:/{result.name}/{version} (candidate)")
-    report(f"train  compare runs: {tracking.where(run)}")
+    report(f"train  compare runs: {where}")
     return result
 
 
@@ -191,7 +188,7 @@ def _finished(folder: Path) -> TrainResult | None:
     if not file.is_file() or not (folder / "model").is_dir():
         return None
     values = json.loads(file.read_text())
-    return TrainResult(**{**values, "model": Path(values["model"]), "reused": True})
+    return TrainResult(**{"model_step": values["steps"], **values, "model": Path(values["model"]), "reused": True})
 
 
 def _prepare(

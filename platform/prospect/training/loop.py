@@ -135,7 +135,10 @@ def labelled_parts(parts: dict[str, Tensor], counts: Tensor, settings: TrainingS
 
 def _stop(what: str, step: int, clips: list[str]) -> None:
     shown = ", ".join(clips[:8]) + (f" and {len(clips) - 8} more" if len(clips) > 8 else "")
-    raise TrainingError(f"{what} at step {step} on {shown}; lower training.learning_rate or look at these clips")
+    raise TrainingError(
+        f"{what} at step {step} on {shown}; look at these clips, or lower training.learning_rate under another "
+        "training.run_name"
+    )
 
 
 def train_steps(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
+from prospect.model.losses import PARTS
 from prospect.training.progress import Event
 
 Row = tuple[int, float, dict[str, float]]
@@ -24,11 +25,15 @@ def metric_rows(events: Sequence[Event]) -> list[Row]:
 
 
 def run_tags(events: Sequence[Event]) -> dict[str, str]:
-    """Where the newest checkpoint lies, and what failed when."""
+    """Where the newest checkpoint lies, what failed when, and which step's weights an early stop keeps."""
     tags = {}
     for event in events:
         if event["kind"] == "checkpoint" and "folder" in event:
             tags["checkpoint"] = event["folder"]
+        elif event["kind"] == "stopped":
+            tags["stopped_early"] = (
+                f"after step {event['step']}; the model has the weights of step {event['best_step']}"
+            )
         elif event["kind"] == "failure":
             tags |= failure_tag(event["time"], f"after step {event['step']}: {event['reason']}")
     return tags
@@ -65,10 +70,18 @@ def _step(event: Event) -> tuple[int, dict[str, float]]:
     return event["step"], values | {f"system/{name}": value for name, value in event.get("system", {}).items()}
 
 
+def measured(values: Mapping[str, float], group: str = "validation") -> dict[str, float]:
+    """`validation/loss`, `validation/loss_speak`, `validation/speak_f1`, ..., out of what validation calls them."""
+    return {f"{group}/{'loss_' if name in PARTS else ''}{name}": float(value) for name, value in values.items()}
+
+
 def _validation(event: Event) -> tuple[int, dict[str, float]]:
-    losses = {name if name == "loss" else f"loss_{name}": value for name, value in event["losses"].items()}
-    values = losses | event.get("scores", {})
-    return event["step"], {f"validation/{name}": float(value) for name, value in values.items() if value is not None}
+    return event["step"], measured({**event.get("losses", {}), **event.get("scores", {})})
+
+
+def _done(event: Event) -> tuple[int, dict[str, float]]:
+    step = event["model_step"]
+    return max(step - 1, 0), {"model/step": float(step), **measured(event["validation"], "model")}
 
 
 def _checkpoint(event: Event) -> tuple[int, dict[str, float]]:
@@ -83,6 +96,8 @@ _ROWS = {
     "start": _start,
     "step": _step,
     "validation": _validation,
+    "streaming": _validation,
     "checkpoint": _checkpoint,
     "failure": _failure,
+    "done": _done,
 }

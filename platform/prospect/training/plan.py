@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 
 from prospect.errors import ConfigError
-from prospect.model.adapters import PROJECTIONS, unwrap
+from prospect.model.adapters import PROJECTIONS
 from prospect.model.configuration import ModelSettings
 from prospect.model.geometry import base_geometry
 from prospect.training.activations import activation_bytes, adapted_shape
@@ -32,8 +32,9 @@ USABLE = 0.95
 CONTEXT_BYTES = int(0.5 * GIB)
 """What CUDA takes for itself."""
 BUCKET = 500_000_000
-"""Numbers of a gradient bucket of DeepSpeed, which holds no more than there are gradients."""
-
+"""Most gradients that DeepSpeed reduces at once."""
+LIVE = 1_000_000_000
+"""Gathered weights that ZeRO-3 keeps for their next use, as DeepSpeed sets it."""
 
 _ROWS = {
     "weights": "weights",
@@ -42,6 +43,7 @@ _ROWS = {
     "gradients": "gradients",
     "gathered": "gathered weights",
     "activations": "activations",
+    "update": "the update's intermediate results, in place of activations",
 }
 
 
@@ -54,8 +56,9 @@ class MemoryPlan:
         master: DeepSpeed's own copy of what trains.
         optimizer: AdamW's two moments.
         gradients: with DeepSpeed's bucket.
-        gathered: the weights of two layers that ZeRO-3 brings together at once.
+        gathered: whole weights that ZeRO-3 holds at once.
         activations: what forward and backward hold at most, logits included.
+        update: what the optimizer's step holds beside all that, when activations are gone.
         host: on the machine's memory instead, with offload.
         trainable, frozen: numbers of parameters of the whole model.
         tokens: of a micro-batch.
@@ -67,6 +70,7 @@ class MemoryPlan:
     gradients: int
     gathered: int
     activations: int
+    update: int
     host: int
     trainable: int
     frozen: int
@@ -74,7 +78,8 @@ class MemoryPlan:
 
     @property
     def peak(self) -> int:
-        return self.weights + self.master + self.optimizer + self.gradients + self.gathered + self.activations
+        lasting = self.weights + self.master + self.optimizer + self.gradients + self.gathered
+        return lasting + max(self.activations, self.update)
 
     def fits(self, card: str | float) -> bool:
         """Whether the peak fits a card of `card` ("24GB", or GiB as a number), CUDA's own needs considered."""
@@ -86,7 +91,7 @@ class MemoryPlan:
         table.add_column("GiB", justify="right")
         for name, label in _ROWS.items():
             if getattr(self, name):
-                table.add_row(label, f"{getattr(self, name) / GIB:.2f}", end_section=name == "activations")
+                table.add_row(label, f"{getattr(self, name) / GIB:.2f}", end_section=name == "update")
         table.add_row("[bold]peak", f"[bold]{self.peak / GIB:.2f}")
         if self.host:
             table.add_row("in the machine's memory", f"{self.host / GIB:.2f}")
@@ -142,22 +147,22 @@ def plan_zero(
     model: ModelSettings, training: TrainingSettings, lengths: tuple[int, ...], vision_dim: int = 1152
 ) -> MemoryPlan:
     """The plan of DeepSpeed training with micro-batches of clips of these lengths."""
-    sizes = _sizes(model, vision_dim)
-    trained, width = sizes.trainable, torch.finfo(getattr(torch, model.dtype)).bits // 8
-    workers, stage = training.num_workers, training.zero_stage
-    state_bytes = (4 + 8) * trained // workers
-    frozen_bytes = sizes.frozen_bytes + width * trained
-    gathered = 2 * sizes.layer_bytes if stage == 3 else 0
-    gradients = width * (trained // (workers if stage > 1 else 1) + min(BUCKET, trained) * (workers > 1))
-    offload = training.offload_optimizer
+    sizes, dtype = _sizes(model, vision_dim), getattr(torch, model.dtype)
+    trained, width = sizes.trainable, dtype.itemsize
+    stage, offload = training.zero_stage, training.offload_optimizer
+    part = 4 * trained // training.num_workers  # of one float32 number for each that trains
+    weights = sizes.frozen_bytes + width * trained
+    summed = part if stage > 1 else width * trained
+    on_device = 0 if offload else 1
     return MemoryPlan(
-        weights=frozen_bytes // (workers if stage == 3 else 1),
-        master=0 if offload else state_bytes // 3,
-        optimizer=0 if offload else state_bytes - state_bytes // 3,
-        gradients=gradients,
-        gathered=gathered,
-        activations=activation_bytes(model, training, lengths, vision_dim),
-        host=state_bytes if offload else 0,
+        weights=weights // (training.num_workers if stage == 3 else 1),
+        master=part * on_device,
+        optimizer=2 * part * on_device,
+        gradients=summed * on_device + width * bucket(trained),
+        gathered=min(weights, width * LIVE) if stage == 3 else 0,
+        activations=activation_bytes(model, training, lengths, vision_dim, dtype),
+        update=(3 if stage == 3 else 2) * part * on_device,  # the last is ZeRO-3's float32 copy of the gradients
+        host=(3 * part + summed) * offload,
         trainable=trained,
         frozen=sizes.frozen,
         tokens=sum(lengths),
@@ -167,16 +172,16 @@ def plan_zero(
 def plan_plain(
     model: ModelSettings, training: TrainingSettings, lengths: tuple[int, ...], vision_dim: int = 1152
 ) -> MemoryPlan:
-    """The plan of `PlainBackend`: one device, no DeepSpeed, what trains in float32 beside a frozen base."""
-    sizes = _sizes(model, vision_dim)
-    width = 4 if sizes.frozen else torch.finfo(getattr(torch, model.dtype)).bits // 8
+    """The plan of `PlainBackend`: one device, no DeepSpeed, what trains in float32."""
+    sizes, width = _sizes(model, vision_dim), torch.float32.itemsize
     return MemoryPlan(
         weights=sizes.frozen_bytes + width * sizes.trainable,
         master=0,
         optimizer=2 * width * sizes.trainable,
         gradients=width * sizes.trainable,
         gathered=0,
-        activations=activation_bytes(model, training, lengths, vision_dim),
+        activations=activation_bytes(model, training, lengths, vision_dim, torch.float32),
+        update=width * sizes.trainable,
         host=0,
         trainable=sizes.trainable,
         frozen=sizes.frozen,
@@ -184,12 +189,16 @@ def plan_plain(
     )
 
 
+def bucket(trained: int) -> int:
+    """Gradients that DeepSpeed reduces at once; it makes room for as many, however few there are."""
+    return min(BUCKET, trained)
+
+
 @dataclass(frozen=True)
 class _Sizes:
     trainable: int
     frozen: int
     frozen_bytes: int
-    layer_bytes: int
 
 
 def _sizes(settings: ModelSettings, vision_dim: int) -> _Sizes:
@@ -206,6 +215,4 @@ def _sizes(settings: ModelSettings, vision_dim: int) -> _Sizes:
         in_4_bits = settings.adaptation == "qlora" and any(f".{part}." in name for part in PROJECTIONS)
         frozen += parameter.numel()
         frozen_bytes += int(parameter.numel() * (NF4_BYTES if in_4_bits else parameter.element_size()))
-    layer = unwrap(model).model.layers[0]
-    layer_bytes = sum(p.numel() * torch.finfo(getattr(torch, settings.dtype)).bits // 8 for p in layer.parameters())
-    return _Sizes(trainable, frozen, frozen_bytes, layer_bytes)
+    return _Sizes(trainable, frozen, frozen_bytes)

@@ -1,10 +1,10 @@
 """What a training is told before anything is loaded: whether it fits its device, and what it trains."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 import torch
@@ -18,7 +18,7 @@ from prospect.model.geometry import base_geometry
 from prospect.model.parameters import parameter_table
 from prospect.training.activations import adapted_shape
 from prospect.training.plan import GIB, USABLE, MemoryPlan, card_bytes, plan
-from prospect.training.settings import OutOfMemoryError, TrainingSettings
+from prospect.training.settings import OPERATIONAL, OutOfMemoryError, TrainingSettings
 from prospect.vision.weights import tower_width
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def show_plan(config: "Config") -> None:
     if planned.fits(room / GIB):
         console.print(f"\nThe run fits {name}: {peak}.", soft_wrap=True)
         return
-    change = ", or ".join(savings(config.model, config.training, planned))
+    change = _any_of(savings(config.model, config.training, planned))
     console.print(f"\nThe run does not fit {name}: {peak}. To save memory, {change}.", soft_wrap=True)
 
 
@@ -95,7 +95,12 @@ def trained_parameters(model: ModelSettings, vision_dim: int) -> Table:
 
 
 def check_device(
-    model: ModelSettings, training: TrainingSettings, planned: MemoryPlan, device: Device, workers: int = 1
+    model: ModelSettings,
+    training: TrainingSettings,
+    planned: MemoryPlan,
+    device: Device,
+    workers: int = 1,
+    begun: bool = False,
 ) -> str:
     """Stops what clearly cannot run on `device`; what may be tight goes on, with a remark.
 
@@ -105,6 +110,7 @@ def check_device(
         planned: of one worker.
         device: that it would run on.
         workers: that share a machine's memory; each has a GPU of its own.
+        begun: the run has begun, so that other settings may take another name.
 
     Returns:
         A remark, or nothing.
@@ -116,7 +122,8 @@ def check_device(
         bitsandbytes()
     if model.dtype == "bfloat16" and not device.bfloat16:
         raise ConfigError(
-            f"`model.dtype` is bfloat16, in which {device.name} does not compute: set model.dtype=float32.",
+            f"`model.dtype` is bfloat16, in which {device.name} does not compute: set model.dtype=float32"
+            f"{', under another training.run_name' if begun else ''}.",
             field="model.dtype",
         )
     needed = planned.peak if device.gpu else workers * (planned.peak + planned.host)
@@ -124,10 +131,11 @@ def check_device(
     if CERTAIN * needed > device.num_bytes:
         who = f"{workers} workers" if workers > 1 and not device.gpu else "a step"
         share = planned.activations / planned.peak
+        changes = savings(model, training, planned, device.gpu)
         raise ConfigError(
             f"`training` cannot run on {device.name}, which has {room:.1f} GiB: {who} would take "
             f"{needed / GIB:.1f} GiB, {share:.0%} of it for the {planned.tokens:,} tokens that are computed at once; "
-            f"{', or '.join(savings(model, training, planned, device.gpu))}.",
+            f"{_then_again(changes) if begun else _any_of(changes)}.",
             field="training",
         )
     if needed > USABLE * device.num_bytes:
@@ -135,33 +143,62 @@ def check_device(
     return ""
 
 
-def savings(model: ModelSettings, training: TrainingSettings, planned: MemoryPlan, gpu: bool = True) -> list[str]:
+class Saving(NamedTuple):
+    """A change after which a step takes less.
+
+    Attributes:
+        how: `lower training.micro_batch_size`.
+        same_run: whether a run that has begun may go on with it.
+    """
+
+    how: str
+    same_run: bool
+
+
+def savings(model: ModelSettings, training: TrainingSettings, planned: MemoryPlan, gpu: bool = True) -> list[Saving]:
     """What to change so that a step takes less, the parts that matter first."""
-    return list(_savings(model, training, planned, gpu)) or ["use a larger device"]
+    return [_saving(*each) for each in _savings(model, training, planned, gpu)] or [Saving("use a larger device", True)]
 
 
-def _savings(model: ModelSettings, training: TrainingSettings, planned: MemoryPlan, gpu: bool) -> Iterator[str]:
+def _saving(how: str, key: str, value: str = "") -> Saving:
+    section, _, name = key.partition(".")
+    return Saving(f"{how} {key}{value and f'={value}'}", section == "training" and name in OPERATIONAL)
+
+
+def _savings(
+    model: ModelSettings, training: TrainingSettings, planned: MemoryPlan, gpu: bool
+) -> Iterator[tuple[str, ...]]:
+    """What to do, to which setting, and what to set it to."""
     state = planned.master + planned.optimizer + planned.gradients
     if planned.activations > NOTABLE * planned.peak:
         if not training.activation_checkpointing:
-            yield "set training.activation_checkpointing=true"
+            yield "set", "training.activation_checkpointing", "true"
         if training.micro_batch_tokens is not None:
-            yield "lower training.micro_batch_tokens"
+            yield "lower", "training.micro_batch_tokens"
         elif training.micro_batch_size > 1:
-            yield "lower training.micro_batch_size"
-        yield "lower context.max_seq_len"
+            yield "lower", "training.micro_batch_size"
+        yield "lower", "context.max_seq_len"
     if state > NOTABLE * planned.peak:
         if model.adaptation == "full":
-            yield "set model.adaptation=lora"
+            yield "set", "model.adaptation", "lora"
         if gpu and not training.offload_optimizer:
-            yield "set training.offload_optimizer=true"
+            yield "set", "training.offload_optimizer", "true"
     if planned.weights > NOTABLE * planned.peak:
         if gpu and training.zero_stage < 3 and training.num_workers > 1 and model.adaptation != "qlora":
-            yield "set training.zero_stage=3"
+            yield "set", "training.zero_stage", "3"
         if model.adaptation == "lora" and model.dtype == "bfloat16":
-            yield "set model.adaptation=qlora"
+            yield "set", "model.adaptation", "qlora"
     if gpu and training.num_workers == 1 and state > NOTABLE * planned.peak:
-        yield "raise training.num_workers"
+        yield "raise", "training.num_workers"
+
+
+def _any_of(changes: Sequence[Saving]) -> str:
+    return ", or ".join(change.how for change in changes)
+
+
+def ran_full(error: RuntimeError) -> bool:
+    """Whether it says that a device, or the machine, has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 @contextmanager
@@ -176,9 +213,16 @@ def full_device_told(
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+        if not ran_full(error):
             raise
-        change = savings(model, training, planned) if planned else ["lower training.micro_batch_size"]
-        raise OutOfMemoryError(
-            f"the device ran out of memory {when()}; {', or '.join(change)}, and start the run again"
-        ) from error
+        gpu = torch.cuda.is_available()
+        changes = savings(model, training, planned, gpu) if planned else [_saving("lower", "training.micro_batch_size")]
+        raise OutOfMemoryError(f"the device ran out of memory {when()}; {_then_again(changes)}") from error
+
+
+def _then_again(changes: Sequence[Saving]) -> str:
+    """How a run that has begun may come further: by other settings, or under another name."""
+    same, other = ([change for change in changes if change.same_run is kind] for kind in (True, False))
+    ways = [f"{_any_of(same)}, and start the run again"] if same else []
+    ways += [f"start it under another training.run_name and {_any_of(other)}"] if other else []
+    return "; or ".join(ways)

@@ -8,12 +8,15 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from prospect.files import write_text
+
 Event = dict[str, Any]
-"""`kind` (start, step, validation, checkpoint, warning, failure, stopped, done), `time` in seconds since 1970, `step`,
-and the kind's numbers."""
+"""`kind` (start, step, validation, streaming, checkpoint, warning, failure, stopped, done), `time` in seconds since
+1970, `step`, and the kind's numbers."""
 
 _POLL_SECONDS, _LONGEST_PAUSE = 0.5, 10.0
 
@@ -48,6 +51,33 @@ def read_events(file: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
             yield event, offset
 
 
+_ONCE = ("step", "validation", "streaming")
+"""Kinds that a restarted run repeats, for steps after its checkpoint."""
+
+
+def once(events: Iterable[Event]) -> Iterator[Event]:
+    """Without what a restarted run repeats: the first of each step and validation counts, wherever a run is shown.
+
+    They differ by rounding at most, and a tracker that has the first takes no other in its place.
+    """
+    latest: dict[str, int] = {}
+    return (event for event in events if _counts(event, latest))
+
+
+def _counts(event: Event, latest: dict[str, int]) -> bool:
+    """Whether it is no repetition; `latest` has the last step by kind, and learns of this one."""
+    kind, step = event["kind"], event.get("step", -1)
+    if kind in _ONCE and step <= latest.get(kind, -1):
+        return False
+    latest[kind] = max(step, latest.get(kind, -1))
+    return True
+
+
+def training_seconds(events: Iterable[Event]) -> float:
+    """Between a training's first event and its last, without the time that passed before it was continued."""
+    return sum(after["time"] - before["time"] for before, after in pairwise(events) if after["kind"] != "start")
+
+
 class Follower:
     """Shows a run's events and hands them on while they are written, in batches, each once whatever dies when.
 
@@ -74,7 +104,10 @@ class Follower:
         self._hand_on, self._show, self._report, self._patience = hand_on, show, report, patience
         self._offset = int(self._mark.read_text() or 0) if self._mark.is_file() else 0
         self._shown = file.stat().st_size if file.is_file() else 0
-        self._latest = _latest(event for event, end in read_events(file) if end <= self._offset)
+        self._latest: dict[str, int] = {}
+        for event, end in read_events(file):
+            if end <= self._offset:
+                _counts(event, self._latest)
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=run, name=f"training-{run.__name__}", daemon=True)
@@ -121,14 +154,13 @@ class Follower:
         batch, offset, latest = [], self._offset, dict(self._latest)
         for event, end in read_events(self._file, self._offset):
             offset = end
-            if event["kind"] not in _ONCE or event["step"] > latest.get(event["kind"], -1):
+            if _counts(event, latest):
                 batch.append(event)
-                latest |= _latest([event])
         if offset == self._offset:
             return True
         try:
             self._hand_on(batch)
-            self._mark.write_text(str(offset))
+            write_text(self._mark, str(offset))
         except Exception as error:  # any: a tracker that fails is reported, and never the end of a training
             if self.failure is None:
                 self._report(f"train  metrics are not handed on for now: {str(error).strip().splitlines()[0]}")
@@ -138,15 +170,3 @@ class Follower:
             self._report("train  metrics are handed on again")
         self.failure, self._offset, self._latest = None, offset, latest
         return True
-
-
-_ONCE = ("step", "validation")
-"""Kinds that a restarted run repeats, for steps after its checkpoint; only the first counts."""
-
-
-def _latest(events: Iterable[Event]) -> dict[str, int]:
-    """The last step by kind."""
-    latest: dict[str, int] = {}
-    for event in events:
-        latest[event["kind"]] = max(event["step"], latest.get(event["kind"], -1))
-    return latest

@@ -2,18 +2,38 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from prospect.data.batches import SamplingSettings
 from prospect.data.clips import ClipSettings
 from prospect.errors import ProspectError
 from prospect.evaluation.calibration import CalibrationSettings
-from prospect.model.losses import LossSettings
+from prospect.model.losses import PARTS, LossSettings
 from prospect.settings import Settings
 from prospect.training.sampler import ClipSampler
+from prospect.wording import unknown
+
+OPERATIONAL = {
+    "run_name", "num_workers", "threads_per_worker", "min_workers", "zero_stage", "offload_optimizer", "max_failures",
+    "micro_batch_size", "micro_batch_tokens", "activation_checkpointing", "log_every", "save_every",
+    "keep_checkpoints", "eval_every", "stream_every", "stream_videos", "stream_minutes", "calibration",
+}  # fmt: skip
+"""Training settings that may change while a run goes on: they change its course by rounding at most."""
 
 STREAMED = "stream_"
 """What the names of streaming validation's scores begin with."""
+STREAM_SCORES = (
+    "turn_f1", "turn_precision", "turn_recall", "dst_f1", "joint_goal_accuracy", "readout_joint_goal_accuracy",
+    "slot_accuracy", "utterances_per_minute",
+)  # fmt: skip
+"""Of an evaluation's metrics, those that streaming validation gives."""
+HEAD_SCORES = ("precision", "recall", "f1", "average_precision", "best_f1", "best_threshold")
+"""Of each of the two decisions, with the reference's events in sight."""
+MEASURED = (
+    "loss", *PARTS, *(f"{head}_{score}" for head in ("speak", "update") for score in HEAD_SCORES),
+    "state_accuracy", "state_macro_f1", *(f"{STREAMED}{score}" for score in STREAM_SCORES),
+)  # fmt: skip
+"""Everything that validation may measure; what has no labels is left out."""
 
 
 class TrainingError(ProspectError):
@@ -38,6 +58,13 @@ class EarlyStopping(Settings):
     """Validations in a row without a better one."""
     min_delta: float = Field(default=0.0, ge=0)
     """By how much a value has to be better."""
+
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, metric: str) -> str:
+        if metric not in MEASURED:
+            raise ValueError(unknown("metric", metric, MEASURED))
+        return metric
 
     @property
     def streamed(self) -> bool:

@@ -36,13 +36,8 @@ from prospect.similarity import SentenceSimilarity
 from prospect.streaming.engine import StreamingEngine, StreamingSettings
 from prospect.training.backend import Backend, autocast, together
 from prospect.training.loop import Collate, labelled_parts
-from prospect.training.settings import STREAMED, TrainingSettings
-
-STREAM_SCORES = (
-    "turn_f1", "turn_precision", "turn_recall", "dst_f1", "joint_goal_accuracy", "readout_joint_goal_accuracy",
-    "slot_accuracy", "utterances_per_minute",
-)  # fmt: skip
-"""Of an evaluation's metrics, those that streaming validation gives."""
+from prospect.training.preflight import ran_full
+from prospect.training.settings import STREAM_SCORES, STREAMED, TrainingError, TrainingSettings
 
 _POINTS = 200
 """Most points of a curve that is kept."""
@@ -234,7 +229,7 @@ class StreamingValidation:
         """The defined ones of `STREAM_SCORES`, under `stream_...`.
 
         Raises:
-            TrainingError: a dialogue cannot be streamed; on every rank alike.
+            TrainingError: a dialogue cannot be streamed, or there is no memory for so many; on every rank alike.
         """
         mine = self._placed[backend.rank :: backend.world_size]
         with backend.whole_model() as model:
@@ -243,7 +238,9 @@ class StreamingValidation:
         found = together(backend, self._score(videos) if backend.rank == 0 else None)
         return _agreed(backend, found)
 
-    def _stream(self, model: DSTProActLlamaForCausalLM, placed: Sequence[Placed]) -> list[VideoDecisions] | Exception:
+    def _stream(
+        self, model: DSTProActLlamaForCausalLM, placed: Sequence[Placed]
+    ) -> list[VideoDecisions] | ProspectError:
         def read(dialogue: Dialogue, start: int, stop: int) -> np.ndarray:
             return self._read(dialogue.video_id, start, stop)
 
@@ -252,8 +249,15 @@ class StreamingValidation:
                 loaded = LoadedModel(model, self._vocabulary, Path(), {})
                 engine = StreamingEngine(loaded, self._context, self._streaming)
                 return stream_dialogues(engine, placed, read)
-        except (ProspectError, RuntimeError) as error:  # also a device without memory for the sessions' caches
+        except ProspectError as error:
             return error
+        except RuntimeError as error:
+            if not ran_full(error):
+                raise
+            return TrainingError(
+                f"the device ran out of memory while {len(placed)} held-out videos were streamed side by side: lower "
+                "training.stream_videos, and start the run again"
+            )
 
     def _score(self, videos: Sequence[VideoDecisions]) -> dict[str, float] | ProspectError:
         try:

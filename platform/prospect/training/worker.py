@@ -6,125 +6,39 @@ Ray and DeepSpeed come in from zero.py, as functions and a backend.
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 
-from prospect.data.batches import Collator
-from prospect.data.clips import Clip
-from prospect.data.embeddings import EmbeddingStore
-from prospect.dialogue.prompt import ContextSettings
-from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import CheckpointError
-from prospect.evaluation.metrics import EvaluationSettings
-from prospect.model.adapters import adapt, build_model
+from prospect.files import write_json
 from prospect.model.checkpoint import save_model
-from prospect.model.configuration import HEADS, ModelSettings
-from prospect.model.modeling import DSTProActLlamaForCausalLM
-from prospect.streaming.engine import StreamingSettings
-from prospect.training.backend import Backend, together
+from prospect.training.assignment import TrainingData, WorkerJob, prepare
+from prospect.training.backend import Alone, Backend, Group, together
 from prospect.training.checkpoint import (
     newest_checkpoint,
     read_checkpoint,
+    read_progress,
     remove_old,
+    remove_others,
     step_folder,
+    step_of,
+    unfit,
     whole_checkpoints,
     write_checkpoint,
+    write_progress,
 )
-from prospect.training.folder import write_json
-from prospect.training.loop import StepResult, make_sampler, train_steps
+from prospect.training.course import Progress
+from prospect.training.loop import make_sampler, train_steps
 from prospect.training.meter import Meter
-from prospect.training.plan import MemoryPlan
 from prospect.training.preflight import full_device_told
 from prospect.training.progress import EventLog
-from prospect.training.settings import EarlyStopping, TrainingError, TrainingSettings
-from prospect.training.validation import StreamingValidation, Validation, validate
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """The clips, and with `whiten_frames` mean [D] and whitening [D, D] of the training frames."""
-
-    train: Sequence[Clip]
-    validation: Sequence[Clip]
-    frame_statistics: tuple[Tensor, Tensor] | None = None
-
-
-@dataclass(frozen=True)
-class WorkerJob:
-    """Everything that a worker is told; folders are readable and writable on every node."""
-
-    model: ModelSettings
-    training: TrainingSettings
-    context: ContextSettings
-    folder: Path
-    """The run's: tokenizer, metrics and the finished model."""
-    cache: Path
-    """Of converted packaged bases."""
-    store: str
-    """Root of the embedding store."""
-    manifest: dict[str, Any]
-    """Travels with the model."""
-    planned: MemoryPlan | None = None
-    """Of one worker, where it was made."""
-    streaming: StreamingSettings = field(default_factory=StreamingSettings)
-    """Of the engine, in streaming validation; the thresholds are those of the decisions' scores too."""
-    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
-    """How streaming validation is scored."""
-
-
-@dataclass
-class Progress:
-    """What a checkpoint keeps besides weights and optimizer."""
-
-    step: int = 0
-    """Steps done; with the seed it says which clips come next and what is drawn for them."""
-    first_loss: float = 0.0
-    last_loss: float = 0.0
-    trained_steps: dict[str, int] = field(default_factory=lambda: dict.fromkeys(HEADS, 0))
-    validation: dict[str, float] = field(default_factory=dict)
-    """The latest of each loss and score."""
-    best: dict[str, float] = field(default_factory=dict)
-    """The validation that early stopping found best, and ..."""
-    best_step: int = 0
-    waited: int = 0
-    """Validations since then."""
-    stopped: bool = False
-
-    def add(self, result: StepResult) -> None:
-        if result.step == 0:
-            self.first_loss = result.loss
-        self.step, self.last_loss = result.step + 1, result.loss
-        for head, trained in result.trained.items():
-            self.trained_steps[head] += trained
-
-    def judge(self, rule: EarlyStopping, measured: Mapping[str, float]) -> bool:
-        """Whether the latest validation is the best so far; sets `stopped` when too many were not.
-
-        Args:
-            rule: what is best.
-            measured: what that validation has measured.
-
-        Raises:
-            TrainingError: there is no such metric.
-        """
-        if rule.metric not in measured:
-            known = ", ".join(measured) or "nothing, for want of a validation split"
-            raise TrainingError(f"training.early_stopping.metric is {rule.metric!r}, but validation measures {known}")
-        better = rule.improves(self.validation[rule.metric], self.best.get(rule.metric))
-        if better:
-            self.best, self.best_step, self.waited = dict(self.validation), self.step, 0
-        else:
-            self.waited += 1
-        self.stopped = self.waited >= rule.patience
-        return better
+from prospect.training.settings import STREAMED, TrainingError
+from prospect.training.validation import Validation, validate
 
 
 def enter(job: WorkerJob, data: Any) -> dict[str, Any]:
@@ -136,50 +50,53 @@ def enter(job: WorkerJob, data: Any) -> dict[str, Any]:
     return run(job, data)
 
 
-def work(job: WorkerJob, data: TrainingData, make_backend: Callable[[nn.Module], Backend]) -> dict[str, Any]:
+def work(
+    job: WorkerJob, data: TrainingData, make_backend: Callable[[nn.Module], Backend], group: Group | None = None
+) -> dict[str, Any]:
     """Trains from the start, or from the run's last whole checkpoint, and writes the model; in every process alike.
 
+    Args:
+        job: what to do.
+        data: the clips.
+        make_backend: around the model; on all ranks at once.
+        group: the ranks, which agree that each of them has a model before there is a backend.
+
     Returns:
-        `step`, `first_loss`, `last_loss`, `validation` and `trained_steps`.
+        `step`, `first_loss` and `last_loss` of the run; `model_step`, `validation` and `trained_steps` of the model.
 
     Raises:
-        TrainingError: the loss is not finite, a clip has no embedding, a disk is full; on all ranks.
+        TrainingError: the base model cannot be loaded, the checkpoint belongs to another model, the loss is not
+            finite, a clip has no embedding, a disk is full; on all ranks.
         OutOfMemoryError: on this rank.
-        CheckpointError: the checkpoint belongs to another model.
     """
     with full_device_told(job.model, job.training, job.planned, lambda: "while the model was loaded"):
-        worker = Work(job, data, make_backend)
-    with full_device_told(job.model, job.training, job.planned, lambda: f"at step {worker.progress.step}"):
-        return worker.run()
+        run = TrainingRun(job, data, make_backend, group or Alone())
+    with full_device_told(job.model, job.training, job.planned, lambda: f"at step {run.progress.step}"):
+        return run.run()
 
 
-class Work:
+class TrainingRun:
     """A run as one process sees it."""
 
-    def __init__(self, job: WorkerJob, data: TrainingData, make_backend: Callable[[nn.Module], Backend]) -> None:
+    def __init__(
+        self, job: WorkerJob, data: TrainingData, make_backend: Callable[[nn.Module], Backend], group: Group
+    ) -> None:
         self.job, self.data, self.settings = job, data, job.training
-        self.tokenizer = AutoTokenizer.from_pretrained(job.folder / "tokenizer")
-        store = EmbeddingStore(job.store)
-        self.wrapped = _model(job, data, self.tokenizer, store)
+        made = together(group, prepare(job, data))
+        self.tokenizer, self.wrapped, self.streaming = made.tokenizer, made.model, made.streaming
+        self.collate, self.collate_all = made.collate, made.collate_all
         self.backend = make_backend(self.wrapped)
         self.progress = Progress()
-        self.checkpoints = job.folder / "checkpoints"
+        self.saved = 0
+        """The step of the newest checkpoint."""
+        self.checkpoints, self.best = job.folder / "checkpoints", job.folder / "best"
         self.log = EventLog(job.folder / "metrics.jsonl") if self.backend.rank == 0 else None
         sampler = make_sampler(data.train, self.settings)
         self.total = self.settings.total_steps(sampler)
         self.eval_every = self.settings.eval_every or sampler.steps_per_epoch
-        vocabulary = Vocabulary(self.tokenizer)
-        self.stream_every = self.settings.stream_every or self.total
-        self.streaming = StreamingValidation(
-            data.validation, store, vocabulary, job.context, job.streaming, job.evaluation, self.settings
-        )
-        self.collate, self.collate_all = (
-            Collator(vocabulary, store.read, job.context, store.tokens_per_frame, sampling)
-            for sampling in (self.settings.sampling, None)
-        )
 
     def run(self) -> dict[str, Any]:
-        self.progress = self._resume()
+        self._resume()
         self._event(
             "start",
             total_steps=self.total,
@@ -187,17 +104,18 @@ class Work:
             gpu=self.backend.device.type != "cpu",
             clips=len(self.data.train),
             parameters=sum(math.prod(shape) for shape in self.backend.shapes().values()),
-            pid=os.getpid(),
+            pids=self.backend.gather([os.getpid()]),
         )
-        if not self.progress.stopped:
-            self._train()
+        self._train()
         return self._finish()
 
-    def _resume(self) -> Progress:
+    def _resume(self) -> None:
         """Rank 0 says from which checkpoint: the ranks' views of a shared folder may differ for a moment."""
         newest = together(self.backend, self._newest() if self.backend.rank == 0 else None)
         [agreed] = self.backend.gather([newest] if self.backend.rank == 0 else [])
-        return Progress(**read_checkpoint(self.backend, agreed)) if agreed else Progress()
+        if agreed:
+            self.progress = self._restore(agreed)
+            self.saved = self.progress.step
 
     def _newest(self) -> Path | CheckpointError | None:
         try:
@@ -209,27 +127,43 @@ class Work:
                 self.log.write("warning", step=0, message=f"{sentence}; training goes on from an older one")
         return newest
 
+    def _restore(self, folder: Path) -> Progress:
+        """A checkpoint that all ranks can read."""
+        together(self.backend, unfit(self.backend, folder))
+        return Progress(**read_checkpoint(self.backend, folder))
+
     def _train(self) -> None:
+        self._validate()  # what was due at the checkpoint, and could not be done
+        if self.progress.stopped:
+            return
         settings, progress = self.settings, self.progress
         meter = Meter(self.backend.device.type == "cuda")
         for result in train_steps(self.backend, self.data.train, self.collate, settings, start=progress.step):
             progress.add(result)
-            last = progress.step == self.total
             if self.log:
                 self.log.write("step", **vars(result), **meter.step(), system=meter.system())
-            self._validate(last)
-            if last or progress.stopped or progress.step % settings.save_every == 0:
-                self._save()
+            if progress.step == self.total or progress.step % settings.save_every == 0:
+                self._save()  # before the validation, which may fail
+            self._validate()
             if progress.stopped:
-                self._event("stopped", best_step=progress.best_step)
                 return
             meter.resume()
 
-    def _validate(self, last: bool) -> None:
+    def _due(self) -> tuple[bool, bool]:
+        """Whether there is to be a pass over all clips after this step, and whether streaming."""
+        step, rule = self.progress.step, self.settings.early_stopping
+        if not self.data.validation or step == self.progress.validated:
+            return False, False
+        last = step == self.total
+        every = self.settings.stream_every
+        # Where the last weights need not be the model, those that are will be streamed.
+        streams = (every and step % every == 0) or (last and (rule is None or rule.streamed))
+        return last or step % self.eval_every == 0, bool(streams) and self.streaming.wanted
+
+    def _validate(self) -> None:
         """What is due after this step: losses and scores over all clips, scores of streaming, or both."""
-        passes = last or self.progress.step % self.eval_every == 0
-        streams = self.streaming.wanted and (last or self.progress.step % self.stream_every == 0)
-        if not self.data.validation or not (passes or streams):
+        progress, (passes, streams) = self.progress, self._due()
+        if not (passes or streams):
             return
         found = Validation()
         if passes:
@@ -237,16 +171,29 @@ class Work:
             found = validate(self.backend, data, self.collate_all, self.settings, streaming)
         scores = found.scores | (self.streaming.scores(self.backend) if streams else {})
         if self.log:
-            self.log.write("validation", step=self.progress.step - 1, losses=found.losses, scores=scores)
-        self.progress.validation |= {**found.losses, **scores}
+            self.log.write("validation", step=progress.step - 1, losses=found.losses, scores=scores)
+        progress.validation, progress.validated = {**found.losses, **scores}, progress.step
         rule = self.settings.early_stopping
         kept = passes
         if rule:
-            kept = (streams if rule.streamed else passes) and self.progress.judge(rule, {**found.losses, **scores})
+            kept = (streams if rule.streamed else passes) and progress.judge(rule)
             if kept:
-                self._write(self.job.folder / "best", moments=False)
+                self._write(step_folder(self.best, progress.step), moments=False)
         if kept and found.curves:
             together(self.backend, self._write_curves(found.curves) if self.backend.rank == 0 else None)
+        if progress.stopped:
+            self._event("stopped", best_step=progress.best_step)
+        self._keep_progress()
+
+    def _keep_progress(self) -> None:
+        """In the checkpoint of this step, if there is one; a run that stops here gets one."""
+        folder = step_folder(self.checkpoints, self.progress.step)
+        if self.saved == self.progress.step:
+            failure = write_progress(folder, vars(self.progress)) if self.backend.rank == 0 else None
+            together(self.backend, failure and self._unwritten("a checkpoint", folder, failure))
+        elif self.progress.stopped:
+            self._save()
+        self._remove_old()
 
     def _write_curves(self, heads: dict[str, Any]) -> TrainingError | None:
         """Of the weights that the model would have if this were the end."""
@@ -259,9 +206,17 @@ class Work:
     def _save(self) -> None:
         began, folder = time.monotonic(), step_folder(self.checkpoints, self.progress.step)
         self._write(folder)
-        if self.backend.rank == 0:
-            remove_old(self.checkpoints, self.settings.keep_checkpoints)
+        self.saved = self.progress.step
+        self._remove_old()
         self._event("checkpoint", folder=str(folder), seconds=time.monotonic() - began)
+
+    def _remove_old(self) -> None:
+        """Checkpoints, and best weights that none of those left means: a run that goes on from any finds its own."""
+        if self.backend.rank:
+            return
+        remove_old(self.checkpoints, self.settings.keep_checkpoints)
+        left = [read_progress(folder) for folder in whole_checkpoints(self.checkpoints)]
+        remove_others(self.best, {self.progress.best_step, *(progress["best_step"] for progress in left)})
 
     def _write(self, folder: Path, moments: bool = True) -> None:
         failure = write_checkpoint(self.backend, folder, vars(self.progress), moments=moments)
@@ -269,26 +224,44 @@ class Work:
 
     def _unwritten(self, what: str, folder: Path, failure: Exception) -> TrainingError:
         kept = whole_checkpoints(self.checkpoints)
-        resume = f"continues after step {int(kept[-1].name[5:])}" if kept else "begins anew"
+        resume = f"continues after step {step_of(kept[-1])}" if kept else "begins anew"
         return TrainingError(
             f"{what} cannot be written to {folder} ({failure}); make room there and start the run again: it {resume}"
         )
 
     def _finish(self) -> dict[str, Any]:
-        progress = self.progress
-        if progress.best and progress.best_step < progress.step:
-            read_checkpoint(self.backend, self.job.folder / "best")
-            progress.validation = progress.best
-        names = ("step", "first_loss", "last_loss", "validation", "trained_steps")
-        summary = {name: getattr(progress, name) for name in names}
+        progress, model = self.progress, self.progress
+        if progress.model_step < progress.step:
+            model = self._restore(step_folder(self.best, progress.best_step))
+        if progress.best:
+            self._stream_best()
+        summary = {
+            "step": progress.step,
+            "first_loss": progress.first_loss,
+            "last_loss": progress.last_loss,
+            "model_step": progress.model_step,
+            "validation": progress.of_model,
+            "trained_steps": model.trained_steps,
+        }
         weights = self.backend.state_dict()
         together(self.backend, self._write_model(summary, weights) if self.backend.rank == 0 else None)
-        self._event("done")
+        self._event("done", model_step=progress.model_step, validation=progress.of_model)
         return summary
+
+    def _stream_best(self) -> None:
+        """The best weights, which are in place, unless they were streamed when they were found."""
+        progress = self.progress
+        if not self.streaming.wanted or any(name.startswith(STREAMED) for name in progress.best):
+            return
+        scores = self.streaming.scores(self.backend)
+        if self.log:
+            self.log.write("streaming", step=progress.best_step - 1, scores=scores)
+        progress.best |= scores
+        self._keep_progress()
 
     def _write_model(self, summary: dict[str, Any], weights: dict[str, Tensor] | None) -> TrainingError | None:
         job = self.job
-        self.backend.model.config.trained_steps = dict(self.progress.trained_steps)
+        self.backend.model.config.trained_steps = dict(summary["trained_steps"])
         extra = {**job.manifest, "training": summary}
         try:
             save_model(self.wrapped, self.tokenizer, job.model, job.folder / "model", extra, weights)
@@ -299,21 +272,3 @@ class Work:
     def _event(self, kind: str, **numbers: Any) -> None:
         if self.log:
             self.log.write(kind, step=self.progress.step, **numbers)
-
-
-def _model(
-    job: WorkerJob, data: TrainingData, tokenizer: Any, store: EmbeddingStore
-) -> DSTProActLlamaForCausalLM | PeftModel:
-    """The same on every rank."""
-    model = build_model(
-        job.model,
-        tokenizer,
-        vision_dim=store.dim,
-        tokens_per_frame=store.tokens_per_frame,
-        fingerprint=store.fingerprint,
-        cache=job.cache,
-        seed=job.training.seed,
-    )
-    if data.frame_statistics is not None:
-        model.mm_projector.fix_whitening(*data.frame_statistics)
-    return adapt(model, job.model)

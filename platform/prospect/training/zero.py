@@ -26,22 +26,28 @@ from ray.train.torch import get_device
 from torch import Tensor, nn
 
 from prospect.data.batches import Batch
+from prospect.errors import ProspectError
 from prospect.model.adapters import trainable_parameters, unwrap
 from prospect.model.losses import LossSettings, loss_sums
 from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.model.readings import Readings, loss_sums_and_readings
-from prospect.training.backend import make_optimizer, set_learning_rate, set_updates
+from prospect.training.assignment import WorkerJob
+from prospect.training.backend import make_optimizer, set_learning_rate, set_updates, together
 from prospect.training.checkpoint import WEIGHTS
+from prospect.training.plan import bucket
 from prospect.training.preflight import check_device, own_device
 from prospect.training.settings import OutOfMemoryError, TrainingError, TrainingSettings
-from prospect.training.worker import WorkerJob, work
+from prospect.training.worker import work
 
 T = TypeVar("T")
 
 
-def zero_config(settings: TrainingSettings, dtype: str) -> dict[str, Any]:
-    """DeepSpeed's configuration. How many micro-batches make a step is the caller's business, step by step."""
-    zero: dict[str, Any] = {"stage": settings.zero_stage}
+def zero_config(settings: TrainingSettings, dtype: str, trained: int) -> dict[str, Any]:
+    """DeepSpeed's configuration for a model of which `trained` numbers learn.
+
+    How many micro-batches make a step is the caller's business, step by step.
+    """
+    zero: dict[str, Any] = {"stage": settings.zero_stage, "reduce_bucket_size": bucket(trained)}
     if settings.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
@@ -82,26 +88,45 @@ def _partition(model: nn.Module, config: dict[str, Any], dtype: str, device: tor
     return model
 
 
-class ZeroBackend:
-    """A `Backend` around a DeepSpeed engine; needs an initialised process group."""
+class Ranks:
+    """All workers of the run, each with its `device`; needs an initialised process group."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        moved = tensor.to(self.device)
+        dist.all_reduce(moved)
+        return moved.to(tensor.device)
+
+    def gather(self, items: list[T]) -> list[T]:
+        parts: list[list[T]] = [[] for _ in range(self.world_size)]
+        dist.all_gather_object(parts, items)
+        return [item for part in parts for item in part]
+
+
+class ZeroBackend(Ranks):
+    """A `Backend` around a DeepSpeed engine."""
 
     def __init__(self, model: nn.Module, settings: TrainingSettings, dtype: str, device: torch.device) -> None:
         """Every rank passes the same weights; `dtype` is theirs: `float32` or `bfloat16`."""
+        super().__init__(device)
         if device.type == "cpu":
             # Its shared-memory collectives are compiled on first use, and without a compiler there is no training.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._wrapped = model
         self._trainable = trainable_parameters(model)
         self._partitioned = settings.zero_stage == 3
-        optimizer, config = make_optimizer(model, settings), zero_config(settings, dtype)
+        trained = sum(parameter.numel() for parameter in self._trainable.values())
+        optimizer, config = make_optimizer(model, settings), zero_config(settings, dtype, trained)
         self.engine, self._optimizer, *_ = deepspeed.initialize(
             model=_Loss(_partition(model, config, dtype, device) if self._partitioned else model.to(device)),
             optimizer=optimizer,
             config=config,
         )
         self.model = unwrap(cast(Any, model))
-        self.device = device
-        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.model.logits_in_chunks = not self._partitioned
         # DeepSpeed links a parameter to its moments after the first group's first step, when other groups have none.
         self.updates = 0
 
@@ -118,16 +143,6 @@ class ZeroBackend:
         set_learning_rate(self._optimizer, learning_rate)
         self.engine.step()
         return float(self.engine.get_global_grad_norm())
-
-    def all_reduce(self, tensor: Tensor) -> Tensor:
-        moved = tensor.to(self.device)
-        dist.all_reduce(moved)
-        return moved.to(tensor.device)
-
-    def gather(self, items: list[T]) -> list[T]:
-        parts: list[list[T]] = [[] for _ in range(self.world_size)]
-        dist.all_gather_object(parts, items)
-        return [item for part in parts for item in part]
 
     @contextmanager
     def whole_model(self) -> Iterator[DSTProActLlamaForCausalLM]:
@@ -200,21 +215,32 @@ class ZeroBackend:
 def run(job: WorkerJob, data: Any) -> dict[str, Any]:
     """`work` inside a Ray Train worker; `data` is the reference to `TrainingData`.
 
-    A `TrainingError` comes back as `{"error": sentence}`: it would come again at every restart.
+    A mistake that all workers know of comes back as `{"error": sentence}`: it would come again at every restart.
     """
     context, device = ray.train.get_context(), get_device()
+    workers, group = context.get_local_world_size(), Ranks(device)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    share = max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size())
+    share = max(1, len(os.sched_getaffinity(0)) // workers)
     torch.set_num_threads(job.training.threads_per_worker or share)
 
     def make_backend(model: nn.Module) -> ZeroBackend:
         return ZeroBackend(model, job.training, job.model.dtype, device)
 
-    if job.planned:
-        check_device(job.model, job.training, job.planned, own_device(), context.get_local_world_size())
     try:
-        return work(job, ray.get(data), make_backend)
-    except TrainingError as error:
-        if isinstance(error, OutOfMemoryError) and context.get_world_size() > 1:
+        together(group, _unfit(job, workers))
+        return work(job, ray.get(data), make_backend, group)
+    except ProspectError as error:
+        agreed = isinstance(error, TrainingError) and not isinstance(error, OutOfMemoryError)
+        if not agreed and group.world_size > 1:
             raise  # the other workers wait for this one, until Ray ends them
         return {"error": str(error)}
+
+
+def _unfit(job: WorkerJob, workers: int) -> ProspectError | None:
+    """Why this process's device cannot train, if so."""
+    try:
+        if job.planned:
+            check_device(job.model, job.training, job.planned, own_device(), workers, begun=True)
+    except ProspectError as error:
+        return error
+    return None

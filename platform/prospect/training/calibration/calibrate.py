@@ -18,11 +18,11 @@ from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.timeline import place
 from prospect.evaluation.calibration import Calibration, CalibrationSettings, Calibrator, Decides, shown
 from prospect.evaluation.metrics import EvaluationSettings
+from prospect.files import write_json
 from prospect.lineage import fingerprint, hash_file
 from prospect.model.checkpoint import LoadedModel, load_model
 from prospect.similarity import SentenceSimilarity
 from prospect.streaming.engine import StreamingEngine, StreamingSettings
-from prospect.training.folder import write_json
 
 FILE = "calibration.json"
 

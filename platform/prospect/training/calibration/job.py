@@ -7,9 +7,9 @@ import ray
 
 from prospect.data.clips import Clip
 from prospect.errors import ProspectError
+from prospect.training.assignment import WorkerJob
 from prospect.training.calibration.calibrate import CalibrationJob, calibrate
 from prospect.training.settings import TrainingError
-from prospect.training.worker import WorkerJob
 
 
 def calibrate_model(job: WorkerJob, validation: Sequence[Clip], report: Callable[[str], None]) -> None:

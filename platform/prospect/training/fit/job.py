@@ -17,10 +17,11 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from prospect.cluster.job import connect
 from prospect.errors import ProspectError
+from prospect.training.assignment import TrainingData, WorkerJob
 from prospect.training.console import console_for
 from prospect.training.progress import Event, EventLog, Follower, read_events
 from prospect.training.settings import TrainingError, TrainingSettings
-from prospect.training.worker import TrainingData, WorkerJob, enter
+from prospect.training.worker import enter
 from prospect.wording import first_line
 
 Report = Callable[[str], None]

@@ -3,15 +3,15 @@
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prospect.reports.curves import plot_run
 from prospect.streaming import table
 from prospect.tracking import DatasetCard, ModelInterface, Run, Tracking, TrackingError, patiently
-from prospect.training.metrics import failure_tag, metric_rows, run_tags, threshold_metrics
-from prospect.training.progress import Event
+from prospect.training.metrics import failure_tag, measured, metric_rows, run_tags, threshold_metrics
+from prospect.training.progress import Event, once, read_events
 from prospect.wording import first_line
 
 if TYPE_CHECKING:
@@ -54,13 +54,13 @@ def hand_on(run: Run, events: Sequence[Event]) -> None:
         run.set_tags(tags)
 
 
-def keep_reports(run: Run, folder: Path, steps: int, report: Report) -> None:
-    """Curves and thresholds of a run that has made all its `steps`, and what it left out."""
-    pictures = plot_run(folder)
+def keep_reports(run: Run, folder: Path, step: int, report: Report) -> None:
+    """Curves of a run that is done, thresholds of its model, whose weights are those of `step`, what was left out."""
+    pictures = plot_run(folder, once(event for event, _ in read_events(folder / "metrics.jsonl")))
     files = [file for name in _REPORTS if (file := folder / name).is_file()]
     calibration = folder / "calibration.json"
     chosen = json.loads(calibration.read_text())["thresholds"] if calibration.is_file() else {}
-    rows = [(max(steps - 1, 0), time.time(), threshold_metrics(chosen))]
+    rows = [(max(step - 1, 0), time.time(), threshold_metrics(chosen))]
 
     def upload() -> None:
         for picture in pictures:
@@ -70,6 +70,13 @@ def keep_reports(run: Run, folder: Path, steps: int, report: Report) -> None:
         run.log_history(rows)
 
     patiently(upload, report)
+
+
+def register(tracking: Tracking, name: str, run: Run, folder: Path, summary: Mapping[str, Any]) -> int:
+    """The model's version, with the step of its weights and what validation measured of them, out of `summary`."""
+    step = summary["model_step"]
+    tags = {"step": str(step), **{name: f"{value:.6g}" for name, value in measured(summary["validation"]).items()}}
+    return tracking.register(name, run, folder, INTERFACE, step, tags)
 
 
 @contextlib.contextmanager
