@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from prospect.data.clips import clip_sequence, make_clip
+from prospect.dialogue.state import TaskState
 from prospect.dialogue.timeline import num_frames, place
 from prospect.errors import FingerprintError, ProspectError, SessionError, UnknownSessionError, UntrainedHeadError
 from prospect.model.checkpoint import LoadedModel
@@ -340,6 +341,22 @@ def test_a_state_head_that_was_never_trained_is_not_read(vocabulary):
     assert [d.readout for d in decisions(run(engine)["a"])] == [None] * 6
     with pytest.raises(UntrainedHeadError, match="dst_state had no training step"):
         StreamingEngine(loaded, CONTEXT, StreamingSettings(dst_decoder="readout")).open("a", TEA)
+    reading = StreamingEngine(tiny_model(vocabulary), CONTEXT, StreamingSettings(dst_decoder="readout"))
+    reading.open("b", TEA)
+    run(reading)
+    with pytest.raises(UntrainedHeadError, match="dst_state had no training step"):
+        engine.import_(reading.export("b"))
+
+
+def test_an_update_that_changes_nothing_holds_up_no_waiting_frame(vocabulary):
+    loaded = tiny_model(vocabulary)
+    settings = StreamingSettings(speak_threshold=1.0, update_threshold=0.0, dst_decoder="readout", catch_up_frames=8)
+    engine = StreamingEngine(loaded, CONTEXT, settings)
+    engine.open("a", dataclasses.replace(TEA, state=TaskState.from_labels(["completed"] * len(TEA.steps))))
+    run(engine)
+    stream(engine, "a", "a", range(8), {})
+    decided = [event for _, event in engine.step() if isinstance(event, Decision)]
+    assert [(d.p_update > 0, d.delta) for d in decided] == [(True, ())] * 8, "in one chunk"
 
 
 def test_frames_pushed_while_another_is_being_decided_keep_counting(random_model):
@@ -408,7 +425,10 @@ def test_a_log_of_another_model_or_a_damaged_one_is_refused(random_model, vocabu
     engine.open("a", TEA)
     stream(engine, "a", "a", range(3), {})
     run(engine)
-    log = engine.export("a")
+    log, older = engine.export("a"), engine.export("a", parked=True)
+    stream(engine, "a", "a", range(3, 4), {})
+    run(engine)
+    newer = engine.export("a", parked=True)
     other = StreamingEngine(tiny_model(vocabulary, layers=3), CONTEXT, SETTINGS)
     with pytest.raises(SessionError, match="recorded with another model"):
         other.import_(log)
@@ -418,7 +438,10 @@ def test_a_log_of_another_model_or_a_damaged_one_is_refused(random_model, vocabu
     shorter = {**log, "segment": {**log["segment"], "events": log["segment"]["events"][:-1]}}
     with pytest.raises(SessionError, match="differ in number"):
         engine.import_(shorter)
+    with pytest.raises(SessionError, match=r"its cache holds \d+ tokens, its segment has \d+"):
+        engine.import_({**newer, "cache": older["cache"]})
     assert engine.session_ids == []
+    assert engine.stats().pages.used == 0
 
 
 def test_a_session_whose_state_was_set_makes_no_record(random_model):

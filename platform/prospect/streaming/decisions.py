@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from prospect.dialogue.state import StepState, TaskState
@@ -20,47 +18,15 @@ class Probabilities:
     update: float
 
 
-class DecisionBackend(Protocol):
-    """How a model decides at a frame's last image token, and whether it speaks after a delta."""
+def speak_after_delta(model: DSTProActLlamaForCausalLM, before: Probabilities, hidden: Tensor) -> float:
+    """Of speaking behind a delta whose stop token has the hidden state [H], where the image said `before`.
 
-    def at_image(self, hidden: Tensor) -> Probabilities: ...
-
-    def after_delta(self, before: Probabilities, hidden: Tensor) -> float: ...
-
-
-@dataclass(frozen=True)
-class HeadDecisions:
-    """Two heads on the hidden state [H]; the delta does not change what they said."""
-
-    model: DSTProActLlamaForCausalLM
-
-    def at_image(self, hidden: Tensor) -> Probabilities:
-        return _read(self.model, hidden)
-
-    def after_delta(self, before: Probabilities, hidden: Tensor) -> float:
+    What the heads said stands; the token back-end reads again.
+    """
+    if model.config.decision_backend == "heads":
         return before.speak
-
-
-@dataclass(frozen=True)
-class TokenDecisions:
-    """A softmax over three rows of `lm_head`; after a delta the speak probability is read again."""
-
-    model: DSTProActLlamaForCausalLM
-
-    def at_image(self, hidden: Tensor) -> Probabilities:
-        return _read(self.model, hidden)
-
-    def after_delta(self, before: Probabilities, hidden: Tensor) -> float:
-        return _read(self.model, hidden).speak
-
-
-def _read(model: DSTProActLlamaForCausalLM, hidden: Tensor) -> Probabilities:
-    speak, update = torch.stack(model.decision_probabilities(hidden)).tolist()
-    return Probabilities(speak, update)
-
-
-def decision_backend(model: DSTProActLlamaForCausalLM) -> DecisionBackend:
-    return HeadDecisions(model) if model.config.decision_backend == "heads" else TokenDecisions(model)
+    speak, _ = model.decision_probabilities(hidden)
+    return float(speak)
 
 
 def read_state(logits: Tensor, shown: list[int], current: TaskState) -> TaskState:

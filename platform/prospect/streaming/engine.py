@@ -18,19 +18,19 @@ from prospect.errors import FingerprintError, OutOfPagesError, SessionError, Unk
 from prospect.lineage import derived_seed
 from prospect.model.checkpoint import LoadedModel
 from prospect.streaming.decisions import decision_policy
-from prospect.streaming.inputs import changed_state, checked_embedding, checked_log, coded, model_hash
+from prospect.streaming.inputs import changed_state, checked_cache, checked_embedding, checked_log, coded, model_hash
 from prospect.streaming.journal import Segment, to_dialogue
 from prospect.streaming.memory import make_pool
 from prospect.streaming.outputs import Event, Failed, SessionSpec
 from prospect.streaming.pages import BlockTable
-from prospect.streaming.parking import ParkingLot, pack, put_back, unpack
+from prospect.streaming.parking import ParkingLot, pack, put_back
 from prospect.streaming.parts import Counters, SessionParts
 from prospect.streaming.passes import make_trunk
 from prospect.streaming.residence import Activity, Residence
 from prospect.streaming.sampling import RandomState
 from prospect.streaming.scheduler import Scheduler
 from prospect.streaming.session import Session
-from prospect.streaming.settings import StreamingSettings
+from prospect.streaming.settings import DstDecoder, StreamingSettings
 from prospect.streaming.stats import EngineStats, Past
 from prospect.streaming.work import Work
 
@@ -91,7 +91,7 @@ class StreamingEngine:
             SessionError: the id is taken, all places are (`busy`), or the context leaves no room.
             UntrainedHeadError: a recipe is given and the model never learned to track one.
         """
-        self._admit(session_id, spec)
+        self._admit(session_id, spec, self.settings.dst_decoder)
         seed = derived_seed(self.settings.sampling.seed, session_id) if spec.seed is None else spec.seed
         policy = decision_policy(self.settings, self._model.config.thresholds, spec)
         session = Session(self._parts, spec, self._new_table(), policy, RandomState(seed))
@@ -268,11 +268,11 @@ class StreamingEngine:
         """
         restored = checked_log(log, self.loaded, self.context.max_seq_len)
         session_id = str(log.get("session_id"))
-        self._admit(session_id, restored.spec)
         policy, randomness = restored.restraint.policy, restored.randomness
+        self._admit(session_id, restored.spec, policy.dst_decoder)
         session = Session(self._parts, restored.spec, self._new_table(), policy, randomness)
         if "cache" in log:
-            parked = unpack(log["cache"])
+            parked = checked_cache(log, restored, self.loaded)
             put_back(self._pool, session.cache, parked)
             vectors = parked.get("step_vectors")
             session.restore(restored, None if vectors is None else vectors.to(self._pool.device))
@@ -301,7 +301,7 @@ class StreamingEngine:
         self._sessions[session_id] = session
         self._residence.enter(session_id, session.cache)
 
-    def _admit(self, session_id: str, spec: SessionSpec) -> None:
+    def _admit(self, session_id: str, spec: SessionSpec, dst_decoder: DstDecoder) -> None:
         if session_id in self._sessions:
             raise coded("session_exists", f"session {session_id!r} is open already", "session_id")
         if len(self._sessions) >= self.settings.max_sessions:
@@ -310,9 +310,7 @@ class StreamingEngine:
             places = self._residence.places
             raise OutOfPagesError(f"all pages are promised to {places} sessions; close one or try again later")
         if spec.tracked:
-            self.loaded.require_trained(
-                "dst_update", *(["dst_state"] if self.settings.dst_decoder == "readout" else [])
-            )
+            self.loaded.require_trained("dst_update", *(["dst_state"] if dst_decoder == "readout" else []))
         if spec.state is not None and len(spec.state) != len(spec.steps):
             raise SessionError(f"state: has {len(spec.state)} steps, the recipe has {len(spec.steps)}", field="state")
 

@@ -11,6 +11,7 @@ from prospect.errors import FingerprintError, SessionError
 from prospect.lineage import fingerprint
 from prospect.model.checkpoint import LoadedModel
 from prospect.streaming.journal import SessionLog
+from prospect.streaming.parking import Parked, unpack
 
 
 def coded(code: str, message: str, field: str | None = None) -> SessionError:
@@ -83,3 +84,17 @@ def checked_log(log: Mapping[str, Any], loaded: LoadedModel, max_seq_len: int) -
     if length > max_seq_len:
         raise SessionError(f"session log: {length} tokens, this engine holds {max_seq_len}")
     return restored
+
+
+def checked_cache(log: Mapping[str, Any], restored: SessionLog, loaded: LoadedModel) -> Parked:
+    """The keys and values in a log: as many as its segment has tokens.
+
+    Raises:
+        SessionError: they are unreadable, or of another segment.
+    """
+    parked = unpack(log["cache"])
+    length = len(restored.segment.sequence(loaded.vocabulary, loaded.model.config.tokens_per_frame).ids)
+    held = parked["keys"].shape[1] if "keys" in parked and parked["keys"].dim() == 4 else 0
+    if held != length:
+        raise SessionError(f"session log: its cache holds {held} tokens, its segment has {length}", field="cache")
+    return parked

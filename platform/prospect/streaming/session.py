@@ -14,7 +14,7 @@ from prospect.dialogue.sequence import image_block, user_block
 from prospect.dialogue.state import Delta, TaskState
 from prospect.dialogue.timeline import FrameEvents
 from prospect.errors import SessionError
-from prospect.streaming.decisions import DecisionPolicy, Restraint, decision_backend, read_state
+from prospect.streaming.decisions import DecisionPolicy, Restraint, read_state, speak_after_delta
 from prospect.streaming.feeds import Feed, Reading, Reply, Run
 from prospect.streaming.journal import Segment, SessionLog
 from prospect.streaming.outputs import Decision, Event, SessionSpec
@@ -60,7 +60,6 @@ class Session:
         self.patched = self.forgot = False
         self._restraint = Restraint(policy)
         self._randomness = randomness
-        self._backend = decision_backend(parts.model)
         self._writer = Writer(parts, cache, policy.sampling, randomness, self.outbox, self.counters)
         self._window = Window(parts, spec, cache, self._writer)
         self._window.check_room(self.state)
@@ -203,14 +202,13 @@ class Session:
         p = reading.probabilities
         p_speak, p_update = p.speak, p.update if tracked else 0.0
         readout = self._read_out(reading)
+        wanted = None if self.decides.dst_decoder == "generate" else readout or self.state
         delta: Delta = ()
-        after: Tensor | None = None
-        updates = tracked and self._restraint.updates(p_update)
+        updates = tracked and self._restraint.updates(p_update) and self._writer.has_delta(self.state, wanted)
         if updates:
             self.cache.truncate(behind)
-            delta, after = yield from self._update(readout)
-        if after is not None:
-            p_speak = self._backend.after_delta(p, after)
+            delta, after = yield from self._update(wanted)
+            p_speak = speak_after_delta(self._parts.model, p, after)
         utterance, silence = None, self._restraint.silence(p_speak, frame, bool(texts))
         if silence is None:
             if not updates:
@@ -221,12 +219,12 @@ class Session:
         self.outbox.append(Decision(frame, p_speak, p_update, self.state, delta, utterance, readout, fast, silence))
         return updates or silence is None
 
-    def _update(self, readout: TaskState | None) -> Generator[Feed, Reply, tuple[Delta, Tensor | None]]:
-        """Moves the state by a delta that is written, or by the one that the state head reads off."""
-        if self.decides.dst_decoder == "generate":
+    def _update(self, wanted: TaskState | None) -> Generator[Feed, Reply, tuple[Delta, Tensor]]:
+        """Moves the state by a delta that the model writes, or to `wanted`, which the state head reads off."""
+        if wanted is None:
             delta, after = yield from self._writer.delta(self.state)
         else:
-            delta, after = yield from self._writer.given_delta(self.state, readout or self.state)
+            delta, after = yield from self._writer.given_delta(self.state, wanted)
         self.state, late = self.state.apply(delta, self._parts.policy)  # the state may have been set meanwhile
         return tuple(transition for transition in delta if transition not in late), after
 

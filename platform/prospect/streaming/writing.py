@@ -38,14 +38,15 @@ class Writer:
     def vocabulary(self) -> Vocabulary:
         return self.parts.vocabulary
 
-    def delta(self, state: TaskState) -> Generator[Feed, Reply, tuple[Delta, Tensor | None]]:
-        """Generates a delta that is legal in `state`; returns it and the hidden state at its stop token.
+    def has_delta(self, state: TaskState, wanted: TaskState | None) -> bool:
+        """Whether there is a legal transition, or one to the state that is wanted, and room for it."""
+        if wanted is None:
+            return not self.parts.grammar.start(state).done
+        return bool(self.parts.grammar.shortened(state.delta_to(wanted)))
 
-        Without a legal transition, or room for one, there is nothing to write: the delta is empty then.
-        """
+    def delta(self, state: TaskState) -> Generator[Feed, Reply, tuple[Delta, Tensor]]:
+        """Generates a delta that is legal in `state`; returns it and the hidden state at its stop token."""
         writer, start = self.parts.grammar.start(state), self.cache.length
-        if writer.done:
-            return (), None
         fed: list[int] = []
         ahead = [self.vocabulary.dst]
         while True:
@@ -64,11 +65,9 @@ class Writer:
         hidden = yield from self._settle(start, fed, delta_block(self.vocabulary, writer.delta))
         return writer.delta, hidden
 
-    def given_delta(self, state: TaskState, wanted: TaskState) -> Generator[Feed, Reply, tuple[Delta, Tensor | None]]:
+    def given_delta(self, state: TaskState, wanted: TaskState) -> Generator[Feed, Reply, tuple[Delta, Tensor]]:
         """Writes the delta from `state` to `wanted` as far as there is room; `lm_head` is not asked for it."""
         delta = self.parts.grammar.shortened(state.delta_to(wanted))
-        if not delta:
-            return (), None
         reply = yield Feed(delta_block(self.vocabulary, delta))
         return delta, reply.hidden[-1]
 
