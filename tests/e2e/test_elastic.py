@@ -12,7 +12,7 @@ from ray.cluster_utils import Cluster
 
 from prospect.training.fit import job
 from prospect.training.job import TrainResult, train
-from tests.e2e.test_failures import assert_one_run, prepared, steps_in, wait_for
+from tests.e2e.training_runs import assert_one_run, prepared, steps_in, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
