@@ -13,7 +13,7 @@ from prospect.data.embeddings import EmbeddingStore
 from prospect.data.sources import DataSettings, to_jsonl
 from prospect.tracking import Tracking
 from prospect.training.job import TrainResult
-from prospect.training.progress import read_events
+from prospect.training.progress import Event, read_events
 from prospect.training.settings import TrainingSettings
 from prospect.vision.encoder import VisionSettings, encoder_fingerprint
 from tests.world import CONTEXT, MODEL, dialogue, frames
