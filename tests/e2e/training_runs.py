@@ -52,10 +52,13 @@ def prepared(root: Path, **training: object) -> Config:
     )
 
 
+def events_in(root: Path) -> list[Event]:
+    return [event for event, _ in read_events(root / "runs" / "run" / "metrics.jsonl")]
+
+
 def steps_in(root: Path) -> list[int]:
-    """The steps that run `run` has written, in their order."""
-    events = read_events(root / "runs" / "run" / "metrics.jsonl")
-    return [event["step"] for event, _ in events if event["kind"] == "step"]
+    """Of the steps of the run below `root`, as they were done."""
+    return [event["step"] for event in events_in(root) if event["kind"] == "step"]
 
 
 def wait_for(what: Callable[[], object], seconds: float = 600) -> None:
