@@ -231,12 +231,14 @@ def _prepare(
 
 def _plan(config: "Config", data: TrainingData, store: EmbeddingStore, report: Report) -> MemoryPlan:
     """The memory of a step of these clips; on a machine of our own, what cannot fit stops here."""
-    planned = plan(config, clip_lengths(data.train), store.dim)
+    own, workers = "RAY_ADDRESS" not in os.environ, config.training.num_workers
+    if own:
+        workers = min(workers, torch.cuda.device_count() or os.cpu_count() or 1)
+    training = config.training.model_copy(update={"num_workers": workers})
+    planned = plan(config.model_copy(update={"training": training}), clip_lengths(data.train), store.dim)
     write_table(trained_parameters(config.model, store.dim), report)
-    if "RAY_ADDRESS" not in os.environ:
-        workers = min(config.training.num_workers, os.cpu_count() or 1)
-        if remark := check_device(config.model, config.training, planned, own_device(), workers):
-            report(f"train  {remark}")
+    if own and (remark := check_device(config.model, training, planned, own_device(), workers)):
+        report(f"train  {remark}")
     return planned
 
 
