@@ -21,6 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.prepare import Records, frame_statistics, make_clips, read_records, training_texts
 from prospect.data.sources import QuarantinedRecord
