@@ -216,7 +216,8 @@ def _prepare(
     make_sampler(clips[0], config.training)
     if config.training.early_stopping and not clips[1]:
         raise ConfigError(
-            "`training.early_stopping` is set, but no video is held out for validation: hold some out, or drop it.",
+            "`training.early_stopping` is set, but no video is held out for validation: mark some records with "
+            "`split: validation`, or set training.early_stopping=null.",
             field="training.early_stopping",
         )
     if config.training.clips.summaries and not any(clip.closing_summary for clip in clips[0]):
