@@ -138,15 +138,23 @@ def kill(server: subprocess.Popen[bytes]) -> None:
 
 
 def test_a_tracking_server_that_is_gone_for_a_while(
-    cluster: None, tmp_path: Path, server: tuple[str, Callable[[], subprocess.Popen[bytes]]]
+    cluster: None,
+    tmp_path: Path,
+    server: tuple[str, Callable[[], subprocess.Popen[bytes]]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It dies in the middle, and is back only when training has ended: nothing is lost, and the model registered."""
+    """It comes after the run's start, dies in the middle, and is back only when training has ended.
+
+    Nothing is lost, and the model registered.
+    """
     uri, start = server
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     config = prepared(tmp_path).model_copy(update={"tracking": TrackingSettings(uri=uri)})
-    running = start()
     lines: list[str] = []
 
     def interrupt() -> None:
+        wait_for(lambda: any("waiting for the tracking server" in line for line in lines))
+        running = start()
         wait_for(lambda: len(steps_in(tmp_path)) > 12)
         kill(running)
         wait_for(lambda: any("finished after 60 steps" in line for line in lines))

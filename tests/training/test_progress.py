@@ -6,12 +6,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from ray.exceptions import ActorDiedError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2.api.exceptions import WorkerGroupError
 from rich.console import Console as Terminal
 
 from prospect.training.console import Console, LiveConsole, summary_table
+from prospect.training.fit.job import _explained, _FailureLog
 from prospect.training.job import TrainResult
 from prospect.training.metrics import metric_rows, run_tags
 from prospect.training.progress import Event, EventLog, Follower, once, read_events
+from prospect.training.settings import TrainingError, TrainingSettings
 
 
 def step(log: EventLog, number: int) -> None:
@@ -131,6 +136,22 @@ def table_of(result: TrainResult, events: Sequence[Event]) -> str:
     screen = io.StringIO()
     Terminal(file=screen, width=80).print(summary_table(result, events))
     return " ".join(screen.getvalue().split())
+
+
+def test_the_worker_that_died_is_the_reason_and_not_who_waited_for_it(tmp_path: Path) -> None:
+    failures = {
+        0: RuntimeError("Connection reset by peer"),
+        1: WorkerHealthCheckFailedError("Worker 1 health check failed", ActorDiedError()),
+    }
+    _FailureLog(tmp_path).after_exception(None, failures)
+    [(event, _)] = read_events(tmp_path / "metrics.jsonl")
+    assert event["reason"] == "worker 1: Worker 1 health check failed"
+    told = _explained(WorkerGroupError("two failures", failures), TrainingSettings(max_failures=1))
+    assert isinstance(told, TrainingError)
+    assert str(told).startswith("workers died more than training.max_failures=1 times; the run continues from its last")
+    assert "(Worker 1 health check failed)" in str(told)
+    defect = WorkerGroupError("a defect", {0: RuntimeError("a defect")})
+    assert _explained(defect, TrainingSettings()) is defect
 
 
 def test_a_server_that_hangs_holds_up_no_line(tmp_path: Path) -> None:
