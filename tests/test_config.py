@@ -94,6 +94,7 @@ def test_the_earlier_projects_users_find_its_hyper_parameters() -> None:
     losses = training.losses
     weights = (losses.speaking_text, losses.dst_text, losses.summary_text, losses.speak, losses.update, losses.state)
     assert weights == (1.0,) * 6
+    assert losses.decision == "balanced"
 
 
 def test_values_follow_hydras_grammar() -> None:

@@ -100,10 +100,12 @@ def test_register_promote_resolve(tracking: Tracking, tmp_path: Path) -> None:
 def test_a_model_is_registered_once_and_says_what_it_takes_and_gives(tracking: Tracking, tmp_path: Path) -> None:
     """A driver that died right after registering does it again; the version stays."""
     run, folder = tracking.open_run(tmp_path / "run", "run"), model_folder(tmp_path / "m", "one")
-    version = tracking.register("signed", run, folder, INTERFACE)
-    assert tracking.register("signed", run, folder, INTERFACE) == version
+    tags = {"step": "20", "validation/speak_f1": "0.5"}
+    version = tracking.register("signed", run, folder, INTERFACE, 20, tags)
+    assert tracking.register("signed", run, folder, INTERFACE, 20, tags) == version
     [made] = tracking.client.search_model_versions("name = 'signed'")
     [output] = tracking.client.get_run(run.id).outputs.model_outputs
+    assert (made.tags, output.step) == (tags, 20)
     assert made.source == tracking.client.get_logged_model(output.model_id).artifact_location
     signature = Model.load(str(tracking.resolve("models:/signed@candidate"))).signature
     assert signature.inputs.input_names() == ["embedding"]

@@ -36,22 +36,22 @@ def planned(root: Path, *overrides: str) -> dict[tuple[Ablated, int], Config]:
 
 def test_every_configuration_differs_in_its_factor_alone(tmp_path: Path) -> None:
     runs = planned(tmp_path)
-    assert len(runs) == len({config.training.run_name for config in runs.values()}) == 9 * 3
-    base = runs["default", 0]
-    assert base.training.sampling.negative_rate == 0.1
+    assert len(runs) == len({config.training.run_name for config in runs.values()}) == 10 * 3
+    base = runs["reference", 0]
+    assert (base.training.sampling.negative_rate, base.training.losses.decision) == (0.1, "balanced")
     assert base.corpus.shuffle_places
     assert base.model.name == "prospect-dst-ablation", "a model that is compared is never the one that serves"
     for (name, seed), config in runs.items():
         seeds = {f"training.{part}seed": seed for part in ("", "sampling.", "clips.")}
         named = {"training.run_name": config.training.run_name}
         assert config == changed(base, {**VARIANTS[name].changes, **seeds, **named})
-        assert (config == base) == ((name, seed) == ("default", 0))
+        assert (config == base) == ((name, seed) == ("reference", 0))
 
 
 def test_other_settings_give_other_runs_and_other_corpora_other_folders(tmp_path: Path) -> None:
-    base = planned(tmp_path)["default", 0]
-    longer = planned(tmp_path, "suite.max_steps=777")["default", 0]
-    other = planned(tmp_path, "suite.corpus.seed=7")["default", 0]
+    base = planned(tmp_path)["reference", 0]
+    longer = planned(tmp_path, "suite.max_steps=777")["reference", 0]
+    other = planned(tmp_path, "suite.corpus.seed=7")["reference", 0]
     assert longer.training.run_name != base.training.run_name
     assert (longer.storage.root == base.storage.root, other.storage.root == base.storage.root) == (True, False)
 
@@ -70,11 +70,11 @@ def scored(name: Ablated, seed: int, shift: float, noise: float = 0.0, videos: i
 
 
 def test_differences_are_paired_over_videos() -> None:
-    names: tuple[Ablated, ...] = ("default", "focal", "rho_1")
+    names: tuple[Ablated, ...] = ("reference", "focal", "rho_1")
     shifts = dict(zip(names, (20.0, 15.0, 20.0), strict=True))
     found = compare([scored(name, seed, shifts[name], noise=1) for name in names for seed in (0, 1, 2)], SETTINGS)
     mean, worse, same = (
-        found.means["default"]["goal accuracy"],
+        found.means["reference"]["goal accuracy"],
         found.differences["focal"]["goal accuracy"],
         found.differences["rho_1"]["goal accuracy"],
     )
@@ -85,7 +85,7 @@ def test_differences_are_paired_over_videos() -> None:
     assert worse.low < worse.value < worse.high < 0
     assert same.low < 0 < same.high
     assert found.differences["focal"]["DST F1"] is None, "undefined without transitions, and neither 0 nor 1"
-    assert found.means["default"]["speak precision"] == replace(mean, value=1.0, low=1.0, high=1.0)
+    assert found.means["reference"]["speak precision"] == replace(mean, value=1.0, low=1.0, high=1.0)
     assert found.seeds["focal"] == [0, 1, 2]
 
 
@@ -100,7 +100,7 @@ def test_intervals_hold_the_seeds_too() -> None:
 
 
 def test_the_tables_are_markdown_and_the_plot_has_a_line_for_each() -> None:
-    unfinished = [scored("default", 0, 20), scored("default", 1, 20), scored("no_recipe", 0, 0)]
+    unfinished = [scored("reference", 0, 20), scored("reference", 1, 20), scored("no_recipe", 0, 0)]
     found = compare(unfinished, SETTINGS)
     console = Console(width=250, record=True, file=io.StringIO())
     console.print(*render(found, 0.95))
@@ -109,7 +109,7 @@ def test_the_tables_are_markdown_and_the_plot_has_a_line_for_each() -> None:
     assert any("**-0.200 [" in line for line in lines)
     figure = plot(found)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["no recipe"]
-    assert render(compare(unfinished[2:], SETTINGS), 0.95)[0].row_count == 1, "without a default there is one table"
+    assert render(compare(unfinished[2:], SETTINGS), 0.95)[0].row_count == 1, "without a reference there is one table"
 
 
 def test_training_time_leaves_out_the_time_between_a_death_and_the_next_start() -> None:

@@ -11,40 +11,17 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import ray
-from mlflow.entities import Run
 
-from prospect.config import Config, StorageSettings
-from prospect.data.clips import ClipSettings
-from prospect.data.embeddings import EmbeddingStore
-from prospect.data.sources import DataSettings, to_jsonl
 from prospect.errors import ConfigError, DataError
 from prospect.tracking import Tracking, TrackingSettings
-from prospect.training.job import TrainResult, train
-from prospect.training.progress import read_events
-from prospect.training.settings import TrainingError, TrainingSettings
-from prospect.vision.encoder import VisionSettings, encoder_fingerprint
+from prospect.training.job import train
+from prospect.training.settings import TrainingError
 from scripts.cluster import free_port, listens
-from tests.world import CONTEXT, MODEL, dialogue, frames
+from tests.e2e.training_runs import assert_one_run, prepared, steps_in, wait_for
 
 pytestmark = pytest.mark.e2e
-
-VISION = VisionSettings(model="prospect-tiny", weights="random:0", image_size=96)
-TRAINING = TrainingSettings(
-    run_name="run",
-    num_workers=1,
-    batch_size=3,
-    micro_batch_size=1,
-    max_steps=60,
-    learning_rate=1e-2,
-    warmup_steps=4,
-    save_every=10,
-    log_every=20,
-    eval_every=30,
-    clips=ClipSettings(random_start_share=0),
-)
 
 
 @pytest.fixture(scope="module")
@@ -54,46 +31,6 @@ def cluster() -> Iterator[None]:
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()
-
-
-def prepared(root: Path, **training: object) -> Config:
-    """Eight dialogues, two of them for validation, and their embeddings, below `root`."""
-    dialogues = [dialogue(n).model_copy(update={"split": "val" if n > 5 else "train"}) for n in range(8)]
-    (root / "dialogues.jsonl").write_text(to_jsonl(dialogues))
-    store = EmbeddingStore(root / "embeddings")
-    for each in dialogues:
-        rows = np.asarray(frames(each.video_id, 0, int((each.duration or 0) * 2)))
-        store.write(each.video_id, rows, fps=2, source_hash="none", fingerprint=encoder_fingerprint(VISION))
-    return Config(
-        storage=StorageSettings(root=str(root)),
-        data=DataSettings(source="dialogues", path=root / "dialogues.jsonl"),
-        vision=VISION,
-        model=MODEL,
-        training=TRAINING.model_copy(update=training),
-        context=CONTEXT,
-    )
-
-
-def steps_in(root: Path) -> list[int]:
-    events = read_events(root / "runs" / "run" / "metrics.jsonl")
-    return [event["step"] for event, _ in events if event["kind"] == "step"]
-
-
-def wait_for(what: Callable[[], object], seconds: float = 600) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def assert_one_run(config: Config, result: TrainResult, steps: int = 60) -> Run:
-    tracking = Tracking(config.tracking, config.storage.root)
-    [experiment] = [e for e in tracking.client.search_experiments() if e.name == "prospect"]
-    [run] = tracking.client.search_runs([experiment.experiment_id])
-    assert (run.info.run_id, run.info.status) == (result.mlflow_run, "FINISHED")
-    history = tracking.client.get_metric_history(result.mlflow_run, "train/loss")
-    assert [metric.step for metric in sorted(history, key=lambda m: m.timestamp)] == list(range(steps))
-    return run
 
 
 JOB = """
@@ -201,15 +138,23 @@ def kill(server: subprocess.Popen[bytes]) -> None:
 
 
 def test_a_tracking_server_that_is_gone_for_a_while(
-    cluster: None, tmp_path: Path, server: tuple[str, Callable[[], subprocess.Popen[bytes]]]
+    cluster: None,
+    tmp_path: Path,
+    server: tuple[str, Callable[[], subprocess.Popen[bytes]]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It dies in the middle, and is back only when training has ended: nothing is lost, and the model registered."""
+    """It comes after the run's start, dies in the middle, and is back only when training has ended.
+
+    Nothing is lost, and the model registered.
+    """
     uri, start = server
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     config = prepared(tmp_path).model_copy(update={"tracking": TrackingSettings(uri=uri)})
-    running = start()
     lines: list[str] = []
 
     def interrupt() -> None:
+        wait_for(lambda: any("waiting for the tracking server" in line for line in lines))
+        running = start()
         wait_for(lambda: len(steps_in(tmp_path)) > 12)
         kill(running)
         wait_for(lambda: any("finished after 60 steps" in line for line in lines))

@@ -1,6 +1,5 @@
 """A model folder as a function of a table of frames: the rows are what a live session decides."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow.pyfunc
@@ -17,12 +16,9 @@ from tests.factories import DIM, features, tiny_model, tiny_vocabulary
 
 
 @pytest.fixture(autouse=True)
-def away(tmp_path: Path) -> Iterator[None]:
+def away(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """MLflow makes its database where it is told to, and else where the tests are started."""
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    yield
-    mlflow.set_tracking_uri(before)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
 
 
 def test_a_folder_loads_by_its_signature_and_streams_a_table(tmp_path: Path) -> None:

@@ -89,13 +89,17 @@ def state(job: WorkerJob) -> dict[str, torch.Tensor]:
 
 
 def assert_same_course(one: WorkerJob, other: WorkerJob, loss: float, tensors: float) -> None:
-    """Losses differ by this share at most, weights and moments by this share of each tensor's largest value."""
+    """Losses differ by this share at most, weights and moments by this share of each tensor's largest value.
+
+    Or of what one step moves a weight: one that went up and down again may end next to zero.
+    """
     assert losses(one) == pytest.approx(losses(other), rel=loss, abs=0)
     here, there = state(one), state(other)
     assert here.keys() == there.keys()
     for name, tensor in here.items():
-        worst, allowed = (tensor - there[name]).abs().max(), tensors * there[name].abs().max()
-        assert worst <= allowed + 1e-12 * bool(tensors), (name, worst, allowed)
+        step = one.training.learning_rate if name.startswith("weights/") else 1e-12
+        worst, scale = (tensor - there[name]).abs().max(), there[name].abs().max().clamp(min=step)
+        assert worst <= tensors * scale, (name, worst, scale)
 
 
 def clips_seen(job: WorkerJob) -> dict[int, list[str]]:
@@ -324,7 +328,8 @@ def test_a_mistake_that_one_rank_meets_ends_the_run_on_all(
     assert sentences == sentences[:1] * 2
     ranks.train("plain", built(job, tiny=WIDE), data, 3)
     [sentence, other] = groups[2].run(ranks.sentence_on, "zero", [job, job], data)
-    assert "is [256, 32] there and [32, 32] in the model" in sentence == other
+    assert sentence.endswith("is [256, 256] there and [256, 32] in the model")
+    assert sentence == other
 
 
 def test_early_stopping_keeps_the_best_weights(job: WorkerJob, data: TrainingData, world: World) -> None:

@@ -26,7 +26,7 @@ from prospect.training.plan import GIB, MemoryPlan
 from prospect.training.preflight import Device, check_device, full_device_told
 from prospect.training.settings import OPERATIONAL, EarlyStopping, OutOfMemoryError, TrainingSettings
 from tests.conftest import REPOSITORY
-from tests.e2e.test_failures import prepared
+from tests.e2e.training_runs import prepared
 
 LOSS_KINDS = ("decision", "focal_gamma")
 ANSWERS = {

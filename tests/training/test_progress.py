@@ -6,12 +6,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from ray.exceptions import ActorDiedError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2.api.exceptions import WorkerGroupError
 from rich.console import Console as Terminal
 
 from prospect.training.console import Console, LiveConsole, summary_table
+from prospect.training.fit.job import _explained, _FailureLog
 from prospect.training.job import TrainResult
-from prospect.training.metrics import metric_rows
-from prospect.training.progress import Event, EventLog, Follower, read_events
+from prospect.training.metrics import metric_rows, run_tags
+from prospect.training.progress import Event, EventLog, Follower, once, read_events
+from prospect.training.settings import TrainingError, TrainingSettings
 
 
 def step(log: EventLog, number: int) -> None:
@@ -91,14 +96,62 @@ def test_console_and_metric_names(tmp_path: Path) -> None:
         for number in range(4):
             step(log, number)
         log.write("validation", step=3, losses={"loss": 2.0, "speak": 0.25})
-        log.write("done", step=4)
+        log.write("done", step=4, model_step=4, validation={"loss": 2.0, "speak": 0.25})
     assert lines[0] == "train  4 steps on 2 CPU workers, 7 clips, 1.9 M trainable"
     assert [line.split("  ")[1] for line in lines[1:3]] == ["step 2/4", "step 4/4"]
     assert lines[3:] == ["train  validation after step 4  loss 2.000  speak 0.250", "train  finished after 4 steps"]
     rows = metric_rows([event for batch in batches for event in batch])
-    assert [row[0] for row in rows] == [0, 0, 1, 2, 3, 3]
+    assert [row[0] for row in rows] == [0, 0, 1, 2, 3, 3, 3]
     assert rows[1][2].keys() >= {"train/loss", "train/loss_speak", "train/learning_rate", "train/grad_norm"}
-    assert rows[-1][2] == {"validation/loss": 2.0, "validation/loss_speak": 0.25}
+    assert rows[-2][2] == {"validation/loss": 2.0, "validation/loss_speak": 0.25}
+    assert rows[-1][2] == {"model/step": 4, "model/loss": 2.0, "model/loss_speak": 0.25}
+
+
+def test_an_early_stop_says_everywhere_whose_weights_the_model_has() -> None:
+    """Those of step 2 of 6: in MLflow's tags and metrics, in the console's lines and in the table at the end."""
+    best = {"loss": 1.5, "speak_f1": 0.5}
+    streamed = {"kind": "streaming", "time": 7.0, "step": 1, "scores": {"stream_turn_f1": 0.25}}
+    events: list[Event] = [
+        {"kind": "stopped", "time": 6.0, "step": 6, "best_step": 2},
+        streamed,
+        {**streamed, "time": 8.0},  # by a run that died before it knew
+        {"kind": "done", "time": 9.0, "step": 6, "model_step": 2, "validation": best},
+    ]
+    assert run_tags(events) == {"stopped_early": "after step 6; the model has the weights of step 2"}
+    assert metric_rows([*once(events)]) == [
+        (1, 7.0, {"validation/stream_turn_f1": 0.25}),
+        (1, 9.0, {"model/step": 2.0, "model/loss": 1.5, "model/speak_f1": 0.5}),
+    ]
+    lines: list[str] = []
+    for event in events:
+        Console(1, lines.append)(event)
+    assert lines[0] == "train  stopped early; the model will have the weights of step 2"
+    assert lines[1] == "train  validation after step 2  stream_turn_f1 0.250"
+    assert lines[-1] == "train  finished after 6 steps; the model has the weights of step 2"
+    result = TrainResult("tea", Path("/r/tea/model"), 6, 2, 2.0, 3.0, best, {}, "abc", "dst", 3, 0)
+    assert "/r/tea/model, with the weights of step 2" in table_of(result, events)
+
+
+def table_of(result: TrainResult, events: Sequence[Event]) -> str:
+    screen = io.StringIO()
+    Terminal(file=screen, width=80).print(summary_table(result, events))
+    return " ".join(screen.getvalue().split())
+
+
+def test_the_worker_that_died_is_the_reason_and_not_who_waited_for_it(tmp_path: Path) -> None:
+    failures = {
+        0: RuntimeError("Connection reset by peer"),
+        1: WorkerHealthCheckFailedError("Worker 1 health check failed", ActorDiedError()),
+    }
+    _FailureLog(tmp_path).after_exception(None, failures)
+    [(event, _)] = read_events(tmp_path / "metrics.jsonl")
+    assert event["reason"] == "worker 1: Worker 1 health check failed"
+    told = _explained(WorkerGroupError("two failures", failures), TrainingSettings(max_failures=1))
+    assert isinstance(told, TrainingError)
+    assert str(told).startswith("workers died more than training.max_failures=1 times; the run continues from its last")
+    assert "(Worker 1 health check failed)" in str(told)
+    defect = WorkerGroupError("a defect", {0: RuntimeError("a defect")})
+    assert _explained(defect, TrainingSettings()) is defect
 
 
 def test_a_server_that_hangs_holds_up_no_line(tmp_path: Path) -> None:
@@ -138,7 +191,7 @@ RUN: list[Event] = [
     {"kind": "failure", "time": 2.5, "step": 2, "workers": 1, "reason": "killed"},
     began(100, 1), stepped(101, 1), stepped(102, 2), stepped(103, 3),
     {"kind": "validation", "time": 104.0, "step": 3, "losses": {"loss": 2.5}},
-    {"kind": "done", "time": 105.0, "step": 4},
+    {"kind": "done", "time": 105.0, "step": 4, "model_step": 4, "validation": {"loss": 2.5}},
 ]  # fmt: skip
 """Of a run whose worker dies after its second step and repeats it."""
 
@@ -165,10 +218,8 @@ def test_a_terminal_has_a_bar_with_everything_else_above_it_and_its_cursor_back(
 
 
 def test_the_table_at_the_end_counts_what_was_done_once_and_the_time_that_it_took() -> None:
-    result = TrainResult("tea", Path("/r/tea/model"), 4, 2.0, -1.0, {"loss": 2.5}, {}, "abc", "dst", 3, 2)
-    screen = io.StringIO()
-    Terminal(file=screen, width=80).print(summary_table(result, RUN))
-    shown = " ".join(screen.getvalue().split())
+    result = TrainResult("tea", Path("/r/tea/model"), 4, 4, 2.0, -1.0, {"loss": 2.5}, {}, "abc", "dst", 3, 2)
+    shown = table_of(result, RUN)
     for words in (
         "steps 4 in 0:08", "tokens 2,000, 1,000/s", "loss 2.000 -> -1.000", "validation loss 2.500",
         "model /r/tea/model", "left out 2 records or events", "checkpoints /r/tea/checkpoints",

@@ -1,4 +1,4 @@
-"""The comparison of suite=ablation: means over seeds, differences to the default, a table and a plot."""
+"""The comparison of suite=ablation: means over seeds, differences to the reference, a table and a plot."""
 
 import json
 from collections import defaultdict
@@ -82,7 +82,7 @@ class Comparison:
 
     Attributes:
         means: over the seeds.
-        differences: to the default, the same videos drawn for both, seeds for each by itself; empty without a default.
+        differences: to the reference, the same videos for both, seeds for each by itself; empty without a reference.
         minutes: of training, mean over the seeds.
         seeds: those that are finished.
     """
@@ -103,13 +103,13 @@ def compare(runs: Sequence[RunScores], settings: EvaluationSettings) -> Comparis
     def interval(value: Floats, samples: Floats) -> Interval | None:
         return percentile_interval(value, samples, settings.confidence)
 
-    base = drawn.get("default", {})
+    base = drawn.get("reference", {})
     return Comparison(
         means={name: {m: interval(*pair) for m, pair in found.items()} for name, found in drawn.items()},
         differences={
             name: {m: interval(found[m][0] - base[m][0], found[m][1] - base[m][1]) for m in base}
             for name, found in drawn.items()
-            if base and name != "default"
+            if base and name != "reference"
         },
         minutes={name: float(np.mean([run.minutes for run in group])) for name, group in groups.items()},
         seeds={name: [run.seed for run in group] for name, group in groups.items()},
@@ -130,13 +130,13 @@ def is_clear(difference: Interval) -> bool:
 
 
 def render(found: Comparison, confidence: float) -> list[Table]:
-    """The means, and the differences to the default."""
+    """The means, and the differences to the reference."""
     about = f"{confidence:.0%} intervals over videos and seeds"
     means = _table(f"Means over seeds, {about}", [*MEASURES, "trained, min", "seeds"])
     for name, intervals in found.means.items():
         cells = [str(each or "-") for each in intervals.values()]
         means.add_row(VARIANTS[name].label, *cells, f"{found.minutes[name]:.1f}", str(len(found.seeds[name])))
-    differences = _table(f"Less the default, {about}; bold: excludes 0", list(MEASURES))
+    differences = _table(f"Less the reference, {about}; bold: excludes 0", list(MEASURES))
     for name, intervals in found.differences.items():
         differences.add_row(VARIANTS[name].label, *(_difference(each) for each in intervals.values()))
     return [means, differences] if found.differences else [means]
@@ -158,7 +158,7 @@ def _difference(interval: Interval | None) -> str:
 
 
 def plot(found: Comparison) -> Figure:
-    """A panel for each measure, a line for each configuration: its difference to the default and the interval."""
+    """A panel for each measure, a line for each configuration: its difference to the reference and the interval."""
     rows = -(-len(MEASURES) // 3)
     figure = Figure(figsize=(11, rows * (0.3 * len(found.differences) + 0.8) + 0.4), layout="constrained")
     panels = figure.subplots(rows, 3, sharey=True).flat
@@ -175,7 +175,7 @@ def plot(found: Comparison) -> Figure:
         panel.locator_params(axis="x", nbins=5)
     panels[0].set_yticks(range(len(labels)), labels)
     panels[0].set_ylim(len(labels) - 0.5, -0.5)
-    figure.supxlabel("less the default; blue where the interval excludes 0", fontsize=9)
+    figure.supxlabel("less the reference; blue where the interval excludes 0", fontsize=9)
     return figure
 
 

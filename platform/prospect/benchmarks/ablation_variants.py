@@ -1,4 +1,4 @@
-"""What suite=ablation compares: the default and changes of one thing, each as a configuration of the usual jobs."""
+"""What suite=ablation compares: a reference and changes of one thing, each as a configuration of the usual jobs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,8 +20,8 @@ Pass = Literal["own", "written"]
 """Deltas from where the configuration takes them, at the thresholds that came with the model; or written as text, at
 the same thresholds for all configurations."""
 
-NEGATIVE_RATE = 0.1
-"""rho of the default, as DESIGN 4.6 has it."""
+_REFERENCE = {"training.sampling.negative_rate": 0.1, "training.losses.decision": "balanced"}
+"""As DESIGN 4.6 begins; the project's own defaults follow from what is found."""
 _USUAL = StreamingSettings()
 _WRITTEN_ONLY = {
     "training.sampling.watch_only_share": 0.0,
@@ -45,12 +45,15 @@ class Variant:
 
 
 VARIANTS: dict[Ablated, Variant] = {
-    "default": Variant("default"),
+    "reference": Variant("reference"),
     "token": Variant("token back-end", {"model.decision_backend": "token"}),
     "rho_1": Variant("rho 1", {"training.sampling.negative_rate": 1.0}),
     "rho_0_2": Variant("rho 0.2", {"training.sampling.negative_rate": 0.2}),
     "rho_0_01": Variant("rho 0.01", {"training.sampling.negative_rate": 0.01}),
     "focal": Variant("focal loss", {"training.losses.decision": "focal"}),
+    "focal_rho_1": Variant(
+        "focal loss, rho 1", {"training.losses.decision": "focal", "training.sampling.negative_rate": 1.0}
+    ),
     "no_recipe": Variant("no recipe", {"context.recipe": False, **_WRITTEN_ONLY}),
     "no_state_head": Variant("no state head", {"training.losses.state": 0.0, **_WRITTEN_ONLY}),
     # A rank of an eighth of the width, as 128 is of a large model's: 128 would be all of the tiny one.
@@ -96,7 +99,7 @@ def plan_runs(config: "Config", suite: AblationSuite) -> list[AblationRun]:
 
 
 def shared_config(config: "Config", suite: AblationSuite) -> "Config":
-    """The default on the suite's corpus, in a storage root of its own for each corpus and encoder.
+    """The reference on the suite's corpus, in a storage root of its own for each corpus and encoder.
 
     Models are registered under a name of their own, so that none of them is served.
     """
@@ -114,7 +117,7 @@ def shared_config(config: "Config", suite: AblationSuite) -> "Config":
         "training.eval_every": suite.max_steps,
         "training.save_every": max(1, suite.max_steps // 4),
         "training.stream_videos": 0,
-        "training.sampling.negative_rate": NEGATIVE_RATE,
+        **_REFERENCE,
     }
     return changed(config, changes)
 

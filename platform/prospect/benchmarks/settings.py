@@ -76,16 +76,18 @@ class TrainSuite(Settings):
     """GiB that the second measurement on a GPU may use."""
 
 
-Ablated = Literal["default", "token", "rho_1", "rho_0_2", "rho_0_01", "focal", "no_recipe", "no_state_head", "lora"]
-"""The default, and what differs from it in one thing."""
+Ablated = Literal[
+    "reference", "token", "rho_1", "rho_0_2", "rho_0_01", "focal", "focal_rho_1", "no_recipe", "no_state_head", "lora"
+]  # fmt: skip
+"""The reference, and what differs from it in one thing; `focal_rho_1` in two."""
 
 
 class AblationSuite(Settings):
-    """What each part of the method is worth: one factor at a time from the default, several seeds each."""
+    """What each part of the method is worth: one factor at a time from a reference, several seeds each."""
 
     name: Literal["ablation"] = "ablation"
     configurations: tuple[Ablated, ...] = Field(default=get_args(Ablated), min_length=1)
-    """What is trained and scored; differences need `default` among them."""
+    """What is trained and scored; differences need `reference` among them."""
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     """One training each: of the initial weights, the order of clips and what is drawn from them."""
     max_steps: int = Field(default=500, ge=1)

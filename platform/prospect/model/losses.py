@@ -35,7 +35,8 @@ LOGITS = 2**25
 class LossSettings(Settings):
     """Kinds and weights of the losses."""
 
-    decision: Literal["balanced", "focal"] = "balanced"
+    decision: Literal["balanced", "focal"] = "focal"
+    """`balanced`: the mean over events and the mean over silence; `focal`: the same of the focal loss."""
     focal_gamma: float = Field(default=2.0, ge=0)
     speaking_text: float = Field(default=1.0, ge=0)
     dst_text: float = Field(default=1.0, ge=0)

@@ -21,6 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.prepare import Records, frame_statistics, make_clips, read_records, training_texts
 from prospect.data.sources import QuarantinedRecord
@@ -214,7 +216,8 @@ def _prepare(
     make_sampler(clips[0], config.training)
     if config.training.early_stopping and not clips[1]:
         raise ConfigError(
-            "`training.early_stopping` is set, but no video is held out for validation: hold some out, or drop it.",
+            "`training.early_stopping` is set, but no video is held out for validation: mark some records with "
+            "`split: validation`, or set training.early_stopping=null.",
             field="training.early_stopping",
         )
     if config.training.clips.summaries and not any(clip.closing_summary for clip in clips[0]):
@@ -231,12 +234,14 @@ def _prepare(
 
 def _plan(config: "Config", data: TrainingData, store: EmbeddingStore, report: Report) -> MemoryPlan:
     """The memory of a step of these clips; on a machine of our own, what cannot fit stops here."""
-    planned = plan(config, clip_lengths(data.train), store.dim)
+    own, workers = "RAY_ADDRESS" not in os.environ, config.training.num_workers
+    if own:
+        workers = min(workers, torch.cuda.device_count() or os.cpu_count() or 1)
+    training = config.training.model_copy(update={"num_workers": workers})
+    planned = plan(config.model_copy(update={"training": training}), clip_lengths(data.train), store.dim)
     write_table(trained_parameters(config.model, store.dim), report)
-    if "RAY_ADDRESS" not in os.environ:
-        workers = min(config.training.num_workers, os.cpu_count() or 1)
-        if remark := check_device(config.model, config.training, planned, own_device(), workers):
-            report(f"train  {remark}")
+    if own and (remark := check_device(config.model, training, planned, own_device(), workers)):
+        report(f"train  {remark}")
     return planned
 
 

@@ -126,7 +126,8 @@ class TrainingSettings(Settings):
     sight; default: once an epoch."""
     stream_every: int | None = Field(default=None, ge=1)
     """Steps between two streaming validations: the engine runs on a few held-out videos, and what it said and tracked
-    is scored as an evaluation scores it. Default: with the last validation only, as it takes longer."""
+    is scored as an evaluation scores it. Default: once, with the weights that the model has in the end, as it takes
+    longer."""
     stream_videos: int = Field(default=4, ge=0)
     """Videos of a streaming validation, as evenly of all data sets as can be; 0: no streaming validation."""
     stream_minutes: float = Field(default=5.0, gt=0)

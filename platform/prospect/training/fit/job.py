@@ -84,10 +84,16 @@ class _FailureLog(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         done = max((event["step"] + 1 for event, _ in read_events(self._file) if event["kind"] == "step"), default=0)
-        rank, failure = min(worker_exceptions.items())
-        reason = f"worker {rank}: {first_line(getattr(failure, '_base_exc', failure))}"
+        # Whoever waits for a worker that died fails too, in its own code, and is not the reason.
+        rank, failure = min(worker_exceptions.items(), key=lambda each: (not _died(each[1]), each[0]))
+        reason = f"worker {rank}: {first_line(failure)}"
         with contextlib.suppress(OSError):  # a disk that is full may be the failure: then the worker's error tells
             EventLog(self._file).write("failure", step=done, workers=len(worker_exceptions), reason=reason)
+
+
+def _died(failure: Exception) -> bool:
+    """Whether it is the end of a worker's process, and no error of its code."""
+    return isinstance(getattr(failure, "health_check_failure", failure), ray.exceptions.RayError)
 
 
 def _workers(settings: TrainingSettings, room: int, report: Report) -> int:
@@ -125,8 +131,7 @@ def _run(trainer: TorchTrainer, settings: TrainingSettings) -> dict[str, Any]:
 def _explained(error: TrainingFailedError, settings: TrainingSettings) -> BaseException:
     """A user's mistake as itself, a worker's death in a sentence; a defect keeps its stack trace."""
     failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
-    for failure in failures:
-        cause = getattr(failure, "_base_exc", failure)
+    for cause in failures:
         if isinstance(cause, ProspectError):
             return cause
         if isinstance(cause, OSError) and cause.errno in _DISK:
@@ -134,9 +139,9 @@ def _explained(error: TrainingFailedError, settings: TrainingSettings) -> BaseEx
                 f"a worker cannot write: {cause}; make room and start the run again, which continues from its last "
                 "checkpoint"
             )
-    if any(isinstance(failure, ray.exceptions.RayError) for failure in failures):
+    if died := [failure for failure in failures if _died(failure)]:
         return TrainingError(
             f"workers died more than training.max_failures={settings.max_failures} times; the run continues from its "
-            f"last checkpoint when started again ({str(failures[0]).strip().splitlines()[0]})"
+            f"last checkpoint when started again ({first_line(died[0])})"
         )
     return error

@@ -1,0 +1,79 @@
+"""Small real runs of the training job, and what is left of one in MLflow; shared by the tests of whole paths."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from mlflow.entities import Run
+
+from prospect.config import Config, StorageSettings
+from prospect.data.clips import ClipSettings
+from prospect.data.embeddings import EmbeddingStore
+from prospect.data.sources import DataSettings, to_jsonl
+from prospect.tracking import Tracking
+from prospect.training.job import TrainResult
+from prospect.training.progress import Event, read_events
+from prospect.training.settings import TrainingSettings
+from prospect.vision.encoder import VisionSettings, encoder_fingerprint
+from tests.world import CONTEXT, MODEL, dialogue, frames
+
+VISION = VisionSettings(model="prospect-tiny", weights="random:0", image_size=96)
+TRAINING = TrainingSettings(
+    run_name="run",
+    num_workers=1,
+    batch_size=3,
+    micro_batch_size=1,
+    max_steps=60,
+    learning_rate=1e-2,
+    warmup_steps=4,
+    save_every=10,
+    log_every=20,
+    eval_every=30,
+    clips=ClipSettings(random_start_share=0),
+)
+
+
+def prepared(root: Path, **training: object) -> Config:
+    """Eight dialogues, two of them for validation, and their embeddings, below `root`."""
+    dialogues = [dialogue(n).model_copy(update={"split": "val" if n > 5 else "train"}) for n in range(8)]
+    (root / "dialogues.jsonl").write_text(to_jsonl(dialogues))
+    store = EmbeddingStore(root / "embeddings")
+    for each in dialogues:
+        rows = np.asarray(frames(each.video_id, 0, int((each.duration or 0) * 2)))
+        store.write(each.video_id, rows, fps=2, source_hash="none", fingerprint=encoder_fingerprint(VISION))
+    return Config(
+        storage=StorageSettings(root=str(root)),
+        data=DataSettings(source="dialogues", path=root / "dialogues.jsonl"),
+        vision=VISION,
+        model=MODEL,
+        training=TRAINING.model_copy(update=training),
+        context=CONTEXT,
+    )
+
+
+def events_in(root: Path) -> list[Event]:
+    return [event for event, _ in read_events(root / "runs" / "run" / "metrics.jsonl")]
+
+
+def steps_in(root: Path) -> list[int]:
+    """Of the steps of the run below `root`, as they were done."""
+    return [event["step"] for event in events_in(root) if event["kind"] == "step"]
+
+
+def wait_for(what: Callable[[], object], seconds: float = 600) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def assert_one_run(config: Config, result: TrainResult, steps: int = 60) -> Run:
+    """That there is one MLflow run, finished, with each step once and in order."""
+    tracking = Tracking(config.tracking, config.storage.root)
+    [experiment] = [e for e in tracking.client.search_experiments() if e.name == "prospect"]
+    [run] = tracking.client.search_runs([experiment.experiment_id])
+    assert (run.info.run_id, run.info.status) == (result.mlflow_run, "FINISHED")
+    history = tracking.client.get_metric_history(result.mlflow_run, "train/loss")
+    assert [metric.step for metric in sorted(history, key=lambda m: m.timestamp)] == list(range(steps))
+    return run
