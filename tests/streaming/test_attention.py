@@ -7,8 +7,10 @@ from torch.nn.attention.flex_attention import flex_attention
 from transformers import LlamaConfig
 
 from prospect.streaming import paged
-from prospect.streaming.attention import FixedAttention, Part, RunAttention
+from prospect.streaming.attention import Part, RunAttention
 from prospect.streaming.pages import BlockTable, PagePool
+from prospect.streaming.passes import Chunk
+from prospect.streaming.rows import FixedAttention, Rows
 
 CONFIG = LlamaConfig(num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, hidden_size=64)
 SIZE, FULL = 8, 6
@@ -71,7 +73,12 @@ def test_on_a_cpu_it_reads_runs_where_they_stand(layout, dtype):
 
 @pytest.mark.parametrize("layout", ["runs", "shared", "scattered"])
 def test_with_a_fixed_number_of_keys(layout):
-    compare(lambda pool, parts: FixedAttention(pool, parts, SIZE * FULL), layout)
+    def fixed(pool: PagePool, parts: list[Part]) -> FixedAttention:
+        rows = Rows(pool, sum(NEW), SIZE * FULL, vision_dim=1)
+        rows.fill([Chunk(part.table, [0] * part.num_tokens) for part in parts])
+        return FixedAttention(pool, rows)
+
+    compare(fixed, layout)
 
 
 @pytest.mark.parametrize("layout", ["runs", "shared", "scattered"])

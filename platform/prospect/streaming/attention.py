@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 from transformers import AttentionInterface
 from transformers.models.llama.modeling_llama import LlamaAttention
 
@@ -51,15 +50,16 @@ class Backend(Protocol):
 
 
 class RaggedStep:
-    """Which tokens of one packed forward pass belong to which session. The tables have room for them."""
+    """One packed forward pass over the pages of a pool.
 
-    def __init__(self, pool: PagePool, parts: Sequence[Part], backend: Backend) -> None:
-        self._pool = pool
-        slots = [slot for part in parts for slot in part.table.slots(part.past, part.num_tokens)]
-        positions = [position for part in parts for position in range(part.past, part.end)]
-        self._slots = torch.tensor(slots, device=pool.device)
-        self.position_ids = torch.tensor([positions], device=pool.device)
-        self._attend = backend(pool, parts)
+    Args:
+        pool: of the pages.
+        slots: [N] where each token's keys and values go, in the pool's rows [P * Z].
+        attend: what each token sees.
+    """
+
+    def __init__(self, pool: PagePool, slots: Tensor, attend: Attend) -> None:
+        self._pool, self._slots, self._attend = pool, slots, attend
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Writes keys and values [N, Hkv, Dh], then attends."""
@@ -149,35 +149,6 @@ def _merge(out: Tensor, total: Tensor, rows: Tensor, more: Tensor, more_total: T
     weights = (known - both).exp().unsqueeze(-1), (more_total - both).exp().unsqueeze(-1)
     out[:, rows] = (out[:, rows] * weights[0] + more * weights[1]).to(out.dtype)
     total[:, rows] = both
-
-
-class FixedAttention:
-    """One query a row, each over the same number of gathered keys: a row's result depends on nothing but the row."""
-
-    def __init__(self, pool: PagePool, parts: Sequence[Part], num_keys: int) -> None:
-        pages = pool.pages_for(num_keys)
-        tables = [_padded(part.table.pages, pages, pool.num_pages) for part in parts for _ in range(part.num_tokens)]
-        positions = torch.tensor([p for part in parts for p in range(part.past, part.end)], device=pool.device)
-        self._tables = torch.tensor(tables, device=pool.device)
-        later = torch.arange(pages * pool.page_size, device=pool.device) > positions.unsqueeze(1)
-        mask = torch.zeros(later.shape, dtype=pool.keys[0].dtype, device=pool.device)
-        self._mask = mask.masked_fill_(later, -torch.inf)[:, None, None]
-        self._groups, self._heads = pool.groups, pool.keys[0].shape[2]
-
-    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
-        num, num_heads, width = query.shape
-        out = F.scaled_dot_product_attention(
-            query.view(num, self._heads, self._groups, width),
-            keys[self._tables].flatten(1, 2).transpose(1, 2),
-            values[self._tables].flatten(1, 2).transpose(1, 2),
-            attn_mask=self._mask.expand(-1, self._heads, self._groups, -1),
-            scale=scaling,
-        )
-        return out.reshape(num, num_heads, width)
-
-
-def _padded(pages: Sequence[int], length: int, filler: int) -> list[int]:
-    return [*pages[:length], *[filler] * (length - len(pages))]
 
 
 def _attention(

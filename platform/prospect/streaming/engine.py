@@ -25,13 +25,13 @@ from prospect.streaming.outputs import Event, Failed, SessionSpec
 from prospect.streaming.pages import BlockTable
 from prospect.streaming.parking import ParkingLot, pack, put_back
 from prospect.streaming.parts import Counters, SessionParts
-from prospect.streaming.passes import make_trunk
 from prospect.streaming.residence import Activity, Residence
 from prospect.streaming.sampling import RandomState
 from prospect.streaming.scheduler import Scheduler
 from prospect.streaming.session import Session
 from prospect.streaming.settings import DstDecoder, StreamingSettings
 from prospect.streaming.stats import EngineStats, Past
+from prospect.streaming.trunks import make_trunk
 from prospect.streaming.work import Work
 
 log = logging.getLogger(__name__)

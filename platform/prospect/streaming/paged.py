@@ -34,24 +34,53 @@ class VarlenAttention:
         self._tables = torch.tensor(tables, dtype=torch.int32, device=pool.device)
 
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
-        from torch.nn.attention.varlen import varlen_attn
-
-        out = varlen_attn(
-            query.contiguous(),
-            keys,
-            values,
-            self._starts,
-            None,
-            self._max_new,
-            self._max_keys,
-            scale=scaling,
-            window_size=(-1, 0),  # causal, aligned to the last key
-            enable_gqa=True,
-            seqused_k=self._ends,
-            block_table=self._tables,
+        return varlen_over_pages(
+            query, keys, values, scaling, self._starts, self._max_new, self._ends, self._max_keys, self._tables
         )
-        assert isinstance(out, Tensor)
-        return out
+
+
+def varlen_over_pages(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scaling: float,
+    starts: Tensor,
+    max_new: int,
+    ends: Tensor,
+    max_keys: int,
+    tables: Tensor,
+) -> Tensor:
+    """Attention [N, Hq, Dh] of S sequences' last tokens over their pages.
+
+    Args:
+        query: [N, Hq, Dh], packed.
+        keys: [P, Z, Hkv, Dh].
+        values: the same.
+        scaling: of the scores.
+        starts: int32 [S + 1] where each sequence's queries begin.
+        max_new: queries of the sequence that has most.
+        ends: int32 [S] keys of each sequence, its new ones included.
+        max_keys: of the longest one.
+        tables: int32 [S, W] pages.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    out = varlen_attn(
+        query.contiguous(),
+        keys,
+        values,
+        starts,
+        None,
+        max_new,
+        max_keys,
+        scale=scaling,
+        window_size=(-1, 0),  # causal, aligned to the last key
+        enable_gqa=True,
+        seqused_k=ends,
+        block_table=tables,
+    )
+    assert isinstance(out, Tensor)
+    return out
 
 
 class FlexAttention:

@@ -54,7 +54,7 @@ class PagePool:
         self.keys, self.values = (
             [new(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)] for _ in range(2)
         )
-        self.num_pages, self.page_size, self._stretch = num_pages, page_size, stretch
+        self.num_pages, self.page_size, self.stretch = num_pages, page_size, stretch
         self.prefixes = PrefixIndex(page_size)
         self._holders = [0] * num_pages
         self._occupied = [0] * -(-num_pages // stretch)
@@ -85,7 +85,7 @@ class PagePool:
         page = self._choose(after)
         if page in self._cached:
             self._unlist(page)
-        self._occupied[page // self._stretch] += 1
+        self._occupied[page // self.stretch] += 1
         self._holders[page] = 1
         return page
 
@@ -103,7 +103,7 @@ class PagePool:
             if page in self.prefixes:
                 self._cached[page] = None
             else:
-                self._occupied[page // self._stretch] -= 1
+                self._occupied[page // self.stretch] -= 1
 
     def private(self, page: int) -> int:
         """A page with the same content that its one table may overwrite from some token on."""
@@ -122,13 +122,13 @@ class PagePool:
             return after + 1
         empty = next((i for i, occupied in enumerate(self._occupied) if occupied == 0), None)
         if empty is not None:
-            return empty * self._stretch
+            return empty * self.stretch
         idle = self._idle_stretch()
         if idle is not None:
-            for page in range(idle * self._stretch, min((idle + 1) * self._stretch, self.num_pages)):
+            for page in range(idle * self.stretch, min((idle + 1) * self.stretch, self.num_pages)):
                 if page in self._cached:
                     self._unlist(page)
-            return idle * self._stretch
+            return idle * self.stretch
         free = next((p for p, n in enumerate(self._holders) if n == 0 and p not in self._cached), None)
         if free is not None:
             return free
@@ -138,15 +138,15 @@ class PagePool:
 
     def _idle_stretch(self) -> int | None:
         """The stretch in no table whose kept contexts have waited longest."""
-        stretches = (page // self._stretch for page in self._cached)
-        return next((i for i in stretches if not any(self._holders[i * self._stretch : (i + 1) * self._stretch])), None)
+        stretches = (page // self.stretch for page in self._cached)
+        return next((i for i in stretches if not any(self._holders[i * self.stretch : (i + 1) * self.stretch])), None)
 
     def _unlist(self, page: int) -> None:
         """Takes a page, and what continues it, out of the contexts that can be shared."""
         for gone in self.prefixes.remove(page):
             if gone in self._cached:
                 del self._cached[gone]
-                self._occupied[gone // self._stretch] -= 1
+                self._occupied[gone // self.stretch] -= 1
 
 
 class BlockTable:

@@ -14,7 +14,7 @@ DstDecoder = Literal["generate", "readout"]
 """Where a delta comes from once the model decides to update: written as text, or read off the state head."""
 
 AttentionName = Literal["auto", "sdpa", "flex", "varlen"]
-"""`auto`: `varlen` on a GPU with a torch that has it, else `flex` there, and `sdpa` on a CPU."""
+"""`auto`: `sdpa` on a CPU, on a GPU the faster one of `varlen` and `flex`, measured when the engine starts."""
 
 
 class StreamingSettings(Settings):
@@ -64,6 +64,8 @@ class StreamingSettings(Settings):
     share_prefixes: bool = True
     """Whether contexts that begin with the same text have those keys and values once."""
     attention: AttentionName = "auto"
+    graph_rows: tuple[int, ...] = (1, 4, 16, 64, 128)
+    """Numbers of tokens up to which a step runs as one captured CUDA graph, with `varlen` on a GPU; none: no graphs."""
     deterministic: bool = False
     """Whether a session's results are the same bit for bit whatever runs beside it; much slower."""
     deterministic_rows: int = Field(default=16, ge=1)
