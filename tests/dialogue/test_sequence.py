@@ -92,7 +92,7 @@ def behind_context(sequence, clip):
 def test_the_context_is_byte_identical_whoever_calls():
     dialogue, clip = tea_dialogue(), tea_clip()
     spec = SessionSpec(goal=dialogue.goal, steps=dialogue.step_names, knowledge=dialogue.knowledge)
-    live = session_context(VOCABULARY, spec, TaskState.initial(3), ContextPlan((), 0), CONTEXT, 1)
+    live = session_context(VOCABULARY, spec, ContextPlan(TaskState.initial(3)), CONTEXT, 1)
     trained = clip_sequence(clip, VOCABULARY, CONTEXT, 1)
     assert list(live.ids) == trained.ids[: len(live.ids)]
     assert live.step_positions == trained.step_positions
@@ -121,7 +121,7 @@ def test_without_the_recipe_the_goal_stands_alone_whoever_calls():
     bare = CONTEXT.model_copy(update={"recipe": False})
     dialogue, clip = tea_dialogue(), tea_clip()
     spec = SessionSpec(goal=dialogue.goal, steps=dialogue.step_names, knowledge="Use the blue kettle.\n1. boil water")
-    live = session_context(VOCABULARY, spec, TaskState.initial(3), ContextPlan((), 0), bare, 1)
+    live = session_context(VOCABULARY, spec, ContextPlan(TaskState.initial(3)), bare, 1)
     assert "Make tea" in live.text
     assert "blue kettle" in live.text
     assert not any(step in live.text for step in ("Steps:", "S1", "boil", "not shown"))
