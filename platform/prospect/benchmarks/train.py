@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,7 +85,7 @@ class Measurement:
         tokens: useful ones.
         computed: tokens that went through the model, padding included.
         peak_bytes: the process' largest resident set while it trained; `start_bytes` before the first step.
-        loss: of the last step, in the way's own mean.
+        loss: mean of the steps', in the way's own mean over labels.
     """
 
     seconds: float
@@ -242,12 +243,14 @@ def label_everywhere(batch: Batch) -> Batch:
 
 
 def _train(model: Any, clips: Sequence[Clip], collate: Collator, settings: TrainingSettings) -> float:
-    backend, size, loss = PlainBackend(model, settings), settings.batch_size, float("nan")
+    """The mean loss of all steps."""
+    backend, size = PlainBackend(model, settings), settings.batch_size
+    losses = []
     for step, first in enumerate(range(0, len(clips), size)):
         batch = clips[first : first + size]
         micro = [MicroBatch(collate(part)) for part in _parts(batch, settings.micro_batch_size)]
-        loss = train_step(backend, micro, settings, settings.learning_rate, step=step).loss
-    return loss
+        losses.append(train_step(backend, micro, settings, settings.learning_rate, step=step).loss)
+    return fmean(losses)
 
 
 def _parts(clips: Sequence[Clip], size: int) -> Iterator[Sequence[Clip]]:

@@ -285,10 +285,10 @@ def test_equal_content_is_asked_once_and_other_content_anew(server, settings, tm
 
 
 def test_requests_are_spaced(server, settings, tmp_path):
+    began = time.time()
     run(settings, tmp_path, *map(str, range(5)), requests_per_minute=600)
-    gaps = [after - before for before, after in zip(server.times, server.times[1:], strict=False)]
-    assert len(gaps) == 4
-    assert sum(gaps) >= 0.35
+    assert len(server.times) == 5
+    assert server.times[-1] - began >= 0.4, "whenever the first of them arrived"
 
 
 def test_a_report_can_be_shown_and_read(server, settings, tmp_path):
