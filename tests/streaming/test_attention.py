@@ -6,11 +6,12 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import LlamaConfig
 
-from prospect.streaming import paged
-from prospect.streaming.attention import Part, RunAttention
+from prospect.streaming import paged, runs
+from prospect.streaming.attention import Part
 from prospect.streaming.pages import BlockTable, PagePool
 from prospect.streaming.passes import Chunk
 from prospect.streaming.rows import FixedAttention, Rows
+from prospect.streaming.runs import RunAttention
 
 CONFIG = LlamaConfig(num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, hidden_size=64)
 SIZE, FULL = 8, 6
@@ -69,6 +70,29 @@ def compare(backend, layout: str, dtype: torch.dtype = torch.float32) -> None:
 @pytest.mark.parametrize("layout", ["runs", "shared", "scattered"])
 def test_on_a_cpu_it_reads_runs_where_they_stand(layout, dtype):
     compare(RunAttention, layout, dtype)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize(("call_bytes", "calls"), [(0, 8), (4096, 6), (1 << 30, 1)])
+def test_neighbours_are_read_in_one_call_where_that_costs_less(call_bytes, calls, dtype, monkeypatch):
+    """Twelve sessions beside each other, of which four have nothing to do; two pairs are of about the same length."""
+    monkeypatch.setattr(runs, "_CALL_BYTES", call_bytes)
+    flash, seen = runs._flash, []
+    monkeypatch.setattr(runs, "_flash", lambda *given: seen.append(given) or flash(*given))
+    pool = PagePool(CONFIG, 12 * FULL, SIZE, FULL, dtype, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    for pages in (*pool.keys, *pool.values):
+        pages.copy_(torch.randn(pages.shape, generator=generator))
+    tables = [BlockTable(pool, SIZE * FULL) for _ in range(12)]
+    for table, length in zip(tables, (5, 40, 23, 17, 30, 47, 1, 12, 44, 45, 46, 20), strict=True):
+        table.reserve(length)
+        table.commit(length - 1)
+    parts = [Part(table, 1) for index, table in enumerate(tables) if index % 3 != 1]
+    query = torch.randn(len(parts), 4, 16, generator=generator).to(dtype)
+    with torch.inference_mode():
+        found = RunAttention(pool, parts)(query, pool.keys[0], pool.values[0], 0.25)
+        assert (found - plain(pool, parts, query)).abs().max() <= TOLERANCE[dtype]
+    assert len(seen) == calls
 
 
 @pytest.mark.parametrize("layout", ["runs", "shared", "scattered"])

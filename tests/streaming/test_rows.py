@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from prospect.streaming.attention import RunAttention
 from prospect.streaming.backends import fastest
 from prospect.streaming.graphs import LONGEST_CHUNK, GraphedTrunk
 from prospect.streaming.pages import BlockTable, PagePool
 from prospect.streaming.passes import Chunk, PackedTrunk
 from prospect.streaming.rows import FixedAttention, RowPass
+from prospect.streaming.runs import RunAttention
 from tests.factories import features, tiny_model, tiny_vocabulary
 
 SIZE, FULL = 8, 6
@@ -24,7 +24,7 @@ def model():
 
 
 def empty_pool(model) -> PagePool:
-    return PagePool(model.config, 4 * FULL, SIZE, FULL, torch.float32, torch.device("cpu"), cleared=True)
+    return PagePool(model.config, 4 * FULL, SIZE, FULL, torch.float32, torch.device("cpu"))
 
 
 def chunks_of(pool: PagePool, image: int) -> list[list[Chunk]]:

@@ -224,8 +224,13 @@ def paced(system: Driven, workload: Workload, frames: range, give_up_s: float) -
     return record
 
 
-def saturated(system: Driven, workload: Workload, frames: range, seconds: float) -> Record:
-    """Every session's next frame as soon as the last is decided, until all are or `seconds` are over."""
+def saturated(
+    system: Driven, workload: Workload, frames: range, seconds: float, fast_enough: float = float("inf")
+) -> Record:
+    """Every session's next frame as soon as the last is decided, until all are.
+
+    After `seconds` it ends for a system that decides fewer than `fast_enough` frames/s.
+    """
     record = Record.empty(workload.sessions, frames)
     began = time.perf_counter()
 
@@ -235,12 +240,13 @@ def saturated(system: Driven, workload: Workload, frames: range, seconds: float)
 
     for session in range(workload.sessions):
         push(session, frames.start)
-    while system.busy() and time.perf_counter() - began < seconds:
-        for each in _step(system, record, began):
+    while system.busy() and (record.seconds < seconds or record.decided >= fast_enough * record.seconds):
+        decided = _step(system, record, began)
+        record.seconds = time.perf_counter() - began
+        record.decided += len(decided)
+        for each in decided:
             if each.frame + 1 < frames.stop:
                 push(each.session, each.frame + 1)
-        record.seconds = time.perf_counter() - began
-    record.decided = int((~np.isnan(record.done)).sum())
     finish(system, record, began)
     _check(record, workload)
     return record

@@ -127,11 +127,11 @@ def measure_cell(
     system = build_system(name, loaded, workload, settings)
     system.fill(workload.starts)
     filled = memory_in_use(loaded)
-    full = saturated(system, workload, range(suite.saturated_frames), suite.seconds)
+    needed = _HOPELESS * sessions * FPS
+    full = saturated(system, workload, range(suite.saturated_frames), suite.seconds, needed)
     used = max(filled, memory_in_use(loaded)) - before
-    speed, needed = full.decided / full.seconds, sessions * FPS
-    live = None
-    if speed >= _HOPELESS * needed:
+    speed, live = full.decided / full.seconds, None
+    if speed >= needed:
         live = summary(paced(system, workload, range(suite.saturated_frames, workload.frames), suite.give_up_s))
     done = ~np.isnan(full.done)
     return Cell(

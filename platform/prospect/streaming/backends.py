@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from prospect.streaming.attention import Backend, Part, RunAttention
+from prospect.streaming.attention import Backend, Part
 from prospect.streaming.paged import FlexAttention, VarlenAttention
 from prospect.streaming.pages import BlockTable, PagePool
+from prospect.streaming.runs import RunAttention
 from prospect.streaming.settings import AttentionName
 
 log = logging.getLogger(__name__)

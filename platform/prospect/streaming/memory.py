@@ -27,9 +27,7 @@ def make_pool(model: DSTProActLlamaForCausalLM, settings: StreamingSettings, max
             "shorten context.max_seq_len or free memory",
             field="pages",
         )
-    return PagePool(
-        model.config, pages, settings.page_tokens, full, weight.dtype, weight.device, cleared=settings.deterministic
-    )
+    return PagePool(model.config, pages, settings.page_tokens, full, weight.dtype, weight.device)
 
 
 def bytes_per_token(model: DSTProActLlamaForCausalLM) -> int:

@@ -33,7 +33,8 @@ class PagePool:
 
     A page goes to a table next to the table's last one where that is free, and a new table starts in a stretch of
     `stretch` free pages where there is one: most tables are then one contiguous run, which attention on a CPU reads
-    without a copy.
+    without a copy. Pages start as zeros: attention also multiplies keys that it hides, and what no one wrote may be
+    no number.
     """
 
     def __init__(
@@ -44,15 +45,13 @@ class PagePool:
         stretch: int,
         dtype: torch.dtype,
         device: torch.device,
-        cleared: bool = False,
     ) -> None:
         heads = config.num_key_value_heads or config.num_attention_heads
         head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
         self.groups = config.num_attention_heads // heads
         shape = (num_pages + 1, page_size, heads, head_dim)
-        new = torch.zeros if cleared else torch.empty
         self.keys, self.values = (
-            [new(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)] for _ in range(2)
+            [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)] for _ in range(2)
         )
         self.num_pages, self.page_size, self.stretch = num_pages, page_size, stretch
         self.prefixes = PrefixIndex(page_size)
