@@ -46,6 +46,20 @@ def test_the_peer_trains() -> None:
     assert runs[1] < runs[0]
 
 
+def test_the_peer_s_loss_is_a_mean_over_micro_batches() -> None:
+    settings, clips = ModelSettings(lora=LoraSettings(r=4, dropout=0.0)), [tea_clip()] * 4
+    at_once, in_parts = (
+        train_with_transformers(
+            adapt(tiny_model(VOCABULARY).model, settings),
+            clips,
+            collator(VOCABULARY, packed=False),
+            TrainingSettings(batch_size=4, micro_batch_size=size),
+        )
+        for size in (4, 2)
+    )
+    assert in_parts == pytest.approx(at_once, rel=1e-4)
+
+
 def test_ratios_are_against_the_peer() -> None:
     one = Measurement(seconds=10, cpu_seconds=10, tokens=1000, computed=1000, start_bytes=0, peak_bytes=2**30, loss=1)
     table = comparison({"ours": one, "transformers": replace(one, seconds=20, computed=2000, peak_bytes=2**31)})

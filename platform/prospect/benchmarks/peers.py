@@ -29,6 +29,7 @@ def train_with_transformers(
             data_collator=lambda chosen: columns(collate(chosen)),
             train_dataset=clips,
         )
+        trainer.model_accepts_loss_kwargs = False  # else micro-batches' means are added up and not averaged
         trainer.remove_callback(PrinterCallback)
         return trainer.train().training_loss
 
