@@ -95,6 +95,25 @@ def test_neighbours_are_read_in_one_call_where_that_costs_less(call_bytes, calls
     assert len(seen) == calls
 
 
+@pytest.mark.parametrize("pages", range(2 * FULL, 3 * FULL))
+def test_the_last_stretch_of_a_pool_may_be_short(pages, monkeypatch):
+    monkeypatch.setattr(runs, "_CALL_BYTES", 1 << 30)
+    pool = PagePool(CONFIG, pages, SIZE, FULL, torch.float32, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    for keys in (*pool.keys, *pool.values):
+        keys.copy_(torch.randn(keys.shape, generator=generator))
+    tables = [BlockTable(pool, SIZE * FULL) for _ in range(2 + (pages > 2 * FULL))]
+    for table in tables:
+        table.reserve(5)
+        table.commit(4)
+    assert [table.pages for table in tables] == [[0], [FULL], [2 * FULL]][: len(tables)]
+    parts = [Part(table, 1) for table in tables]
+    query = torch.randn(len(parts), 4, 16, generator=generator)
+    with torch.inference_mode():
+        found = RunAttention(pool, parts)(query, pool.keys[0], pool.values[0], 0.25)
+        assert (found - plain(pool, parts, query)).abs().max() <= TOLERANCE[torch.float32]
+
+
 @pytest.mark.parametrize("layout", ["runs", "shared", "scattered"])
 def test_with_a_fixed_number_of_keys(layout):
     def fixed(pool: PagePool, parts: list[Part]) -> FixedAttention:

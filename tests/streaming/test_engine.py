@@ -16,6 +16,7 @@ from prospect.model.checkpoint import LoadedModel
 from prospect.model.losses import LossSettings, label_counts, loss_sums, total_loss
 from prospect.streaming.engine import StreamingEngine, StreamingSettings
 from prospect.streaming.outputs import Decision, Failed, Refreshed, SessionSpec, TextPiece
+from prospect.streaming.parking import pack, unpack
 from tests.factories import (
     CONTEXT,
     DIM,
@@ -232,12 +233,52 @@ def test_an_utterance_arrives_in_pieces_that_add_up(overfitted):
     assert said == next(d.utterance for d in decisions(events) if d.frame == 2)
 
 
-def test_a_silent_frame_takes_the_fast_path(random_model):
-    engine = StreamingEngine(random_model, CONTEXT, StreamingSettings(speak_threshold=1.0, update_threshold=1.0))
+class _Counted(torch.nn.Module):
+    """Counts the rows that `lm_head` multiplies, whoever asks."""
+
+    def __init__(self, lm_head: torch.nn.Linear) -> None:
+        super().__init__()
+        self.lm_head, self.weight, self.rows = lm_head, lm_head.weight, 0
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.rows += len(hidden)
+        return self.lm_head(hidden)
+
+
+@pytest.mark.parametrize("backend", ["heads", "token"])
+def test_a_silent_frame_never_touches_lm_head(vocabulary, backend):
+    """The token back-end reads three of its rows and never asks for the others."""
+    loaded = tiny_model(vocabulary, backend)
+    loaded.model.lm_head = counted = _Counted(loaded.model.lm_head)
+    engine = StreamingEngine(loaded, CONTEXT, StreamingSettings(speak_threshold=1.0, update_threshold=1.0))
     engine.open("a", TEA)
     stream(engine, "a", "a", range(10), {})
     assert all(d.fast for d in decisions(run(engine)["a"]))
-    assert engine.counters("a").lm_head_calls == 0
+    stats = engine.stats()
+    assert (counted.rows, stats.lm_head_rows, stats.fast_share) == (0, 0, 1.0)
+
+
+def test_a_delta_that_is_read_off_asks_lm_head_for_nothing(vocabulary):
+    loaded = tiny_model(vocabulary)
+    loaded.model.lm_head = counted = _Counted(loaded.model.lm_head)
+    settings = StreamingSettings(speak_threshold=1.0, update_threshold=0.0, dst_decoder="readout")
+    engine = StreamingEngine(loaded, CONTEXT, settings)
+    engine.open("a", TEA)
+    stream(engine, "a", "a", range(10), {})
+    decided = decisions(run(engine)["a"])
+    assert any(d.delta for d in decided)
+    assert all(d.fast for d in decided)
+    assert counted.rows == 0
+
+
+def test_a_frame_at_which_something_is_said_is_not_a_fast_one(random_model):
+    engine = StreamingEngine(random_model, CONTEXT, talkative(random_model))
+    engine.open("a", SessionSpec(goal="Wash up"))
+    stream(engine, "a", "a", range(40), {})
+    decided = decisions(run(engine)["a"])
+    spoken = sum(d.utterance is not None for d in decided)
+    assert 0 < spoken < 40
+    assert engine.stats().fast_share == 1 - spoken / 40
 
 
 def test_a_patched_state_reaches_the_model_before_the_next_frame(random_model):
@@ -442,6 +483,49 @@ def test_a_log_of_another_model_or_a_damaged_one_is_refused(random_model, vocabu
         engine.import_({**newer, "cache": older["cache"]})
     assert engine.session_ids == []
     assert engine.stats().pages.used == 0
+
+
+def test_keys_and_values_that_do_not_fit_are_refused_and_harm_nobody(random_model, vocabulary):
+    engine = StreamingEngine(random_model, CONTEXT, SETTINGS)
+    for name in ("a", "b"):
+        engine.open(name, TEA)
+        stream(engine, name, name, range(3), {})
+    run(engine)
+    log = engine.export("a", parked=True)
+    engine.close("a")
+    held = unpack(log["cache"])
+    damaged = {
+        "its values have shape": {**held, "values": held["values"][:, :1]},
+        "its step vectors have shape": {**held, "step_vectors": held["step_vectors"][:, :-1]},
+    }
+    for message, tensors in damaged.items():
+        with pytest.raises(SessionError, match=message):
+            engine.import_({**log, "cache": pack(tensors)})
+    retrained = StreamingEngine(tiny_model(vocabulary, seed=1), CONTEXT, SETTINGS)
+    with pytest.raises(SessionError, match="computed with other weights; leave it out"):
+        retrained.import_(log)
+    retrained.import_({name: value for name, value in log.items() if name != "cache"})
+    stream(engine, "b", "b", range(3, 4), {})
+    assert [d.frame for d in decisions(run(engine)["b"])] == [3]
+    engine.close("b")
+    assert engine.stats().pages.used == 0
+
+
+@pytest.mark.parametrize("parked", [False, True])
+def test_a_session_whose_state_was_set_while_a_delta_was_written_can_move(random_model, parked):
+    settings = StreamingSettings(speak_threshold=1.0, update_threshold=0.0)
+    first, second = (StreamingEngine(random_model, CONTEXT, settings) for _ in range(2))
+    first.open("a", TEA)
+    stream(first, "a", "a", range(1), {})
+    for _ in range(4):
+        first.step()
+    first.patch_state("a", dict.fromkeys(("S1", "S2", "S3"), "completed"))
+    run(first)
+    second.import_(first.export("a", parked))
+    for engine in (first, second):
+        stream(engine, "a", "a", range(1, 5), {})
+    expected, moved = (decisions(run(engine)["a"]) for engine in (first, second))
+    assert [(d.frame, d.state, d.delta) for d in moved] == [(d.frame, d.state, d.delta) for d in expected]
 
 
 def test_a_session_whose_state_was_set_makes_no_record(random_model):

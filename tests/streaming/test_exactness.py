@@ -6,6 +6,8 @@ only where the lone run's margin is below it.
 
 import json
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ import torch
 from prospect.model.checkpoint import LoadedModel
 from prospect.streaming.engine import StreamingEngine, StreamingSettings
 from prospect.streaming.outputs import Decision, SessionSpec
+from prospect.streaming.sampling import SamplingSettings
 from tests.factories import CONTEXT, features, tea_dialogue, tiny_model, tiny_vocabulary
 
 TEA = SessionSpec(goal=tea_dialogue().goal, steps=tea_dialogue().step_names, knowledge=tea_dialogue().knowledge)
@@ -120,7 +123,12 @@ def replayed(loaded: LoadedModel, settings: StreamingSettings) -> list[Decision]
 
 
 def parked(loaded: LoadedModel, settings: StreamingSettings) -> list[Decision]:
-    """To memory and back, and to another engine with the keys and values."""
+    """To disk and back, and to another engine with the keys and values."""
+    with TemporaryDirectory() as folder:
+        return _parked(loaded, settings.model_copy(update={"parking": "disk", "parking_folder": Path(folder)}))
+
+
+def _parked(loaded: LoadedModel, settings: StreamingSettings) -> list[Decision]:
     engine = opened(loaded, settings)
     decided = one_by_one(engine, range(6))
     engine.park("a")
@@ -202,3 +210,28 @@ def test_otherwise_within_a_tolerance_and_close_calls_are_counted(loaded, way):
 @pytest.mark.parametrize("way", list(WAYS))
 def test_deterministic_is_bitwise(loaded, expected, way):
     assert WAYS[way](loaded, EXACT) == expected
+
+
+OTHERWISE = EXACT.model_copy(
+    update={
+        "dst_decoder": "readout",
+        "sampling": SamplingSettings(decoding="sampled", temperature=1.5),
+        "speak_threshold": 0.002,
+        "update_threshold": 0.002,
+        "cooldown_frames": 1,
+        "speak_hysteresis": 0.1,
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def by_tokens():
+    return tiny_model(tiny_vocabulary(), "token")
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+def test_deterministic_is_bitwise_by_tokens_read_off_drawn_and_held_back(by_tokens, way):
+    expected = alone(by_tokens, OTHERWISE)
+    assert {decision.silence for decision in expected} >= {None, "cooldown", "hysteresis"}
+    assert any(decision.delta for decision in expected)
+    assert WAYS[way](by_tokens, OTHERWISE) == expected

@@ -1,5 +1,7 @@
 """How many sessions fit, what happens to one more, and what the pool holds when all are gone."""
 
+import gc
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from prospect.errors import OutOfPagesError, SessionError, UnknownSessionError
 from prospect.streaming.engine import StreamingEngine, StreamingSettings
 from prospect.streaming.outputs import Decision, SessionSpec
+from prospect.streaming.residence import Residence
 from tests.factories import CONTEXT, features, tea_dialogue, tiny_model, tiny_vocabulary
 
 TEA = SessionSpec(goal=tea_dialogue().goal, steps=tea_dialogue().step_names)
@@ -58,7 +61,7 @@ def test_with_parking_more_are_open_and_each_gets_its_turn(loaded, tmp_path, whe
         engine.open(name, TEA)
         decided(engine)
     assert (engine.stats().sessions, engine.stats().parked) == (5, 3)
-    assert len(list(tmp_path.iterdir())) == (3 if where == "disk" else 0)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == (3 if where == "disk" else 0)
     for name in "abcde":
         push(engine, name, 6)
     first: list[str] = []
@@ -69,7 +72,57 @@ def test_with_parking_more_are_open_and_each_gets_its_turn(loaded, tmp_path, whe
     for name in "abcde":
         engine.close(name)
     assert engine.stats().pages.used == 0
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_two_engines_park_in_one_folder_and_leave_nothing_there(loaded, tmp_path):
+    settings = TWO.model_copy(update={"parking": "disk", "parking_folder": tmp_path})
+    first, second = (StreamingEngine(loaded, SMALL, settings) for _ in range(2))
+    first.open("a", TEA)
+    decided(first)
+    first.park("a")
+    second.import_(first.export("a", parked=True))
+    second.park("a")
+    first.close("a")
+    push(second, "a", 1)
+    assert decided(second) == {"a": [0]}
+    second.park("a")
+    del first, second
+    gc.collect()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_place_changes_hands_at_most_once_a_step(loaded, monkeypatch):
+    """Everybody waits; those who come in do not push others out who then push out the next ones."""
+    engine = StreamingEngine(loaded, SMALL, TWO.model_copy(update={"parking": "memory", "catch_up_frames": 1}))
+    for name in "abcde":
+        engine.open(name, TEA)
+        decided(engine)
+        push(engine, name, 4)
+    moves: list[str] = []
+    park = Residence.park
+    monkeypatch.setattr(Residence, "park", lambda self, name: (moves.append(name), park(self, name)))
+    while engine.has_work():
+        moves.clear()
+        engine.step()
+        assert len(moves) <= engine.capacity
+
+
+def test_a_full_disk_ends_no_session(loaded, tmp_path, caplog):
+    engine = StreamingEngine(loaded, SMALL, TWO.model_copy(update={"parking": "disk", "parking_folder": tmp_path}))
+    for name in "ab":
+        engine.open(name, TEA)
+    decided(engine)
+    (folder,) = tmp_path.iterdir()
+    folder.rmdir()  # what cannot be written where a disk is full cannot be written here either
+    with pytest.raises(SessionError, match="session a: cannot be parked in"):
+        engine.park("a")
+    with pytest.raises(OutOfPagesError, match="promised to 2 sessions"):
+        engine.open("c", TEA)
+    assert "cannot be parked" in caplog.text
+    push(engine, "a", 1)
+    push(engine, "b", 1)
+    assert decided(engine) == {"a": [0], "b": [0]}
 
 
 def test_a_parked_copy_that_is_gone_ends_its_session_alone(loaded, tmp_path):
@@ -78,7 +131,7 @@ def test_a_parked_copy_that_is_gone_ends_its_session_alone(loaded, tmp_path):
         engine.open(name, TEA)
     decided(engine)
     engine.park("a")
-    next(tmp_path.iterdir()).unlink()
+    next(tmp_path.rglob("*.safetensors")).unlink()
     push(engine, "a", 1)
     push(engine, "b", 1)
     assert decided(engine) == {"b": [0]}
@@ -94,8 +147,18 @@ def test_a_session_in_the_middle_of_something_is_not_parked(loaded):
         engine.park("b")
 
 
+def move(engine: StreamingEngine, session_id: str, parked: bool) -> None:
+    """Away and back."""
+    log = engine.export(session_id, parked)
+    engine.close(session_id)
+    engine.import_(log)
+
+
 ACTIONS = st.lists(
-    st.tuples(st.sampled_from(["open", "push", "say", "patch", "step", "park", "close"]), st.sampled_from("abc")),
+    st.tuples(
+        st.sampled_from(["open", "push", "say", "patch", "step", "park", "move", "move parked", "close"]),
+        st.sampled_from("abc"),
+    ),
     max_size=40,
 )
 
@@ -104,7 +167,7 @@ ACTIONS = st.lists(
 @settings(max_examples=25, deadline=None)
 def test_whatever_happens_no_page_is_left_when_all_are_gone(loaded, actions):
     engine = StreamingEngine(
-        loaded, SMALL, TWO.model_copy(update={"parking": "memory", "page_tokens": 16, "pages": 36})
+        loaded, SMALL, TWO.model_copy(update={"parking": "memory", "page_tokens": 16, "pages": 42})
     )
     for action, name in actions:
         try:
@@ -115,6 +178,8 @@ def test_whatever_happens_no_page_is_left_when_all_are_gone(loaded, actions):
                 "patch": lambda name: engine.patch_state(name, {"S1": "completed"}),
                 "step": lambda name: engine.step(),
                 "park": engine.park,
+                "move": lambda name: move(engine, name, parked=False),
+                "move parked": lambda name: move(engine, name, parked=True),
                 "close": engine.close,
             }[action](name)
         except SessionError:
@@ -122,7 +187,7 @@ def test_whatever_happens_no_page_is_left_when_all_are_gone(loaded, actions):
         tables = [engine._session(name).cache for name in engine.session_ids]
         pages = [page for table in tables for page in table.pages]
         counts = engine.stats().pages
-        assert (counts.used, counts.used + counts.cached + counts.free) == (len(set(pages)), 36)
+        assert (counts.used, counts.used + counts.cached + counts.free) == (len(set(pages)), 42)
     for name in engine.session_ids:
         engine.close(name)
     assert engine.stats().pages.used == 0

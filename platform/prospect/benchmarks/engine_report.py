@@ -142,12 +142,14 @@ def _three(values: Percentiles) -> Iterable[str]:
 def _panels(contexts: Sequence[int], file: Path, draw: Any) -> Path:
     from matplotlib.figure import Figure  # a machine with a GPU and little else has none
 
-    figure = Figure(figsize=(4.2 * len(contexts), 3.1), layout="constrained")
-    for axis, context in zip(figure.subplots(1, len(contexts), squeeze=False)[0], contexts, strict=True):
+    figure = Figure(figsize=(4.2 * len(contexts) + 1.4, 3.1), layout="constrained")
+    axes = figure.subplots(1, len(contexts), squeeze=False)[0]
+    for axis, context in zip(axes, contexts, strict=True):
         draw(axis, context)
         axis.set_title(f"{context} tokens a session")
         axis.grid(alpha=0.25)
-        axis.legend(frameon=False, fontsize=8)
+    lines = {line.get_label(): line for axis in axes for line in axis.get_lines() if line.get_label()[0] != "_"}
+    figure.legend(lines.values(), lines.keys(), loc="outside right center", frameon=False, fontsize=8)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150, metadata={"Software": None})
     return file
@@ -170,7 +172,8 @@ def _latency(axis: Any, cells: Sequence[Cell], context: int) -> None:
             values = [getattr(free, name) for _, free in points]
             label = f"{system}, {name}"
             axis.plot([s for s, _ in points], values, _STYLES[system], color=colour, marker=".", label=label)
-    axis.set(xlabel="sessions", ylabel="decision, ms (no own generation)", xscale="log", yscale="log")
+    axis.set(ylabel="decision, ms (no own generation)", yscale="log")
+    _by_sessions(axis, cells, context)
 
 
 def _throughput(axis: Any, cells: Sequence[Cell], context: int) -> None:
@@ -180,7 +183,8 @@ def _throughput(axis: Any, cells: Sequence[Cell], context: int) -> None:
         axis.plot(sessions, speeds, _STYLES[system], color="#0072b2", marker=".", label=system)
     needed = sorted({cell.sessions for cell in cells if cell.context == context})
     axis.plot(needed, [2 * sessions for sessions in needed], color="0.6", linewidth=1, label="real time")
-    axis.set(xlabel="sessions", ylabel="frames/s in saturation", xscale="log", yscale="log")
+    axis.set(ylabel="frames/s in saturation", yscale="log")
+    _by_sessions(axis, cells, context)
 
 
 def _memory(axis: Any, cells: Sequence[Cell], context: int) -> None:
@@ -190,7 +194,16 @@ def _memory(axis: Any, cells: Sequence[Cell], context: int) -> None:
         axis.plot(sessions, sizes, _STYLES[system], color="#cc79a7", marker=".", label=system)
     full = next(cell.kv_mib for cell in cells if cell.context == context)
     axis.axhline(full, color="0.6", linewidth=1, label="keys and values by number")
-    axis.set(xlabel="sessions", ylabel="MiB a session", xscale="log", ylim=(0, None))
+    axis.set(ylabel="MiB a session", ylim=(0, None))
+    _by_sessions(axis, cells, context)
+
+
+def _by_sessions(axis: Any, cells: Sequence[Cell], context: int) -> None:
+    """A tick for each number of sessions that was measured."""
+    numbers = sorted({cell.sessions for cell in cells if cell.context == context})
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(numbers, [str(number) for number in numbers])
+    axis.set_xlabel("sessions")
 
 
 def _soak(axis: Any, minutes: Sequence[Minute]) -> None:

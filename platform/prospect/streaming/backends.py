@@ -54,7 +54,7 @@ def fastest(candidates: Mapping[AttentionName, Backend], pool: PagePool) -> Atte
         for name, backend in candidates.items():
             try:
                 seconds[name] = _seconds(backend, pool, parts)
-            except (RuntimeError, ValueError) as error:
+            except (RuntimeError, TypeError, ValueError) as error:  # an older torch takes other arguments
                 log.warning("attention: %s does not run here: %s", name, error)
     finally:
         for table in tables:

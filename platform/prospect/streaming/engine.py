@@ -6,7 +6,8 @@ A plain Python object that a test, the evaluator and the Serve deployment drive 
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,15 @@ from prospect.errors import FingerprintError, OutOfPagesError, SessionError, Unk
 from prospect.lineage import derived_seed
 from prospect.model.checkpoint import LoadedModel
 from prospect.streaming.decisions import decision_policy
-from prospect.streaming.inputs import changed_state, checked_cache, checked_embedding, checked_log, coded, model_hash
+from prospect.streaming.inputs import (
+    changed_state,
+    checked_cache,
+    checked_embedding,
+    checked_log,
+    coded,
+    model_hash,
+    weights_hash,
+)
 from prospect.streaming.journal import Segment, to_dialogue
 from prospect.streaming.memory import make_pool
 from prospect.streaming.outputs import Event, Failed, SessionSpec
@@ -158,7 +167,7 @@ class StreamingEngine:
         """Moves an idle session's keys and values out of the pool; its next frame brings them back.
 
         Raises:
-            SessionError: frames are still being decided.
+            SessionError: frames are still being decided, or the disk takes no more.
         """
         self._idle(session_id)
         self._residence.park(session_id)
@@ -190,11 +199,12 @@ class StreamingEngine:
 
     def step(self) -> list[tuple[str, Event]]:
         """One ragged forward for the sessions whose turn it is; returns what happened, by session."""
-        for session_id in [*self._residence.parked, *self._sessions]:
+        for session_id in self._waiting(self._residence.parked):
+            self._bring_in(session_id)
+        for session_id in self._waiting(self._residence.residents):
             session = self._sessions[session_id]
-            if self._activity(session_id) == "waiting" and self._bring_in(session_id, session):
-                self._residence.used(session_id)
-                self._work.start(session_id, session.decide(), session.cache)
+            self._residence.used(session_id)
+            self._work.start(session_id, session.decide(), session.cache)
         if self._work:
             self._step_seconds.append(_timed(self._work.step))
         events = [(sid, event) for sid, session in self._sessions.items() for event in _drain(session.outbox)]
@@ -208,12 +218,14 @@ class StreamingEngine:
             return "working"
         return "waiting" if self._sessions[session_id].frames else "idle"
 
-    def _bring_in(self, session_id: str, session: Session) -> bool:
+    def _waiting(self, session_ids: Iterable[str]) -> list[str]:
+        return [session_id for session_id in session_ids if self._activity(session_id) == "waiting"]
+
+    def _bring_in(self, session_id: str) -> None:
         try:
-            return self._residence.bring_in(session_id, session.cache)
+            self._residence.bring_in(session_id, self._sessions[session_id].cache)
         except SessionError as error:
             self._fail(session_id, error)
-            return False
 
     def stats(self) -> EngineStats:
         """What was done so far and what is in the pool now."""
@@ -243,21 +255,28 @@ class StreamingEngine:
         """The session's log, from which another engine continues: JSON, without keys and values.
 
         With `parked` they are in it, as safetensors bytes under `cache`: the other engine then computes nothing again.
+        They are left out where a state that was set makes the next frame build the context anew.
 
         Raises:
             SessionError: frames are still being decided.
         """
         session = self._idle(session_id)
+        exported = session.export()
         log = {
             "session_id": session_id,
             "fingerprint": self.loaded.fingerprint,
             "model": model_hash(self._model.config),
-            **session.export().to_json(),
+            **exported.to_json(),
         }
-        if parked:
+        if parked and not exported.stale:
             vectors = {} if session.step_vectors is None else {"step_vectors": session.step_vectors.cpu()}
             log["cache"] = pack(self._residence.copy(session_id) | vectors)
+            log["weights"] = self._weights
         return log
+
+    @cached_property
+    def _weights(self) -> str:
+        return weights_hash(self._model)
 
     def import_(self, log: Mapping[str, Any]) -> str:
         """Opens a session from its log; the cache is put back, or rebuilt from the tokens. Returns its id.
@@ -272,7 +291,7 @@ class StreamingEngine:
         self._admit(session_id, restored.spec, policy.dst_decoder)
         session = Session(self._parts, restored.spec, self._new_table(), policy, randomness)
         if "cache" in log:
-            parked = checked_cache(log, restored, self.loaded)
+            parked = checked_cache(log, restored, self.loaded, self._weights)
             put_back(self._pool, session.cache, parked)
             vectors = parked.get("step_vectors")
             session.restore(restored, None if vectors is None else vectors.to(self._pool.device))

@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import LlamaConfig
 
 from prospect.dialogue.state import StepState, TaskState
 from prospect.errors import FingerprintError, SessionError
 from prospect.lineage import fingerprint
 from prospect.model.checkpoint import LoadedModel
+from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.streaming.journal import SessionLog
 from prospect.streaming.parking import Parked, unpack
 
@@ -60,6 +62,12 @@ def model_hash(config: LlamaConfig) -> str:
     return fingerprint([config.vocab_size, config.hidden_size, config.num_hidden_layers, config.grammar_ids])
 
 
+def weights_hash(model: DSTProActLlamaForCausalLM) -> str:
+    """Whose keys and values a cache holds: sums of the weights' bytes, the same in any order and on any device."""
+    sums = [tensor.reshape(-1).view(torch.uint8).sum(dtype=torch.long) for tensor in model.state_dict().values()]
+    return fingerprint(torch.stack(sums).tolist())
+
+
 def checked_log(log: Mapping[str, Any], loaded: LoadedModel, max_seq_len: int) -> SessionLog:
     """Reads a log; what a foreign or damaged one would break is refused.
 
@@ -86,15 +94,24 @@ def checked_log(log: Mapping[str, Any], loaded: LoadedModel, max_seq_len: int) -
     return restored
 
 
-def checked_cache(log: Mapping[str, Any], restored: SessionLog, loaded: LoadedModel) -> Parked:
-    """The keys and values in a log: as many as its segment has tokens.
+def checked_cache(log: Mapping[str, Any], restored: SessionLog, loaded: LoadedModel, weights: str) -> Parked:
+    """The keys and values in a log: as many as its segment has tokens, with the vectors of its steps.
 
     Raises:
-        SessionError: they are unreadable, or of another segment.
+        SessionError: they are unreadable, of another segment, or computed with other weights.
     """
+    if log.get("weights") != weights:
+        raise SessionError("session log: its cache was computed with other weights; leave it out", field="cache")
     parked = unpack(log["cache"])
     length = len(restored.segment.sequence(loaded.vocabulary, loaded.model.config.tokens_per_frame).ids)
     held = parked["keys"].shape[1] if "keys" in parked and parked["keys"].dim() == 4 else 0
     if held != length:
         raise SessionError(f"session log: its cache holds {held} tokens, its segment has {length}", field="cache")
+    vectors, width = parked.get("step_vectors"), loaded.model.dst_state_head.step.out_features
+    num_shown = sum(position >= 0 for position in restored.segment.context.step_positions)
+    if vectors is not None and vectors.shape != (num_shown, width):
+        raise SessionError(
+            f"session log: its step vectors have shape {list(vectors.shape)}, expected {[num_shown, width]}",
+            field="cache",
+        )
     return parked

@@ -84,7 +84,7 @@ class SessionLog:
     def to_json(self) -> dict[str, Any]:
         segment = self.segment
         return {
-            "spec": {**vars(self.spec), "state": self.spec.state and list(self.spec.state.labels)},
+            "spec": {**vars(self.spec), "state": None if self.spec.state is None else list(self.spec.state.labels)},
             "restraint": _RESTRAINT.dump_python(self.restraint, mode="json"),
             "randomness": vars(self.randomness),
             "state": list(self.state.labels),

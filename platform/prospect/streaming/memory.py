@@ -1,5 +1,7 @@
 """How many pages the cache gets."""
 
+import gc
+
 import psutil
 import torch
 
@@ -17,10 +19,12 @@ def make_pool(model: DSTProActLlamaForCausalLM, settings: StreamingSettings, max
     """
     weight = model.model.norm.weight
     full = -(-max_seq_len // settings.page_tokens)
-    wanted = settings.pages or settings.max_sessions * full
     num_bytes = bytes_per_token(model) * settings.page_tokens
+    wanted = settings.max_sessions * full
+    if settings.pages is None and _free_bytes(weight.device) * settings.memory_share < wanted * num_bytes:
+        gc.collect()  # the pool of an engine that nobody has any more may be waiting for it
     room = int(_free_bytes(weight.device) * settings.memory_share) // num_bytes
-    pages = wanted if settings.pages else min(wanted, room)
+    pages = settings.pages or min(wanted, room)
     if pages < full:
         raise OutOfPagesError(
             f"streaming.pages: {pages} pages of {settings.page_tokens} tokens hold no session of {max_seq_len}; "
@@ -40,5 +44,6 @@ def bytes_per_token(model: DSTProActLlamaForCausalLM) -> int:
 
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, and free to us
+        return torch.cuda.mem_get_info(device)[0] + kept
     return psutil.virtual_memory().available

@@ -3,8 +3,11 @@
 Shapes: L layers, n tokens, Hkv key heads of width Dh.
 """
 
+import shutil
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -60,18 +63,19 @@ def check(pool: PagePool, parked: Mapping[str, Tensor]) -> int:
         held = parked.get(name)
         if held is None or held.dim() != 4 or held.dtype != like.dtype:
             raise SessionError(f"parked session: no {name} of {like.dtype} in it", field=name)
-        if (len(held), *held.shape[2:]) != (len(pool.keys), *like.shape[2:]):
+        num_tokens = parked["keys"].shape[1]
+        if held.shape != (len(pool.keys), num_tokens, *like.shape[2:]):
             raise SessionError(
                 f"parked session: its {name} have shape {list(held.shape)}, not this model's", field=name
             )
-    return parked["keys"].shape[1]
+    return num_tokens
 
 
 class ParkingLot:
-    """Where parked sessions wait: in host memory, or as a safetensors file each in a folder."""
+    """Where parked sessions wait: in host memory, or as a safetensors file each, in a new folder within `folder`."""
 
     def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+        self._folder = None if folder is None else self._new_folder(folder)
         self._held: dict[str, Parked | Path] = {}
 
     def __contains__(self, session_id: str) -> bool:
@@ -82,14 +86,17 @@ class ParkingLot:
         return iter(self._held)
 
     def leave(self, session_id: str, parked: Parked) -> None:
+        """Raises SessionError where it cannot be written."""
         if self._folder is None:
             self._held[session_id] = parked
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{session_id.encode().hex()}.safetensors"
-        partial = path.with_suffix(".partial")
-        save_file(parked, partial)
-        self._held[session_id] = partial.rename(path)
+        try:
+            save_file(parked, path)
+        except (OSError, SafetensorError) as error:
+            path.unlink(missing_ok=True)
+            raise SessionError(f"session {session_id}: cannot be parked in {path.parent} ({error})") from error
+        self._held[session_id] = path
 
     def look(self, session_id: str) -> Parked:
         """It stays parked.
@@ -104,6 +111,13 @@ class ParkingLot:
             return load_file(held)
         except (OSError, SafetensorError) as error:
             raise SessionError(f"parked session {session_id}: {held} cannot be read ({error})") from error
+
+    def _new_folder(self, parent: Path) -> Path:
+        """Goes with the lot."""
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(mkdtemp(prefix="engine-", dir=parent))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return folder
 
     def forget(self, session_id: str) -> None:
         held = self._held.pop(session_id, None)

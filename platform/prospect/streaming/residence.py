@@ -1,11 +1,15 @@
 """Which sessions have their keys and values in the pool, and which are parked."""
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Literal
 
+from prospect.errors import SessionError
 from prospect.streaming.pages import BlockTable, PagePool
 from prospect.streaming.parking import Parked, ParkingLot, copy_out, put_back
+
+log = logging.getLogger(__name__)
 
 Activity = Literal["working", "waiting", "idle"]
 """A session in the middle of something, one with frames that nobody has begun with, one without any."""
@@ -30,6 +34,11 @@ class Residence:
         """Residents that were used since they came in."""
 
     @property
+    def residents(self) -> list[str]:
+        """The one that was used longest ago comes first."""
+        return list(self._residents)
+
+    @property
     def parked(self) -> list[str]:
         """The one that waits longest comes first."""
         return list(self._lot)
@@ -50,26 +59,26 @@ class Residence:
             table.truncate(0)
 
     def park(self, session_id: str) -> None:
-        """Keys and values leave the pool, if they are there."""
+        """Keys and values leave the pool, if they are there.
+
+        Raises:
+            SessionError: there is no room for them elsewhere; they stay.
+        """
         if session_id not in self._lot:
             self._lot.leave(session_id, copy_out(self._pool, self._residents[session_id]))
             self._residents.pop(session_id).truncate(0)
             self._had_turn.discard(session_id)
 
-    def bring_in(self, session_id: str, table: BlockTable) -> bool:
-        """Whether the session is in the pool now, if need be in the place of another.
+    def bring_in(self, session_id: str, table: BlockTable) -> None:
+        """A parked session comes into the pool, if need be in the place of another; it stays out if all are busy.
 
         Raises:
             SessionError: the parked copy is gone or damaged.
         """
-        if session_id not in self._lot:
-            return True
-        if not self.make_place():
-            return False
-        put_back(self._pool, table, self._lot.look(session_id))
-        self._lot.forget(session_id)
-        self.enter(session_id, table)
-        return True
+        if self.make_place():
+            put_back(self._pool, table, self._lot.look(session_id))
+            self._lot.forget(session_id)
+            self.enter(session_id, table)
 
     def is_full(self) -> bool:
         return len(self._residents) >= self.places
@@ -81,9 +90,14 @@ class Residence:
         leaving = next((name for name in self._residents if self._activity(name) == "idle"), None) or next(
             (name for name in self._residents if self._activity(name) == "waiting" and name in self._had_turn), None
         )
-        if leaving is not None:
+        if leaving is None:
+            return False
+        try:
             self.park(leaving)
-        return leaving is not None
+        except SessionError as error:
+            log.error("%s", error)
+            return False
+        return True
 
     def copy(self, session_id: str) -> Parked:
         """Keys and values of a session, wherever they are."""

@@ -109,8 +109,9 @@ class RunAttention:
                 slots = torch.tensor(part.table.slots(0, part.end))
                 self._add(_Run(tokens, slots, _mask(part.end, part.num_tokens, pool)))
                 continue
-            if part.num_tokens == 1 and first % (pool.stretch * pool.page_size) == 0:
-                singles.append(_Single(first // (pool.stretch * pool.page_size), tokens.start, length))
+            stretch, behind = divmod(first, pool.stretch * pool.page_size)
+            if part.num_tokens == 1 and behind == 0 and stretch < pool.num_pages // pool.stretch:
+                singles.append(_Single(stretch, tokens.start, length))
             else:
                 self._add(_Run(tokens, slice(first, first + length), _mask(length, part.num_tokens, pool)))
             for order, run in enumerate(before):
@@ -141,7 +142,7 @@ class RunAttention:
 
 @dataclass(frozen=True)
 class _Single:
-    """One token whose last run begins a stretch."""
+    """One token whose last run begins a stretch, one of full length."""
 
     stretch: int
     token: int

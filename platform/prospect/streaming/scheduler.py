@@ -1,5 +1,6 @@
 """Whose tokens run in a step."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -37,7 +38,8 @@ class Scheduler:
     """A budget of tokens a step, given in order of kind; every `patience` steps of waiting move a job up one kind.
 
     So a context runs in the same step as frames as far as tokens are left, and whatever the load nobody waits for
-    ever: behind jobs of its own rank the one that has waited longest goes first.
+    ever: behind jobs of its own rank the one that has waited longest goes first. Jobs that were moved up to the
+    frames take at most half a step from them, however many they are.
     """
 
     step_tokens: int
@@ -46,17 +48,23 @@ class Scheduler:
 
     def choose(self, jobs: Iterable[Job]) -> list[tuple[Job, int]]:
         """Who runs, and how many of its tokens; the others have waited one step more."""
-        chosen: list[tuple[Job, int]] = []
-        left = self.step_tokens
-        for job in sorted(jobs, key=self._rank):
-            num_tokens = min(job.num_left, left, self.chunk_tokens)
-            if num_tokens:
-                chosen.append((job, num_tokens))
-                job.waited = 0
-                left -= num_tokens
-            else:
-                job.waited += 1
-        return chosen
+        ranked = sorted(jobs, key=self._rank)
+        frames = [job for job in ranked if job.feed.kind == "frame"]
+        overdue = [job for job in ranked if job.feed.kind != "frame" and self._rank(job)[0] <= ORDER["frame"]]
+        given: Counter[str] = Counter()
+        self._give(overdue, self.step_tokens // 2, given)
+        for group in (frames, ranked):
+            self._give(group, self.step_tokens - given.total(), given)
+        for job in ranked:
+            job.waited = 0 if given[job.session_id] else job.waited + 1
+        return [(job, given[job.session_id]) for job in ranked if given[job.session_id]]
+
+    def _give(self, jobs: Iterable[Job], budget: int, given: Counter[str]) -> None:
+        """Adds to what each was given, up to its chunk."""
+        for job in jobs:
+            num_tokens = min(min(job.num_left, self.chunk_tokens) - given[job.session_id], budget)
+            given[job.session_id] += num_tokens
+            budget -= num_tokens
 
     def _rank(self, job: Job) -> tuple[int, int]:
         return ORDER[job.feed.kind] - job.waited // self.patience, -job.waited

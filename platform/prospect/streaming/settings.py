@@ -42,12 +42,13 @@ class StreamingSettings(Settings):
     """How utterances are generated."""
     history_events: int = Field(default=4096, ge=0)
     """Frames with events that a session remembers; one that has forgotten some makes no record."""
-    step_tokens: int = Field(default=512, ge=1)
+    step_tokens: int = Field(default=512, ge=2)
     """Most tokens of all sessions in one step; frames come first, then contexts, then generated text."""
     chunk_tokens: int = Field(default=256, ge=1)
     """Most tokens of one session in one step, so that a long context does not hold up the others."""
     patience: int = Field(default=2, ge=1)
-    """Steps that a session waits until it counts as much as the next more urgent kind of work."""
+    """Steps that a session waits until it counts as much as the next more urgent kind of work; half a step at least
+    stays with frames."""
     catch_up_frames: int = Field(default=8, ge=1)
     """Most waiting frames of one session that are decided in one chunk."""
     page_tokens: int = Field(default=64, ge=1)
@@ -60,7 +61,7 @@ class StreamingSettings(Settings):
     """Where the keys and values of idle sessions go when others need their pages. `off`: no more sessions are opened
     than full ones fit; a session that is parked by hand goes to memory then."""
     parking_folder: Path | None = None
-    """For `disk`."""
+    """For `disk`. Every engine has a folder of its own in it and removes it at its end, if it is not killed."""
     share_prefixes: bool = True
     """Whether contexts that begin with the same text have those keys and values once."""
     attention: AttentionName = "auto"

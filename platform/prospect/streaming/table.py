@@ -40,7 +40,7 @@ class TableModel:
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._context = ContextSettings(**loaded.manifest.get("context", {}))
-        self._settings = StreamingSettings(max_waiting_frames=10**9)
+        self._settings = StreamingSettings(max_sessions=1, max_waiting_frames=10**9)
         self._loaded = loaded
 
     def predict(self, table: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
