@@ -191,3 +191,19 @@ def test_whatever_happens_no_page_is_left_when_all_are_gone(loaded, actions):
     for name in engine.session_ids:
         engine.close(name)
     assert engine.stats().pages.used == 0
+
+
+def test_however_many_contexts_come_a_frame_waits_for_one_step_at_most(loaded):
+    """Twelve sessions open at once beside one that watches; a chunk is half a step."""
+    many = TWO.model_copy(update={"pages": 52, "step_tokens": 32, "chunk_tokens": 16, "share_prefixes": False})
+    engine = StreamingEngine(loaded, SMALL, many)
+    engine.open("watching", SessionSpec(goal="Wash up", speak_threshold=1.0))
+    decided(engine)
+    for name in "abcdefghijkl":
+        engine.open(name, TEA)
+    waits = []
+    while engine.stats().tokens < 12 * 60:
+        push(engine, "watching", 1)
+        waits.append(next(step for step in range(1, 9) if any(sid == "watching" for sid, _ in engine.step())))
+    assert len(waits) > 10
+    assert max(waits) <= 2

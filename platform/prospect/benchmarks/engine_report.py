@@ -143,9 +143,11 @@ def _panels(contexts: Sequence[int], file: Path, draw: Any) -> Path:
     from matplotlib.figure import Figure  # a machine with a GPU and little else has none
 
     figure = Figure(figsize=(4.2 * len(contexts) + 1.4, 3.1), layout="constrained")
-    axes = figure.subplots(1, len(contexts), squeeze=False)[0]
+    axes = figure.subplots(1, len(contexts), sharey=True, squeeze=False)[0]
     for axis, context in zip(axes, contexts, strict=True):
         draw(axis, context)
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.label_outer()
         axis.set_title(f"{context} tokens a session")
         axis.grid(alpha=0.25)
     lines = {line.get_label(): line for axis in axes for line in axis.get_lines() if line.get_label()[0] != "_"}
@@ -213,4 +215,4 @@ def _soak(axis: Any, minutes: Sequence[Minute]) -> None:
     axis.set(xlabel="minute", ylabel="p99 in saturation, ms", ylim=(0, None))
     other = axis.twinx()
     other.plot(times, [one.memory_mib for one in minutes], color="#0072b2")
-    other.set(ylabel="memory, MiB", ylim=(0, None))
+    other.set(ylabel="memory, MiB", ylim=(0, 1.2 * max(one.memory_mib for one in minutes)))
