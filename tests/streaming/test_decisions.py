@@ -17,11 +17,13 @@ from tests.factories import CONTEXT, features, tea_dialogue, tiny_model, tiny_vo
 TEA = SessionSpec(goal="Make tea", steps=tea_dialogue().step_names)
 
 
-def heard(settings: StreamingSettings, probabilities: list[float], asked: tuple[int, ...] = ()) -> str:
+def heard(
+    settings: StreamingSettings, probabilities: list[float], asked: tuple[int, ...] = (), moved: tuple[int, ...] = ()
+) -> str:
     """One letter a frame: S(peaks), or why not: t(hreshold), c(ooldown), h(ysteresis)."""
     restraint, letters = Restraint(decision_policy(settings, None, SessionSpec())), ""
     for frame, probability in enumerate(probabilities):
-        silence = restraint.silence(probability, frame, addressed=frame in asked)
+        silence = restraint.silence(probability, frame, addressed=frame in asked, updated=frame in moved)
         restraint.acted(frame, updated=False, spoke=silence is None)
         letters += "S" if silence is None else silence[0]
     return letters
@@ -30,6 +32,7 @@ def heard(settings: StreamingSettings, probabilities: list[float], asked: tuple[
 def test_by_default_a_model_that_always_wants_to_speak_speaks_once_and_answers():
     assert heard(StreamingSettings(), [0.9] * 8) == "Schhhhhh"
     assert heard(StreamingSettings(), [0.9] * 8, asked=(1, 5)) == "SSchhSch"
+    assert heard(StreamingSettings(), [0.9] * 8, moved=(1, 5)) == "ScSchSch", "something new, after the cool-down"
 
 
 def test_the_probability_must_come_down_by_a_share_of_the_threshold():

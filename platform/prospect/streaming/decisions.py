@@ -91,10 +91,13 @@ class Restraint:
         self.update_armed |= _came_down(p_update, threshold, hysteresis)
         return p_update > threshold and self.update_armed
 
-    def silence(self, p_speak: float, frame: int, addressed: bool) -> Silence | None:
-        """Why to stay silent at a frame; None: speak. A user who has just said something is always answered."""
+    def silence(self, p_speak: float, frame: int, addressed: bool, updated: bool) -> Silence | None:
+        """Why to stay silent at a frame; None: speak. A user who has just said something is always answered.
+
+        A state that has just moved is something new to speak about: the probability need not have come down.
+        """
         threshold, hysteresis = self.policy.speak, self.policy.speak_hysteresis
-        self.speak_armed |= addressed or _came_down(p_speak, threshold, hysteresis)
+        self.speak_armed |= addressed or updated or _came_down(p_speak, threshold, hysteresis)
         if p_speak <= threshold:
             return "threshold"
         if not addressed and self.last_spoken is not None and frame - self.last_spoken <= self.policy.cooldown_frames:

@@ -209,7 +209,7 @@ class Session:
             self.cache.truncate(behind)
             delta, after = yield from self._update(wanted)
             p_speak = speak_after_delta(self._parts.model, p, after)
-        utterance, silence = None, self._restraint.silence(p_speak, frame, bool(texts))
+        utterance, silence = None, self._restraint.silence(p_speak, frame, bool(texts), bool(delta))
         if silence is None:
             if not updates:
                 self.cache.truncate(behind)

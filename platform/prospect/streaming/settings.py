@@ -31,7 +31,8 @@ class StreamingSettings(Settings):
     """Frames after an utterance in which the assistant stays silent, unless the user says something."""
     speak_hysteresis: float | None = Field(default=0.1, ge=0, le=1)
     """After an utterance the probability must first fall this share below the threshold before the next one, unless
-    the user says something: a model that wants to speak at every frame speaks once. None: it need not fall."""
+    the user says something or the state moves: a model that wants to speak at every frame speaks once. None: it need
+    not fall."""
     update_hysteresis: float | None = Field(default=None, ge=0, le=1)
     """The same for updates of the state."""
     dst_decoder: DstDecoder = "generate"
