@@ -12,7 +12,6 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from ray.serve.schema import LoggingConfig
 
 from prospect.config import Config
-from prospect.dialogue.prompt import ContextSettings
 from prospect.errors import ProspectError, UnknownSessionError
 from prospect.model.checkpoint import load_model
 from prospect.streaming.engine import StreamingEngine
@@ -53,7 +52,7 @@ class Engine(SessionHost):
         loaded = load_model(folder, cache=Path(config.storage.root) / "cache")
         equivalent_to = config.vision.equivalent_to
         encoder = encoder_of(loaded, equivalent_to)
-        context = ContextSettings(**loaded.manifest.get("context", {}))
+        context = config.context.over(loaded.manifest.get("context", {}))
         accepted = {*equivalent_to, *({encoder.fingerprint} if encoder else ())}
         engine = StreamingEngine(loaded, context, config.streaming, accepted)
         super().__init__(engine, LiveEncoder(encoder) if encoder else None, config.serving.limits)

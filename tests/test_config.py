@@ -1,6 +1,7 @@
 """configs/ and overrides become one validated `Config`; every mistake is one sentence."""
 
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from prospect.config import RUNTIME_ENV, Config, ServingSettings, StorageSettings, documented, load, run_job, sections
+from prospect.dialogue.prompt import ContextSettings
 from prospect.errors import ConfigError, DataError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -66,7 +68,8 @@ def test_yaml_holds_only_differences(option: str) -> None:
     job = next(job for job in JOBS if section in sections(job))
     fields = type(getattr(load(job, [f"{section}={name}"]), section)).model_fields
     for key, value in (yaml.safe_load((CONFIGS / f"{option}.yaml").read_text()) or {}).items():
-        assert key == "name" or fields[key].is_required() or fields[key].default != value, (
+        names_the_option = key == "name" or (key, value) == ("strategy", name)  # unset, a strategy is as trained
+        assert names_the_option or fields[key].is_required() or fields[key].default != value, (
             f"{section}.{key} is the default"
         )
 
@@ -227,3 +230,13 @@ def test_the_uploaded_package_finds_configs_in_its_working_directory(tmp_path: P
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert answer in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("job", ["eval", "serve"])
+def test_a_model_goes_on_with_the_context_that_it_was_trained_with_but_for_what_is_set(job):
+    trained = ContextSettings(strategy="drop_all", max_seq_len=512, recipe=False)
+    values = trained.model_dump(mode="json")
+    assert load(job).context.over(values) == trained
+    chosen = load(job, ["context=state_refresh", "context.tail_seconds=2"]).context.over(values)
+    assert chosen == trained.model_copy(update={"strategy": "state_refresh", "tail_seconds": 2.0})
+    assert pickle.loads(pickle.dumps(load(job, ["context=none"]))).context.over(values).max_seq_len == 512

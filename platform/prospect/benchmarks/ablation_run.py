@@ -47,7 +47,10 @@ def measure(run: AblationRun) -> dict[str, Any]:
     encoder = SentenceSimilarity(config.evaluation.similarity)
     scores = {}
     for name, settings in run.passes.items():
-        videos = streamed(trained.model, root / "cache", placed, store, settings, print, views=["watched"])[MODEL]
+        systems = streamed(
+            trained.model, root / "cache", placed, store, config.context, settings, print, views=["watched"]
+        )
+        videos = systems[MODEL]
         found = evaluate(videos, config.evaluation, encoder)
         tallies = {video: tally.columns().tolist() for video, tally in found.videos.items()}
         scores[name] = {"metrics": found.overall.metrics, "videos": tallies}

@@ -4,9 +4,9 @@
 middle, a refresh, a resumed session (DESIGN 4.4).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
@@ -64,6 +64,10 @@ class ContextSettings(Settings):
     def max_tail_frames(self) -> int:
         """`tail_seconds` in frames."""
         return round(self.tail_seconds * FPS)
+
+    def over(self, trained: Mapping[str, Any]) -> Self:
+        """What a model was trained with, but for what was set here."""
+        return self.model_validate({**trained, **self.model_dump(exclude_unset=True)})
 
 
 @dataclass(frozen=True)

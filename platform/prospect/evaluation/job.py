@@ -1,5 +1,6 @@
 """Scores a model: held-out videos streamed with Ray Data, beside baselines that do not watch; the better one serves."""
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,6 +13,7 @@ import ray.data
 import torch
 from pydantic import TypeAdapter
 
+import prospect
 from prospect.cluster.job import connect
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.prepare import Records, read_records
@@ -96,7 +98,9 @@ def evaluate_model(config: "Config", report: Report = print) -> EvaluationResult
         )
     report(f"eval   {_thresholds(loaded, config.streaming, {dialogue.dataset for dialogue, _ in placed})}")
     report(f"eval   {model}: streaming {len(placed)} dialogues, {len(VIEWS)} views each")
-    systems = streamed(folder, root / "cache", placed, store, config.streaming, report) | _baselines(records, placed)
+    context = config.context.over(loaded.manifest["context"])
+    decided = streamed(folder, root / "cache", placed, store, context, config.streaming, report)
+    systems = decided | _baselines(records, placed)
     encoder = SentenceSimilarity(settings.similarity)
     scores = {name: evaluate(videos, settings, encoder) for name, videos in systems.items()}
     rivals = {name: scores[name] for name in RIVALS}
@@ -123,11 +127,13 @@ def _thresholds(loaded: LoadedModel, streaming: StreamingSettings, datasets: set
 class _Streamer:
     """One engine in a Ray Data actor."""
 
-    def __init__(self, folder: Path, cache: Path, store: str, streaming: StreamingSettings) -> None:
+    def __init__(
+        self, folder: Path, cache: Path, store: str, context: ContextSettings, streaming: StreamingSettings
+    ) -> None:
         torch.set_num_threads(1)
         self._loaded = load_model(folder, cache=cache, device="auto")
         self._store = EmbeddingStore(store)
-        self._context = ContextSettings.model_validate(self._loaded.manifest["context"])
+        self._context = context
         self._settings = streaming.model_copy(update={"max_sessions": SESSIONS_PER_GROUP, "max_waiting_frames": 10**9})
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -153,18 +159,20 @@ def streamed(
     cache: Path,
     placed: Sequence[Placed],
     store: EmbeddingStore,
+    context: ContextSettings,
     streaming: StreamingSettings,
     report: Report,
     views: Sequence[View] = tuple(VIEWS),
 ) -> dict[str, list[VideoDecisions]]:
     """Decisions by the system's name, one for each view that the model in `folder` is shown.
 
-    What the same model streamed before with the same settings is not streamed again: `cache` has it.
+    What the same model and code streamed before with the same settings is not streamed again: `cache` has it.
 
     Raises:
         DataError: a dialogue cannot be streamed.
     """
-    same = [_weights_hash(folder), streaming.model_dump(mode="json"), store.fingerprint]
+    settings = [each.model_dump(mode="json") for each in (context, streaming)]
+    same = [_weights_hash(folder), _code_hash(), *settings, store.fingerprint]
     groups = [
         _Group.of(view, placed[start : start + SESSIONS_PER_GROUP], same, store)
         for view in views
@@ -173,7 +181,7 @@ def streamed(
     finished = _Finished(cache / "decisions", len(groups), report)
     missing = [group.row for group in groups if not finished.has(group.row["key"])]
     if missing:
-        for row in _stream_rows(missing, folder, cache, store, streaming):
+        for row in _stream_rows(missing, folder, cache, store, context, streaming):
             if row["error"]:
                 raise DataError(f"evaluation: a held-out dialogue cannot be streamed: {row['error']}")
             finished.add(row["key"], row["decisions"])
@@ -228,8 +236,21 @@ def _weights_hash(folder: Path) -> str:
     return fingerprint([*weights, (folder / "config.json").read_text()])
 
 
+@functools.cache
+def _code_hash() -> str:
+    """Of what decides, so that another version's decisions are not taken for this one's."""
+    package = Path(prospect.__file__).parent
+    files = [file for part in ("dialogue", "model", "streaming") for file in sorted((package / part).glob("*.py"))]
+    return fingerprint([hash_file(file) for file in [*files, package / "evaluation" / "stream.py"]])
+
+
 def _stream_rows(
-    rows: list[dict[str, str]], folder: Path, cache: Path, store: EmbeddingStore, streaming: StreamingSettings
+    rows: list[dict[str, str]],
+    folder: Path,
+    cache: Path,
+    store: EmbeddingStore,
+    context: ContextSettings,
+    streaming: StreamingSettings,
 ) -> Iterator[dict[str, Any]]:
     connect()
     resources = ray.cluster_resources()
@@ -237,7 +258,7 @@ def _stream_rows(
     actors = max(1, min(len(rows), gpus or int(resources.get("CPU", 1))))
     streamed = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         cast(Any, _Streamer),  # Ray takes a class for a stateful function; its annotation does not say so
-        fn_constructor_args=(folder, cache, str(store.root), streaming),
+        fn_constructor_args=(folder, cache, str(store.root), context, streaming),
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=1,
         num_gpus=1 if gpus else 0,
