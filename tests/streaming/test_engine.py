@@ -4,66 +4,18 @@ import dataclasses
 import itertools
 import json
 
-import numpy as np
 import pytest
 import torch
 
 from prospect.data.clips import clip_sequence, make_clip
 from prospect.dialogue.state import TaskState
 from prospect.dialogue.timeline import num_frames, place
-from prospect.errors import FingerprintError, ProspectError, SessionError, UnknownSessionError, UntrainedHeadError
-from prospect.model.checkpoint import LoadedModel
+from prospect.errors import SessionError
 from prospect.model.losses import LossSettings, label_counts, loss_sums, total_loss
 from prospect.streaming.engine import StreamingEngine, StreamingSettings
-from prospect.streaming.outputs import Decision, Failed, Refreshed, SessionSpec, TextPiece
-from prospect.streaming.parking import pack, unpack
-from tests.factories import (
-    CONTEXT,
-    DIM,
-    collator,
-    features,
-    tea_clip,
-    tea_dialogue,
-    tiny_model,
-    tiny_vocabulary,
-)  # fmt: skip
-
-SETTINGS = StreamingSettings(cooldown_frames=0, speak_hysteresis=None)
-TEA = SessionSpec(goal=tea_dialogue().goal, steps=tea_dialogue().step_names, knowledge=tea_dialogue().knowledge)
-
-
-def run(engine: StreamingEngine) -> dict[str, list]:
-    events: dict[str, list] = {}
-    while engine.has_work():
-        for session_id, event in engine.step():
-            events.setdefault(session_id, []).append(event)
-    return events
-
-
-def decisions(events: list) -> list[Decision]:
-    return [event for event in events if isinstance(event, Decision)]
-
-
-def stream(engine: StreamingEngine, session_id: str, video: str, frames: range, texts: dict[int, str]) -> None:
-    for frame in frames:
-        if frame in texts:
-            engine.push_text(session_id, texts[frame])
-        engine.push_frame(session_id, features(video, frame, frame + 1)[0])
-
-
-def talkative(loaded: LoadedModel) -> StreamingSettings:
-    """Random weights decide anywhere; these thresholds make a random model act on some frames."""
-    return StreamingSettings(speak_threshold=0.52, update_threshold=0.51, cooldown_frames=0, speak_hysteresis=None)
-
-
-@pytest.fixture(scope="module")
-def vocabulary():
-    return tiny_vocabulary()
-
-
-@pytest.fixture(scope="module")
-def random_model(vocabulary):
-    return tiny_model(vocabulary)
+from prospect.streaming.outputs import Decision, Refreshed, SessionSpec, TextPiece
+from tests.factories import CONTEXT, collator, features, tea_clip, tiny_model
+from tests.streaming.driving import SETTINGS, TALKATIVE, TEA, decisions, run, stream
 
 
 @pytest.fixture(scope="module", params=["heads", "token"])
@@ -136,10 +88,10 @@ def test_a_recorded_session_converts_to_the_tokens_that_the_engine_saw(overfitte
 
 def test_a_batch_of_sessions_gives_each_what_it_gets_alone(random_model):
     """Tolerance 1e-5 on probabilities; what is said and done is equal."""
-    together = StreamingEngine(random_model, CONTEXT, talkative(random_model))
+    together = StreamingEngine(random_model, CONTEXT, TALKATIVE)
     alone = {}
     for name, count in (("a", 25), ("b", 40), ("c", 7)):
-        engine = StreamingEngine(random_model, CONTEXT, talkative(random_model))
+        engine = StreamingEngine(random_model, CONTEXT, TALKATIVE)
         for target in (engine, together):
             target.open(name, TEA if name != "c" else SessionSpec(goal="Wash up"))
             stream(target, name, name, range(count), {3: "What now?"})
@@ -272,7 +224,7 @@ def test_a_delta_that_is_read_off_asks_lm_head_for_nothing(vocabulary):
 
 
 def test_a_frame_at_which_something_is_said_is_not_a_fast_one(random_model):
-    engine = StreamingEngine(random_model, CONTEXT, talkative(random_model))
+    engine = StreamingEngine(random_model, CONTEXT, TALKATIVE)
     engine.open("a", SessionSpec(goal="Wash up"))
     stream(engine, "a", "a", range(40), {})
     decided = decisions(run(engine)["a"])
@@ -306,43 +258,6 @@ def test_a_state_that_is_patched_while_a_delta_is_written_stays(random_model):
         assert decision.delta == () or decision.state.labels != engine.state("a").labels
 
 
-def test_mistakes_are_named_and_harm_nobody(random_model):
-    engine = StreamingEngine(random_model, CONTEXT, StreamingSettings(max_sessions=2, max_waiting_frames=2))
-    engine.open("a", TEA)
-    with pytest.raises(UnknownSessionError, match="'nobody' is not open"):
-        engine.push_frame("nobody", np.zeros((1, DIM), np.float16))
-    with pytest.raises(SessionError, match=r"has shape \[1, 3\], expected \[1, 16\]") as caught:
-        engine.push_frame("a", np.zeros((1, 3), np.float16))
-    assert caught.value.code == "wrong_shape"
-    with pytest.raises(SessionError, match="not finite"):
-        engine.push_frame("a", np.full((1, DIM), np.nan, np.float16))
-    with pytest.raises(FingerprintError, match="encoded with other, the model expects tests"):
-        engine.push_frame("a", np.zeros((1, DIM), np.float16), "other")
-    declared = StreamingEngine(engine.loaded, CONTEXT, engine.settings, ["other"])
-    declared.open("a", TEA)
-    assert declared.push_frame("a", np.zeros((1, DIM), np.float16), "other") == 0
-    with pytest.raises(SessionError, match="open already"):
-        engine.open("a", TEA)
-    with pytest.raises(SessionError, match="no step 'S9'"):
-        engine.patch_state("a", {"S9": "completed"})
-    with pytest.raises(SessionError, match="'paused' is none of"):
-        engine.patch_state("a", {"S1": "paused"})
-    with pytest.raises(SessionError, match="has room for"):
-        engine.push_text("a", "word " * 5000)
-    with pytest.raises(ProspectError, match="the limit is 256; shorten them"):
-        engine.open("b", SessionSpec(goal="tea " * 9000))
-    engine.open("b", SessionSpec(goal="Wash up"))
-    with pytest.raises(SessionError, match="all 2 sessions are taken"):
-        engine.open("c", SessionSpec())
-    stream(engine, "a", "a", range(2), {})
-    with pytest.raises(SessionError, match="2 frames are waiting"):
-        stream(engine, "a", "a", range(1), {})
-    assert [d.frame for d in decisions(run(engine)["a"])] == [0, 1]
-    engine.close("a")
-    with pytest.raises(UnknownSessionError):
-        engine.state("a")
-
-
 def test_a_sessions_thresholds_come_before_its_datasets_those_before_the_default_and_the_configured_last(vocabulary):
     loaded = tiny_model(vocabulary)
     loaded.model.config.thresholds = {"default": {"speak": 0.9, "update": 0.8}, "ego4d": {"speak": 0.7}}
@@ -365,28 +280,6 @@ def test_a_sessions_thresholds_come_before_its_datasets_those_before_the_default
     assert thresholds(uncalibrated, SessionSpec(dataset="ego4d")) == (0.2, 0.3)
     loaded.model.config.thresholds = None
     assert thresholds(StreamingEngine(loaded, CONTEXT, settings), SessionSpec()) == (0.2, 0.3)
-
-
-def test_an_untrained_model_is_refused_where_it_would_be_used(vocabulary):
-    engine = StreamingEngine(tiny_model(vocabulary, trained=False), CONTEXT, SETTINGS)
-    with pytest.raises(UntrainedHeadError, match="dst_update had no training step"):
-        engine.open("a", TEA)
-
-
-def test_a_state_head_that_was_never_trained_is_not_read(vocabulary):
-    loaded = tiny_model(vocabulary)
-    loaded.model.config.trained_steps = {"speaking": 1, "dst_update": 1, "dst_state": 0}
-    engine = StreamingEngine(loaded, CONTEXT, talkative(loaded))
-    engine.open("a", TEA)
-    stream(engine, "a", "a", range(6), {})
-    assert [d.readout for d in decisions(run(engine)["a"])] == [None] * 6
-    with pytest.raises(UntrainedHeadError, match="dst_state had no training step"):
-        StreamingEngine(loaded, CONTEXT, StreamingSettings(dst_decoder="readout")).open("a", TEA)
-    reading = StreamingEngine(tiny_model(vocabulary), CONTEXT, StreamingSettings(dst_decoder="readout"))
-    reading.open("b", TEA)
-    run(reading)
-    with pytest.raises(UntrainedHeadError, match="dst_state had no training step"):
-        engine.import_(reading.export("b"))
 
 
 def test_an_update_that_changes_nothing_holds_up_no_waiting_frame(vocabulary):
@@ -429,7 +322,7 @@ def test_whatever_is_generated_stays_within_a_frames_reserve(vocabulary, seed):
 def test_whatever_text_was_accepted_fits_once_the_context_has_grown(random_model):
     """The tail and the utterances come only with the first refresh; the text was measured before it."""
     small = CONTEXT.model_copy(update={"max_seq_len": 360})
-    engine = StreamingEngine(random_model, small, talkative(random_model))
+    engine = StreamingEngine(random_model, small, TALKATIVE)
     engine.open("a", TEA)
     stream(engine, "a", "a", range(30), {})
     accepted = next(text for n in range(200, 0, -1) if pushed(engine, text := "tea " * n))
@@ -445,70 +338,6 @@ def pushed(engine: StreamingEngine, text: str) -> bool:
     except SessionError:
         return False
     return True
-
-
-def test_a_defect_in_one_session_ends_that_one_alone(random_model):
-    engine = StreamingEngine(random_model, CONTEXT, SETTINGS)
-    for name in ("a", "b"):
-        engine.open(name, TEA)
-        stream(engine, name, name, range(2), {})
-    while engine.segment("a") is None:
-        engine.step()
-    engine._session("a")._window.segment = None
-    events = run(engine)
-    assert isinstance(events["a"][-1], Failed)
-    assert engine.session_ids == ["b"]
-    assert [d.frame for d in decisions(events["b"])] == [0, 1]
-
-
-def test_a_log_of_another_model_or_a_damaged_one_is_refused(random_model, vocabulary):
-    engine = StreamingEngine(random_model, CONTEXT, SETTINGS)
-    engine.open("a", TEA)
-    stream(engine, "a", "a", range(3), {})
-    run(engine)
-    log, older = engine.export("a"), engine.export("a", parked=True)
-    stream(engine, "a", "a", range(3, 4), {})
-    run(engine)
-    newer = engine.export("a", parked=True)
-    other = StreamingEngine(tiny_model(vocabulary, layers=3), CONTEXT, SETTINGS)
-    with pytest.raises(SessionError, match="recorded with another model"):
-        other.import_(log)
-    engine.close("a")
-    with pytest.raises(SessionError, match="'segment' is missing"):
-        engine.import_({name: value for name, value in log.items() if name != "segment"})
-    shorter = {**log, "segment": {**log["segment"], "events": log["segment"]["events"][:-1]}}
-    with pytest.raises(SessionError, match="differ in number"):
-        engine.import_(shorter)
-    with pytest.raises(SessionError, match=r"its cache holds \d+ tokens, its segment has \d+"):
-        engine.import_({**newer, "cache": older["cache"]})
-    assert engine.session_ids == []
-    assert engine.stats().pages.used == 0
-
-
-def test_keys_and_values_that_do_not_fit_are_refused_and_harm_nobody(random_model, vocabulary):
-    engine = StreamingEngine(random_model, CONTEXT, SETTINGS)
-    for name in ("a", "b"):
-        engine.open(name, TEA)
-        stream(engine, name, name, range(3), {})
-    run(engine)
-    log = engine.export("a", parked=True)
-    engine.close("a")
-    held = unpack(log["cache"])
-    damaged = {
-        "its values have shape": {**held, "values": held["values"][:, :1]},
-        "its step vectors have shape": {**held, "step_vectors": held["step_vectors"][:, :-1]},
-    }
-    for message, tensors in damaged.items():
-        with pytest.raises(SessionError, match=message):
-            engine.import_({**log, "cache": pack(tensors)})
-    retrained = StreamingEngine(tiny_model(vocabulary, seed=1), CONTEXT, SETTINGS)
-    with pytest.raises(SessionError, match="computed with other weights; leave it out"):
-        retrained.import_(log)
-    retrained.import_({name: value for name, value in log.items() if name != "cache"})
-    stream(engine, "b", "b", range(3, 4), {})
-    assert [d.frame for d in decisions(run(engine)["b"])] == [3]
-    engine.close("b")
-    assert engine.stats().pages.used == 0
 
 
 @pytest.mark.parametrize("parked", [False, True])
