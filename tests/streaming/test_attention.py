@@ -3,24 +3,28 @@
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.attention import varlen
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import LlamaConfig
 
 from prospect.streaming import paged, runs
-from prospect.streaming.attention import Part
+from prospect.streaming.attention import Attend, Backend, Part
+from prospect.streaming.graphs import VarlenRows
+from prospect.streaming.paged import VarlenAttention
 from prospect.streaming.pages import BlockTable, PagePool
 from prospect.streaming.passes import Chunk
-from prospect.streaming.rows import FixedAttention, Rows
+from prospect.streaming.rows import FixedAttention, RowAttention, Rows
 from prospect.streaming.runs import RunAttention
 
 CONFIG = LlamaConfig(num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, hidden_size=64)
 SIZE, FULL = 8, 6
 LENGTHS, NEW = (5, 40, 23, 17, 30), (1, 7, 1, 3, 1)
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-def filled_pool(dtype: torch.dtype) -> PagePool:
-    pool = PagePool(CONFIG, 40, SIZE, FULL, dtype, torch.device("cpu"))
+def filled_pool(dtype: torch.dtype, device: str = "cpu", size: int = SIZE) -> PagePool:
+    pool = PagePool(CONFIG, 40, size, FULL, dtype, torch.device(device))
     generator = torch.Generator().manual_seed(0)
     for pages in (*pool.keys, *pool.values):
         pages.copy_(torch.randn(pages.shape, generator=generator))
@@ -29,11 +33,13 @@ def filled_pool(dtype: torch.dtype) -> PagePool:
 
 def some_parts(pool: PagePool, layout: str) -> list[Part]:
     """Tables in one run each, with a common beginning elsewhere, or with every page elsewhere."""
-    tables = [BlockTable(pool, SIZE * FULL) for _ in LENGTHS]
+    size = pool.page_size
+    tables = [BlockTable(pool, size * FULL) for _ in LENGTHS]
     common = [39, 38] if layout == "scattered" else [30, 31]
-    for index, (table, length, new) in enumerate(zip(tables, LENGTHS, NEW, strict=True)):
-        if layout != "runs" and length > 2 * SIZE:
-            table.pages, table.length = list(common), 2 * SIZE
+    lengths = [length * size // SIZE for length in LENGTHS]
+    for index, (table, length, new) in enumerate(zip(tables, lengths, NEW, strict=True)):
+        if layout != "runs" and length > 2 * size:
+            table.pages, table.length = list(common), 2 * size
         if layout == "scattered":
             table.pages += range(index, 30, 6)
             del table.pages[pool.pages_for(length + new) :]
@@ -48,7 +54,7 @@ def plain(pool: PagePool, parts: list[Part], query: torch.Tensor) -> torch.Tenso
     for part, rows in zip(parts, query.split([part.num_tokens for part in parts]), strict=True):
         slots = part.table.slots(0, part.end)
         keys, values = (pages[0].flatten(0, 1)[slots].transpose(0, 1) for pages in (pool.keys, pool.values))
-        mask = torch.ones(part.num_tokens, part.end, dtype=torch.bool).tril(part.past)
+        mask = torch.ones(part.num_tokens, part.end, dtype=torch.bool, device=query.device).tril(part.past)
         out = F.scaled_dot_product_attention(
             rows.transpose(0, 1)[None], keys[None], values[None], attn_mask=mask, scale=0.25, enable_gqa=True
         )
@@ -56,10 +62,10 @@ def plain(pool: PagePool, parts: list[Part], query: torch.Tensor) -> torch.Tenso
     return torch.cat(outs)
 
 
-def compare(backend, layout: str, dtype: torch.dtype = torch.float32) -> None:
-    pool = filled_pool(dtype)
+def compare(backend, layout: str, dtype: torch.dtype = torch.float32, device: str = "cpu", size: int = SIZE) -> None:
+    pool = filled_pool(dtype, device, size)
     parts = some_parts(pool, layout)
-    query = torch.randn(sum(NEW), 4, 16, generator=torch.Generator().manual_seed(1)).to(dtype)
+    query = torch.randn(sum(NEW), 4, 16, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     with torch.inference_mode():
         found = backend(pool, parts)(query, pool.keys[0], pool.values[0], 0.25)
         expected = plain(pool, parts, query)
@@ -114,14 +120,75 @@ def test_the_last_stretch_of_a_pool_may_be_short(pages, monkeypatch):
         assert (found - plain(pool, parts, query)).abs().max() <= TOLERANCE[torch.float32]
 
 
+def in_rows(attention: RowAttention) -> Backend:
+    """The parts' new tokens as rows, and a few rows of padding behind them."""
+
+    def backend(pool: PagePool, parts: list[Part]) -> Attend:
+        rows = Rows(pool, sum(NEW) + 3, pool.page_size * FULL, vision_dim=1)
+        rows.fill([Chunk(part.table, [0] * part.num_tokens) for part in parts])
+        attend = attention(pool, rows)
+
+        def padded(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float) -> torch.Tensor:
+            return attend(F.pad(query, (0, 0, 0, 0, 0, 3)), keys, values, scaling)[:-3]
+
+        return padded
+
+    return backend
+
+
 @pytest.mark.parametrize("layout", ["runs", "shared", "scattered"])
 def test_with_a_fixed_number_of_keys(layout):
-    def fixed(pool: PagePool, parts: list[Part]) -> FixedAttention:
-        rows = Rows(pool, sum(NEW), SIZE * FULL, vision_dim=1)
-        rows.fill([Chunk(part.table, [0] * part.num_tokens) for part in parts])
-        return FixedAttention(pool, rows)
+    compare(in_rows(FixedAttention), layout)
 
-    compare(fixed, layout)
+
+def documented_varlen(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa, seqused_k, block_table
+) -> torch.Tensor:
+    """What torch's documentation of `varlen_attn` says of the arguments given here, sequence by sequence."""
+    assert (cu_seq_k, window_size, enable_gqa) == (None, (-1, 0), True)
+    assert {cu_seq_q.dtype, seqused_k.dtype, block_table.dtype} == {torch.int32}
+    assert query.is_contiguous()
+    assert cu_seq_q[-1] == len(query)
+    assert max_q >= cu_seq_q.diff().max()
+    assert block_table.shape[1] * key.shape[1] >= max_k >= seqused_k.max()
+    outs = []
+    for rows, end, pages in zip(query.split(cu_seq_q.diff().tolist()), seqused_k, block_table, strict=True):
+        keys, values = (pool[pages].flatten(0, 1)[:end].transpose(0, 1) for pool in (key, value))
+        mask = torch.ones(len(rows), int(end), dtype=torch.bool).tril(int(end) - len(rows))
+        outs.append(
+            F.scaled_dot_product_attention(
+                rows.transpose(0, 1), keys, values, attn_mask=mask, scale=scale, enable_gqa=True
+            ).transpose(0, 1)
+        )
+    return torch.cat(outs)
+
+
+@pytest.mark.parametrize("layout", ["runs", "shared", "scattered"])
+@pytest.mark.parametrize("backend", [VarlenAttention, in_rows(VarlenRows)], ids=["packed", "rows"])
+def test_varlen_is_asked_for_the_right_keys(backend, layout, monkeypatch):
+    """The kernel runs on CUDA alone (below); what it is given can be read by its documentation anywhere."""
+    monkeypatch.setattr(varlen, "varlen_attn", documented_varlen)
+    compare(backend, layout)
+
+
+@needs_cuda
+@pytest.mark.parametrize("size", [64, 256])
+@pytest.mark.parametrize("layout", ["runs", "shared", "scattered"])
+@pytest.mark.parametrize("backend", [VarlenAttention, in_rows(VarlenRows)], ids=["packed", "rows"])
+def test_varlen_on_a_gpu(backend, layout, size):
+    try:
+        compare(backend, layout, torch.bfloat16, "cuda", size)
+    except RuntimeError as error:
+        if size % 256 and "256" in str(error):
+            pytest.skip(f"the kernel of this device takes other pages: {error}")
+        raise
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("layout", ["runs", "shared", "scattered"])
+def test_flex_attention_on_a_gpu(layout, dtype):
+    compare(paged.FlexAttention, layout, dtype, "cuda", 64)
 
 
 @pytest.mark.parametrize("layout", ["runs", "shared", "scattered"])
