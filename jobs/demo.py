@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import ray
 from PIL import Image
 from rich.console import Console
 
 from prospect.client import LiveSession, ProspectClient
-from prospect.cluster.job import connect
+from prospect.cluster.job import connect, disconnect
 from prospect.config import Config, run_job
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.sources import load_dialogues
@@ -63,7 +62,7 @@ def demo(config: Config) -> None:
                 stream_held_out(config, str(result.model))
         summarise(config, scores, time.monotonic() - began, memory.num_bytes)
     finally:
-        ray.shutdown()
+        disconnect()
 
 
 @contextmanager

@@ -22,11 +22,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import ray
 
 from prospect.benchmarks.ablation_report import read_scores, write_report
 from prospect.benchmarks.ablation_variants import AblationRun, plan_runs, shared_config
 from prospect.benchmarks.settings import AblationSuite
+from prospect.cluster.job import disconnect
 from prospect.errors import ConfigError, ProspectError
 from prospect.pipeline import draw_sample, embed, make_labels
 from prospect.training.folder import alone
@@ -81,7 +81,7 @@ def prepare(shared: "Config", report: Report) -> None:
         draw_sample(shared, report)
         embed(shared, report)
         make_labels(shared, report)
-        ray.shutdown()
+        disconnect()
         done.touch()
 
 

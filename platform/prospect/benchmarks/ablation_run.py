@@ -11,11 +11,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import ray
 from transformers.utils.logging import disable_progress_bar
 
 from prospect.benchmarks.ablation_variants import AblationRun
-from prospect.cluster.job import connect
+from prospect.cluster.job import connect, disconnect
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.prepare import read_records
 from prospect.errors import DataError, ProspectError
@@ -91,7 +90,7 @@ def main() -> int:
         print("interrupted", flush=True)
         return 130
     finally:
-        ray.shutdown()
+        disconnect()
     return 0
 
 

@@ -11,7 +11,6 @@ from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
 import psutil
-import ray
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -28,7 +27,7 @@ from prospect.benchmarks.embed_parts import (
     steady,
 )
 from prospect.benchmarks.settings import EmbedSuite
-from prospect.cluster.job import connect
+from prospect.cluster.job import connect, disconnect
 from prospect.vision.encoder import VisionSettings
 from prospect.vision.job import embed_videos
 from prospect.vision.report import EmbedReport, VideoSource
@@ -85,7 +84,7 @@ def run(config: "Config") -> dict[str, Any]:
         "every frame decoded, resized and dropped": every_frame(paths, settings, cores),
         "one video after another": one_after_another(paths, settings, cores),
     }
-    ray.shutdown()
+    disconnect()
     result = {
         "machine": _machine(cores),
         "suite": suite.model_dump(mode="json"),
