@@ -22,7 +22,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-
 from prospect.benchmarks.ablation_report import read_scores, write_report
 from prospect.benchmarks.ablation_variants import AblationRun, plan_runs, shared_config
 from prospect.benchmarks.settings import AblationSuite
