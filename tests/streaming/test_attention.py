@@ -145,12 +145,14 @@ def documented_varlen(
     query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa, seqused_k, block_table
 ) -> torch.Tensor:
     """What torch's documentation of `varlen_attn` says of the arguments given here, sequence by sequence."""
-    assert (cu_seq_k, window_size, enable_gqa) == (None, (-1, 0), True)
-    assert {cu_seq_q.dtype, seqused_k.dtype, block_table.dtype} == {torch.int32}
+    assert (window_size, enable_gqa) == ((-1, 0), True)
+    assert {cu_seq_q.dtype, cu_seq_k.dtype, seqused_k.dtype, block_table.dtype} == {torch.int32}
     assert query.is_contiguous()
     assert cu_seq_q[-1] == len(query)
     assert max_q >= cu_seq_q.diff().max()
-    assert block_table.shape[1] * key.shape[1] >= max_k >= seqused_k.max()
+    assert max_k >= seqused_k.max()
+    assert block_table.shape[1] == -(-max_k // key.shape[1])  # cuDNN takes no other width
+    assert cu_seq_k.diff().tolist() == seqused_k.tolist()  # Flash Attention 2 takes no None beside `cu_seq_q`
     outs = []
     for rows, end, pages in zip(query.split(cu_seq_q.diff().tolist()), seqused_k, block_table, strict=True):
         keys, values = (pool[pages].flatten(0, 1)[:end].transpose(0, 1) for pool in (key, value))

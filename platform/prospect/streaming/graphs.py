@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prospect.model.modeling import DSTProActLlamaForCausalLM
-from prospect.streaming.paged import varlen_over_pages
+from prospect.streaming.paged import VarlenOverPages
 from prospect.streaming.pages import PagePool
 from prospect.streaming.passes import Chunk, Trunk
 from prospect.streaming.rows import RowPass, Rows
@@ -89,15 +89,9 @@ def captured_passes(
     return list(reversed(passes))
 
 
-class VarlenRows:
+class VarlenRows(VarlenOverPages):
     """A row as a sequence with one query, over the pages of its table."""
 
     def __init__(self, pool: PagePool, rows: Rows) -> None:
-        self._starts = torch.arange(len(rows) + 1, dtype=torch.int32, device=pool.device)
-        self._ends = (rows.positions + 1).int()
-        self._tables, self._max_keys = rows.tables, rows.tables.shape[1] * pool.page_size
-
-    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
-        return varlen_over_pages(
-            query, keys, values, scaling, self._starts, 1, self._ends, self._max_keys, self._tables
-        )
+        starts = torch.arange(len(rows) + 1, dtype=torch.int32, device=pool.device)
+        super().__init__(starts, 1, (rows.positions + 1).int(), rows.tables.shape[1] * pool.page_size, rows.tables)

@@ -17,70 +17,62 @@ QUERY_BLOCK = 128
 """Queries that FlexAttention treats together; a session's are never in a block with another's."""
 
 
-class VarlenAttention:
-    """CUDA: `torch.nn.attention.varlen` with a block table [S, pages], the new tokens of S sessions packed.
+class VarlenOverPages:
+    """CUDA: `torch.nn.attention.varlen` of S sequences' last tokens, packed, over their pages.
 
-    Flash Attention 2 takes pages of a multiple of 256 tokens, 3 and cuDNN (on Hopper and later) any power of two.
-    """
-
-    def __init__(self, pool: PagePool, parts: Sequence[Part]) -> None:
-        ends = [part.end for part in parts]
-        counts = torch.tensor([part.num_tokens for part in parts], dtype=torch.int32)
-        self._starts = pad(counts.cumsum(0, dtype=torch.int32), (1, 0)).to(pool.device)
-        self._ends = torch.tensor(ends, dtype=torch.int32, device=pool.device)
-        self._max_new, self._max_keys = int(counts.max()), max(ends)
-        width = pool.pages_for(self._max_keys)
-        tables = [[*part.table.pages[:width], *[pool.num_pages] * (width - len(part.table.pages))] for part in parts]
-        self._tables = torch.tensor(tables, dtype=torch.int32, device=pool.device)
-
-    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
-        return varlen_over_pages(
-            query, keys, values, scaling, self._starts, self._max_new, self._ends, self._max_keys, self._tables
-        )
-
-
-def varlen_over_pages(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    scaling: float,
-    starts: Tensor,
-    max_new: int,
-    ends: Tensor,
-    max_keys: int,
-    tables: Tensor,
-) -> Tensor:
-    """Attention [N, Hq, Dh] of S sequences' last tokens over their pages.
+    On Hopper and data-centre Blackwell cuDNN does it, with pages of any power of two; elsewhere Flash Attention 2, with
+    pages of a multiple of 256 tokens.
 
     Args:
-        query: [N, Hq, Dh], packed.
-        keys: [P, Z, Hkv, Dh].
-        values: the same.
-        scaling: of the scores.
         starts: int32 [S + 1] where each sequence's queries begin.
         max_new: queries of the sequence that has most.
         ends: int32 [S] keys of each sequence, its new ones included.
-        max_keys: of the longest one.
+        max_keys: of the longest one; its pages are the tables' width.
         tables: int32 [S, W] pages.
     """
-    from torch.nn.attention.varlen import varlen_attn
 
-    out = varlen_attn(
-        query.contiguous(),
-        keys,
-        values,
-        starts,
-        None,
-        max_new,
-        max_keys,
-        scale=scaling,
-        window_size=(-1, 0),  # causal, aligned to the last key
-        enable_gqa=True,
-        seqused_k=ends,
-        block_table=tables,
-    )
-    assert isinstance(out, Tensor)
-    return out
+    def __init__(self, starts: Tensor, max_new: int, ends: Tensor, max_keys: int, tables: Tensor) -> None:
+        self._starts, self._max_new, self._ends, self._max_keys, self._tables = starts, max_new, ends, max_keys, tables
+        # Tables and ends say it all, but Flash Attention 2 refuses queries with starts where keys have none.
+        self._key_starts = pad(ends.cumsum(0, dtype=torch.int32), (1, 0))
+
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+        from torch.nn.attention.varlen import varlen_attn
+
+        out = varlen_attn(
+            query.contiguous(),
+            keys,
+            values,
+            self._starts,
+            self._key_starts,
+            self._max_new,
+            self._max_keys,
+            scale=scaling,
+            window_size=(-1, 0),  # causal, aligned to the last key
+            enable_gqa=True,
+            seqused_k=self._ends,
+            block_table=self._tables,
+        )
+        assert isinstance(out, Tensor)
+        return out
+
+
+class VarlenAttention(VarlenOverPages):
+    """The new tokens of the parts' sessions."""
+
+    def __init__(self, pool: PagePool, parts: Sequence[Part]) -> None:
+        counts = torch.tensor([part.num_tokens for part in parts], dtype=torch.int32)
+        ends = torch.tensor([part.end for part in parts], dtype=torch.int32)
+        max_keys = int(ends.max())
+        width = pool.pages_for(max_keys)
+        tables = [[*part.table.pages[:width], *[pool.num_pages] * (width - len(part.table.pages))] for part in parts]
+        super().__init__(
+            pad(counts.cumsum(0, dtype=torch.int32), (1, 0)).to(pool.device),
+            int(counts.max()),
+            ends.to(pool.device),
+            max_keys,
+            torch.tensor(tables, dtype=torch.int32, device=pool.device),
+        )
 
 
 class FlexAttention:
