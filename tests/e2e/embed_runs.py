@@ -34,7 +34,8 @@ class Run:
         """The report of a run that ends well."""
         output = self.end()
         assert self._process.returncode == 0, output
-        return json.loads(output.split(REPORT)[1])
+        [report] = [line for line in output.splitlines() if line.startswith(REPORT)]  # Ray may speak before and after
+        return json.loads(report.removeprefix(REPORT))
 
     def end(self) -> str:
         """What a run printed, once it and all its processes are gone."""
