@@ -15,12 +15,12 @@ from prospect.streaming.pages import BlockTable, PagePool
 from prospect.streaming.passes import Chunk
 from prospect.streaming.rows import FixedAttention, RowAttention, Rows
 from prospect.streaming.runs import RunAttention
+from tests.factories import needs_cuda
 
 CONFIG = LlamaConfig(num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, hidden_size=64)
 SIZE, FULL = 8, 6
 LENGTHS, NEW = (5, 40, 23, 17, 30), (1, 7, 1, 3, 1)
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def filled_pool(dtype: torch.dtype, device: str = "cpu", size: int = SIZE) -> PagePool:

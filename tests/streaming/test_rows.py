@@ -15,7 +15,7 @@ from prospect.streaming.pages import BlockTable, PagePool
 from prospect.streaming.passes import Chunk, PackedTrunk
 from prospect.streaming.rows import FixedAttention, RowPass
 from prospect.streaming.runs import RunAttention
-from tests.factories import features, tiny_model, tiny_vocabulary
+from tests.factories import features, needs_cuda, tiny_model, tiny_vocabulary
 
 SIZE, FULL = 8, 6
 
@@ -65,7 +65,7 @@ def test_rows_give_what_a_packed_pass_gives(model):
         assert (packed - rows).abs().max() <= 1e-5
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_cuda
 def test_captured_graphs_give_what_a_packed_pass_gives(model):
     """Replayed for other tables and other numbers of rows than they were captured with."""
     gpu = copy.deepcopy(model).to("cuda", torch.bfloat16).eval()

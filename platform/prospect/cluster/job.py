@@ -37,15 +37,15 @@ def connect(num_cpus: int | None = None) -> None:
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
     context.print_on_execution_start = False
-    atexit.unregister(disconnect)
-    atexit.register(disconnect)
+    atexit.unregister(disconnect)  # once, however often a job connects
+    atexit.register(disconnect)  # later than Ray's own, which therefore runs after it
 
 
 def disconnect() -> None:
     """Leaves Ray, once Ray Data has ended; does nothing where Ray is not running.
 
-    A job that stops amid its rows leaves their executor's thread behind. Beside a shutdown this thread starts another
-    Ray, or finds none and ends the process without a word, with status 1.
+    A job that stops amid its rows leaves their executor's thread behind, and Ray ends a process whose thread uses it
+    while it shuts down: without a word, with status 1.
     """
     for thread in threading.enumerate():
         if isinstance(thread, StreamingExecutor):
