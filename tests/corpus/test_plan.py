@@ -113,6 +113,13 @@ def test_every_transition_and_every_user_turn_stands_exactly_once_on_its_frame(v
         assert asked == [(int(2 * turn.time), turn.text) for turn in dialogue.turns if turn.role == "user"]
 
 
+def test_assistants_are_silent_at_nine_frames_in_ten_as_those_of_recordings(videos: list[Video]) -> None:
+    """What the engine's fast path can be, by default and with any seed (docs/benchmarks.md)."""
+    frames = sum(num_frames(video.dialogue.duration) for video in videos)
+    spoken = sum(turn.role == "assistant" for video in videos for turn in video.dialogue.turns)
+    assert 0.05 < spoken / frames < 0.1
+
+
 def test_the_recipe_text_holds_the_steps(videos: list[Video]) -> None:
     for video in videos:
         assert parse_recipe(video.dialogue.knowledge) == video.dialogue.step_names

@@ -43,4 +43,5 @@ def test_a_model_that_watches_beats_every_baseline_that_does_not(tmp_path: Path)
     for rival in RIVALS:
         assert result["advantage"][rival]["low"] > 0
     assert scores["oracle"] == 1.0
+    assert result["fast_share"] > 0.9, "it speaks at one frame in ten, or lm_head was asked at silent ones"
     assert "is the champion now" in table

@@ -37,8 +37,8 @@ class CorpusSettings(Settings):
     """Steps of the longest recipe."""
     idle: Seconds = (1.0, 3.0)
     """Between the user's goal and the first thing that happens, and again after the last step, s."""
-    step_duration: Seconds = (2.0, 4.0)
-    """Length of a step, s."""
+    step_duration: Seconds = (4.0, 8.0)
+    """Length of a step, s. Shorter ones make assistants speak more often than those of recordings do."""
     pause: Seconds = (1.0, 2.0)
     """Between two steps that do not follow at one moment, s."""
     chain_rate: Rate = 0.2

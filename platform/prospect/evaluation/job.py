@@ -61,6 +61,8 @@ class EvaluationResult:
     model: str
     file: Path
     """All of it as JSON."""
+    fast_share: float
+    """Of the frames that the model watched, those decided without `lm_head`."""
     manifest: dict[str, Any]
     """What travels with the model: its run, its encoder."""
     champion: bool = False
@@ -105,13 +107,19 @@ def evaluate_model(config: "Config", report: Report = print) -> EvaluationResult
     scores = {name: evaluate(videos, settings, encoder) for name, videos in systems.items()}
     rivals = {name: scores[name] for name in RIVALS}
     advantage = {name: paired_interval(scores[MODEL], rival, settings=settings) for name, rival in rivals.items()}
-    result = EvaluationResult(
-        scores, advantage, model, root / "evaluations" / f"{loaded.manifest['run_name']}.json", loaded.manifest
-    )
+    fast_share = _fast_share(decided[MODEL])
+    report(f"eval   {fast_share:.1%} of the watched frames took the fast path, without lm_head")
+    file = root / "evaluations" / f"{loaded.manifest['run_name']}.json"
+    result = EvaluationResult(scores, advantage, model, file, fast_share, loaded.manifest)
     _write(result)
     champion = _record(tracking, result, report)
     report(f"eval   written to {result.file}")
     return replace(result, champion=champion)
+
+
+def _fast_share(videos: Sequence[VideoDecisions]) -> float:
+    fast = [decision.fast for video in videos for decision in video.decisions]
+    return sum(fast) / len(fast) if fast else 1.0
 
 
 def _thresholds(loaded: LoadedModel, streaming: StreamingSettings, datasets: set[str]) -> str:
@@ -281,6 +289,7 @@ def _baselines(records: Records, placed: Sequence[Placed]) -> dict[str, list[Vid
 def _write(result: EvaluationResult) -> None:
     values = {
         "model": result.model,
+        "fast_share": result.fast_share,
         "manifest": result.manifest,
         "scores": {name: scores.to_dict() for name, scores in result.scores.items()},
         "advantage": {name: interval and asdict(interval) for name, interval in result.advantage.items()},
@@ -293,7 +302,8 @@ def _record(tracking: Tracking, result: EvaluationResult, report: Report) -> boo
     scores = result.scores[MODEL].overall
     run = tracking.find_run(result.manifest.get("mlflow_run", ""))
     if run is not None:
-        run.log_metrics({f"eval/{name}": value for name, value in result.scores[MODEL].logged().items()})
+        logged = {**result.scores[MODEL].logged(), "fast_share": result.fast_share}
+        run.log_metrics({f"eval/{name}": value for name, value in logged.items()})
         run.log_file(result.file, "evaluation")
     if not result.model.startswith("models:/"):
         return False
