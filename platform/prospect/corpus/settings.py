@@ -35,11 +35,11 @@ class CorpusSettings(Settings):
     """Steps of the shortest recipe."""
     max_steps: Annotated[int, Field(ge=1, le=6)] = 6
     """Steps of the longest recipe."""
-    idle: Seconds = (1.0, 3.0)
+    idle: Seconds = (2.0, 4.0)
     """Between the user's goal and the first thing that happens, and again after the last step, s."""
     step_duration: Seconds = (4.0, 8.0)
-    """Length of a step, s. Shorter ones make assistants speak more often than those of recordings do."""
-    pause: Seconds = (1.0, 2.0)
+    """Length of a step, s. With these and the pauses assistants speak at 8 % of the frames, as in recordings."""
+    pause: Seconds = (2.0, 4.0)
     """Between two steps that do not follow at one moment, s."""
     chain_rate: Rate = 0.2
     """Share of steps that start at the moment at which the step before completes."""
