@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, varlen
 
 from prospect.streaming.backends import fastest
-from prospect.streaming.graphs import LONGEST_CHUNK, GraphedTrunk, captured_passes
+from prospect.streaming.graphs import LONGEST_CHUNK, GraphedTrunk, VarlenRows, captured_passes
 from prospect.streaming.paged import VarlenAttention
 from prospect.streaming.pages import BlockTable, PagePool
 from prospect.streaming.passes import Chunk, PackedTrunk
@@ -80,6 +82,39 @@ def test_captured_graphs_give_what_a_packed_pass_gives(model):
     for packed, rows in zip(*found, strict=True):
         assert packed.shape == rows.shape
         assert (packed - rows).abs().max() <= 3e-2 * packed.abs().max()
+
+
+@pytest.mark.parametrize("kernel", [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION])
+def test_what_a_graph_captures_reads_nothing_on_the_host_and_calls_torch_as_torch_wants(model, kernel, monkeypatch):
+    """With fake CUDA tensors, which have no values to read: a pass that asks for one cannot be captured either."""
+    cudnn = kernel == SDPBackend.CUDNN_ATTENTION
+    monkeypatch.setattr(
+        varlen, "_cudnn_version_and_major_capability", lambda device: (92400, 9) if cudnn else (None, 8)
+    )
+    monkeypatch.setattr(varlen, "_should_use_cudnn", lambda device: cudnn)
+    monkeypatch.setattr(varlen, "_cudnn_decode_disabled", lambda device: False)
+    chosen = []
+    select = varlen._select_backend
+    monkeypatch.setattr(varlen, "_select_backend", lambda *args: chosen.append(select(*args)) or chosen[-1])
+    model = copy.deepcopy(model).to(torch.bfloat16).eval()
+    pool = PagePool(model.config, 4, 256, FULL, torch.bfloat16, torch.device("cpu"))
+    rows = RowPass(model, pool, 4, 256 * FULL, VarlenRows)
+    with FakeTensorMode() as mode, torch.no_grad():
+
+        def on_cuda(tensor: Tensor) -> Tensor:
+            return mode.from_tensor(tensor).to("cuda")
+
+        for module in model.modules():
+            for name, weight in module.named_parameters(recurse=False):
+                setattr(module, name, torch.nn.Parameter(on_cuda(weight), requires_grad=False))
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, on_cuda(buffer))
+        pool.keys, pool.values = ([on_cuda(pages) for pages in layers] for layers in (pool.keys, pool.values))
+        for name in ("tokens", "frames", "positions", "slots", "tables"):
+            setattr(rows._rows, name, on_cuda(getattr(rows._rows, name)))
+        hidden = rows._hidden()
+    assert (hidden.shape, hidden.device.type) == ((4, model.config.hidden_size), "cuda")
+    assert chosen == [kernel.value] * model.config.num_hidden_layers
 
 
 class _Noted:
