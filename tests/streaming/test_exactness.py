@@ -5,7 +5,7 @@ only where the lone run's margin is below it.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -40,6 +40,16 @@ DEFAULT = EXACT.model_copy(update={"deterministic": False})
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 """Of probabilities, and of the first token's lead over the second in logits."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def several_threads() -> Iterator[None]:
+    """Which thread a row falls to must not matter either."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
 
 Way = Callable[[LoadedModel, StreamingSettings], list[Decision]]
 

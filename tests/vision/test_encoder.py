@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,15 @@ def test_tiny_encodes(tiny: FrameEncoder) -> None:
     assert np.ptp(embedding, axis=0).max() > 0
 
 
+@pytest.fixture(params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
 def test_a_picture_s_embedding_does_not_depend_on_its_batch(tiny: FrameEncoder) -> None:
     many = pictures(19)
     together = tiny.encode(many)

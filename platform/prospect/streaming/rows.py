@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
 from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.streaming.attention import ATTENTION, Attend, RaggedStep
@@ -142,26 +141,29 @@ class FixedTrunk:
 
 
 class FixedAttention:
-    """Each row over the same number of gathered keys, later ones hidden: its result depends on nothing but the row."""
+    """Each row over the same number of gathered keys, later ones hidden: its result depends on nothing but the row.
+
+    Written out, for torch's SDPA on a CPU takes a buffer per thread, and where these start is not the same for each:
+    on an AMD CPU a row's last bits then say which thread worked on it.
+    """
 
     def __init__(self, pool: PagePool, rows: Rows) -> None:
         self._tables = rows.tables
         num_keys = rows.tables.shape[1] * pool.page_size
         later = torch.arange(num_keys, device=pool.device) > rows.positions.unsqueeze(1)
-        mask = torch.zeros(later.shape, dtype=pool.keys[0].dtype, device=pool.device)
-        self._mask = mask.masked_fill_(later, -torch.inf)[:, None, None]
+        self._later = later[:, None, None]
         self._groups, self._heads = pool.groups, pool.keys[0].shape[2]
 
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
         num, num_heads, width = query.shape
-        out = F.scaled_dot_product_attention(
-            query.view(num, self._heads, self._groups, width),
-            keys[self._tables].flatten(1, 2).transpose(1, 2),
-            values[self._tables].flatten(1, 2).transpose(1, 2),
-            attn_mask=self._mask.expand(-1, self._heads, self._groups, -1),
-            scale=scaling,
-        )
-        return out.reshape(num, num_heads, width)
+        grouped = query.view(num, self._heads, self._groups, width).float()
+        scores = grouped @ self._gather(keys).transpose(-1, -2) * scaling
+        weights = scores.masked_fill(self._later, -torch.inf).softmax(-1)
+        return (weights @ self._gather(values)).to(query.dtype).reshape(num, num_heads, width)
+
+    def _gather(self, pages: Tensor) -> Tensor:
+        """[pages, page size, heads, width] -> float32 [R, heads, keys, width]."""
+        return pages[self._tables].flatten(1, 2).transpose(1, 2).float()
 
 
 def _cut(chunk: Chunk, image: int, first: int, most: int) -> Iterator[Chunk]:

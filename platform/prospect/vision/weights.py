@@ -14,6 +14,7 @@ from typing import Any, cast
 import open_clip
 import timm
 import torch
+from timm.layers import AttentionPoolLatent
 from timm.models import load_state_dict
 from torch import nn
 
@@ -79,14 +80,13 @@ def build_tower(backend: str, model: str, weights: Weights) -> nn.Module:
         CheckpointError: the weights do not fit it.
     """
     _require_model(backend, model)
-    if weights.seed is None:
-        return _trained(backend, model, weights).eval()
-    log.warning("vision encoder %s has RANDOM weights (seed %d): good for tests only", model, weights.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(weights.seed)
-        if backend == "open_clip":
-            return open_clip.create_model(model, load_weights=False, pretrained_text=False).visual.eval()
-        return timm.create_model(model, pretrained=False, num_classes=0).eval()
+    tower = (_trained if weights.seed is None else _random)(backend, model, weights).eval()
+    # A pool asks with one query. For so few, SDPA on a CPU hands its threads buffers of which not all are aligned, and
+    # on an AMD CPU a picture's last bits would say which thread it fell to.
+    for module in tower.modules():
+        if isinstance(module, AttentionPoolLatent):
+            module.fused_attn = False  # type: ignore[misc]
+    return tower
 
 
 def tower_width(backend: str, model: str) -> int:
@@ -126,6 +126,15 @@ def _trained(backend: str, model: str, weights: Weights) -> nn.Module:
             f"vision.weights {weights.path} cannot be read as weights of {model}: {reason}", field="vision.weights"
         ) from error
     return tower
+
+
+def _random(backend: str, model: str, weights: Weights) -> nn.Module:
+    log.warning("vision encoder %s has RANDOM weights (seed %d): good for tests only", model, weights.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cast(int, weights.seed))
+        if backend == "open_clip":
+            return cast(nn.Module, open_clip.create_model(model, load_weights=False, pretrained_text=False).visual)
+        return timm.create_model(model, pretrained=False, num_classes=0)
 
 
 def _register_tiny() -> None:
