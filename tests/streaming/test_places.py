@@ -1,6 +1,9 @@
 """How many sessions fit, what happens to one more, and what the pool holds when all are gone."""
 
 import gc
+import shutil
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 from prospect.errors import OutOfPagesError, SessionError, UnknownSessionError
 from prospect.streaming.engine import StreamingEngine, StreamingSettings
 from prospect.streaming.outputs import Decision, SessionSpec
+from prospect.streaming.parking import ParkingLot
 from prospect.streaming.residence import Residence
 from tests.factories import CONTEXT, features, tea_dialogue, tiny_model, tiny_vocabulary
 
@@ -92,6 +96,26 @@ def test_two_engines_park_in_one_folder_and_leave_nothing_there(loaded, tmp_path
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_killed_engine_left_goes_when_the_next_one_is_made(tmp_path):
+    script = f"""
+import sys, torch
+from pathlib import Path
+from prospect.streaming.parking import ParkingLot
+lot = ParkingLot(Path({str(tmp_path)!r}))
+lot.leave("a", {{"keys": torch.zeros(3)}})
+print("left", flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as engine:
+        assert engine.stdout is not None
+        assert engine.stdout.readline() == b"left\n"
+        ParkingLot(tmp_path)
+        assert len(list(tmp_path.rglob("*.safetensors"))) == 1
+        engine.kill()
+    ParkingLot(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_place_changes_hands_at_most_once_a_step(loaded, monkeypatch):
     """Everybody waits; those who come in do not push others out who then push out the next ones."""
     engine = StreamingEngine(loaded, SMALL, TWO.model_copy(update={"parking": "memory", "catch_up_frames": 1}))
@@ -114,7 +138,7 @@ def test_a_full_disk_ends_no_session(loaded, tmp_path, caplog):
         engine.open(name, TEA)
     decided(engine)
     (folder,) = tmp_path.iterdir()
-    folder.rmdir()  # what cannot be written where a disk is full cannot be written here either
+    shutil.rmtree(folder)  # what cannot be written where a disk is full cannot be written here either
     with pytest.raises(SessionError, match="session a: cannot be parked in"):
         engine.park("a")
     with pytest.raises(OutOfPagesError, match="promised to 2 sessions"):

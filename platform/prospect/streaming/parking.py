@@ -3,9 +3,12 @@
 Shapes: L layers, n tokens, Hkv key heads of width Dh.
 """
 
+import fcntl
+import os
 import shutil
 import weakref
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -71,6 +74,21 @@ def check(pool: PagePool, parked: Mapping[str, Tensor]) -> int:
     return num_tokens
 
 
+_PREFIX, _LOCK = "engine-", "lock"
+
+
+def _remove_if_left(folder: Path) -> None:
+    """If its engine was killed: the system lets go of a lock when the process that held it dies, however it dies."""
+    with suppress(OSError), (folder / _LOCK).open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder)
+
+
+def _remove(folder: Path, lock: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    os.close(lock)
+
+
 class ParkingLot:
     """Where parked sessions wait: in host memory, or as a safetensors file each, in a new folder within `folder`."""
 
@@ -113,10 +131,16 @@ class ParkingLot:
             raise SessionError(f"parked session {session_id}: {held} cannot be read ({error})") from error
 
     def _new_folder(self, parent: Path) -> Path:
-        """Goes with the lot."""
+        """Goes with the lot, or with the next one that is made in `parent` if this process is killed."""
         parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(mkdtemp(prefix="engine-", dir=parent))
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        for left in parent.glob(f"{_PREFIX}*"):
+            _remove_if_left(left)
+        # Under the name that others look for only once it is locked.
+        new = Path(mkdtemp(prefix="new-", dir=parent))
+        lock = os.open(new / _LOCK, os.O_CREAT | os.O_RDWR)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        folder = new.rename(parent / new.name.replace("new-", _PREFIX, 1))
+        weakref.finalize(self, _remove, folder, lock)
         return folder
 
     def forget(self, session_id: str) -> None:
