@@ -16,6 +16,7 @@ from prospect.model.checkpoint import LoadedModel
 from prospect.streaming.engine import StreamingEngine, StreamingSettings
 from prospect.streaming.outputs import Decision, SessionSpec
 from prospect.streaming.sampling import SamplingSettings
+from tests.conftest import torch_threads
 from tests.factories import CONTEXT, features, tea_dialogue, tiny_model, tiny_vocabulary
 
 TEA = SessionSpec(goal=tea_dialogue().goal, steps=tea_dialogue().step_names, knowledge=tea_dialogue().knowledge)
@@ -45,10 +46,8 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 @pytest.fixture(autouse=True, scope="module")
 def several_threads() -> Iterator[None]:
     """Which thread a row falls to must not matter either."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(3):
+        yield
 
 
 Way = Callable[[LoadedModel, StreamingSettings], list[Decision]]

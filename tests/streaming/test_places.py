@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prospect.errors import OutOfPagesError, SessionError, UnknownSessionError
+from prospect.errors import ConfigError, OutOfPagesError, SessionError, UnknownSessionError
 from prospect.streaming.engine import StreamingEngine, StreamingSettings
 from prospect.streaming.outputs import Decision, SessionSpec
 from prospect.streaming.parking import ParkingLot
@@ -114,6 +114,12 @@ sys.stdin.read()
         engine.kill()
     ParkingLot(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_parking_folder_that_cannot_be_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"streaming.parking_folder .*/file/parked: no folder can be made there"):
+        ParkingLot(tmp_path / "file" / "parked")
 
 
 def test_a_place_changes_hands_at_most_once_a_step(loaded, monkeypatch):

@@ -17,6 +17,7 @@ from prospect.errors import CheckpointError, ConfigError, DataError
 from prospect.vision.encoder import FrameEncoder, VisionSettings, encoder_fingerprint, load_encoder
 from prospect.vision.video import sample_frames
 from prospect.vision.weights import TINY, build_tower, find_weights
+from tests.conftest import torch_threads
 from tests.vision.videos import write_video
 
 TINY_SETTINGS = VisionSettings(model=TINY, weights="random:0", image_size=64, batch_size=8, device="cpu")
@@ -49,10 +50,8 @@ def test_tiny_encodes(tiny: FrameEncoder) -> None:
 
 @pytest.fixture(params=[1, 2, 3])
 def threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(request.param):
+        yield
 
 
 @pytest.mark.usefixtures("threads")

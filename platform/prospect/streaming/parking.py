@@ -4,11 +4,11 @@ Shapes: L layers, n tokens, Hkv key heads of width Dh.
 """
 
 import fcntl
+import logging
 import os
 import shutil
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -18,11 +18,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
 
-from prospect.errors import SessionError
+from prospect.errors import ConfigError, SessionError
 from prospect.streaming.pages import BlockTable, PagePool
+
+log = logging.getLogger(__name__)
 
 Parked = dict[str, Tensor]
 """`keys` and `values` [L, n, Hkv, Dh] in host memory, and what else the session keeps on the device."""
+
+_PREFIX, _LOCK = "engine-", "lock"
+"""Of an engine's folder; the file in it that the engine holds."""
 
 
 def copy_out(pool: PagePool, table: BlockTable) -> Parked:
@@ -74,23 +79,12 @@ def check(pool: PagePool, parked: Mapping[str, Tensor]) -> int:
     return num_tokens
 
 
-_PREFIX, _LOCK = "engine-", "lock"
-
-
-def _remove_if_left(folder: Path) -> None:
-    """If its engine was killed: the system lets go of a lock when the process that held it dies, however it dies."""
-    with suppress(OSError), (folder / _LOCK).open("r+") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder)
-
-
-def _remove(folder: Path, lock: int) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    os.close(lock)
-
-
 class ParkingLot:
-    """Where parked sessions wait: in host memory, or as a safetensors file each, in a new folder within `folder`."""
+    """Where parked sessions wait: in host memory, or as a safetensors file each, in a new folder within `folder`.
+
+    Raises:
+        ConfigError: there can be no such folder.
+    """
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = None if folder is None else self._new_folder(folder)
@@ -132,14 +126,20 @@ class ParkingLot:
 
     def _new_folder(self, parent: Path) -> Path:
         """Goes with the lot, or with the next one that is made in `parent` if this process is killed."""
-        parent.mkdir(parents=True, exist_ok=True)
-        for left in parent.glob(f"{_PREFIX}*"):
-            _remove_if_left(left)
-        # Under the name that others look for only once it is locked.
-        new = Path(mkdtemp(prefix="new-", dir=parent))
-        lock = os.open(new / _LOCK, os.O_CREAT | os.O_RDWR)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        folder = new.rename(parent / new.name.replace("new-", _PREFIX, 1))
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            for left in parent.glob(f"{_PREFIX}*"):
+                _remove_if_left(left)
+            # Under the name that others look for only once it is locked.
+            new = Path(mkdtemp(prefix="new-", dir=parent))
+            lock = os.open(new / _LOCK, os.O_CREAT | os.O_RDWR)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            folder = new.rename(parent / new.name.replace("new-", _PREFIX, 1))
+        except OSError as error:
+            raise ConfigError(
+                f"streaming.parking_folder {parent}: no folder can be made there ({error})",
+                field="streaming.parking_folder",
+            ) from error
         weakref.finalize(self, _remove, folder, lock)
         return folder
 
@@ -147,6 +147,23 @@ class ParkingLot:
         held = self._held.pop(session_id, None)
         if isinstance(held, Path):
             held.unlink(missing_ok=True)
+
+
+def _remove_if_left(folder: Path) -> None:
+    """If its engine was killed: the system lets go of a lock when the process that held it dies, however it dies."""
+    try:
+        with (folder / _LOCK).open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
+    except (BlockingIOError, FileNotFoundError):
+        pass  # its engine lives, or another one removes it
+    except OSError as error:
+        log.warning("parking: what a killed engine left in %s cannot be removed (%s)", folder, error)
+
+
+def _remove(folder: Path, lock: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    os.close(lock)
 
 
 def pack(parked: Parked) -> bytes:
