@@ -7,7 +7,7 @@ from ray.serve.config import HTTPOptions, ProxyLocation
 
 from prospect.config import Config, load
 from prospect.errors import ProspectError
-from prospect.tracking import Tracking
+from prospect.tracking.tracking import Tracking
 from serve.engine import EngineDeployment
 from serve.gateway import GatewayDeployment
 

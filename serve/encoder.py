@@ -8,7 +8,8 @@ import numpy as np
 
 from prospect.errors import FingerprintError
 from prospect.model.checkpoint import LoadedModel
-from prospect.vision.encoder import FrameEncoder, VisionSettings, load_encoder
+from prospect.vision.encoder import FrameEncoder, load_encoder
+from prospect.vision.settings import VisionSettings
 
 LIVE_BATCH = 4
 """On a CPU the encoder fills every batch up to this size; live pictures come one by one."""

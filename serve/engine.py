@@ -26,7 +26,7 @@ from prospect.streaming.protocol import (
     SessionView,
     StateMap,
 )
-from prospect.tracking import Tracking
+from prospect.tracking.tracking import Tracking
 from serve.encoder import LiveEncoder, encoder_of
 from serve.host import SessionHost
 

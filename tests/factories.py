@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from prospect.data.batches import Collator, SamplingSettings
-from prospect.data.clips import Clip, ClipSettings, split_clips, whole_clip
+from prospect.data.batches import Collator
+from prospect.data.clips import Clip, split_clips, whole_clip
+from prospect.data.settings import ClipSettings, SamplingSettings
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue, Step, Turn
 from prospect.dialogue.timeline import Timeline, num_frames, place
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.model.adapters import build_model
 from prospect.model.checkpoint import LoadedModel
-from prospect.model.configuration import HEADS, DecisionBackend, ModelSettings, TinyGeometry
+from prospect.model.settings import HEADS, DecisionBackend, ModelSettings, TinyGeometry
 from prospect.model.tokenizer import fit_tokenizer
 
 DIM = 16

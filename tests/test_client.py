@@ -10,7 +10,8 @@ import uvicorn
 from prospect.client import ProspectClient, ServerError
 from prospect.errors import ProspectError
 from prospect.model.checkpoint import LoadedModel, load_model
-from prospect.streaming.engine import StreamingEngine, StreamingSettings
+from prospect.streaming.engine import StreamingEngine
+from prospect.streaming.settings import StreamingSettings
 from serve.api import build_api
 from serve.encoder import LiveEncoder, encoder_of
 from serve.host import SessionHost

@@ -10,14 +10,11 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, TEMPORARILY_UN
 
 from prospect.errors import CheckpointError, ConfigError
 from prospect.lineage import code_version
-from prospect.tracking import (
-    DatasetCard,
-    ModelInterface,
-    Tracking,
-    TrackingError,
-    TrackingSettings,
-    patiently,
-)
+from prospect.tracking.pyfunc import ModelInterface
+from prospect.tracking.retry import patiently
+from prospect.tracking.run import DatasetCard
+from prospect.tracking.settings import TrackingError, TrackingSettings
+from prospect.tracking.tracking import Tracking
 from scripts.cluster import free_port
 
 INTERFACE = ModelInterface(
@@ -50,7 +47,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr("prospect.tracking.time", made)
+    monkeypatch.setattr("prospect.tracking.retry.time", made)
     return made
 
 

@@ -7,17 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prospect.data.batches import Collator, SamplingSettings
-from prospect.data.clips import Clip, ClipSettings, split_clips
+from prospect.data.batches import Collator
+from prospect.data.clips import Clip, split_clips
 from prospect.data.embeddings import EmbeddingStore
+from prospect.data.settings import ClipSettings, SamplingSettings
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue, Step, Turn
 from prospect.dialogue.timeline import num_frames, place
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.lineage import derived_seed
 from prospect.model.adapters import build_model, build_tokenizer
-from prospect.model.configuration import ModelSettings, TinyGeometry
 from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.settings import ModelSettings, TinyGeometry
 
 DIM = 8
 CONTEXT = ContextSettings(max_seq_len=512, max_context_tokens=400)

@@ -20,26 +20,24 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
-from transformers.utils.logging import disable_progress_bar
 
 from prospect.benchmarks.settings import Suite
-from prospect.corpus import CorpusSettings
+from prospect.corpus.settings import CorpusSettings
 from prospect.data.labels.settings import LabelSettings
 from prospect.data.sources import DataSettings
 from prospect.dialogue.prompt import ContextSettings
 from prospect.errors import ConfigError, DataError, ProspectError
-from prospect.evaluation.metrics import EvaluationSettings
+from prospect.evaluation.settings import EvaluationSettings
 from prospect.files import open_filesystem, write_file
 from prospect.lineage import fingerprint
-from prospect.model.configuration import ModelSettings
+from prospect.model.settings import ModelSettings
 from prospect.settings import Settings
-from prospect.streaming.engine import StreamingSettings
 from prospect.streaming.protocol import SessionLimits
-from prospect.tracking import TrackingSettings
+from prospect.streaming.settings import StreamingSettings
+from prospect.tracking.settings import TrackingSettings
 from prospect.training.checks import check_settings
 from prospect.training.settings import TrainingSettings
-from prospect.vision.encoder import VisionSettings
-from prospect.vision.stages import EmbeddingSettings
+from prospect.vision.settings import EmbeddingSettings, VisionSettings
 from prospect.wording import describe, first_line, shown, unknown
 
 RUNTIME_ENV = "runtime_env.yaml"
@@ -169,7 +167,6 @@ def _run(job: str, run: Callable[[Config], object], arguments: list[str]) -> int
             print(usage(job))
             return 0
         config = load(job, arguments)
-        disable_progress_bar()  # jobs have progress lines of their own
         print(f"configuration: {record(job, config, arguments)}", flush=True)
         run(config)
     except ProspectError as error:

@@ -10,19 +10,12 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from prospect.corpus import draw_corpus
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.labels.job import label
 from prospect.data.labels.report import LabelReport, count_labels
 from prospect.data.sources import Corpus, feature_files, load_dialogues
 from prospect.errors import ConfigError, DataError
-from prospect.evaluation.job import EvaluationResult, evaluate_model
 from prospect.files import open_filesystem, write_file
-from prospect.reports.preview import preview_video
-from prospect.reports.statistics import plot_statistics
-from prospect.reports.tables import render_table
-from prospect.tracking import Tracking
-from prospect.vision.features import import_features
 from prospect.vision.job import embed_videos
 from prospect.vision.report import EmbedReport, VideoSource
 
@@ -49,6 +42,8 @@ def draw_sample(config: "Config", report: Report = print) -> None:
     folder = Path(config.storage.root) / "corpus"
     if config.data.path != str(folder):
         return
+
+    from prospect.corpus.draw import draw_corpus  # with the encoder of videos
 
     drawn = 0
 
@@ -112,6 +107,8 @@ def _import_features(config: "Config", corpus: Corpus, progress: Progress, repor
             f"use data=proassist data.path=FOLDER",
             field="embedding.import_features",
         )
+    from prospect.vision.features import import_features
+
     encoder = config.embedding.import_features or ""
     files = feature_files(config.data, corpus.dialogues, encoder)
     report(f"embed  importing the features of {encoder} for {len(files)} videos")
@@ -143,6 +140,8 @@ def make_labels(config: "Config", report: Report = print) -> LabelReport:
             report(f"label  {done}/{total} videos {what}, {left} left")
             shown = now
 
+    from prospect.reports.statistics import plot_statistics  # with matplotlib
+
     root, frames_of = config.storage.root, frames_in(config)
     corpus = load_dialogues(config.data)
     labels = label(corpus, root, frames_of, config.labels, progress)
@@ -166,6 +165,8 @@ def label_and_show(config: "Config", report: Report = print) -> None:
     if config.preview is None:
         make_labels(config, report)
         return
+    from prospect.reports.preview import preview_video
+
     draw_sample(config, report)
     corpus = load_dialogues(config.data)
     page = preview_video(config.preview, corpus, config.storage.root, frames_in(config), config.context)
@@ -185,6 +186,8 @@ def _track(config: "Config", job: str, metrics: Mapping[str, float], texts: Mapp
     if "://" in config.storage.root and not named:
         report(f"{job:6} not tracked: storage.root is a URL, so name a server with tracking.uri or MLFLOW_TRACKING_URI")
         return
+    from prospect.tracking.tracking import Tracking  # with MLflow
+
     tracking = Tracking(config.tracking, config.storage.root)
     whole = config.model_dump(mode="json")
     parameters = {section: whole[section] for section in _PARAMETERS[job]}
@@ -192,8 +195,10 @@ def _track(config: "Config", job: str, metrics: Mapping[str, float], texts: Mapp
     report(f"{job:6} tracked as run {run.id}: {tracking.where(run)}")
 
 
-def evaluate_and_show(config: "Config") -> EvaluationResult:
+def evaluate_and_show(config: "Config") -> None:
     """`evaluate_model`, with its table at the end."""
+    from prospect.evaluation.job import evaluate_model
+    from prospect.reports.tables import render_table  # both with scipy
+
     result = evaluate_model(config)
     Console(width=100).print(render_table(result.scores, f"{result.model} on {config.evaluation.split}"))
-    return result

@@ -19,7 +19,7 @@ from prospect.benchmarks.ablation_variants import VARIANTS, changed, plan_runs
 from prospect.benchmarks.settings import Ablated, AblationSuite
 from prospect.config import Config, load
 from prospect.evaluation.intervals import draw_runs
-from prospect.evaluation.metrics import EvaluationSettings
+from prospect.evaluation.settings import EvaluationSettings
 from prospect.evaluation.tally import METRICS, Tally
 from prospect.training.progress import training_seconds
 

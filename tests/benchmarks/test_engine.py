@@ -12,7 +12,7 @@ from prospect.benchmarks.engine_measure import Percentiles, build_system, larges
 from prospect.benchmarks.engine_model import planted_model
 from prospect.benchmarks.engine_peers import LoopSystem, PaddedSystem
 from prospect.benchmarks.engine_settings import EngineSuite
-from prospect.streaming.engine import StreamingSettings
+from prospect.streaming.settings import StreamingSettings
 
 TINY = EngineSuite(
     base="tiny",

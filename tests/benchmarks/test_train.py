@@ -9,10 +9,10 @@ from prospect.benchmarks.peers import columns, train_with_transformers, usual_lo
 from prospect.benchmarks.settings import TrainSuite
 from prospect.benchmarks.train import Measurement, comparison, histogram, label_everywhere
 from prospect.benchmarks.train_gpu import measure_geometry, operations_per_token, render
-from prospect.data.batches import SamplingSettings
+from prospect.data.settings import SamplingSettings
 from prospect.model.adapters import adapt
-from prospect.model.configuration import LoraSettings, ModelSettings
-from prospect.model.losses import LossSettings, label_counts, loss_sums, total_loss
+from prospect.model.losses import label_counts, loss_sums, total_loss
+from prospect.model.settings import LoraSettings, LossSettings, ModelSettings
 from prospect.training.settings import TrainingSettings
 from tests.factories import collator, tea_clip, tiny_model, tiny_vocabulary
 

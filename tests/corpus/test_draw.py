@@ -7,10 +7,10 @@ import av
 import numpy as np
 import pytest
 
-from prospect.corpus import CorpusSettings, draw_corpus
-from prospect.corpus.draw import VISIBLE_BEFORE_S, plan_corpus, scene_at
+from prospect.corpus.draw import VISIBLE_BEFORE_S, draw_corpus, plan_corpus, scene_at
 from prospect.corpus.scene import Scene, draw_scene
 from prospect.corpus.script import Script, Span
+from prospect.corpus.settings import CorpusSettings
 from prospect.corpus.tasks import OBJECTS, TOOLS, Task, Work
 from prospect.dialogue.schema import Dialogue
 from prospect.errors import ConfigError

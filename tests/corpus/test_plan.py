@@ -5,9 +5,9 @@ from itertools import pairwise
 import pytest
 from pydantic import ValidationError
 
-from prospect.corpus import CorpusSettings
 from prospect.corpus.draw import Video, plan_corpus
 from prospect.corpus.script import TALK_RATES
+from prospect.corpus.settings import CorpusSettings
 from prospect.corpus.tasks import OBJECTS, TOOLS, unseen_pairs
 from prospect.dialogue.schema import parse_recipe
 from prospect.dialogue.state import StepState, TaskState

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prospect.data.batches import IGNORE, Collator
-from prospect.data.clips import ClipSettings, clip_sequence, split_clips
+from prospect.data.clips import clip_sequence, split_clips
+from prospect.data.settings import ClipSettings
 from prospect.data.sources import DataSettings, load_dialogues, place_all
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue, Turn

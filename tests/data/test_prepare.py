@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from prospect.data.clips import ClipSettings
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.prepare import frame_statistics, make_clips, read_records, training_texts
+from prospect.data.settings import ClipSettings
 from prospect.data.sources import DataSettings, to_jsonl
 from prospect.dialogue.schema import Dialogue
 from prospect.errors import DataError
@@ -84,7 +84,7 @@ def test_frame_statistics_decorrelate_the_frames_and_damp_weak_directions(store:
     """One direction is a hundred times stronger than the others; float16 sets the tolerance of 0.05."""
     frames = np.random.default_rng(0).standard_normal((500, 1, DIM)) @ (np.eye(DIM) + np.ones((DIM, DIM)))
     store.write("a", frames.astype(np.float16), fps=2.0, source_hash="x", fingerprint="tests")
-    mean, whitening = frame_statistics(store, ["a", "a"], seed=0)
+    mean, whitening = map(torch.from_numpy, frame_statistics(store, ["a", "a"], seed=0))
     white = (torch.from_numpy(store.read("a").astype(np.float32)[:, 0]) - mean) @ whitening
     covariance = white.T @ white / len(white)
     variances = covariance.diagonal()

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
-from prospect.data.batches import Collator, SamplingSettings
+from prospect.data.batches import Collator
 from prospect.data.clips import clip_sequence
+from prospect.data.settings import SamplingSettings
 from prospect.dialogue.prompt import build_context
 from prospect.dialogue.sequence import TextTask, build_sequence, parse_sequence, shifted, split_summary
 from prospect.dialogue.state import StepState, TaskState, Transition

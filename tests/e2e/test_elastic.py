@@ -11,7 +11,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from prospect.training.fit import job
-from prospect.training.job import TrainResult, train
+from prospect.training.job import train
+from prospect.training.result import TrainResult
 from tests.e2e.training_runs import assert_one_run, events_in, prepared, steps_in, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]

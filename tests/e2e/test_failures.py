@@ -15,7 +15,8 @@ import pytest
 import ray
 
 from prospect.errors import ConfigError, DataError
-from prospect.tracking import Tracking, TrackingSettings
+from prospect.tracking.settings import TrackingSettings
+from prospect.tracking.tracking import Tracking
 from prospect.training.job import train
 from prospect.training.settings import TrainingError
 from scripts.cluster import free_port, listens

@@ -12,7 +12,8 @@ import pytest
 
 from prospect.data.sources import DataSettings, load_dialogues
 from prospect.dialogue.timeline import FPS, decision_time
-from prospect.tracking import Tracking, TrackingSettings
+from prospect.tracking.settings import TrackingSettings
+from prospect.tracking.tracking import Tracking
 from prospect.vision.video import sample_frames
 from tests.conftest import REPOSITORY
 from tests.network import free_port

@@ -16,14 +16,15 @@ from mlflow.models import Model
 
 from prospect.config import Config
 from prospect.errors import ConfigError
-from prospect.evaluation.calibration import CalibrationSettings
+from prospect.evaluation.settings import CalibrationSettings
 from prospect.lineage import code_version
 from prospect.model.checkpoint import load_model
-from prospect.tracking import Tracking
+from prospect.tracking.tracking import Tracking
 from prospect.training.job import train
 from prospect.training.progress import read_events
 from prospect.training.settings import TrainingError
-from prospect.vision.encoder import VisionSettings, encoder_fingerprint
+from prospect.vision.fingerprint import encoder_fingerprint
+from prospect.vision.settings import VisionSettings
 from tests.e2e.training_runs import assert_one_run, prepared
 from tests.world import MODEL
 

@@ -8,14 +8,15 @@ import numpy as np
 from mlflow.entities import Run
 
 from prospect.config import Config, StorageSettings
-from prospect.data.clips import ClipSettings
 from prospect.data.embeddings import EmbeddingStore
+from prospect.data.settings import ClipSettings
 from prospect.data.sources import DataSettings, to_jsonl
-from prospect.tracking import Tracking
-from prospect.training.job import TrainResult
+from prospect.tracking.tracking import Tracking
 from prospect.training.progress import Event, read_events
+from prospect.training.result import TrainResult
 from prospect.training.settings import TrainingSettings
-from prospect.vision.encoder import VisionSettings, encoder_fingerprint
+from prospect.vision.fingerprint import encoder_fingerprint
+from prospect.vision.settings import VisionSettings
 from tests.world import CONTEXT, MODEL, dialogue, frames
 
 VISION = VisionSettings(model="prospect-tiny", weights="random:0", image_size=96)

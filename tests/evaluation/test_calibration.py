@@ -10,18 +10,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from prospect.dialogue.schema import Dialogue
-from prospect.evaluation.calibration import (
-    Calibration,
-    CalibrationSettings,
-    Calibrator,
-    Point,
-    choose,
-    first_maximum,
-    shown,
-)
-from prospect.evaluation.metrics import EvaluationSettings, evaluate
+from prospect.evaluation.calibration import Calibration, Calibrator, Point, choose, first_maximum
+from prospect.evaluation.metrics import evaluate
+from prospect.evaluation.settings import CalibrationSettings, EvaluationSettings
 from prospect.evaluation.stream import pick_dialogues, spec_of, stream_dialogues
-from prospect.streaming.engine import StreamingEngine, StreamingSettings
+from prospect.evaluation.thresholds import shown
+from prospect.streaming.engine import StreamingEngine
+from prospect.streaming.settings import StreamingSettings
 from tests.factories import CONTEXT, features, tea_dialogue, timeline_of, tiny_model, tiny_vocabulary
 
 scores = st.integers(0, 20).map(lambda n: n / 20)

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
-from prospect.evaluation.matching import Match, MatchingSettings, TurnMatches, match_turns
+from prospect.evaluation.matching import Match, TurnMatches, match_turns
+from prospect.evaluation.settings import MatchingSettings
 from tests.evaluation.encoders import Opposite, SharedWords
 
 MODES = ("compat", "corrected")

@@ -17,8 +17,9 @@ from prospect.evaluation.baselines import (
     right_time_wrong_step,
     silence,
 )
-from prospect.evaluation.metrics import EvaluationSettings, average_precision, evaluate, paired_interval
+from prospect.evaluation.metrics import average_precision, evaluate, paired_interval
 from prospect.evaluation.records import VideoDecisions
+from prospect.evaluation.settings import EvaluationSettings
 from prospect.reports.tables import render_table
 
 SETTINGS = EvaluationSettings(bootstrap_samples=200)

@@ -10,12 +10,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from prospect.data.batches import SamplingSettings
+from prospect.data.settings import SamplingSettings
 from prospect.errors import ConfigError
 from prospect.model.adapters import adapt, build_model, build_tokenizer, trainable_parameters
 from prospect.model.checkpoint import load_model, save_model
-from prospect.model.configuration import LoraSettings, ModelSettings
 from prospect.model.parameters import parameter_groups, parameter_table
+from prospect.model.settings import LoraSettings, ModelSettings
 from prospect.training.backend import PlainBackend
 from prospect.training.loop import MicroBatch, train_step
 from prospect.training.settings import TrainingSettings

@@ -6,14 +6,15 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from prospect.data.batches import IGNORE, SamplingSettings, sampled_frames
+from prospect.data.batches import IGNORE, sampled_frames
 from prospect.data.clips import whole_clip
+from prospect.data.settings import SamplingSettings
 from prospect.errors import CheckpointError, DataError, UntrainedHeadError
 from prospect.model.adapters import add_lora, build_model, build_tokenizer, trainable_parameters, unwrap
 from prospect.model.checkpoint import load_model, save_model
-from prospect.model.configuration import HEADS, LoraSettings, ModelSettings
-from prospect.model.losses import TERMS, LossSettings, label_counts, loss_sums, total_loss, trained_heads
+from prospect.model.losses import TERMS, label_counts, loss_sums, total_loss, trained_heads
 from prospect.model.packing import ATTENTION, Packing
+from prospect.model.settings import HEADS, LoraSettings, LossSettings, ModelSettings
 from tests.factories import (
     CONTEXT,
     DIM,

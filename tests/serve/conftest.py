@@ -5,8 +5,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from prospect.model.checkpoint import LoadedModel, load_model
-from prospect.streaming.engine import StreamingEngine, StreamingSettings
+from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.protocol import SessionLimits
+from prospect.streaming.settings import StreamingSettings
 from serve.api import build_api
 from serve.encoder import LiveEncoder, encoder_of
 from serve.host import SessionHost

@@ -9,8 +9,9 @@ from PIL import Image
 from prospect.dialogue.prompt import ContextSettings
 from prospect.model.adapters import build_model
 from prospect.model.checkpoint import save_model
-from prospect.model.configuration import HEADS, ModelSettings, TinyGeometry
-from prospect.vision.encoder import VisionSettings, load_encoder
+from prospect.model.settings import HEADS, ModelSettings, TinyGeometry
+from prospect.vision.encoder import load_encoder
+from prospect.vision.settings import VisionSettings
 from tests.factories import tiny_vocabulary
 
 VISION = VisionSettings(model="prospect-tiny", weights="random:0", image_size=64, device="cpu")

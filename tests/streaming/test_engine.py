@@ -11,9 +11,11 @@ from prospect.data.clips import clip_sequence, make_clip
 from prospect.dialogue.state import TaskState
 from prospect.dialogue.timeline import num_frames, place
 from prospect.errors import SessionError
-from prospect.model.losses import LossSettings, label_counts, loss_sums, total_loss
-from prospect.streaming.engine import StreamingEngine, StreamingSettings
+from prospect.model.losses import label_counts, loss_sums, total_loss
+from prospect.model.settings import LossSettings
+from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.outputs import Decision, Refreshed, SessionSpec, TextPiece
+from prospect.streaming.settings import StreamingSettings
 from tests.factories import CONTEXT, collator, features, tea_clip, tiny_model
 from tests.streaming.driving import SETTINGS, TALKATIVE, TEA, decisions, run, stream
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from prospect.model.checkpoint import LoadedModel
-from prospect.streaming.engine import StreamingEngine, StreamingSettings
+from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.outputs import Decision, SessionSpec
-from prospect.streaming.sampling import SamplingSettings
+from prospect.streaming.settings import SamplingSettings, StreamingSettings
 from tests.conftest import torch_threads
 from tests.factories import CONTEXT, features, tea_dialogue, tiny_model, tiny_vocabulary
 

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prospect.errors import ConfigError, OutOfPagesError, SessionError, UnknownSessionError
-from prospect.streaming.engine import StreamingEngine, StreamingSettings
+from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.outputs import Decision, SessionSpec
 from prospect.streaming.parking import ParkingLot
 from prospect.streaming.residence import Residence
+from prospect.streaming.settings import StreamingSettings
 from tests.factories import CONTEXT, features, tea_dialogue, tiny_model, tiny_vocabulary
 
 TEA = SessionSpec(goal=tea_dialogue().goal, steps=tea_dialogue().step_names)

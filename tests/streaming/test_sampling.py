@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 import torch
 
-from prospect.streaming.sampling import RandomState, SamplingSettings, TextLimits, most_probable, next_token
+from prospect.streaming.sampling import RandomState, TextLimits, most_probable, next_token
+from prospect.streaming.settings import SamplingSettings
 
 LIMITS = TextLimits(max_tokens=5, stop_ids=frozenset({0}), never=(1,))
 LOGITS = torch.tensor([9.0, 9.5, 1.0, 2.0, 0.0, -4.0])

@@ -9,9 +9,9 @@ import pytest
 
 from prospect.errors import DataError
 from prospect.model.checkpoint import save_model
-from prospect.model.configuration import ModelSettings
+from prospect.model.settings import ModelSettings
 from prospect.streaming import table
-from prospect.tracking import ModelInterface
+from prospect.tracking.pyfunc import ModelInterface
 from tests.factories import DIM, features, tiny_model, tiny_vocabulary
 
 

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 
 from prospect.model.adapters import adapt
-from prospect.model.configuration import LoraSettings, ModelSettings, TinyGeometry
 from prospect.model.geometry import base_geometry, empty_model
+from prospect.model.settings import LoraSettings, ModelSettings, TinyGeometry
 from prospect.training.activations import fake_batch
 from prospect.training.backend import Backend, PlainBackend
 from prospect.training.plan import plan_plain, plan_zero

@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from prospect.data.batches import Batch
-from prospect.model.losses import LossSettings, loss_sums
+from prospect.model.losses import loss_sums
+from prospect.model.settings import LossSettings
 from prospect.training.assignment import TrainingData, WorkerJob
 from prospect.training.backend import Alone, Backend, PlainBackend
 from prospect.training.settings import TrainingError

@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prospect.data.batches import SamplingSettings
-from prospect.data.clips import ClipSettings, split_clips
+from prospect.data.clips import split_clips
+from prospect.data.settings import ClipSettings, SamplingSettings
 from prospect.errors import CheckpointError
 from prospect.model.checkpoint import load_model
-from prospect.model.configuration import HEADS, LoraSettings
+from prospect.model.settings import HEADS, LoraSettings
 from prospect.training.assignment import TrainingData, WorkerJob
 from prospect.training.backend import PlainBackend
 from prospect.training.checkpoint import newest_checkpoint, read_checkpoint, whole_checkpoints
@@ -177,7 +177,7 @@ def test_zero3_in_bfloat16_writes_the_whole_adapter_and_lends_the_model_to_one_r
     options = {"zero_stage": 3, "offload_optimizer": True, "activation_checkpointing": True, "max_steps": 2}
     job = at(job, "bfloat16", world, **options)
     whitening = torch.randn(DIM, DIM) * 0.01
-    data = replace(data, frame_statistics=(torch.randn(DIM), whitening))
+    data = replace(data, frame_statistics=(torch.randn(DIM).numpy(), whitening.numpy()))
     (together, alone), _ = groups[2].run(ranks.train_and_compare, job, data)
     assert alone == pytest.approx(together, rel=1e-3)
     loaded = load_model(job.folder / "model").model

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from prospect.data.batches import SamplingSettings
+from prospect.data.settings import SamplingSettings
 from prospect.errors import ConfigError
 from prospect.model.losses import TERMS
 from prospect.training.backend import PlainBackend

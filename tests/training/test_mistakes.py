@@ -15,12 +15,11 @@ import torch
 from transformers import GPT2Config
 
 from prospect.config import load
-from prospect.data.clips import ClipSettings
+from prospect.data.settings import ClipSettings
 from prospect.errors import CheckpointError, ConfigError
 from prospect.model.adapters import build_tokenizer
-from prospect.model.configuration import ModelSettings
 from prospect.model.geometry import base_geometry
-from prospect.model.losses import LossSettings
+from prospect.model.settings import LossSettings, ModelSettings
 from prospect.training.job import train
 from prospect.training.plan import GIB, MemoryPlan
 from prospect.training.preflight import Device, check_device, full_device_told

@@ -10,7 +10,7 @@ import pytest
 
 from prospect.config import Config, load
 from prospect.errors import ConfigError
-from prospect.model.configuration import ModelSettings
+from prospect.model.settings import ModelSettings
 from prospect.training.plan import GIB, MemoryPlan, largest_micro_batch, plan, plan_zero
 from prospect.training.preflight import show_plan
 from prospect.training.settings import TrainingSettings

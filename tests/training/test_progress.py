@@ -13,9 +13,9 @@ from rich.console import Console as Terminal
 
 from prospect.training.console import Console, LiveConsole, summary_table
 from prospect.training.fit.job import _explained, _FailureLog
-from prospect.training.job import TrainResult
 from prospect.training.metrics import metric_rows, run_tags
 from prospect.training.progress import Event, EventLog, Follower, once, read_events
+from prospect.training.result import TrainResult
 from prospect.training.settings import TrainingError, TrainingSettings
 
 

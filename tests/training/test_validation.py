@@ -12,14 +12,13 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from prospect.data.embeddings import EmbeddingStore
-from prospect.evaluation.calibration import CalibrationSettings
-from prospect.evaluation.metrics import EvaluationSettings
+from prospect.evaluation.settings import CalibrationSettings, EvaluationSettings
 from prospect.model.checkpoint import load_model
 from prospect.similarity import SimilaritySettings
-from prospect.streaming.engine import StreamingSettings
+from prospect.streaming.settings import StreamingSettings
 from prospect.training.assignment import TrainingData, WorkerJob
 from prospect.training.backend import PlainBackend
-from prospect.training.calibration.calibrate import CalibrationJob, calibrate
+from prospect.training.calibrate import CalibrationJob, calibrate
 from prospect.training.progress import read_events
 from prospect.training.settings import MEASURED, EarlyStopping, TrainingError, TrainingSettings
 from prospect.training.validation import (

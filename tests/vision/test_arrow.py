@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prospect.errors import DataError
-from prospect.vision.pictures import Crop
+from prospect.vision.settings import Crop
 from prospect.vision.video import probe, sample_frames
 from tests.vision.videos import flat_picture, index_of, write_frames_file
 

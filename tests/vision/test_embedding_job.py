@@ -15,10 +15,11 @@ from prospect.data.embeddings import EmbeddingStore
 from prospect.errors import CheckpointError, ConfigError, DataError, FingerprintError
 from prospect.lineage import hash_file
 from prospect.vision import job
-from prospect.vision.encoder import VisionSettings, load_encoder
+from prospect.vision.encoder import load_encoder
 from prospect.vision.job import embed_videos
 from prospect.vision.report import EmbedReport, Group, Outcome, VideoSource
-from prospect.vision.stages import Batch, Decoded, DecodeVideo, EmbeddingSettings, item_of
+from prospect.vision.settings import EmbeddingSettings, VisionSettings
+from prospect.vision.stages import Batch, Decoded, DecodeVideo, item_of
 from prospect.vision.video import sample_frames
 from prospect.vision.weights import TINY
 from tests.vision.videos import flat_picture, write_frames_file, write_video

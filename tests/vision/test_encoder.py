@@ -14,9 +14,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from prospect.errors import CheckpointError, ConfigError, DataError
-from prospect.vision.encoder import FrameEncoder, VisionSettings, encoder_fingerprint, load_encoder
+from prospect.vision.encoder import FrameEncoder, load_encoder
+from prospect.vision.fingerprint import encoder_fingerprint
+from prospect.vision.settings import VisionSettings
+from prospect.vision.towers import build_tower
 from prospect.vision.video import sample_frames
-from prospect.vision.weights import TINY, build_tower, find_weights
+from prospect.vision.weights import TINY, find_weights
 from tests.conftest import torch_threads
 from tests.vision.videos import write_video
 

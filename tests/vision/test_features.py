@@ -9,9 +9,10 @@ import pytest
 
 from prospect.data.embeddings import EmbeddingStore
 from prospect.errors import FingerprintError
-from prospect.vision.encoder import VisionSettings, encoder_fingerprint
 from prospect.vision.features import features_fingerprint, import_features
+from prospect.vision.fingerprint import encoder_fingerprint
 from prospect.vision.report import EmbedReport, VideoSource
+from prospect.vision.settings import VisionSettings
 from prospect.vision.weights import TINY
 
 ENCODER = "google___siglip-so400m-patch14-384@-2"

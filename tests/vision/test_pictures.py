@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from prospect.errors import DataError
-from prospect.vision.pictures import Crop, Scaler, decode_picture, resize_picture
+from prospect.vision.pictures import Scaler, decode_picture, resize_picture
+from prospect.vision.settings import Crop
 
 
 def noise(height: int, width: int) -> np.ndarray:

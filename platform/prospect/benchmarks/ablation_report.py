@@ -16,7 +16,7 @@ from rich.table import Table
 from prospect.benchmarks.ablation_variants import VARIANTS, Pass
 from prospect.benchmarks.settings import Ablated, AblationSuite
 from prospect.evaluation.intervals import Interval, draw_runs, percentile_interval
-from prospect.evaluation.metrics import EvaluationSettings
+from prospect.evaluation.settings import EvaluationSettings
 from prospect.evaluation.tally import METRICS, Floats, Metric, Tally
 from prospect.files import write_json
 from prospect.lineage import derived_seed

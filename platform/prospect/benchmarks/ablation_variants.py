@@ -9,7 +9,7 @@ from prospect.benchmarks.settings import Ablated, AblationSuite
 from prospect.data.sources import DataSettings
 from prospect.lineage import fingerprint
 from prospect.settings import Settings
-from prospect.streaming.engine import StreamingSettings
+from prospect.streaming.settings import StreamingSettings
 
 if TYPE_CHECKING:
     from prospect.config import Config

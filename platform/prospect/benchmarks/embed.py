@@ -28,10 +28,9 @@ from prospect.benchmarks.embed_parts import (
 )
 from prospect.benchmarks.settings import EmbedSuite
 from prospect.cluster.job import connect, disconnect
-from prospect.vision.encoder import VisionSettings
 from prospect.vision.job import embed_videos
 from prospect.vision.report import EmbedReport, VideoSource
-from prospect.vision.stages import EmbeddingSettings
+from prospect.vision.settings import EmbeddingSettings, VisionSettings
 
 if TYPE_CHECKING:
     from prospect.config import Config

@@ -16,7 +16,8 @@ from PIL import Image
 from ray.data import ActorPoolStrategy
 
 from prospect.dialogue.timeline import FPS
-from prospect.vision.encoder import FrameEncoder, VisionSettings, load_encoder
+from prospect.vision.encoder import FrameEncoder, load_encoder
+from prospect.vision.settings import VisionSettings
 from prospect.vision.stages import DecodeVideo
 
 WIDTH, HEIGHT, RATE = 640, 360, 30

@@ -38,7 +38,7 @@ from prospect.benchmarks.engine_model import planted_model
 from prospect.benchmarks.engine_settings import EngineSuite
 from prospect.errors import ConfigError, OutOfPagesError
 from prospect.model.checkpoint import LoadedModel
-from prospect.streaming.engine import StreamingSettings
+from prospect.streaming.settings import StreamingSettings
 
 if TYPE_CHECKING:
     from prospect.config import Config

@@ -11,8 +11,9 @@ from prospect.dialogue.state import TaskState
 from prospect.dialogue.timeline import FPS
 from prospect.errors import ConfigError, ProspectError
 from prospect.model.checkpoint import LoadedModel
-from prospect.streaming.engine import StreamingEngine, StreamingSettings
+from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.outputs import Decision, Failed, Refreshed, SessionSpec, TextPiece
+from prospect.streaming.settings import StreamingSettings
 
 _MIN_DELTA_TOKENS = 8
 _WARM_UP = 2

@@ -20,7 +20,7 @@ from prospect.dialogue.timeline import FPS
 from prospect.errors import OutOfPagesError
 from prospect.model.checkpoint import LoadedModel
 from prospect.model.modeling import DSTProActLlamaForCausalLM
-from prospect.streaming.engine import StreamingSettings
+from prospect.streaming.settings import StreamingSettings
 
 MIB, GIB = 1 << 20, 1 << 30
 _HOPELESS = 0.9

@@ -17,9 +17,9 @@ from prospect.dialogue.prompt import SYSTEM_PROMPT
 from prospect.dialogue.vocabulary import GRAMMAR_TOKENS, Vocabulary
 from prospect.model.adapters import build_model, build_tokenizer
 from prospect.model.checkpoint import LoadedModel
-from prospect.model.configuration import ModelSettings
 from prospect.model.geometry import base_geometry, empty_model
 from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.settings import ModelSettings
 from prospect.model.tokenizer import fit_tokenizer
 
 DIGIT = "1"

@@ -13,8 +13,9 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from prospect.data.batches import IGNORE, Batch, Collator
 from prospect.data.clips import Clip
 from prospect.model.adapters import unwrap
-from prospect.model.losses import TERMS, LossSettings, decision_sums, label_counts, total_loss
+from prospect.model.losses import TERMS, decision_sums, label_counts, total_loss
 from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.settings import LossSettings
 from prospect.training.settings import TrainingSettings
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field
 
 from prospect.benchmarks.engine_settings import EngineSuite
-from prospect.corpus import CorpusSettings
+from prospect.corpus.settings import CorpusSettings
 from prospect.data.labels.aligner import AlignerSettings
 from prospect.settings import Settings
 from prospect.similarity import SimilaritySettings

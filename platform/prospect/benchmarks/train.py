@@ -27,9 +27,10 @@ from transformers.utils.logging import disable_progress_bar
 from prospect.benchmarks.peers import train_with_transformers
 from prospect.benchmarks.settings import TrainSuite
 from prospect.corpus.draw import plan_corpus
-from prospect.data.batches import IGNORE, Batch, Collator, SamplingSettings
-from prospect.data.clips import Clip, ClipSettings
+from prospect.data.batches import IGNORE, Batch, Collator
+from prospect.data.clips import Clip
 from prospect.data.prepare import make_clips
+from prospect.data.settings import ClipSettings, SamplingSettings
 from prospect.data.sources import load_dialogues, place_all
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue
@@ -39,7 +40,7 @@ from prospect.errors import ConfigError, ProspectError
 from prospect.files import open_filesystem, write_file
 from prospect.lineage import derived_seed
 from prospect.model.adapters import adapt, build_model, build_tokenizer
-from prospect.model.configuration import LoraSettings, ModelSettings
+from prospect.model.settings import LoraSettings, ModelSettings
 from prospect.training.backend import PlainBackend
 from prospect.training.loop import MicroBatch, make_sampler, train_step
 from prospect.training.settings import TrainingSettings

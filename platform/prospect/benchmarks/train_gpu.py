@@ -14,8 +14,8 @@ from torch import nn
 
 from prospect.benchmarks.settings import TrainSuite
 from prospect.model.adapters import adapt, unwrap
-from prospect.model.configuration import ModelSettings
 from prospect.model.geometry import base_geometry, empty_model
+from prospect.model.settings import ModelSettings
 from prospect.training.activations import fake_batch
 from prospect.training.backend import PlainBackend
 from prospect.training.loop import MicroBatch, train_step

@@ -1,16 +1,15 @@
-"""The one place that starts Ray, or joins the cluster that a submitted job runs on, and that leaves it."""
+"""The one place that starts Ray, or joins the cluster that a submitted job runs on, and that leaves it.
+
+Ray is imported when it is first wanted: a job that finds nothing to do, or a mistake, never waits for it.
+"""
 
 import atexit
 import logging
 import os
+import sys
 import threading
 import warnings
 from typing import Any
-
-import ray
-from ray.data import DataContext
-from ray.data._internal.execution.streaming_executor import StreamingExecutor
-from ray.util.annotations import RayDeprecationWarning
 
 _QUIET = ("ray.data", "ray.train", "ray.serve", "ray.tune")
 
@@ -23,6 +22,10 @@ def connect(num_cpus: int | None = None) -> None:
     Args:
         num_cpus: CPUs of a Ray that is started here, for jobs that share the machine; default: all of them.
     """
+    import ray
+    from ray.data import DataContext
+    from ray.util.annotations import RayDeprecationWarning
+
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=RayDeprecationWarning)
@@ -47,6 +50,11 @@ def disconnect() -> None:
     A job that stops amid its rows leaves their executor's thread behind, and Ray ends a process whose thread uses it
     while it shuts down: without a word, with status 1.
     """
+    if "ray" not in sys.modules:
+        return
+    import ray
+    from ray.data._internal.execution.streaming_executor import StreamingExecutor
+
     for thread in threading.enumerate():
         if isinstance(thread, StreamingExecutor):
             thread.shutdown(force=True)

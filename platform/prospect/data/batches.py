@@ -12,34 +12,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from prospect.data.clips import Clip, clip_sequence
+from prospect.data.settings import SamplingSettings
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.sequence import FrameSequence, TextTask
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import DataError
 from prospect.lineage import derived_seed
-from prospect.settings import Settings
 
 IGNORE = -100
 
 ReadFrames = Callable[[str, int, int], np.ndarray]
 """(video_id, start, stop) -> float16 [stop - start, I, D]; `EmbeddingStore.read`."""
-
-
-class SamplingSettings(Settings):
-    """What the losses see of a clip in one epoch; redrawn in the next."""
-
-    watch_only_share: float = Field(default=0.0, ge=0, lt=1)
-    """Share of clips shown without deltas and utterances, for the state head alone: with them in sight it can copy
-    the state from text that is always right in training, and has not learned to watch when it is wrong."""
-    negative_rate: float = Field(default=0.1, gt=0, le=1)
-    """rho: share of a clip's silent frames that are drawn, one at least."""
-    negative_margin: int = Field(default=1, ge=0)
-    """Frames on either side of an event that are never negatives."""
-    seed: int = 0
 
 
 @dataclass

@@ -5,8 +5,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from pydantic import Field
-
+from prospect.data.settings import ClipSettings
 from prospect.dialogue.prompt import Context, ContextSettings, build_context
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.sequence import FrameSequence, build_sequence, frame_length, summary_length
@@ -15,21 +14,6 @@ from prospect.dialogue.timeline import FrameEvents, Timeline
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import DataError
 from prospect.lineage import derived_seed
-from prospect.settings import Settings
-
-
-class ClipSettings(Settings):
-    """How dialogues are cut into training clips."""
-
-    random_start_share: float = Field(default=0.3, ge=0, le=1)
-    """Share of dialogues that are cut once more at a random frame, so that a refreshed context is not new."""
-    summaries: bool = False
-    """Ask for a summary of the progress where a clip ends, as a session does whose context is full: behind every clip
-    that ends before its dialogue does, and behind `summary_share` of the others. A clip that starts later than its
-    dialogue then has the progress known there in its context. Records without `progress` have no summary."""
-    summary_share: float = Field(default=0.3, ge=0, le=1)
-    """Share of the clips at a dialogue's end that are asked for a summary too."""
-    seed: int = 0
 
 
 @dataclass(frozen=True)

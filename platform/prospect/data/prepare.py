@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from prospect.data.clips import Clip, ClipSettings, split_clips
+from prospect.data.clips import Clip, split_clips
 from prospect.data.embeddings import EmbeddingStore
+from prospect.data.settings import ClipSettings
 from prospect.data.sources import DataSettings, QuarantinedRecord, load_dialogues, place_all, split_name
 from prospect.data.sources.dialogues import READER
 from prospect.dialogue.prompt import SUMMARY_REQUEST, SYSTEM_PROMPT, ContextSettings
@@ -138,7 +138,9 @@ def training_texts(dialogues: Iterable[Dialogue], summaries: bool = False) -> It
             yield f"S{number}->start; S{number}->complete"
 
 
-def frame_statistics(store: EmbeddingStore, video_ids: Iterable[str], seed: int) -> tuple[Tensor, Tensor]:
+def frame_statistics(
+    store: EmbeddingStore, video_ids: Iterable[str], seed: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Mean [D] and whitening [D, D] over all tokens of at most `MAX_STATISTICS_FRAMES` frames of whole videos.
 
     (frame - mean) @ whitening has mean 0 and no correlations; directions that hold next to nothing stay small.
@@ -155,4 +157,4 @@ def frame_statistics(store: EmbeddingStore, video_ids: Iterable[str], seed: int)
     scaled = (frames - mean) / deviation
     variances, directions = np.linalg.eigh(scaled.T @ scaled / len(scaled))
     whitening = directions / np.sqrt(variances + WHITENING_FLOOR) / deviation[:, None]
-    return torch.tensor(mean, dtype=torch.float32), torch.tensor(whitening, dtype=torch.float32)
+    return mean.astype(np.float32), whitening.astype(np.float32)

@@ -9,47 +9,21 @@ of one engine.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
-
-from prospect.evaluation.metrics import EvaluationSettings, SliceScores, evaluate
-from prospect.evaluation.records import VideoDecisions
-from prospect.evaluation.stream import Placed, ReadDialogue, pick_dialogues, spec_of, stream_dialogues
-from prospect.settings import Settings
+from prospect.evaluation.metrics import SliceScores, evaluate
+from prospect.evaluation.records import Placed, VideoDecisions
+from prospect.evaluation.settings import CalibrationSettings, EvaluationSettings
+from prospect.evaluation.stream import ReadDialogue, pick_dialogues, spec_of, stream_dialogues
+from prospect.evaluation.thresholds import DEFAULT
 from prospect.similarity import SentenceEncoder
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.outputs import SessionSpec
 
 Decides = Literal["speak", "update"]
 
-DEFAULT = "default"
-"""The key of what was chosen on all data sets together."""
 
 _METRIC, _REFERENCE = {"speak": "turn", "update": "dst"}, {"speak": "reference", "update": "events_reference"}
-
-
-class CalibrationSettings(Settings):
-    """How the thresholds that travel with a model are found."""
-
-    enabled: bool = True
-    """False: the model has no thresholds of its own, and whoever uses it configures them."""
-    grid: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-    """The thresholds that are tried, rising."""
-    videos: int = Field(default=8, ge=1)
-    """Most validation videos of each data set; a dialogue of each is streamed, at all thresholds."""
-    minutes: float = Field(default=5.0, gt=0)
-    """Most of one such video that is streamed."""
-    min_events: int = Field(default=20, ge=1)
-    """Turns, or transitions, that the reference of a data set must have for thresholds of its own."""
-    tolerance: float = Field(default=0.01, ge=0, le=1)
-    """By how much F1 at the first maximum may lie below the best one."""
-
-    @model_validator(mode="after")
-    def _rising(self) -> Self:
-        if not self.grid or list(self.grid) != sorted(set(self.grid)) or not 0 <= self.grid[0] <= self.grid[-1] <= 1:
-            raise ValueError(f"grid: {list(self.grid)} must be probabilities that rise, as (0.2, 0.4, 0.6) do")
-        return self
 
 
 @dataclass(frozen=True)
@@ -112,17 +86,6 @@ def choose(curves: Curves, settings: CalibrationSettings) -> tuple[dict[str, flo
         else:
             chosen[name] = points[index].threshold
     return chosen, refused
-
-
-def shown(thresholds: Mapping[str, Mapping[str, float]]) -> str:
-    """Thresholds by data set, in one line."""
-    names = sorted(thresholds, key=lambda name: (name == DEFAULT, name))
-    parts = (
-        f"{'others' if name == DEFAULT else name} "
-        + ", ".join(f"{decides} {value:g}" for decides, value in sorted(thresholds[name].items()))
-        for name in names
-    )
-    return "; ".join(parts)
 
 
 @dataclass

@@ -19,70 +19,19 @@ frame. One that gets a silent frame is redundant, and a reference that nobody ge
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from prospect.dialogue.timeline import FPS
-from prospect.settings import Settings
+from prospect.evaluation.settings import MatcherMode, MatchingSettings, Seconds
 from prospect.similarity import SentenceEncoder
-
-MatcherMode = Literal["compat", "corrected"]
-Seconds = tuple[float, float]
-"""(left, right): the reference may lie in [generated + left, generated + right] seconds."""
-
-WINDOWS: dict[str, Seconds] = {
-    "narration": (-2.5, 2.5),
-    "ego4d": (-4.0, 8.5),
-    "epickitchens": (-1.5, 3.0),
-    "holoassist": (-1.5, 2.5),
-    "egoexolearn": (-2.0, 3.5),
-    "assembly101": (-2.0, 4.0),
-    "wtag": (-3.0, 6.0),
-}
-"""Published windows: a quarter of the mean talk interval back, half of it ahead."""
-
-DEFAULT_WINDOW: Seconds = (-2.5, 2.5)
 
 _EPSILON = 1e-6
 _FRAME_SLACK = 1e-6
-
-
-class MatchingSettings(Settings):
-    """The turn matcher; the defaults are those of the published numbers, but for `mode`."""
-
-    mode: MatcherMode = "corrected"
-    """`compat` for comparison with published figures."""
-    power: Annotated[float, Field(gt=0)] = 1.5
-    """Exponent of the distance in frames."""
-    weight: Annotated[float, Field(ge=0)] = 0.3
-    """Cost of the longest distance that the window allows; a wholly unlike sentence costs 1."""
-    windows: dict[str, Seconds] = Field(default_factory=dict)
-    """(left, right) in seconds by dataset, before the published ones; `default` is for all others."""
-
-    @field_validator("windows")
-    @classmethod
-    def _contain_zero(cls, windows: dict[str, Seconds]) -> dict[str, Seconds]:
-        for dataset, (left, right) in windows.items():
-            if not left <= 0 <= right:
-                raise ValueError(f"window of {dataset}: ({left:g}, {right:g}) must contain 0, as (-2.5, 2.5) does")
-        return windows
-
-    def window(self, dataset: str) -> Seconds:
-        """The window of a dataset; as in the published code, a known name is looked for inside `dataset`."""
-        default = self.windows.get("default", DEFAULT_WINDOW)
-        name = _letters(dataset)
-        known = self.windows | {key: window for key, window in WINDOWS.items() if key not in self.windows}
-        return next((window for key, window in known.items() if _letters(key) in name), default)
-
-
-def _letters(name: str) -> str:
-    """`EPIC_Kitchens` and `epickitchens` are one dataset."""
-    return "".join(filter(str.isalnum, name.lower()))
 
 
 class Match(NamedTuple):

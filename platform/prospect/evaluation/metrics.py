@@ -3,50 +3,23 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import Field
-from sklearn.metrics import average_precision_score
 
 from prospect.dialogue.state import StatePolicy, TaskState
 from prospect.dialogue.timeline import FPS
 from prospect.errors import DataError
 from prospect.evaluation.events import match_events
 from prospect.evaluation.intervals import Interval, metric_interval, percentile_interval, resample
-from prospect.evaluation.matching import MatchingSettings, match_turns
+from prospect.evaluation.matching import match_turns
 from prospect.evaluation.records import VideoDecisions
+from prospect.evaluation.settings import EvaluationSettings
 from prospect.evaluation.tally import METRICS, Tally
-from prospect.settings import Settings
-from prospect.similarity import SentenceEncoder, SimilaritySettings
+from prospect.similarity import SentenceEncoder
 
 INTERVALS = ("turn_f1", "dst_f1", "joint_goal_accuracy", "readout_joint_goal_accuracy")
 """The metrics that come with a confidence interval."""
-
-
-class EvaluationSettings(Settings):
-    """What is scored, and how."""
-
-    model: str | None = None
-    """A folder, `models:/NAME@ALIAS` or `models:/NAME/VERSION`; default: the newest candidate of `model.name`."""
-    split: str = "test"
-    """The dialogues that are streamed."""
-    matching: MatchingSettings = MatchingSettings()
-    """Assignment of utterances to references."""
-    similarity: SimilaritySettings = SimilaritySettings()
-    """The sentence encoder."""
-    similarity_threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """A paired utterance counts as correct above this."""
-    event_tolerance: Annotated[float, Field(ge=0)] = 2.5
-    """Seconds by which a transition may miss its reference."""
-    state_policy: StatePolicy = "strict"
-    """How the reference's transitions are replayed."""
-    bootstrap_samples: Annotated[int, Field(gt=0)] = 1000
-    """Draws behind a confidence interval."""
-    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    """Share of the draws that an interval holds."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the draws."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +189,11 @@ def _equal_slots(state: TaskState | None, reference: TaskState) -> int:
 def average_precision(probabilities: Sequence[float], labels: Sequence[bool]) -> float | None:
     """Area under precision over recall, each distinct probability one threshold; None without a positive label."""
     truth = np.asarray(labels, dtype=bool)
-    return float(average_precision_score(truth, probabilities)) if truth.any() else None
+    if not truth.any():
+        return None
+    from sklearn.metrics import average_precision_score
+
+    return float(average_precision_score(truth, probabilities))
 
 
 def _head_precisions(videos: Iterable[VideoDecisions], policy: StatePolicy) -> dict[str, float | None]:

@@ -4,12 +4,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Literal
 
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.state import Delta, StatePolicy, TaskState, Transition
 from prospect.dialogue.timeline import Timeline
 from prospect.errors import DataError
 from prospect.streaming.outputs import Decision
+
+Placed = tuple[Dialogue, Timeline]
+
+View = Literal["watched", "shuffled", "blank"]
+"""What the model is shown: the video, its frames in random order, or the same empty frame all along."""
 
 TimedEvent = tuple[int, Transition]
 """A frame and a transition decided there."""

@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
-from typing import Literal
 
 import numpy as np
 
@@ -11,18 +10,13 @@ from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.state import format_delta
 from prospect.dialogue.timeline import FPS, Timeline
 from prospect.errors import SessionError
-from prospect.evaluation.records import VideoDecisions, scored_frames
+from prospect.evaluation.records import Placed, VideoDecisions, View, scored_frames
 from prospect.lineage import derived_seed
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.outputs import Decision, Failed, SessionSpec
 
-Placed = tuple[Dialogue, Timeline]
-
 ReadDialogue = Callable[[Dialogue, int, int], np.ndarray]
 """(dialogue, start, stop) -> features [stop - start, I, D]."""
-
-View = Literal["watched", "shuffled", "blank"]
-"""What the model is shown: the video, its frames in random order, or the same empty frame all along."""
 
 
 def spec_of(dialogue: Dialogue, timeline: Timeline) -> SessionSpec:

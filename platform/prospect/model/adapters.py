@@ -4,18 +4,21 @@ import importlib
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, PreTrainedModel
 
 from prospect.dialogue.vocabulary import GRAMMAR_TOKENS, Vocabulary, extend_tokenizer
 from prospect.errors import CheckpointError, ConfigError
 from prospect.model.bases import base_folder, load_tokenizer, load_weights, read_config
-from prospect.model.configuration import DSTProActConfig, LoraSettings, ModelSettings
+from prospect.model.configuration import DSTProActConfig
 from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.settings import LoraSettings, ModelSettings
 from prospect.model.tokenizer import fit_tokenizer
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 NEW_MODULES = ["mm_projector", "speaking_decision_head", "dst_update_head", "dst_state_head"]
@@ -121,7 +124,7 @@ def _stop_ids(model: PreTrainedModel) -> list[int]:
     return found
 
 
-def adapt(model: DSTProActLlamaForCausalLM, settings: ModelSettings) -> DSTProActLlamaForCausalLM | PeftModel:
+def adapt(model: DSTProActLlamaForCausalLM, settings: ModelSettings) -> "DSTProActLlamaForCausalLM | PeftModel":
     """The model as `settings.adaptation` trains it: what shall not learn is frozen.
 
     Raises:
@@ -142,8 +145,10 @@ def learning_modules(model: DSTProActLlamaForCausalLM) -> list[str]:
     return [name for name in NEW_MODULES if name not in idle]
 
 
-def add_lora(model: DSTProActLlamaForCausalLM, settings: LoraSettings) -> PeftModel:
+def add_lora(model: DSTProActLlamaForCausalLM, settings: LoraSettings) -> "PeftModel":
     """LoRA on the seven projections; projector, heads and the grammar's token rows train in full, nothing else."""
+    from peft import LoraConfig, get_peft_model  # a second or two, which a model without adapters does not wait for
+
     rows = sorted((model.config.grammar_ids or {}).values())
     # A tied `lm_head` shares the embedding's rows; one of its own needs them for the token back-end.
     tokens = {"embed_tokens": rows} | ({} if model.config.tie_word_embeddings else {"lm_head": rows})
@@ -220,9 +225,14 @@ def keep_trained_in_float32(model: torch.nn.Module) -> None:
         parameter.data = parameter.data.float()
 
 
-def unwrap(model: DSTProActLlamaForCausalLM | PeftModel) -> DSTProActLlamaForCausalLM:
+def is_adapted(model: torch.nn.Module) -> "TypeGuard[PeftModel]":
+    """Whether LoRA is around the model; asked of an attribute, so that nobody imports peft to be told no."""
+    return hasattr(model, "peft_config")
+
+
+def unwrap(model: "DSTProActLlamaForCausalLM | PeftModel") -> DSTProActLlamaForCausalLM:
     """The DST model itself, with or without LoRA around it."""
-    return cast(DSTProActLlamaForCausalLM, model.get_base_model()) if isinstance(model, PeftModel) else model
+    return cast(DSTProActLlamaForCausalLM, model.get_base_model()) if is_adapted(model) else cast(Any, model)
 
 
 def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

@@ -10,22 +10,25 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
 from prospect.dialogue.vocabulary import Vocabulary
-from prospect.errors import CheckpointError, ConfigError, UntrainedHeadError
+from prospect.errors import CheckpointError, ConfigError
 from prospect.model.adapters import build_model, round_to_4_bits, unwrap
-from prospect.model.configuration import HEADS, DSTProActConfig, ModelSettings
+from prospect.model.configuration import DSTProActConfig
 from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.saved import MANIFEST, read_manifest, require_trained
+from prospect.model.settings import HEADS, ModelSettings
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 log = logging.getLogger(__name__)
 
-_MANIFEST = "prospect.json"
 _ALIGNMENT = 64
 """Bytes; where torch lets its own tensors start on a CPU."""
 
@@ -49,16 +52,11 @@ class LoadedModel:
         Raises:
             UntrainedHeadError: naming them.
         """
-        steps = self.model.config.trained_steps or {}
-        untrained = [head for head in heads if not steps.get(head)]
-        if untrained:
-            raise UntrainedHeadError(
-                f"model {self.folder}: {', '.join(untrained)} had no training step; train on data with such labels"
-            )
+        require_trained(self.folder, self.model.config.trained_steps, *heads)
 
 
 def save_model(
-    model: DSTProActLlamaForCausalLM | PeftModel,
+    model: "DSTProActLlamaForCausalLM | PeftModel",
     tokenizer: Any,
     settings: ModelSettings,
     folder: Path,
@@ -84,7 +82,7 @@ def save_model(
     config.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     manifest = {"model": settings.model_dump(), **(extra or {})}
-    (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2))
+    (partial / MANIFEST).write_text(json.dumps(manifest, indent=2))
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 
@@ -105,10 +103,8 @@ def load_model(
         UntrainedHeadError: the speaking head was never trained.
     """
     folder = Path(folder)
-    if not (folder / _MANIFEST).is_file():
-        raise CheckpointError(f"model {folder}: no {_MANIFEST} there; give a folder that training wrote")
+    manifest = read_manifest(folder)
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
         tokenizer = AutoTokenizer.from_pretrained(folder)
         config = DSTProActConfig.from_pretrained(folder)
         model = _load_weights(folder, config, tokenizer, manifest, cache or _user_cache())
@@ -167,6 +163,8 @@ def _load_weights(
     )
     if settings.adaptation == "qlora":
         _round(base, folder)
+    from peft import PeftModel
+
     merged = PeftModel.from_pretrained(base, folder).merge_and_unload()
     merged.config.trained_steps, merged.config.thresholds = config.trained_steps, config.thresholds
     return merged

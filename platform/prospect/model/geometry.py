@@ -8,8 +8,9 @@ from transformers import LlamaConfig
 
 from prospect.dialogue.vocabulary import GRAMMAR_TOKENS
 from prospect.model.bases import base_folder, read_config
-from prospect.model.configuration import DSTProActConfig, ModelSettings
+from prospect.model.configuration import DSTProActConfig
 from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.settings import ModelSettings
 
 
 def _geometry(

@@ -4,10 +4,7 @@ A rank computes the sums of its micro-batch; the counts come from the labels alo
 and accumulation before the backward pass. World size therefore changes neither loss nor gradient.
 """
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
@@ -17,7 +14,7 @@ from prospect.data.batches import IGNORE, Batch
 from prospect.dialogue.sequence import TextTask
 from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.model.packing import ATTENTION, Packing
-from prospect.settings import Settings
+from prospect.model.settings import PARTS, LossSettings
 
 TERMS = (
     "speaking_text", "dst_text", "summary_text", "speak_positive", "speak_negative", "update_positive",
@@ -25,25 +22,9 @@ TERMS = (
 )  # fmt: skip
 """What is summed: text by task, decisions by class, the state head. Order of all [8] tensors here."""
 
-PARTS = ("speaking_text", "dst_text", "summary_text", "speak", "update", "state")
-"""What the loss is the weighted sum of, under the names of the weights in `LossSettings`."""
 
 LOGITS = 2**25
 """Largest number of vocabulary logits that are held at once: 128 MiB in float32, 261 tokens of Llama 3."""
-
-
-class LossSettings(Settings):
-    """Kinds and weights of the losses."""
-
-    decision: Literal["balanced", "focal"] = "focal"
-    """`balanced`: the mean over events and the mean over silence; `focal`: the same of the focal loss."""
-    focal_gamma: float = Field(default=2.0, ge=0)
-    speaking_text: float = Field(default=1.0, ge=0)
-    dst_text: float = Field(default=1.0, ge=0)
-    summary_text: float = Field(default=1.0, ge=0)
-    speak: float = Field(default=1.0, ge=0)
-    update: float = Field(default=1.0, ge=0)
-    state: float = Field(default=1.0, ge=0)
 
 
 def label_counts(batch: Batch, backend: str) -> Tensor:

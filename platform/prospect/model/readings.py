@@ -7,8 +7,9 @@ from torch import Tensor
 
 from prospect.data.batches import IGNORE, Batch
 from prospect.model.heads import NUM_STEP_STATES
-from prospect.model.losses import LossSettings, hidden_states, spoken_labels, state_logits, term_sums
+from prospect.model.losses import hidden_states, spoken_labels, state_logits, term_sums
 from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.settings import LossSettings
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from urllib.parse import quote
 import jinja2
 from pyarrow import fs
 
-from prospect.data.clips import ClipSettings
 from prospect.data.prepare import make_clips, training_texts
+from prospect.data.settings import ClipSettings
 from prospect.data.sources import Corpus, QuarantinedRecord, place_all
 from prospect.data.sources.placement import total_frames
 from prospect.dialogue.prompt import ContextSettings
@@ -24,7 +24,7 @@ from prospect.dialogue.timeline import FPS, Timeline
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import ConfigError, DataError
 from prospect.files import open_filesystem, write_file
-from prospect.model.configuration import TinyGeometry
+from prospect.model.settings import TinyGeometry
 from prospect.model.tokenizer import fit_tokenizer
 from prospect.reports.thumbnails import Thumbnail, thumbnails
 from prospect.reports.tracks import (

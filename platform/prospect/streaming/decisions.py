@@ -8,8 +8,7 @@ from torch import Tensor
 from prospect.dialogue.state import StepState, TaskState
 from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.streaming.outputs import SessionSpec, Silence
-from prospect.streaming.sampling import SamplingSettings
-from prospect.streaming.settings import DstDecoder, StreamingSettings
+from prospect.streaming.settings import DstDecoder, SamplingSettings, StreamingSettings
 
 
 @dataclass(frozen=True)

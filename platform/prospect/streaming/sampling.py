@@ -2,27 +2,12 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from prospect.lineage import derived_seed
-from prospect.settings import Settings
-
-
-class SamplingSettings(Settings):
-    """How utterances and summaries are generated. Deltas are always the most probable ones."""
-
-    decoding: Literal["greedy", "sampled"] = "greedy"
-    """`greedy` takes the most probable token; `sampled` draws one."""
-    temperature: float = Field(default=0.7, gt=0)
-    """Of `sampled`: below 1 makes probable tokens more so."""
-    top_p: float = Field(default=0.9, gt=0, le=1)
-    """Of `sampled`: draws from the most probable tokens that have this share of the probability together."""
-    seed: int = 0
-    """With a session's id it makes the session's random numbers."""
+from prospect.streaming.settings import SamplingSettings
 
 
 @dataclass

@@ -8,13 +8,25 @@ from pydantic import Field, model_validator
 
 from prospect.dialogue.state import StatePolicy
 from prospect.settings import Settings
-from prospect.streaming.sampling import SamplingSettings
 
 DstDecoder = Literal["generate", "readout"]
 """Where a delta comes from once the model decides to update: written as text, or read off the state head."""
 
 AttentionName = Literal["auto", "sdpa", "flex", "varlen"]
 """`auto`: `sdpa` on a CPU, on a GPU the faster one of `varlen` and `flex`, measured when the engine starts."""
+
+
+class SamplingSettings(Settings):
+    """How utterances and summaries are generated. Deltas are always the most probable ones."""
+
+    decoding: Literal["greedy", "sampled"] = "greedy"
+    """`greedy` takes the most probable token; `sampled` draws one."""
+    temperature: float = Field(default=0.7, gt=0)
+    """Of `sampled`: below 1 makes probable tokens more so."""
+    top_p: float = Field(default=0.9, gt=0, le=1)
+    """Of `sampled`: draws from the most probable tokens that have this share of the probability together."""
+    seed: int = 0
+    """With a session's id it makes the session's random numbers."""
 
 
 class StreamingSettings(Settings):

@@ -9,8 +9,9 @@ import pandas as pd
 from prospect.dialogue.prompt import ContextSettings
 from prospect.errors import DataError
 from prospect.model.checkpoint import LoadedModel, load_model
-from prospect.streaming.engine import StreamingEngine, StreamingSettings
+from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.outputs import Decision, Failed, SessionSpec
+from prospect.streaming.settings import StreamingSettings
 
 INPUTS = (
     {"name": "embedding", "type": "array", "items": {"type": "double"}, "required": True},

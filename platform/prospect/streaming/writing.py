@@ -16,7 +16,8 @@ from prospect.streaming.feeds import Feed, Reply
 from prospect.streaming.outputs import Event, TextPiece
 from prospect.streaming.pages import BlockTable
 from prospect.streaming.parts import Counters, SessionParts
-from prospect.streaming.sampling import RandomState, SamplingSettings, TextLimits, most_probable, next_token
+from prospect.streaming.sampling import RandomState, TextLimits, most_probable, next_token
+from prospect.streaming.settings import SamplingSettings
 
 _HALF = "\N{REPLACEMENT CHARACTER}"
 """What half a character decodes to."""

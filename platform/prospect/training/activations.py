@@ -7,10 +7,9 @@ second.
 import weakref
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,12 +19,15 @@ from transformers import LlamaConfig
 from prospect.data.batches import Batch
 from prospect.dialogue.sequence import TextTask
 from prospect.model.adapters import adapt, unwrap
-from prospect.model.configuration import ModelSettings
 from prospect.model.geometry import base_geometry, empty_model
-from prospect.model.losses import LossSettings, term_sums
+from prospect.model.losses import term_sums
 from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.model.packing import ATTENTION, Packing
+from prospect.model.settings import LossSettings, ModelSettings
 from prospect.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 TEXT_SHARE = 0.4
 """Of a row's tokens that carry text labels; the sample corpus, which talks much, has 0.41."""
@@ -33,7 +35,9 @@ STEPS = 8
 """Of a recipe, for the state head."""
 
 
-def adapted_shape(base: LlamaConfig, settings: ModelSettings, vision_dim: int) -> DSTProActLlamaForCausalLM | PeftModel:
+def adapted_shape(
+    base: LlamaConfig, settings: ModelSettings, vision_dim: int
+) -> "DSTProActLlamaForCausalLM | PeftModel":
     """The model that trains, on the meta device. 4-bit weights hold their place in full width: only their bytes differ.
 
     Args:

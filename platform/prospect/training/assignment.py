@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from peft import PeftModel
-from torch import Tensor
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
 from prospect.data.batches import Collator
@@ -15,15 +16,18 @@ from prospect.data.embeddings import EmbeddingStore
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import ProspectError
-from prospect.evaluation.metrics import EvaluationSettings
+from prospect.evaluation.settings import EvaluationSettings
 from prospect.model.adapters import adapt, build_model
-from prospect.model.configuration import ModelSettings
 from prospect.model.modeling import DSTProActLlamaForCausalLM
-from prospect.streaming.engine import StreamingSettings
+from prospect.model.settings import ModelSettings
+from prospect.streaming.settings import StreamingSettings
 from prospect.training.plan import MemoryPlan
 from prospect.training.preflight import full_device_told
 from prospect.training.settings import TrainingSettings
 from prospect.training.validation import StreamingValidation
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class TrainingData:
 
     train: Sequence[Clip]
     validation: Sequence[Clip]
-    frame_statistics: tuple[Tensor, Tensor] | None = None
+    frame_statistics: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Prepared:
     """What a process makes by itself, before it meets the others."""
 
     tokenizer: Any
-    model: DSTProActLlamaForCausalLM | PeftModel
+    model: "DSTProActLlamaForCausalLM | PeftModel"
     """The same on every rank."""
     streaming: StreamingValidation
     collate: Collator
@@ -91,7 +95,7 @@ def prepare(job: WorkerJob, data: TrainingData) -> Prepared | ProspectError:
 
 def _build(
     job: WorkerJob, data: TrainingData, tokenizer: Any, store: EmbeddingStore
-) -> DSTProActLlamaForCausalLM | PeftModel:
+) -> "DSTProActLlamaForCausalLM | PeftModel":
     model = build_model(
         job.model,
         tokenizer,
@@ -102,5 +106,5 @@ def _build(
         seed=job.training.seed,
     )
     if data.frame_statistics is not None:
-        model.mm_projector.fix_whitening(*data.frame_statistics)
+        model.mm_projector.fix_whitening(*map(torch.from_numpy, data.frame_statistics))
     return adapt(model, job.model)

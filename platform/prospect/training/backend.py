@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from prospect.data.batches import Batch
 from prospect.model.adapters import keep_trained_in_float32, trainable_parameters, unwrap
-from prospect.model.losses import LossSettings, loss_sums
+from prospect.model.losses import loss_sums
 from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.model.readings import Readings, loss_sums_and_readings
+from prospect.model.settings import LossSettings
 from prospect.training.checkpoint import MOMENTS, WEIGHTS, Checkpointable
 from prospect.training.settings import TrainingError, TrainingSettings
 

@@ -1,8 +1,7 @@
 """Settings that are each fine and cannot work together."""
 
 from prospect.errors import ConfigError
-from prospect.model.configuration import ModelSettings
-from prospect.model.losses import PARTS
+from prospect.model.settings import PARTS, ModelSettings
 from prospect.training.settings import TrainingSettings
 
 

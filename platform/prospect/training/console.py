@@ -5,7 +5,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from rich import box
 from rich.console import Console as Terminal
@@ -13,9 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from prospect.training.progress import Event, once, training_seconds
-
-if TYPE_CHECKING:
-    from prospect.training.job import TrainResult
+from prospect.training.result import TrainResult
 
 Write = Callable[[str], None]
 
@@ -90,6 +88,8 @@ class Console:
     def _warning(self, event: Event) -> str:
         return str(event["message"])
 
+    _calibration = _warning
+
     def _stopped(self, event: Event) -> str:
         return f"stopped early; the model will have the weights of step {event['best_step']}"
 
@@ -157,7 +157,7 @@ def write_table(table: Table, write: Write, width: int = 100) -> None:
         write(line.rstrip())
 
 
-def summary_table(result: "TrainResult", events: Sequence[Event]) -> Table:
+def summary_table(result: TrainResult, events: Sequence[Event]) -> Table:
     """The end of a run: what was done and how fast, what came of it, and where it lies.
 
     Args:

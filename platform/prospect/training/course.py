@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from prospect.model.configuration import HEADS
+from prospect.model.settings import HEADS
 from prospect.training.loop import StepResult
 from prospect.training.settings import EarlyStopping, TrainingError
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from prospect.model.losses import PARTS
+from prospect.model.settings import PARTS
 from prospect.training.progress import Event
 
 Row = tuple[int, float, dict[str, float]]

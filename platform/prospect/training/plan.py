@@ -14,11 +14,10 @@ from rich.table import Table
 
 from prospect.errors import ConfigError
 from prospect.model.adapters import PROJECTIONS
-from prospect.model.configuration import ModelSettings
 from prospect.model.geometry import base_geometry
+from prospect.model.settings import ModelSettings
 from prospect.training.activations import activation_bytes, adapted_shape
 from prospect.training.settings import TrainingSettings
-from prospect.vision.weights import tower_width
 
 if TYPE_CHECKING:
     from prospect.config import Config
@@ -127,8 +126,11 @@ def plan(config: "Config", lengths: Iterable[int] | None = None, vision_dim: int
     """
     training, longest = config.training, config.context.max_seq_len
     clips = [longest] * max(training.batch_size, 1) if lengths is None else list(lengths)
-    width = vision_dim or tower_width(config.vision.backend, config.vision.model)
-    return plan_zero(config.model, training, largest_micro_batch(clips, training), width)
+    if vision_dim is None:
+        from prospect.vision.towers import tower_width  # with open_clip and timm, which no worker needs
+
+        vision_dim = tower_width(config.vision.backend, config.vision.model)
+    return plan_zero(config.model, training, largest_micro_batch(clips, training), vision_dim)
 
 
 def largest_micro_batch(lengths: Iterable[int], training: TrainingSettings) -> tuple[int, ...]:

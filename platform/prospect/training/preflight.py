@@ -13,13 +13,12 @@ from rich.table import Table
 
 from prospect.errors import ConfigError
 from prospect.model.adapters import bitsandbytes
-from prospect.model.configuration import ModelSettings
 from prospect.model.geometry import base_geometry
 from prospect.model.parameters import parameter_table
+from prospect.model.settings import ModelSettings
 from prospect.training.activations import adapted_shape
 from prospect.training.plan import GIB, USABLE, MemoryPlan, card_bytes, plan
 from prospect.training.settings import OPERATIONAL, OutOfMemoryError, TrainingSettings
-from prospect.vision.weights import tower_width
 
 if TYPE_CHECKING:
     from prospect.config import Config
@@ -67,6 +66,8 @@ def show_plan(config: "Config") -> None:
         ConfigError: `card` is no size, or see `plan`.
         CheckpointError: the base's geometry is not known.
     """
+    from prospect.vision.towers import tower_width  # with open_clip and timm, which no worker needs
+
     name, room = _judged_by(config.card)
     planned = plan(config)
     console = Console(width=100, highlight=False)

@@ -15,8 +15,8 @@ from typing import Any
 from prospect.files import write_text
 
 Event = dict[str, Any]
-"""`kind` (start, step, validation, streaming, checkpoint, warning, failure, stopped, done), `time` in seconds since
-1970, `step`, and the kind's numbers."""
+"""`kind` (start, step, validation, streaming, checkpoint, warning, failure, stopped, done, calibration), `time` in
+seconds since 1970, `step`, and the kind's numbers."""
 
 _POLL_SECONDS, _LONGEST_PAUSE = 0.5, 10.0
 
@@ -75,7 +75,8 @@ def _counts(event: Event, latest: dict[str, int]) -> bool:
 
 def training_seconds(events: Iterable[Event]) -> float:
     """Between a training's first event and its last, without the time that passed before it was continued."""
-    return sum(after["time"] - before["time"] for before, after in pairwise(events) if after["kind"] != "start")
+    trained = (event for event in events if event["kind"] != "calibration")
+    return sum(after["time"] - before["time"] for before, after in pairwise(trained) if after["kind"] != "start")
 
 
 class Follower:

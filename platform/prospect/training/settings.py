@@ -4,11 +4,10 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from prospect.data.batches import SamplingSettings
-from prospect.data.clips import ClipSettings
+from prospect.data.settings import ClipSettings, SamplingSettings
 from prospect.errors import ProspectError
-from prospect.evaluation.calibration import CalibrationSettings
-from prospect.model.losses import PARTS, LossSettings
+from prospect.evaluation.settings import CalibrationSettings
+from prospect.model.settings import PARTS, LossSettings
 from prospect.settings import Settings
 from prospect.training.sampler import ClipSampler
 from prospect.wording import unknown

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import f1_score, precision_recall_curve
 from torch import Tensor
 
 from prospect.data.batches import Batch
@@ -24,16 +23,18 @@ from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.timeline import place
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import DataError, ProspectError
-from prospect.evaluation.metrics import EvaluationSettings, average_precision, evaluate
-from prospect.evaluation.records import VideoDecisions
-from prospect.evaluation.stream import Placed, pick_dialogues, stream_dialogues
+from prospect.evaluation.metrics import average_precision, evaluate
+from prospect.evaluation.records import Placed, VideoDecisions
+from prospect.evaluation.settings import EvaluationSettings
+from prospect.evaluation.stream import pick_dialogues, stream_dialogues
 from prospect.model.checkpoint import LoadedModel
-from prospect.model.configuration import HEADS
 from prospect.model.losses import TERMS, label_counts, total_loss
 from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.model.readings import Readings
+from prospect.model.settings import HEADS
 from prospect.similarity import SentenceSimilarity
-from prospect.streaming.engine import StreamingEngine, StreamingSettings
+from prospect.streaming.engine import StreamingEngine
+from prospect.streaming.settings import StreamingSettings
 from prospect.training.backend import Backend, autocast, together
 from prospect.training.loop import Collate, labelled_parts
 from prospect.training.preflight import ran_full
@@ -145,6 +146,8 @@ def head_scores(probabilities: Tensor, labels: Tensor, threshold: float) -> dict
 
 def _best_f1(probabilities: Tensor, labels: Tensor) -> tuple[float, float]:
     """The best F1, and a threshold half-way between the probabilities that it has to part."""
+    from sklearn.metrics import precision_recall_curve
+
     precision, recall, lowest = precision_recall_curve(labels.numpy(), probabilities.numpy())
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     best = int(f1[:-1].argmax())
@@ -158,6 +161,8 @@ def head_curve(probabilities: Tensor, labels: Tensor) -> dict[str, Any]:
     Returns:
         `recall`, `precision` and `threshold` (lists of equal length), `labels` and `positives` (how many).
     """
+    from sklearn.metrics import precision_recall_curve
+
     precision, recall, threshold = precision_recall_curve(labels.numpy(), probabilities.numpy())
     kept = np.unique(np.searchsorted(-recall[:-1], -np.linspace(1, 0, _POINTS)).clip(max=len(threshold) - 1))[::-1]
     return {
@@ -179,6 +184,8 @@ def state_scores(states: Tensor) -> dict[str, float]:
         return {}
     label, prediction = (axis.flatten() for axis in torch.meshgrid(torch.arange(3), torch.arange(3), indexing="ij"))
     present = [int(each) for each in torch.nonzero(states.sum(1))]
+    from sklearn.metrics import f1_score
+
     macro = f1_score(
         label, prediction, sample_weight=states.flatten(), labels=present, average="macro", zero_division=0
     )

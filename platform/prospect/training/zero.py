@@ -1,5 +1,6 @@
 """DeepSpeed ZeRO inside a Ray Train worker. Imported by worker processes only, see `worker.enter`."""
 
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -21,18 +22,19 @@ from deepspeed.utils import (
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
 )
-from peft import PeftModel
 from ray.train.torch import get_device
 from torch import Tensor, nn
 
 from prospect.data.batches import Batch
 from prospect.errors import ProspectError
-from prospect.model.adapters import trainable_parameters, unwrap
-from prospect.model.losses import LossSettings, loss_sums
+from prospect.model.adapters import is_adapted, trainable_parameters, unwrap
+from prospect.model.losses import loss_sums
 from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.model.readings import Readings, loss_sums_and_readings
-from prospect.training.assignment import WorkerJob
+from prospect.model.settings import LossSettings
+from prospect.training.assignment import TrainingData, WorkerJob
 from prospect.training.backend import make_optimizer, set_learning_rate, set_updates, together
+from prospect.training.calibrate import calibrate_run
 from prospect.training.checkpoint import WEIGHTS
 from prospect.training.plan import bucket
 from prospect.training.preflight import check_device, own_device
@@ -158,7 +160,7 @@ class ZeroBackend(Ranks):
             return None
         gathered: dict[int, Tensor] = {}
         weights = self._wrapped.state_dict(keep_vars=True)
-        if isinstance(self._wrapped, PeftModel):
+        if is_adapted(self._wrapped):
             weights = {n: w for n, w in weights.items() if w.requires_grad or not isinstance(w, nn.Parameter)}
         for weight in weights.values():
             if id(weight) not in gathered:
@@ -227,13 +229,24 @@ def run(job: WorkerJob, data: Any) -> dict[str, Any]:
         return ZeroBackend(model, job.training, job.model.dtype, device)
 
     try:
+        clips: TrainingData = ray.get(data)
         together(group, _unfit(job, workers))
-        return work(job, ray.get(data), make_backend, group)
+        summary = work(job, clips, make_backend, group)
+        if group.rank == 0:  # the others are done, and wait in no collective that would give up on a long calibration
+            _free_training()
+            calibrate_run(job, clips, summary["step"])
+        return summary
     except ProspectError as error:
         agreed = isinstance(error, TrainingError) and not isinstance(error, OutOfMemoryError)
         if not agreed and group.world_size > 1:
             raise  # the other workers wait for this one, until Ray ends them
         return {"error": str(error)}
+
+
+def _free_training() -> None:
+    """Lets go of the engine and the optimizer's state, which DeepSpeed's hooks hold in circles."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def _unfit(job: WorkerJob, workers: int) -> ProspectError | None:

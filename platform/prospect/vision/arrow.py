@@ -13,7 +13,8 @@ from pyarrow import fs, ipc
 from prospect.dialogue.timeline import FPS
 from prospect.errors import DataError
 from prospect.files import open_filesystem
-from prospect.vision.pictures import Crop, decode_picture, resize_picture
+from prospect.vision.pictures import decode_picture, resize_picture
+from prospect.vision.settings import Crop
 
 FRAMES_FILE_PHASE: Final = "start-of-interval"
 """For the fingerprint, in place of `video.SAMPLING_PHASE`: row k was taken at k/fps, not just before (k+1)/fps."""

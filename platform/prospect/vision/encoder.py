@@ -1,77 +1,22 @@
 """Pictures to embeddings: one frozen image tower, the same for recorded video and for live sessions."""
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from prospect.dialogue.timeline import FPS
 from prospect.errors import ConfigError, DataError
-from prospect.lineage import fingerprint
-from prospect.settings import Settings
-from prospect.vision.pictures import RESIZE_KERNEL, Crop, decode_picture, resize_picture
-from prospect.vision.video import SAMPLING_PHASE
-from prospect.vision.weights import Weights, build_tower, find_weights
+from prospect.vision.fingerprint import encoder_fingerprint
+from prospect.vision.pictures import decode_picture, resize_picture
+from prospect.vision.settings import VisionSettings
+from prospect.vision.towers import build_tower
+from prospect.vision.weights import find_weights
 
 _GRID_SIDE = {1: 0, 5: 2, 10: 3}
 """Tokens a frame -> side of the pooled grid that follows the pooled vector."""
-
-
-class VisionSettings(Settings):
-    """The vision encoder and what it is fed. All above `batch_size` make up the fingerprint."""
-
-    backend: Literal["open_clip", "timm"] = "open_clip"
-    """Which library builds the image tower."""
-    model: str = "ViT-SO400M-14-SigLIP-384"
-    """The backend's name of the model; `prospect-tiny` is ours."""
-    weights: str = "webli"
-    """A file or folder, an open_clip pretrained tag, `package:efficientnet_lite0`, or `random:SEED` for tests."""
-    image_size: int = Field(384, ge=8)
-    """Side of the square picture, pixels."""
-    crop: Crop = "squash"
-    """How a picture becomes a square: `squash` or `centre`."""
-    tokens_per_frame: Literal[1, 5, 10] = 1
-    """I: the pooled vector alone, with a 2x2 grid (5), or with a 3x3 grid (10)."""
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Subtracted from pixel values in [0, 1], by channel."""
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Divides them then, by channel."""
-    phase: Literal["last-before-end", "start-of-interval"] = SAMPLING_PHASE
-    """Which moment of its half second a frame shows. Videos are sampled as a live camera is seen, by the last picture
-    before the end; ProAssist's frames files and features were taken at the start, and say so here."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the tower. bfloat16 has 8 bits of precision, so that its embeddings are other embeddings."""
-    batch_size: int = Field(32, ge=1)
-    """Pictures a forward pass; smaller batches are padded to it on a CPU or compiled, so that a batch changes no
-    result and has one shape."""
-    device: str = "auto"
-    """`auto` (a GPU where there is one), or a torch device."""
-    compile: bool = False
-    """Whether torch.compile makes the tower faster, for minutes of start. It rounds differently in the last bits,
-    as another machine does too, and belongs to no fingerprint."""
-    equivalent_to: tuple[str, ...] = ()
-    """Fingerprints of embeddings that you declare to be as good as this encoder's, such as those of imported
-    features: training accepts a store of them, and serving a model that was trained on them. Nothing checks it."""
-
-
-_NO_PART = {"batch_size", "device", "compile", "equivalent_to"}
-"""Settings that do not make another embedding."""
-
-
-def encoder_fingerprint(settings: VisionSettings, weights: Weights | None = None) -> str:
-    """What must agree wherever embeddings meet (DESIGN 4.7); hashes the weights file, builds no model.
-
-    Raises:
-        CheckpointError: the weights are not to be found.
-    """
-    weights = weights or find_weights(settings.backend, settings.model, settings.weights)
-    what = settings.model_dump(mode="json", exclude=_NO_PART | {"weights"})
-    sampling = {"resize": RESIZE_KERNEL, "fps": FPS}
-    return fingerprint(what | sampling | {"weights": weights.identity})
 
 
 def load_encoder(settings: VisionSettings) -> "FrameEncoder":

@@ -1,12 +1,17 @@
-"""A batch of pictures to embeddings: the encoding stage of the embedding job."""
+"""A batch of pictures to embeddings: the encoding stage of the embedding job.
+
+torch is imported where the encoder is, in the workers: the driver hands the stage on and never runs it.
+"""
 
 from functools import cached_property
-
-import torch
+from typing import TYPE_CHECKING
 
 from prospect.errors import FingerprintError
-from prospect.vision.encoder import FrameEncoder, VisionSettings, load_encoder
+from prospect.vision.settings import VisionSettings
 from prospect.vision.stages import Batch, Failure, Row, item_of, to_row
+
+if TYPE_CHECKING:
+    from prospect.vision.encoder import FrameEncoder
 
 
 class EncodeBatch:
@@ -28,7 +33,11 @@ class EncodeBatch:
             return to_row(Failure.of(error))
 
     @cached_property
-    def _encoder(self) -> FrameEncoder:
+    def _encoder(self) -> "FrameEncoder":
+        import torch
+
+        from prospect.vision.encoder import load_encoder
+
         torch.set_num_threads(self._threads)
         encoder = load_encoder(self._settings)
         if encoder.fingerprint != self._fingerprint:

@@ -12,11 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import ray
-from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
 from prospect.cluster.job import connect
 from prospect.data.embeddings import EmbeddingStore
@@ -24,11 +22,14 @@ from prospect.dialogue.timeline import FPS
 from prospect.errors import ConfigError, DataError
 from prospect.files import file_size, hash_source
 from prospect.vision.arrow import FRAMES_FILE_PHASE, is_frames_file
-from prospect.vision.encoder import VisionSettings, encoder_fingerprint
 from prospect.vision.encoding import EncodeBatch
+from prospect.vision.fingerprint import encoder_fingerprint
 from prospect.vision.report import EmbedReport, Outcome, VideoSource, print_progress
-from prospect.vision.stages import Batch, Decoded, DecodeVideo, EmbeddingSettings, Failure, Row, item_of
-from prospect.vision.video import SAMPLING_PHASE
+from prospect.vision.settings import SAMPLING_PHASE, EmbeddingSettings, VisionSettings
+from prospect.vision.stages import Batch, Decoded, DecodeVideo, Failure, Row, item_of
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 WORKER_RETRIES = 1
 """How often a video, or a batch, is tried again whose worker process died (a decoder's crash, no memory)."""
@@ -154,8 +155,11 @@ def _run(
 
 def _pipeline(
     videos: Sequence[VideoSource], settings: VisionSettings, embedding: EmbeddingSettings, root: str, fingerprint: str
-) -> Dataset:
+) -> "Dataset":
     """Lists, decodes and encodes, in rows of `prospect.vision.stages`."""
+    import ray
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
+
     encoders, decoders, gpus = _places(settings, embedding)
     encoders = min(encoders, len(videos)) if embedding.num_encoders is None else encoders
     rows = [asdict(video) | {"path": _reachable(video.path)} for video in videos]
@@ -190,6 +194,8 @@ def _pipeline(
 
 def _places(settings: VisionSettings, embedding: EmbeddingSettings) -> tuple[int, int, float]:
     """How many encoders and decoders the cluster holds, and the share of a GPU that an encoder takes."""
+    import ray
+
     cluster = ray.cluster_resources()
     cpus, gpus = cluster.get("CPU", 1.0), cluster.get("GPU", 0.0) if settings.device != "cpu" else 0.0
     room = math.floor(gpus / embedding.encoder_gpus) if gpus else max(1, int(cpus))

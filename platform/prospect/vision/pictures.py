@@ -3,7 +3,7 @@
 import io
 import threading
 from fractions import Fraction
-from typing import Literal, cast
+from typing import cast
 
 import av
 import numpy as np
@@ -14,13 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from prospect.errors import DataError
 from prospect.vision.colour import Colour, colour_of, tone_map
-
-Crop = Literal["squash", "centre"]
-"""`squash` ignores the aspect ratio, as SigLIP was trained; `centre` keeps the largest central square."""
-
-RESIZE_KERNEL = "swscale-bicubic-0.5-antialias"
-"""Part of the fingerprint. Bicubic with a = -0.5, widened where it shrinks, is the kernel of Pillow, and so of
-open_clip and timm. FFmpeg's swscale applies it to the decoder's YUV planes, which spares the large RGB copy."""
+from prospect.vision.settings import Crop
 
 _SCALE = "flags=bicubic+accurate_rnd+full_chroma_int+bitexact:param0=0:param1=0.5:sws_dither=none:out_range=full"
 """`accurate_rnd` leaves no bias and `bitexact` gives the same bits on every processor."""

@@ -12,35 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from prospect.data.embeddings import EmbeddingStore
 from prospect.errors import DataError, ProspectError
 from prospect.files import hash_source
-from prospect.settings import Settings
-from prospect.vision.pictures import Crop
 from prospect.vision.report import Outcome, VideoSource
+from prospect.vision.settings import Crop
 from prospect.vision.video import sample_frames
 
 Row = dict[str, Any]
-
-
-class EmbeddingSettings(Settings):
-    """How the embedding job spreads over the machine or the cluster."""
-
-    num_encoders: int | None = Field(None, ge=1)
-    """Encoders at work at once; null: as many as the GPUs hold, or without GPUs one a CPU core."""
-    encoder_gpus: float = Field(1.0, gt=0, le=1)
-    """Share of a GPU that an encoder holds, where there are GPUs and `vision.device` is not `cpu`."""
-    encoder_cpus: float = Field(0.5, gt=0)
-    """CPU cores that an encoder reserves. Halves let encoders and decoders share the cores of one machine."""
-    encoder_threads: int = Field(1, ge=1)
-    """Threads of an encoder's arithmetic on a CPU; another number may change the last bits of an embedding."""
-    decoder_cpus: float = Field(0.5, gt=0)
-    """CPU cores that a decoder reserves; there are as many decoders as fit beside the encoders."""
-    import_features: str | None = None
-    """Name of a folder below `features/` in ProAssist's tree (data=proassist), such as
-    google___siglip-so400m-patch14-384@-2: its features are imported, and no video is encoded."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 from av.video.frame import VideoFrame
@@ -12,10 +11,8 @@ from av.video.frame import VideoFrame
 from prospect.dialogue.timeline import FPS, num_frames
 from prospect.vision import arrow
 from prospect.vision.decode import LostPictureError, VideoReader, open_video
-from prospect.vision.pictures import Crop, Scaler, upright
-
-SAMPLING_PHASE: Final = "last-before-end"
-"""Part of the fingerprint: frame k's picture is the last source picture with pts < (k+1)/fps."""
+from prospect.vision.pictures import Scaler, upright
+from prospect.vision.settings import Crop
 
 
 @dataclass(frozen=True)

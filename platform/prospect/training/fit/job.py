@@ -1,6 +1,5 @@
 """Ray Train around the workers: how many there are, what their failures mean, and who is told."""
 
-import contextlib
 import errno
 import os
 import signal
@@ -12,16 +11,15 @@ from typing import Any, cast
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from prospect.cluster.job import connect
 from prospect.errors import ProspectError
 from prospect.training.assignment import TrainingData, WorkerJob
 from prospect.training.console import console_for
-from prospect.training.progress import Event, EventLog, Follower, read_events
+from prospect.training.fit.controller import FailureLog, died, enter_worker
+from prospect.training.progress import Event, Follower
 from prospect.training.settings import TrainingError, TrainingSettings
-from prospect.training.worker import enter
 from prospect.wording import first_line
 
 Report = Callable[[str], None]
@@ -52,9 +50,10 @@ def fit(
     gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
     threads = min(settings.threads_per_worker or 1, max(1, cpus))
     workers = _workers(settings, gpus or max(1, cpus // threads), report)
+    report(f"train  starting {workers} worker{'s' if workers > 1 else ''}")
     trainer = TorchTrainer(
-        cast(Any, lambda arguments: enter(**arguments)),
-        train_loop_config={"job": job, "data": ray.put(data)},
+        cast(Any, enter_worker),
+        train_loop_config={"job": ray.put(job), "data": ray.put(data)},
         scaling_config=ScalingConfig(
             num_workers=cast(Any, _elastic(workers, settings)),
             use_gpu=gpus > 0,
@@ -64,7 +63,7 @@ def fit(
             name=settings.run_name,
             storage_path=str(root / "ray_train"),
             failure_config=FailureConfig(max_failures=settings.max_failures),
-            callbacks=cast(Any, [_FailureLog(job.folder)]),
+            callbacks=cast(Any, [FailureLog(job.folder)]),
         ),
     )
 
@@ -74,26 +73,6 @@ def fit(
         if "error" in summary:
             raise TrainingError(summary["error"])
     return summary
-
-
-class _FailureLog(UserCallback):
-    """Notes in the run's events which workers failed; Ray's controller calls it, and restarts them."""
-
-    def __init__(self, folder: Path) -> None:
-        self._file = folder / "metrics.jsonl"
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        done = max((event["step"] + 1 for event, _ in read_events(self._file) if event["kind"] == "step"), default=0)
-        # Whoever waits for a worker that died fails too, in its own code, and is not the reason.
-        rank, failure = min(worker_exceptions.items(), key=lambda each: (not _died(each[1]), each[0]))
-        reason = f"worker {rank}: {first_line(failure)}"
-        with contextlib.suppress(OSError):  # a disk that is full may be the failure: then the worker's error tells
-            EventLog(self._file).write("failure", step=done, workers=len(worker_exceptions), reason=reason)
-
-
-def _died(failure: Exception) -> bool:
-    """Whether it is the end of a worker's process, and no error of its code."""
-    return isinstance(getattr(failure, "health_check_failure", failure), ray.exceptions.RayError)
 
 
 def _workers(settings: TrainingSettings, room: int, report: Report) -> int:
@@ -139,7 +118,7 @@ def _explained(error: TrainingFailedError, settings: TrainingSettings) -> BaseEx
                 f"a worker cannot write: {cause}; make room and start the run again, which continues from its last "
                 "checkpoint"
             )
-    if died := [failure for failure in failures if _died(failure)]:
+    if died := [failure for failure in failures if died(failure)]:
         return TrainingError(
             f"workers died more than training.max_failures={settings.max_failures} times; the run continues from its "
             f"last checkpoint when started again ({first_line(died[0])})"

@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from prospect.reports.curves import plot_run
 from prospect.streaming import table
-from prospect.tracking import DatasetCard, ModelInterface, Run, Tracking, TrackingError, patiently
+from prospect.tracking.pyfunc import ModelInterface
+from prospect.tracking.retry import patiently
+from prospect.tracking.run import DatasetCard, Run
+from prospect.tracking.settings import TrackingError
+from prospect.tracking.tracking import Tracking
 from prospect.training.metrics import failure_tag, measured, metric_rows, run_tags, threshold_metrics
 from prospect.training.progress import Event, once, read_events
 from prospect.wording import first_line

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from prospect.data.labels.llm import LLMSettings
+from prospect.data.labels.llm.settings import LLMSettings
 from tests.data.labels.llm.misbehaving import KEY, KEY_VARIABLE, FakeEndpoint
 
 

@@ -16,7 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from prospect.data.labels.llm import LLMSettings, MappingRequest
+from prospect.data.labels.llm.prompt import MappingRequest
+from prospect.data.labels.llm.settings import LLMSettings
 from prospect.dialogue.schema import Annotation
 
 KEY = "sk-secret-0123456789"

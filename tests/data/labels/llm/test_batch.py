@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from prospect.data.labels.llm import BatchError, EndpointError, LLMSettings, map_videos
+from prospect.data.labels.llm.errors import BatchError, EndpointError
+from prospect.data.labels.llm.mapping import map_videos
+from prospect.data.labels.llm.settings import LLMSettings
 from tests.data.labels.llm.misbehaving import KEY, Absent, Hang, Says, Status, killed_when_hanging, mapping, request
 
 RIGHT = (0, 1, 2, 2, 2)

@@ -10,7 +10,9 @@ import pytest
 from pydantic import ValidationError
 from rich.console import Console
 
-from prospect.data.labels.llm import EndpointError, LLMSettings, map_videos
+from prospect.data.labels.llm.errors import EndpointError
+from prospect.data.labels.llm.mapping import map_videos
+from prospect.data.labels.llm.settings import LLMSettings
 from prospect.errors import ConfigError, DataError
 from tests.data.labels.llm.misbehaving import (
     KEY,

@@ -1,4 +1,4 @@
-"""Runs, metrics and registered models. The only module that imports MLflow (DESIGN 4.10).
+"""One MLflow server or database: its runs and its registered models.
 
 All calls go through `MlflowClient` with explicit run ids, so that nothing depends on MLflow's global state. With no
 `uri` everything lies under the storage root: runs in `mlflow.db` (SQLite), artifacts in `mlartifacts/`.
@@ -11,8 +11,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,160 +19,25 @@ from typing import Any, TypeVar
 import mlflow.artifacts
 from mlflow import MlflowClient
 from mlflow.entities import (
-    Dataset,
-    DatasetInput,
-    InputTag,
     LoggedModel,
     LoggedModelOutput,
-    Metric,
-    Param,
-    RunTag,
 )
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model, ModelSignature
-from mlflow.types import ParamSchema, Schema
-from pydantic import Field
 from sqlalchemy.exc import SQLAlchemyError
 
-from prospect.errors import CheckpointError, ConfigError, ProspectError
+from prospect.errors import CheckpointError, ConfigError
 from prospect.files import write_json
 from prospect.lineage import code_version
-from prospect.settings import Settings, flatten
+from prospect.tracking.pyfunc import ModelInterface
+from prospect.tracking.retry import is_away
+from prospect.tracking.run import Run
+from prospect.tracking.settings import TrackingError, TrackingSettings
 from prospect.wording import first_line
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 
-_MAX_PARAM = 6000
-"""Characters that MLflow keeps of one parameter's value."""
-_MAX_PARAMS, _MAX_METRICS = 100, 1000
-"""How many MLflow takes at once."""
 
 T = TypeVar("T")
-
-
-class TrackingError(ProspectError):
-    """The tracking server does not answer."""
-
-    code = "tracking_unavailable"
-
-
-class TrackingSettings(Settings):
-    """Where runs and models are recorded."""
-
-    uri: str | None = None
-    """MLflow tracking URI; default: MLFLOW_TRACKING_URI, else an SQLite file under storage.root."""
-    experiment: str = Field(default="prospect", min_length=1)
-
-
-@dataclass(frozen=True)
-class DatasetCard:
-    """A data set that a run reads."""
-
-    name: str
-    digest: str
-    """Changes with any record."""
-    source: str
-    """Path or URL."""
-    context: str
-    """What the run does with it: `training`, `validation`."""
-    profile: Mapping[str, Any]
-    """Counts."""
-
-
-class Run:
-    """One MLflow run, by its id."""
-
-    def __init__(self, client: MlflowClient, run_id: str) -> None:
-        self.client = client
-        self.id = run_id
-
-    def log_config(self, config: Mapping[str, Any]) -> None:
-        """`config.json`; that of a continued run replaces the one before."""
-        if config:
-            self.log_json(config, "config.json")
-
-    def log_parameters(self, parameters: Mapping[str, Any]) -> None:
-        """Nested settings as flat parameters (`training.seed`), where they are set."""
-        values = {key: value for key, value in flatten(parameters).items() if value not in (None, [], {}, "")}
-        flat = [Param(key, str(value)[:_MAX_PARAM]) for key, value in values.items()]
-        for first in range(0, len(flat), _MAX_PARAMS):
-            self.client.log_batch(self.id, params=flat[first : first + _MAX_PARAMS])
-
-    def log_datasets(self, cards: Iterable[DatasetCard]) -> None:
-        """What the run reads; a card that is there already stays as it is."""
-        inputs = [
-            DatasetInput(
-                Dataset(
-                    card.name,
-                    card.digest,
-                    source_type="local",
-                    source=json.dumps({"uri": card.source}),
-                    profile=json.dumps(dict(card.profile)),
-                ),
-                [InputTag("mlflow.data.context", card.context)],
-            )
-            for card in cards
-        ]
-        self.client.log_inputs(self.id, inputs)
-
-    def log_json(self, values: Mapping[str, Any], name: str) -> None:
-        """A JSON file, as artifact `name`."""
-        self.client.log_dict(self.id, dict(values), name)
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        self.log_history([(step, time.time(), metrics)])
-
-    def log_history(self, rows: Iterable[tuple[int, float, Mapping[str, float]]]) -> None:
-        """Many metrics of many steps at once: (step, seconds since 1970, values) each."""
-        metrics = [
-            Metric(name, float(value), int(when * 1000), step)
-            for step, when, row in rows
-            for name, value in row.items()
-        ]
-        for first in range(0, len(metrics), _MAX_METRICS):
-            self.client.log_batch(self.id, metrics[first : first + _MAX_METRICS])
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        self.client.log_batch(self.id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
-
-    def log_file(self, file: Path, name: str | None = None) -> None:
-        """Uploads a file, into artifact folder `name`."""
-        self.client.log_artifact(self.id, str(file), name)
-
-    def metrics(self) -> dict[str, float]:
-        """The latest value of each metric."""
-        return dict(self.client.get_run(self.id).data.metrics)
-
-    def finish(self, status: str = "FINISHED") -> None:
-        """`FINISHED`, `FAILED` or `KILLED`; opening the run again sets it going again."""
-        self.client.set_terminated(self.id, status)
-
-
-@dataclass(frozen=True)
-class ModelInterface:
-    """What a model takes and gives, and who loads it for `mlflow.pyfunc`.
-
-    Attributes:
-        loader: module with `_load_pyfunc(folder)`, whose result has `predict(table, params)`.
-        inputs, outputs, parameters: columns in the notation of MLflow's signatures.
-    """
-
-    loader: str
-    inputs: Sequence[Mapping[str, Any]]
-    outputs: Sequence[Mapping[str, Any]]
-    parameters: Sequence[Mapping[str, Any]] = ()
-
-    def write(self, folder: Path, run_id: str, model_id: str) -> None:
-        """Writes `MLmodel`, by which MLflow knows a model folder."""
-        columns = (json.dumps([*columns]) for columns in (self.inputs, self.outputs, self.parameters))
-        inputs, outputs, parameters = columns
-        signature = ModelSignature(
-            Schema.from_json(inputs), Schema.from_json(outputs), ParamSchema.from_json(parameters)
-        )
-        python = ".".join(map(str, sys.version_info[:3]))
-        flavors = {"python_function": {"loader_module": self.loader, "python_version": python}}
-        model = Model(run_id=run_id, flavors=flavors, signature=signature, model_id=model_id)
-        model.save(str(folder / "MLmodel"))
 
 
 class Tracking:
@@ -210,7 +74,7 @@ class Tracking:
             client = MlflowClient(self.uri, self.uri)
             client.search_experiments(max_results=1)
         except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:  # a database may lack its driver
-            kind = TrackingError if self._is_server and _is_away(error) else ConfigError
+            kind = TrackingError if self._is_server and is_away(error) else ConfigError
             raise kind(
                 f"tracking.uri: {self.uri} does not answer: {first_line(error)}", field="tracking.uri"
             ) from error
@@ -447,40 +311,3 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError):  # a container's user may have no name
         return str(os.getuid())
-
-
-def patiently(call: Callable[[], T], report: Callable[[str], None], seconds: float = 120) -> T:
-    """The result of `call`, which is repeated for `seconds` while the server does not answer.
-
-    Raises:
-        TrackingError: it never did.
-    """
-    deadline, pause = time.monotonic() + seconds, 1.0
-    while True:
-        try:
-            return call()
-        except Exception as error:
-            if not _is_away(error):
-                raise
-            reason = first_line(error)
-            if time.monotonic() + pause > deadline:
-                raise TrackingError(
-                    f"the tracking server did not answer for {seconds:.0f} s ({reason}); start the same run again when "
-                    "it does: what is done stays done",
-                    field="tracking.uri",
-                ) from error
-            if pause == 1.0:
-                report(f"train  waiting for the tracking server: {reason}")
-        time.sleep(pause)
-        pause = min(2 * pause, 10.0)
-
-
-def _is_away(error: Exception) -> bool:
-    """Whether the same call may succeed later."""
-    if isinstance(error, MlflowException):
-        return error.error_code in _AWAY
-    return isinstance(error, TrackingError | SQLAlchemyError | OSError)  # those of `requests` are OSErrors
-
-
-_AWAY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
-"""What MLflow calls a connection that was refused or lost, a time-out and a server's own failure."""

@@ -16,13 +16,20 @@ from prospect.data.embeddings import EmbeddingStore
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.timeline import place
-from prospect.evaluation.calibration import Calibration, CalibrationSettings, Calibrator, Decides, shown
-from prospect.evaluation.metrics import EvaluationSettings
+from prospect.errors import ProspectError
+from prospect.evaluation.calibration import Calibration, Calibrator, Decides
+from prospect.evaluation.settings import CalibrationSettings, EvaluationSettings
+from prospect.evaluation.thresholds import shown
 from prospect.files import write_json
 from prospect.lineage import fingerprint, hash_file
 from prospect.model.checkpoint import LoadedModel, load_model
 from prospect.similarity import SentenceSimilarity
-from prospect.streaming.engine import StreamingEngine, StreamingSettings
+from prospect.streaming.engine import StreamingEngine
+from prospect.streaming.settings import StreamingSettings
+from prospect.training.assignment import TrainingData, WorkerJob
+from prospect.training.progress import EventLog
+from prospect.training.settings import TrainingError
+from prospect.wording import first_line
 
 FILE = "calibration.json"
 
@@ -45,6 +52,33 @@ class CalibrationJob:
     """The engine's, in which the thresholds are to hold."""
     evaluation: EvaluationSettings
     """How turns and transitions are matched."""
+
+
+def calibrate_run(job: WorkerJob, data: TrainingData, step: int) -> None:
+    """Gives the run's finished model its thresholds, as `training.calibration` says; the run's events tell of it.
+
+    Raises:
+        TrainingError: a dialogue cannot be streamed, or the thresholds cannot be written.
+    """
+    log, settings = EventLog(job.folder / "metrics.jsonl"), job.training.calibration
+    if not settings.enabled:
+        message = "thresholds are not calibrated, as training.calibration.enabled=false says"
+        log.write("calibration", step=step, message=message)
+        return
+    log.write("calibration", step=step, message="calibrating thresholds")
+    dialogues = {(clip.dialogue.video_id, clip.dialogue.dialogue_id): clip.dialogue for clip in data.validation}
+    task = CalibrationJob(
+        job.folder, job.cache, job.store, [*dialogues.values()], job.context, settings, job.streaming, job.evaluation
+    )
+    try:
+        for line in calibrate(task):
+            log.write("calibration", step=step, message=line)
+    except (ProspectError, OSError) as error:
+        raise TrainingError(
+            f"the model is complete, but its thresholds cannot be calibrated: {first_line(error)}; start the same run "
+            "again when that is mended, or with training.calibration.enabled=false",
+            field="training.calibration",
+        ) from error
 
 
 def calibrate(job: CalibrationJob) -> Iterator[str]:
@@ -73,7 +107,7 @@ def told(thresholds: Mapping[str, Mapping[str, float]], notes: Sequence[str]) ->
     """What was chosen and what could not be, a line each."""
     if thresholds:
         yield f"calibrated thresholds: {shown(thresholds)}"
-    yield from (note for note in notes)  # Ray sends into a streaming generator, and a list's iterator takes nothing
+    yield from notes
 
 
 def _calibrate(job: CalibrationJob) -> Iterator[str | Calibration]:
