@@ -7,7 +7,6 @@ from ray.serve.config import HTTPOptions, ProxyLocation
 
 from prospect.config import Config, load
 from prospect.errors import ProspectError
-from prospect.tracking.tracking import Tracking
 from serve.engine import EngineDeployment
 from serve.gateway import GatewayDeployment
 
@@ -30,6 +29,8 @@ def build(config: Config) -> serve.Application:
     Raises:
         ProspectError: there is no such model.
     """
+    from prospect.tracking.tracking import Tracking  # with MLflow
+
     Tracking(config.tracking, config.storage.root).resolve(config.serving.model)
     gpus = 1 if ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= config.serving.num_replicas else 0
     engine = EngineDeployment.options(

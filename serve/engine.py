@@ -1,40 +1,18 @@
-"""The Serve deployment that owns sessions, and the gateway's way to it."""
+"""The Serve deployment that owns sessions.
 
-from collections.abc import AsyncIterator, Sequence
+The process that builds the application imports this module too, and runs no model: a replica imports torch itself.
+"""
+
 from pathlib import Path
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayActorError
 from ray.serve.config import RequestRouterConfig
-from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
-from ray.serve.schema import LoggingConfig
 
 from prospect.config import Config
-from prospect.errors import ProspectError, UnknownSessionError
-from prospect.model.checkpoint import load_model
-from prospect.streaming.engine import StreamingEngine
-from prospect.streaming.protocol import (
-    FrameAppend,
-    FrameOutcome,
-    ModelCard,
-    ServerMessage,
-    SessionClosed,
-    SessionCreated,
-    SessionUpdate,
-    SessionView,
-    StateMap,
-)
-from prospect.tracking.tracking import Tracking
-from serve.encoder import LiveEncoder, encoder_of
+from prospect.errors import ProspectError
 from serve.host import SessionHost
-
-MANY = 10_000
-"""Requests that Serve lets through at once: streams are requests that last, and the engine does the refusing."""
-
-QUIET = LoggingConfig(enable_access_log=False)
-"""Serve's access log has two lines for each frame."""
+from serve.remote import MANY, QUIET
 
 STICKY = RequestRouterConfig(
     # Serve imports a path where it routes; its annotation knows the serialised form only.
@@ -48,6 +26,11 @@ class Engine(SessionHost):
     """A `SessionHost` over the served model, on whichever node Serve puts it."""
 
     def __init__(self, config: Config) -> None:
+        from prospect.model.checkpoint import load_model
+        from prospect.streaming.engine import StreamingEngine
+        from prospect.tracking.tracking import Tracking
+        from serve.encoder import LiveEncoder, encoder_of
+
         folder = Tracking(config.tracking, config.storage.root).resolve(config.serving.model)
         loaded = load_model(folder, cache=Path(config.storage.root) / "cache")
         equivalent_to = config.vision.equivalent_to
@@ -68,65 +51,3 @@ class Engine(SessionHost):
 EngineDeployment = serve.deployment(
     name="Engine", max_ongoing_requests=MANY, request_router_config=STICKY, logging_config=QUIET
 )(Engine)
-
-
-class RemoteCore:
-    """`serve.host.Core` behind a handle; a session that died with its engine is an unknown one."""
-
-    def __init__(self, handle: DeploymentHandle) -> None:
-        self._handle = handle
-
-    async def model(self) -> ModelCard:
-        return await self._handle.model.remote()
-
-    async def create(self, update: SessionUpdate, stream: bool) -> SessionCreated:
-        assert update.session_id is not None
-        return await self._call(update.session_id, "create", update, stream)
-
-    async def resume(self, handle: str) -> SessionCreated:
-        return await self._call(handle.partition(":")[0], "resume", handle)
-
-    async def push(self, session_id: str, frame: FrameAppend) -> None:
-        await self._call(session_id, "push", session_id, frame)
-
-    async def decide(self, session_id: str, frames: Sequence[FrameAppend]) -> list[FrameOutcome]:
-        return await self._call(session_id, "decide", session_id, frames)
-
-    async def text(self, session_id: str, text: str) -> None:
-        await self._call(session_id, "text", session_id, text)
-
-    async def patch(self, session_id: str, changes: StateMap) -> StateMap:
-        return await self._call(session_id, "patch", session_id, changes)
-
-    async def view(self, session_id: str) -> SessionView:
-        return await self._call(session_id, "view", session_id)
-
-    async def close(self, session_id: str) -> SessionClosed:
-        return await self._call(session_id, "close", session_id)
-
-    async def leave(self, session_id: str, handle: str) -> None:
-        await self._call(session_id, "leave", session_id, handle)
-
-    async def events(self, session_id: str) -> AsyncIterator[ServerMessage]:
-        answers = self._handle.options(session_id=session_id, method_name="events", stream=True).remote(session_id)
-        assert isinstance(answers, DeploymentResponseGenerator)
-        try:
-            async for message in answers:
-                yield message
-        except (RayActorError, RayServeException) as error:
-            raise _lost(session_id) from error
-
-    async def _call(self, session_id: str, method: str, *arguments: Any) -> Any:
-        try:
-            handle = self._handle.options(session_id=session_id, method_name="answer")
-            answer = await handle.remote(method, *arguments)
-        except (RayActorError, RayServeException) as error:
-            raise _lost(session_id) from error
-        if isinstance(answer, ProspectError):
-            raise answer
-        return answer
-
-
-def _lost(session_id: str) -> UnknownSessionError:
-    message = f"session_id: the engine of session {session_id!r} is gone; open it again"
-    return UnknownSessionError(message, field="session_id")

@@ -5,7 +5,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve.api import build_api
-from serve.engine import MANY, QUIET, RemoteCore
+from serve.remote import MANY, QUIET, RemoteCore
 
 
 class Gateway:

@@ -12,13 +12,12 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
 from prospect.dialogue.timeline import FPS
 from prospect.errors import ProspectError, UnknownSessionError
-from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.outputs import Failed, SessionSpec
 from prospect.streaming.protocol import (
     ErrorMessage,
@@ -37,8 +36,11 @@ from prospect.streaming.protocol import (
     StateUpdated,
     state_map,
 )
-from serve.encoder import LiveEncoder
 from serve.stream import Stream, coded, new_token
+
+if TYPE_CHECKING:
+    from prospect.streaming.engine import StreamingEngine
+    from serve.encoder import LiveEncoder
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -64,7 +66,7 @@ class SessionHost:
     """See `serve.core.Core`. Its loop starts with the first session, in that session's event loop."""
 
     def __init__(
-        self, engine: StreamingEngine, encoder: LiveEncoder | None = None, settings: SessionLimits | None = None
+        self, engine: "StreamingEngine", encoder: "LiveEncoder | None" = None, settings: SessionLimits | None = None
     ) -> None:
         self._engine = engine
         self._encoder = encoder

@@ -38,6 +38,11 @@ def open_filesystem(root: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
     return filesystem, path.rstrip("/")
 
 
+def is_file(filesystem: fs.FileSystem, path: str) -> bool:
+    """Whether there is such a file."""
+    return filesystem.get_file_info(path).type == fs.FileType.File
+
+
 def write_file(filesystem: fs.FileSystem, path: str, data: bytes | Iterable[bytes]) -> None:
     """Writes a whole file at once: a process that dies here leaves nothing under its name that looks finished."""
     folder = os.path.dirname(path)

@@ -15,7 +15,7 @@ from prospect.data.labels.job import label
 from prospect.data.labels.report import LabelReport, count_labels
 from prospect.data.sources import Corpus, feature_files, load_dialogues
 from prospect.errors import ConfigError, DataError
-from prospect.files import open_filesystem, write_file
+from prospect.files import is_file, open_filesystem, write_file
 from prospect.vision.job import embed_videos
 from prospect.vision.report import EmbedReport, VideoSource
 
@@ -59,7 +59,8 @@ def draw_sample(config: "Config", report: Report = print) -> None:
 def embed(config: "Config", report: Report = print) -> EmbedReport:
     """Videos -> embeddings, one file a video below the storage root; or features that somebody else extracted.
 
-    Ends with two tables, of the videos and of the dialogues about them, and a finished run of the tracker.
+    Ends with two tables, of the videos and of the dialogues about them, and a finished run of the tracker. Where every
+    video was embedded before, report and run stay those of the job that did it.
 
     Raises:
         DataError: no dialogue names a video that is there.
@@ -81,6 +82,9 @@ def embed(config: "Config", report: Report = print) -> EmbedReport:
     console.print(dialogues)
     texts = {"embeddings.json": json.dumps(embedded.to_json(), indent=2), "dialogues.json": dialogues.to_json()}
     filesystem, root = open_filesystem(embeddings_root(config))
+    if embedded.count("skipped") == embedded.total and is_file(filesystem, f"{root}/report/embeddings.json"):
+        report(f"embed  all {embedded.total} videos were embedded before")
+        return embedded
     for name, text in texts.items():
         write_file(filesystem, f"{root}/report/{name}", text.encode())
     _track(config, "embed", dialogues.metrics() | embedded.metrics(), texts, report)

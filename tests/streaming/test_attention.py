@@ -1,5 +1,7 @@
 """Attention over pages equals plain attention over each session's own keys, whatever the tables look like."""
 
+from typing import get_args
+
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
@@ -7,20 +9,23 @@ from torch.nn.attention import varlen
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import LlamaConfig
 
+from prospect.errors import ConfigError
 from prospect.streaming import paged, runs
 from prospect.streaming.attention import Attend, Backend, Part
+from prospect.streaming.backends import BACKENDS, TOLERANCE, attention_backend, deviation, fastest, plain_attention
 from prospect.streaming.graphs import VarlenRows
 from prospect.streaming.paged import VarlenAttention
 from prospect.streaming.pages import BlockTable, PagePool
 from prospect.streaming.passes import Chunk
 from prospect.streaming.rows import FixedAttention, RowAttention, Rows
 from prospect.streaming.runs import RunAttention
+from prospect.streaming.settings import AttentionName
 from tests.factories import needs_cuda
 
 CONFIG = LlamaConfig(num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, hidden_size=64)
 SIZE, FULL = 8, 6
 LENGTHS, NEW = (5, 40, 23, 17, 30), (1, 7, 1, 3, 1)
-TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
+EXACT = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
 
 
 def filled_pool(dtype: torch.dtype, device: str = "cpu", size: int = SIZE) -> PagePool:
@@ -49,36 +54,23 @@ def some_parts(pool: PagePool, layout: str) -> list[Part]:
     return [Part(table, new) for table, new in zip(tables, NEW, strict=True)]
 
 
-def plain(pool: PagePool, parts: list[Part], query: torch.Tensor) -> torch.Tensor:
-    outs = []
-    for part, rows in zip(parts, query.split([part.num_tokens for part in parts]), strict=True):
-        slots = part.table.slots(0, part.end)
-        keys, values = (pages[0].flatten(0, 1)[slots].transpose(0, 1) for pages in (pool.keys, pool.values))
-        mask = torch.ones(part.num_tokens, part.end, dtype=torch.bool, device=query.device).tril(part.past)
-        out = F.scaled_dot_product_attention(
-            rows.transpose(0, 1)[None], keys[None], values[None], attn_mask=mask, scale=0.25, enable_gqa=True
-        )
-        outs.append(out[0].transpose(0, 1))
-    return torch.cat(outs)
-
-
 def compare(backend, layout: str, dtype: torch.dtype = torch.float32, device: str = "cpu", size: int = SIZE) -> None:
     pool = filled_pool(dtype, device, size)
     parts = some_parts(pool, layout)
     query = torch.randn(sum(NEW), 4, 16, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     with torch.inference_mode():
         found = backend(pool, parts)(query, pool.keys[0], pool.values[0], 0.25)
-        expected = plain(pool, parts, query)
-    assert (found - expected).abs().max() <= TOLERANCE[dtype]
+        expected = plain_attention(pool, parts, query, 0.25)
+    assert (found - expected).abs().max() <= EXACT[dtype]
 
 
-@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("dtype", list(EXACT))
 @pytest.mark.parametrize("layout", ["runs", "shared", "scattered"])
 def test_on_a_cpu_it_reads_runs_where_they_stand(layout, dtype):
     compare(RunAttention, layout, dtype)
 
 
-@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("dtype", list(EXACT))
 @pytest.mark.parametrize(("call_bytes", "calls"), [(0, 8), (4096, 6), (1 << 30, 1)])
 def test_neighbours_are_read_in_one_call_where_that_costs_less(call_bytes, calls, dtype, monkeypatch):
     """Twelve sessions beside each other, of which four have nothing to do; two pairs are of about the same length."""
@@ -97,7 +89,7 @@ def test_neighbours_are_read_in_one_call_where_that_costs_less(call_bytes, calls
     query = torch.randn(len(parts), 4, 16, generator=generator).to(dtype)
     with torch.inference_mode():
         found = RunAttention(pool, parts)(query, pool.keys[0], pool.values[0], 0.25)
-        assert (found - plain(pool, parts, query)).abs().max() <= TOLERANCE[dtype]
+        assert (found - plain_attention(pool, parts, query, 0.25)).abs().max() <= EXACT[dtype]
     assert len(seen) == calls
 
 
@@ -117,7 +109,7 @@ def test_the_last_stretch_of_a_pool_may_be_short(pages, monkeypatch):
     query = torch.randn(len(parts), 4, 16, generator=generator)
     with torch.inference_mode():
         found = RunAttention(pool, parts)(query, pool.keys[0], pool.values[0], 0.25)
-        assert (found - plain(pool, parts, query)).abs().max() <= TOLERANCE[torch.float32]
+        assert (found - plain_attention(pool, parts, query, 0.25)).abs().max() <= EXACT[torch.float32]
 
 
 def in_rows(attention: RowAttention) -> Backend:
@@ -187,7 +179,7 @@ def test_varlen_on_a_gpu(backend, layout, size):
 
 
 @needs_cuda
-@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("dtype", list(EXACT))
 @pytest.mark.parametrize("layout", ["runs", "shared", "scattered"])
 def test_flex_attention_on_a_gpu(layout, dtype):
     compare(paged.FlexAttention, layout, dtype, "cuda", 64)
@@ -199,11 +191,42 @@ def test_flex_attention_reads_the_pages_of_the_tables(layout, monkeypatch):
     compare(paged.FlexAttention, layout)
 
 
-def test_flex_attention_compiled():
-    """One shape, since each takes seconds on a CPU."""
-    pool = filled_pool(torch.float32)
-    parts = [Part(part.table, 1) for part in some_parts(pool, "shared")]
-    query = torch.randn(len(parts), 4, 16)
-    with torch.inference_mode():
-        found = paged.FlexAttention(pool, parts)(query, pool.keys[0], pool.values[0], 0.25)
-        assert (found - plain(pool, parts, query)).abs().max() <= TOLERANCE[torch.float32]
+@pytest.mark.parametrize("name", get_args(AttentionName))
+def test_a_named_backend_computes_plain_attention_or_is_refused(name):
+    """Torch's compiled FlexAttention gives other numbers on CPUs without AVX-512; `varlen` does not run on a CPU."""
+    pool = PagePool(CONFIG, 40, SIZE, FULL, torch.float32, torch.device("cpu"))
+    refused = ""
+    try:
+        assert deviation(attention_backend(name, pool), pool) <= TOLERANCE[torch.float32]
+    except ConfigError as error:
+        refused = str(error)
+    if name == "varlen":
+        assert refused.startswith("`streaming.attention` is varlen, which does not run on this cpu (")
+    elif refused:
+        assert name == "flex"
+        assert "`streaming.attention` is flex, whose results on this cpu differ from plain attention by" in refused
+    assert pool.counts().free == 40, "what was tried leaves pages behind"
+    assert not any(pages.any() for pages in (*pool.keys, *pool.values))
+
+
+@pytest.mark.parametrize("pages", [1, 2, 3, 40])
+def test_a_backend_that_reads_other_keys_is_refused(pages, monkeypatch):
+    """Whatever the pool holds; on a GPU `auto` passes it over."""
+
+    def garbage(pool: PagePool, parts: list[Part]) -> Attend:
+        attend = RunAttention(pool, parts)
+        return lambda query, keys, values, scaling: attend(query, keys.flip(1), values + 1, scaling)
+
+    monkeypatch.setitem(BACKENDS, "flex", garbage)
+    pool = PagePool(CONFIG, pages, SIZE, 1, torch.float32, torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"`streaming.attention` is flex, whose results on this cpu differ"):
+        attention_backend("flex", pool)
+    assert fastest({"flex": garbage, "sdpa": RunAttention}, pool) == "sdpa"
+
+
+def test_a_backend_that_gives_no_number_is_refused(monkeypatch):
+    monkeypatch.setitem(
+        BACKENDS, "flex", lambda pool, parts: lambda query, keys, values, scaling: torch.full_like(query, torch.nan)
+    )
+    with pytest.raises(ConfigError, match="differ from plain attention by up to inf"):
+        attention_backend("flex", PagePool(CONFIG, 40, SIZE, FULL, torch.float32, torch.device("cpu")))

@@ -12,7 +12,8 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from rich.console import Console as Terminal
 
 from prospect.training.console import Console, LiveConsole, summary_table
-from prospect.training.fit.job import _explained, _FailureLog
+from prospect.training.fit.controller import FailureLog
+from prospect.training.fit.job import _explained
 from prospect.training.metrics import metric_rows, run_tags
 from prospect.training.progress import Event, EventLog, Follower, once, read_events
 from prospect.training.result import TrainResult
@@ -143,7 +144,7 @@ def test_the_worker_that_died_is_the_reason_and_not_who_waited_for_it(tmp_path: 
         0: RuntimeError("Connection reset by peer"),
         1: WorkerHealthCheckFailedError("Worker 1 health check failed", ActorDiedError()),
     }
-    _FailureLog(tmp_path).after_exception(None, failures)
+    FailureLog(tmp_path).after_exception(None, failures)
     [(event, _)] = read_events(tmp_path / "metrics.jsonl")
     assert event["reason"] == "worker 1: Worker 1 health check failed"
     told = _explained(WorkerGroupError("two failures", failures), TrainingSettings(max_failures=1))

@@ -64,6 +64,10 @@ class PagePool:
         return self.keys[0].device
 
     @property
+    def dtype(self) -> torch.dtype:
+        return self.keys[0].dtype
+
+    @property
     def bytes_per_page(self) -> int:
         return 2 * len(self.keys) * self.keys[0][0].nbytes
 

@@ -118,9 +118,9 @@ def _explained(error: TrainingFailedError, settings: TrainingSettings) -> BaseEx
                 f"a worker cannot write: {cause}; make room and start the run again, which continues from its last "
                 "checkpoint"
             )
-    if died := [failure for failure in failures if died(failure)]:
+    if ended := [failure for failure in failures if died(failure)]:
         return TrainingError(
             f"workers died more than training.max_failures={settings.max_failures} times; the run continues from its "
-            f"last checkpoint when started again ({first_line(died[0])})"
+            f"last checkpoint when started again ({first_line(ended[0])})"
         )
     return error
