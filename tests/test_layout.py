@@ -1,4 +1,4 @@
-"""Rules that hold for files and imports; import-linter (.importlinter) has the rest."""
+"""Rules that hold for files and imports, and for what a first word waits for; .importlinter has the rest."""
 
 import ast
 import subprocess
@@ -12,8 +12,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "platform" / "prospect"
 HEAVY = {"ray", "deepspeed", "mlflow"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
-FOR_JOBS = (PACKAGE / "config.py", PACKAGE / "pipeline.py")
-"""What jobs/ import: they know every section and every job, and with them Ray and MLflow."""
+SLOW = {
+    "torch", "torchvision", "transformers", "peft", "deepspeed", "bitsandbytes", "mlflow", "sklearn", "matplotlib",
+    "ray", "pandas", "open_clip", "timm", "onnxruntime", "openai", "sentence_transformers",
+}  # fmt: skip
+"""What takes a second or more to import, alone or with what it drags along."""
+JOBS = sorted(path.stem for path in (REPOSITORY / "jobs").glob("*.py"))
 
 
 def module_name(path: Path) -> str:
@@ -23,7 +27,8 @@ def module_name(path: Path) -> str:
 
 def at_the_edge(path: Path) -> bool:
     """Whether a module may import Ray, DeepSpeed and MLflow."""
-    return path.name in {"job.py", "zero.py", "tracking.py"} or PACKAGE / "benchmarks" in path.parents
+    edges = {PACKAGE / "benchmarks", PACKAGE / "tracking", PACKAGE / "training" / "fit"}
+    return path.name in {"job.py", "zero.py"} or bool(edges & set(path.parents))
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -58,7 +63,7 @@ def test_no_job_hides_a_library() -> None:
 
 def test_all_but_the_edges_import_without_ray_deepspeed_and_mlflow() -> None:
     """A notebook or a bare GPU machine has none of them."""
-    plain = [module_name(path) for path in MODULES if not at_the_edge(path) and path not in FOR_JOBS]
+    plain = [module_name(path) for path in MODULES if not at_the_edge(path)]
     script = "\n".join([
         "import importlib, sys",
         f"sys.modules.update(dict.fromkeys({sorted(HEAVY)}))",  # None: an import of it raises
@@ -66,3 +71,61 @@ def test_all_but_the_edges_import_without_ray_deepspeed_and_mlflow() -> None:
     ])  # fmt: skip
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def slow_after(script: str) -> set[str]:
+    """The slow libraries that a fresh process has imported once it has run `script`."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{script}\nprint(*sys.modules)"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return SLOW & {name.split(".")[0] for name in done.stdout.splitlines()[-1].split()}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_job_says_its_first_word_without_a_slow_library(job: str) -> None:
+    """Its script is imported, its configuration composed, a mistake in it found and its help printed."""
+    script = f"""
+import runpy
+from prospect.config import load, usage
+from prospect.errors import ConfigError
+runpy.run_path("jobs/{job}.py", run_name="job")
+load("{job}")
+usage("{job}")
+try:
+    load("{job}", ["nothing=1"])
+except ConfigError:
+    pass
+"""
+    assert slow_after(script) == set()
+
+
+@pytest.mark.parametrize("job", ["embed", "label", "train", "eval"])
+def test_a_job_without_data_says_so_without_a_slow_library(job: str, tmp_path: Path) -> None:
+    (tmp_path / "dialogues.json").write_text("{}")
+    script = f"""
+import runpy
+from prospect.config import run_job
+root = "storage.root={tmp_path}"
+for data in ("{tmp_path}/none", "{tmp_path}/dialogues.json"):
+    sys.argv = ["jobs/{job}.py", root, "data=clips", f"data.path={{data}}"]
+    try:
+        runpy.run_path("jobs/{job}.py", run_name="__main__")
+    except SystemExit as end:
+        assert end.code == 2, end.code
+"""
+    assert slow_after(script) == set()
+
+
+@pytest.mark.parametrize("module", ["prospect.dialogue", "prospect.client", "prospect.training.fit.controller"])
+def test_a_light_module_imports_no_slow_library(module: str) -> None:
+    """Users of the client and of records have none of them; Ray's controller imports only what Ray itself does."""
+    submodules = sorted(module_name(path) for path in MODULES if module_name(path).startswith(module))
+    assert slow_after(f"import importlib\nfor name in {submodules}: importlib.import_module(name)") <= (
+        {"ray", "pandas"} if module.endswith("controller") else set()
+    )
+
+
+def test_a_server_s_gateway_and_the_process_that_builds_it_import_no_torch() -> None:
+    assert slow_after("import serve.app, serve.gateway") <= {"ray", "pandas"}

@@ -144,8 +144,6 @@ def make_labels(config: "Config", report: Report = print) -> LabelReport:
             report(f"label  {done}/{total} videos {what}, {left} left")
             shown = now
 
-    from prospect.reports.statistics import plot_statistics  # with matplotlib
-
     root, frames_of = config.storage.root, frames_in(config)
     corpus = load_dialogues(config.data)
     labels = label(corpus, root, frames_of, config.labels, progress)
@@ -155,6 +153,8 @@ def make_labels(config: "Config", report: Report = print) -> LabelReport:
         console.print(labels.mapping)
     for sentence in labels.remarks():
         report(f"label  {sentence}")
+    from prospect.reports.statistics import plot_statistics  # with matplotlib
+
     page, *_ = plot_statistics(corpus.dialogues, root, frames_of)
     report(f"label  written to {root}/labels, plots in {page}")
     texts = {"report.json": labels.to_json()}

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from prospect.benchmarks import train_gpu
 from prospect.benchmarks.peers import columns, train_with_transformers, usual_loss
 from prospect.benchmarks.settings import TrainSuite
 from prospect.benchmarks.train import Measurement, comparison, histogram, label_everywhere
@@ -73,8 +74,10 @@ def test_the_histogram_counts_every_clip() -> None:
     assert sum(int(cell) for cell in histogram(clips).columns[1].cells) == 4
 
 
-def test_the_geometry_runs_on_any_device() -> None:
-    results = measure_geometry(TrainSuite(gpu_tokens=256, vision_dim=8), base="tiny", device="cpu")
+def test_the_geometry_runs_on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_gpu, "WARM_UP", 0)
+    monkeypatch.setattr(train_gpu, "STEPS", 1)
+    results = measure_geometry(TrainSuite(gpu_tokens=64, vision_dim=8), base="tiny", device="cpu")
     assert [result.utilisation for result in results] == [None] * 3
     assert render(results).row_count == 3
 

@@ -227,7 +227,7 @@ def keep_trained_in_float32(model: torch.nn.Module) -> None:
 
 def is_adapted(model: torch.nn.Module) -> "TypeGuard[PeftModel]":
     """Whether LoRA is around the model; asked of an attribute, so that nobody imports peft to be told no."""
-    return hasattr(model, "peft_config")
+    return hasattr(model, "get_base_model")
 
 
 def unwrap(model: "DSTProActLlamaForCausalLM | PeftModel") -> DSTProActLlamaForCausalLM:

@@ -88,7 +88,7 @@ def _train(config: "Config", root: Path, folder: Path, report: Report) -> TrainR
     if finished := read_result(folder):
         report(f"train  run {settings.run_name!r} is finished; training.run_name=NAME starts another")
         return finished
-    from prospect.training.execute import execute  # with torch, transformers, MLflow and Ray
+    from prospect.training.fit.execute import execute  # with torch, transformers, MLflow and Ray
 
     return execute(config, records, store, identity, folder, report)
 

@@ -277,7 +277,8 @@ def mapping(**steps: str) -> str:
 
 SCRIPT = textwrap.dedent("""
     import sys
-    from prospect.data.labels.llm import LLMSettings, map_videos
+    from prospect.data.labels.llm.mapping import map_videos
+    from prospect.data.labels.llm.settings import LLMSettings
     from tests.data.labels.llm.misbehaving import request
     settings, root, *goals = sys.argv[1:]
     map_videos([request(goal) for goal in goals], LLMSettings.model_validate_json(settings), root)
