@@ -1,6 +1,6 @@
 # Prospect. `make demo` and `make test` prepare what they need; `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help env weights demo test test-fast lint up down lock clean
+.PHONY: help env weights demo test test-fast test-all coverage lint up down lock clean
 
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
@@ -24,21 +24,28 @@ export PATH := $(BIN):$(PATH)
 help:
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-env: $(VENV)/.installed ## the environment of requirements.lock, with compiled bytecode
+env: $(VENV)/.installed ## the environment of requirements.lock, with the bytecode that jobs import
 
-# Without compiled bytecode each Ray worker compiles all that it imports: 20 seconds instead of 6.
+# What is imported once is compiled for good. Otherwise the processes that Ray starts at once each compile it all.
+comma := ,
+space := $(subst ,, )
+IMPORTED := prospect.training.zero prospect.training.fit.execute prospect.vision.towers prospect.evaluation.job \
+    ray.data ray.serve serve.app serve.gateway sklearn.metrics matplotlib.figure
+
 $(VENV)/.installed: requirements.lock
-	@set -e; for python in $(if $(PYTHON),"$(PYTHON)",python3.11 python3.12 python3); do \
-	    if "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then \
+	@set -e; for python in $(if $(PYTHON),"$(PYTHON)",python3.11 python3.12 python3.13 python3.14 python3); do \
+	    if "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' 2>/dev/null; then \
 	        found="$$python"; break; \
 	    fi; \
 	done; \
-	test -n "$$found" || { echo "error: $(or $(PYTHON),python3) is not Python 3.11 or 3.12: install python3.11," \
-	    "or name one, as in make env PYTHON=/path/to/python3.11" >&2; exit 2; }; \
+	test -n "$$found" || { echo "error: $(or $(PYTHON),python3) is not Python 3.11 to 3.14: install python3.13," \
+	    "or name one, as in make env PYTHON=/path/to/python3.13" >&2; exit 2; }; \
 	test -x $(BIN)/python || "$$found" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	$(UV) install --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock
+	$(UV) install --python $(BIN)/python --require-hashes -r requirements.lock
 	$(UV) install --python $(BIN)/python --no-deps -e .
+	@echo "compiling what jobs import"
+	@DS_ACCELERATOR=cpu $(BIN)/python -c "import $(subst $(space),$(comma) ,$(strip $(IMPORTED)))"
 	@grep -q RAY_AUTH_MODE $(BIN)/activate || printf '%s\n' '' '# The mode in which `make up` starts Ray.' \
 	    'export RAY_AUTH_MODE="$${RAY_AUTH_MODE:-token}"' >> $(BIN)/activate
 	@touch $@
@@ -57,11 +64,22 @@ DEMO := $(if $(filter real,$(DATA)),data=clips training=few_videos $(if $(PATH_T
 demo: env $(if $(MODEL)$(VISION),weights) ## the whole path on the sample corpus; DATA=real for videos, ARGS="key=value ..."
 	@$(BIN)/python jobs/demo.py $(DEMO) $(ARGS)
 
-test: env weights ## all tests
-	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest $(ARGS)
+# Two processes, each with a file at a time (docs/benchmarks.md has what that saves); a run that hangs still reports.
+WORKERS ?= 2
+PYTEST := RAY_AUTH_MODE=disabled $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+test: env weights ## every unit test, and one whole path of each kind; ARGS="-k name ..." for some of them
+	$(PYTEST) -m "not long" --session-timeout=3000 $(ARGS)
 
 test-fast: env weights ## the tests that take seconds
-	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest -m "not e2e" $(ARGS)
+	$(PYTEST) -m "not e2e and not long" $(ARGS)
+
+test-all: env weights ## all tests; up to 50 minutes
+	$(PYTEST) $(ARGS)
+
+coverage: env weights ## lines of the package that the tests of `make test-fast` run
+	RAY_AUTH_MODE=disabled $(BIN)/python -m coverage run --source=platform/prospect -m pytest -q -m "not e2e and not long" $(ARGS)
+	$(BIN)/python -m coverage report --skip-covered --sort=cover
 
 lint: env ## style, types and import rules
 	$(BIN)/ruff check .

@@ -1,19 +1,26 @@
-"""Shared by all tests: where the real data lies, and the settings that keep Ray and MLflow quiet and local."""
+"""Shared by all tests: where the real data lies, what a machine lacks, and Ray and MLflow kept quiet and local."""
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from hypothesis import settings
 
+from tests.needs import ADVICE, REQUIRED, need_of, reason, skip_without
+
+# Two processes run tests at once (make test), and threads of small models wait for each other more than they compute.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 pytest_plugins = ["tests.world"]
 
@@ -24,15 +31,30 @@ settings.register_profile("search", derandomize=False, max_examples=1000)
 settings.load_profile("same")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("PROSPECT_TEST_DATA") or REPOSITORY.parent / "shared" / "data")
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real videos, dialogues and annotations, kept beside the project for their licences."""
-    folder = REPOSITORY.parent / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip(f"no real data at {folder}")
-    return folder
+    skip_without("data", DATA.is_dir())
+    return DATA
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> None:
+    """A Ray of two CPUs in this process; all modules share one, which ends with the session."""
+    if not ray.is_initialized():
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+
+
+def pytest_sessionfinish() -> None:
+    ray.shutdown()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole paths first: what takes longest must not be what one process is left with."""
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
 
 
 @pytest.fixture
@@ -41,10 +63,26 @@ def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]
     folder = tmp_path / "disk"
     folder.mkdir()
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={request.param}", "tmpfs", folder], capture_output=True)
-    if done.returncode:
-        pytest.skip("only root may mount a small disk")
+    skip_without("root", done.returncode == 0)
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A skip for want of something that PROSPECT_REQUIRE names is a failure."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and (need := need_of(report)) in REQUIRED:
+        report.outcome = "failed"
+        report.longrepr = f"PROSPECT_REQUIRE names {need}, and the test skipped: {ADVICE[need]}"
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many tests skipped for want of what."""
+    skipped = Counter(need_of(report) for report in terminalreporter.stats.get("skipped", []))
+    for need, count in sorted(skipped.items(), key=lambda each: -each[1]):
+        terminalreporter.write_line(f"skipped {count:4}: {reason(need) if need else 'for a reason of its own'}")
 
 
 @contextmanager

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pytest
-import torch
 
 from prospect.data.batches import Collator
 from prospect.data.clips import Clip, split_clips, whole_clip
@@ -21,7 +19,6 @@ from prospect.model.tokenizer import fit_tokenizer
 
 DIM = 16
 CONTEXT = ContextSettings(max_seq_len=640, max_context_tokens=256, max_utterance_tokens=24, max_delta_tokens=40)
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def tea_dialogue(name: str = "tea") -> Dialogue:

@@ -133,6 +133,7 @@ def suite(root: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.e2e
+@pytest.mark.long
 def test_the_suite_continues_after_it_was_killed(tmp_path: Path) -> None:
     """Killed once it trains; started again, it is scored."""
     with suite(tmp_path) as process:

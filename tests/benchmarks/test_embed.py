@@ -10,6 +10,7 @@ from prospect.config import load
 
 
 @pytest.mark.e2e
+@pytest.mark.long
 def test_the_embed_suite_measures_every_part_and_rival(tmp_path: Path) -> None:
     small = ["num_videos=2", "video_seconds=20", "rounds=1", "probe_seconds=0.5", "batch_size=4"]
     tiny = ["backend=open_clip", "model=prospect-tiny", "image_size=64"]

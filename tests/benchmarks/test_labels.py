@@ -72,6 +72,7 @@ def test_fitted_weights_find_what_the_gold_listens_to():
 
 
 @pytest.mark.e2e
+@pytest.mark.long
 def test_the_suite_on_real_gold(shared_data):
     """The defaults are the weights fitted on the tuning half, and the report half shows the aligner ahead."""
     suite = LabelsSuite(path=shared_data / "prepared", transfer_videos=5, bootstrap_samples=100)

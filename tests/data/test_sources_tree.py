@@ -213,6 +213,7 @@ print(videos, len(corpus.dialogues), len(corpus.quarantined), round(seconds, 1),
 
 
 @pytest.mark.e2e
+@pytest.mark.long
 def test_the_whole_release_is_read_within_4_gib(tmp_path: Path) -> None:
     write_tree(tmp_path)
     run = subprocess.run([sys.executable, "-c", LOAD, tmp_path], capture_output=True, text=True, check=True)

@@ -176,6 +176,7 @@ def test_a_mistake_is_one_line_of_the_jobs_log(cluster: Cluster) -> None:
     assert "Traceback" not in done.stdout
 
 
+@pytest.mark.long
 def test_two_raylets_on_one_machine(cluster: Cluster) -> None:
     command = [
         str(BIN / "ray"), "start", f"--address={cluster.env['RAY_ADDRESS']}", "--block", "--num-cpus=1",
@@ -212,6 +213,7 @@ def test_make_down_ends_exactly_what_make_up_started(cluster: Cluster, clean_env
     assert "Nothing to end" in run(["make", "--silent", "down", *cluster.arguments], clean_env).stdout
 
 
+@pytest.mark.long
 def test_a_cluster_that_never_saw_the_package(
     clean_env: dict[str, str], dialogues: Path, tmp_path: Path, session_folder: Path
 ) -> None:

@@ -10,18 +10,19 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from prospect.evaluation.settings import CalibrationSettings
 from prospect.training.fit import job
 from prospect.training.job import train
 from prospect.training.result import TrainResult
 from tests.e2e.training_runs import assert_one_run, events_in, prepared, steps_in, wait_for
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """One node with one CPU. Ray Train looks for more, and gives up one that is gone, in seconds, not in a minute."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    ray.shutdown()  # what other tests share
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "8")
     monkeypatch.setattr(job, "ScalingConfig", partial(job.ScalingConfig, elastic_resize_monitor_interval_s=3))
     started = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -35,19 +36,26 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 def test_a_run_grows_and_shrinks_with_its_cluster(cluster: Cluster, tmp_path: Path) -> None:
     """A node comes, and goes in the middle of a step: the other worker goes on from the last checkpoint."""
     config = prepared(
-        tmp_path, num_workers=2, min_workers=1, max_steps=600, save_every=50, eval_every=600, log_every=200
+        tmp_path,
+        num_workers=2,
+        min_workers=1,
+        max_steps=300,
+        save_every=20,
+        eval_every=300,
+        log_every=100,
+        calibration=CalibrationSettings(enabled=False),
     )
     lines: list[str] = []
     results: list[TrainResult] = []
     running = threading.Thread(target=lambda: results.append(train(config, lines.append)), daemon=True)
     running.start()
-    wait_for(lambda: len(steps_in(tmp_path)) > 60, 300)  # with a checkpoint to go on from
+    wait_for(lambda: len(steps_in(tmp_path)) > 25, 300)  # with a checkpoint to go on from
     node = cluster.add_node(num_cpus=1)
-    wait_for(lambda: "of 600 on 2 CPU workers" in " ".join(lines), 300)
+    wait_for(lambda: "of 300 on 2 CPU workers" in " ".join(lines), 300)
     done = len(steps_in(tmp_path))
     wait_for(lambda: len(steps_in(tmp_path)) > done + 20, 300)
     cluster.remove_node(node)
     running.join(timeout=600)
     starts = [event["workers"] for event in events_in(tmp_path) if event["kind"] == "start"]
     assert starts == [1, 2, 1]
-    assert_one_run(config, results[0], 600)
+    assert_one_run(config, results[0], 300)

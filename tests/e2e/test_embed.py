@@ -13,7 +13,7 @@ from prospect.data.embeddings import EmbeddingStore
 from tests.e2e.embed_runs import Run
 from tests.vision.videos import flat_picture, write_video
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
 NUM_VIDEOS, SECONDS = 10, 200
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import ray
 
 from prospect.errors import ConfigError, DataError
 from prospect.tracking.settings import TrackingSettings
@@ -22,16 +21,7 @@ from prospect.training.settings import TrainingError
 from scripts.cluster import free_port, listens
 from tests.e2e.training_runs import assert_one_run, prepared, steps_in, wait_for
 
-pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-        yield
-        ray.shutdown()
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
 
 JOB = """
@@ -43,7 +33,7 @@ with open(sys.argv[1], "rb") as config:
 """
 
 
-def test_a_killed_driver_is_started_again(cluster: None, tmp_path: Path) -> None:
+def test_a_killed_driver_is_started_again(local_ray: None, tmp_path: Path) -> None:
     """The rest is done on two workers instead of one; its course is the undisturbed one's (tests/training)."""
     config = prepared(tmp_path)
     (tmp_path / "config.pickle").write_bytes(pickle.dumps(config))
@@ -63,7 +53,7 @@ def test_a_killed_driver_is_started_again(cluster: None, tmp_path: Path) -> None
     assert_one_run(config, result)
 
 
-def test_a_lost_embedding_is_named_with_its_store(cluster: None, tmp_path: Path) -> None:
+def test_a_lost_embedding_is_named_with_its_store(local_ray: None, tmp_path: Path) -> None:
     """In the middle of a run, which goes on in the same MLflow run once it is back, and at a start."""
     config = prepared(tmp_path)
     lost, kept = tmp_path / "embeddings" / "v3.safetensors", tmp_path / "v3.safetensors"
@@ -84,7 +74,7 @@ def test_a_lost_embedding_is_named_with_its_store(cluster: None, tmp_path: Path)
 
 
 @pytest.mark.parametrize("small_disk", ["3m"], indirect=True)  # MLflow's database takes 1 MB of it
-def test_a_full_disk_is_a_sentence_and_the_run_goes_on_when_there_is_room(cluster: None, small_disk: Path) -> None:
+def test_a_full_disk_is_a_sentence_and_the_run_goes_on_when_there_is_room(local_ray: None, small_disk: Path) -> None:
     config = prepared(small_disk)
     filler = small_disk / "filler"
     lines: list[str] = []
@@ -139,7 +129,7 @@ def kill(server: subprocess.Popen[bytes]) -> None:
 
 
 def test_a_tracking_server_that_is_gone_for_a_while(
-    cluster: None,
+    local_ray: None,
     tmp_path: Path,
     server: tuple[str, Callable[[], subprocess.Popen[bytes]]],
     monkeypatch: pytest.MonkeyPatch,

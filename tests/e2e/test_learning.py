@@ -26,6 +26,7 @@ def job(name: str, root: Path, *overrides: str) -> str:
 
 
 @pytest.mark.e2e
+@pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_a_model_that_watches_beats_every_baseline_that_does_not(tmp_path: Path) -> None:
     """Joint goal accuracy at least 0.25 above the best rival, with the paired interval above zero."""

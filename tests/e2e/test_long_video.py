@@ -10,7 +10,7 @@ import pytest
 from prospect.vision.video import sample_frames
 from tests.vision.videos import flat_picture, index_of, write_video
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
 HOURS, RATE = 2, 5
 MB = 1 << 20

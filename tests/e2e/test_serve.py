@@ -1,6 +1,8 @@
-"""The served application on a real Ray Serve: two engines, HTTP and WebSocket, mistakes, and a clear start."""
+"""The served application on a real Ray Serve: two engines, HTTP and WebSocket, mistakes, the README's examples."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,7 +10,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-import ray
 from ray import serve
 
 from prospect.client import ProspectClient, ServerError
@@ -18,30 +19,40 @@ from prospect.model.checkpoint import load_model
 from serve.app import launch
 from serve.encoder import encoder_of
 from tests.conftest import REPOSITORY
+from tests.needs import skip_without
 from tests.network import free_port
+from tests.readme import blocks
 from tests.serve.models import ALWAYS, NEVER, STEPS, picture, write_model
 
 pytestmark = pytest.mark.e2e
 
+SECTION = "Live sessions"
+"""Of the README."""
+
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProspectClient]:
-    folder = tmp_path_factory.mktemp("served")
+def address(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Host and port of a served model on two engines."""
+    folder, port = tmp_path_factory.mktemp("served"), free_port()
     settings = [
         f"storage.root={folder}",
         f"serving.model={write_model(folder / 'model')}",
-        f"serving.port={free_port()}",
+        f"serving.port={port}",
         "serving.num_replicas=2",
         "streaming.cooldown_frames=0",
         "streaming.speak_hysteresis=null",
     ]
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        with ProspectClient(launch(load("serve", settings))) as client:
-            yield client
+        launch(load("serve", settings))
+        yield f"127.0.0.1:{port}"
     finally:
         serve.shutdown()
-        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> Iterator[ProspectClient]:
+    with ProspectClient(f"http://{address}") as client:
+        yield client
 
 
 def is_open(client: ProspectClient, session_id: str) -> bool:
@@ -122,3 +133,45 @@ def test_a_model_of_another_encoder_is_not_served_unless_it_is_declared_as_good(
     assert here is not None
     for named in ("0123456789abcdef", here.fingerprint, "prospect-tiny", "vision.equivalent_to=[0123456789abcdef]"):
         assert named in str(refused.value)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where a reader would stand: with a picture."""
+    (tmp_path / "frame.jpg").write_bytes(picture(0, "JPEG"))
+    return tmp_path
+
+
+def run(command: list[str], folder: Path) -> str:
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+def documents(text: str) -> list[dict]:
+    """JSON documents one after the other."""
+    decoder, found = json.JSONDecoder(), []
+    while text := text.lstrip():
+        document, end = decoder.raw_decode(text)
+        found.append(document)
+        text = text[end:]
+    return found
+
+
+def test_the_curl_example(address: str, folder: Path):
+    skip_without("curl", shutil.which("curl"))
+    [example] = [block for block in blocks("sh", SECTION) if "curl" in block]
+    script = example.replace("localhost:8000", address).replace("curl ", "curl -sS --noproxy '*' --fail-with-body ")
+    created, pushed, viewed, closed = documents(run(["bash", "-ec", script], folder))
+    assert created["session_id"] == viewed["session_id"] == closed["session_id"] == "kitchen-7"
+    [frame] = pushed["frames"]
+    assert 0 <= frame["p_speak"] <= 1
+
+
+def test_the_python_example(address: str, folder: Path):
+    [example] = blocks("python", SECTION)
+    assert "127.0.0.1:8000" in example
+    printed = run([sys.executable, "-c", example.replace("127.0.0.1:8000", address)], folder)
+    lines = printed.splitlines()
+    assert sum("type='decision'" in line for line in lines) == 2
+    assert "type='session.closed'" in lines[-1]

@@ -5,12 +5,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow.artifacts
 import pytest
-import ray
 import torch
 from mlflow.models import Model
 
@@ -32,15 +30,6 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-        yield
-        ray.shutdown()
-
-
-@pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     calibration = CalibrationSettings(grid=(0.3, 0.7), min_events=1)
     made = prepared(
@@ -59,7 +48,7 @@ def kill_a_worker_after(file: Path, step: int, killed: list[int]) -> None:
         time.sleep(0.05)
 
 
-def test_a_run_survives_the_death_of_a_worker(cluster: None, config: Config) -> None:
+def test_a_run_survives_the_death_of_a_worker(local_ray: None, config: Config) -> None:
     """And says in MLflow and on the console everything that it is to say."""
     root = Path(config.storage.root)
     metrics = root / "runs" / "e2e" / "metrics.jsonl"
@@ -119,14 +108,14 @@ def test_a_run_survives_the_death_of_a_worker(cluster: None, config: Config) -> 
     assert not torch.equal(whitening, torch.eye(len(whitening))), "the frames' whitening travels with the model"
 
 
-def test_a_finished_run_is_returned_and_another_configuration_refused(cluster: None, config: Config) -> None:
+def test_a_finished_run_is_returned_and_another_configuration_refused(local_ray: None, config: Config) -> None:
     assert train(config, lambda line: None).reused
     changed = config.model_copy(update={"training": config.training.model_copy(update={"learning_rate": 1e-3})})
     with pytest.raises(ConfigError, match=r"run_name` is e2e, .*training.learning_rate=0.01 and not 0.001"):
         train(changed)
 
 
-def test_a_loss_that_is_not_finite_stops_without_a_retry(cluster: None, config: Config) -> None:
+def test_a_loss_that_is_not_finite_stops_without_a_retry(local_ray: None, config: Config) -> None:
     hot = {"run_name": "hot", "learning_rate": 1e30, "num_workers": 1, "warmup_steps": 0}
     changed = config.model_copy(update={"training": config.training.model_copy(update=hot)})
     with pytest.raises(TrainingError, match=r"is (nan|inf|not finite) at step \d+ on v"):

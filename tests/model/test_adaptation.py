@@ -1,7 +1,7 @@
 """What trains: everything that should, nothing else, and all of it is in the saved model."""
 
-import importlib.util
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from prospect.training.backend import PlainBackend
 from prospect.training.loop import MicroBatch, train_step
 from prospect.training.settings import TrainingSettings
 from tests.factories import DIM, collator, tea_clip, tiny_vocabulary
+from tests.needs import skip_without
 
 VOCABULARY = tiny_vocabulary()
 WAYS = ["full", "lora", "qlora"]
@@ -30,8 +31,8 @@ def adapted(
     folder: Path, way: str, backend: str = "heads", tied: bool = True, dtype: str = "float32"
 ) -> tuple[torch.nn.Module, ModelSettings]:
     """A Llama of two layers, saved as a base and adapted."""
-    if way == "qlora" and not importlib.util.find_spec("bitsandbytes"):
-        pytest.skip("bitsandbytes is not installed")
+    if way == "qlora":
+        skip_without("bitsandbytes", find_spec("bitsandbytes"))
     config = LlamaConfig(
         vocab_size=len(VOCABULARY.tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=tied, eos_token_id=VOCABULARY.stop,

@@ -24,6 +24,7 @@ from prospect.reports.thumbnails import Thumbnail, thumbnails
 from prospect.reports.tracks import annotation_boxes, clock, events_of, state_text, step_rows, turn_boxes
 from prospect.vision.pictures import decode_picture
 from tests.factories import tea_dialogue
+from tests.needs import needs
 from tests.vision.videos import flat_picture, index_of, write_video
 
 SCRIPT = "<script>alert('x')</script> & \"quotes\""
@@ -273,7 +274,7 @@ def test_clock(seconds: float, told: str) -> None:
     assert clock(seconds) == told
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here")
+@needs("chromium", shutil.which("chromium"))
 def test_a_browser_runs_the_page_without_an_error(tmp_path: Path) -> None:
     path = Path(write_preview("tea", [rich_dialogue(), illegal_dialogue()], None, str(tmp_path)))
     check = "select('d0e3'); setZoom(8); document.title = told.textContent + '|' + zoom;"

@@ -20,7 +20,7 @@ from prospect.streaming.passes import Chunk
 from prospect.streaming.rows import FixedAttention, RowAttention, Rows
 from prospect.streaming.runs import RunAttention
 from prospect.streaming.settings import AttentionName
-from tests.factories import needs_cuda
+from tests.needs import needs_cuda
 
 CONFIG = LlamaConfig(num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, hidden_size=64)
 SIZE, FULL = 8, 6

@@ -17,7 +17,8 @@ from prospect.streaming.pages import BlockTable, PagePool
 from prospect.streaming.passes import Chunk, PackedTrunk
 from prospect.streaming.rows import FixedAttention, RowPass
 from prospect.streaming.runs import RunAttention
-from tests.factories import features, needs_cuda, tiny_model, tiny_vocabulary
+from tests.factories import features, tiny_model, tiny_vocabulary
+from tests.needs import needs_cuda
 
 SIZE, FULL = 8, 6
 

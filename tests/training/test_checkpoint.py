@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from prospect.training.checkpoint import newest_checkpoint, read_checkpoint, who
 from prospect.training.progress import read_events
 from prospect.training.settings import EarlyStopping, TrainingError, TrainingSettings
 from tests.factories import timeline_of, with_progress
+from tests.needs import skip_without
 from tests.training import ranks
 from tests.world import BRIEF, CONTEXT, DIM, MODEL, World, stored
 
@@ -146,7 +148,7 @@ def test_a_run_goes_on_with_another_number_of_workers(
     """
     chosen = KINDS[kind]
     if chosen.model.get("adaptation") == "qlora":
-        pytest.importorskip("bitsandbytes")
+        skip_without("bitsandbytes", find_spec("bitsandbytes"))
     job = built(job, tiny=WIDE, **chosen.model)
     whole = at(job, "whole", world, save_every=6)
     resized = at(job, "resized", world, save_every=1, **chosen.training)

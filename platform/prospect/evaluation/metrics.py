@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from prospect.corpus.tasks import DATASET, content_words
 from prospect.dialogue.state import StatePolicy, TaskState
 from prospect.dialogue.timeline import FPS
 from prospect.errors import DataError
 from prospect.evaluation.events import match_events
 from prospect.evaluation.intervals import Interval, metric_interval, percentile_interval, resample
-from prospect.evaluation.matching import match_turns
+from prospect.evaluation.matching import Match, match_turns
 from prospect.evaluation.records import VideoDecisions
 from prospect.evaluation.settings import EvaluationSettings
 from prospect.evaluation.tally import METRICS, Tally
@@ -137,7 +138,8 @@ def _turn_sums(
     video: VideoDecisions, settings: EvaluationSettings, encoder: SentenceEncoder | None
 ) -> dict[str, float]:
     generated, reference = video.utterances, video.reference_utterances
-    sums = dict.fromkeys(("paired", "correct", "similarity", "distance", "exact"), 0.0)
+    drawn = video.dialogue.dataset == DATASET  # elsewhere nobody knows which words carry the content
+    sums = dict.fromkeys(("paired", "correct", "similarity", "distance", "exact", "content_right"), 0.0)
     if generated and reference:
         if encoder is None:
             raise DataError("evaluation: utterances cannot be compared without a sentence encoder", field="encoder")
@@ -150,8 +152,14 @@ def _turn_sums(
             "similarity": sum(pair.similarity for pair in correct),
             "distance": sum(abs(pair.generated - pair.reference) for pair in correct) / FPS,
             "exact": sum(pair.generated == pair.reference for pair in correct),
+            "content_right": drawn * sum(_same_content(generated, reference, pair) for pair in correct),
         }
-    return sums | {"generated": len(generated), "reference": len(reference)}
+    spoken = {"generated": len(generated), "reference": len(reference)}
+    return sums | spoken | {"content_spoken": drawn * sum(spoken.values())}
+
+
+def _same_content(generated: Mapping[int, str], reference: Mapping[int, str], pair: Match) -> bool:
+    return content_words(generated[pair.generated]) == content_words(reference[pair.reference])
 
 
 def _event_sums(video: VideoDecisions, settings: EvaluationSettings) -> dict[str, float]:

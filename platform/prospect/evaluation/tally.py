@@ -37,6 +37,10 @@ class Tally:
     """Absolute time between correct pairs, in seconds."""
     exact: Floats
     """Correct pairs on one frame."""
+    content_right: Floats
+    """Correct pairs of the sample corpus whose sentences name the same objects, actions and tools."""
+    content_spoken: Floats
+    """Utterances of system and reference together, in dialogues of the sample corpus."""
     events_generated: Floats
     events_reference: Floats
     events_matched: Floats
@@ -87,6 +91,7 @@ METRICS: dict[str, Metric] = {
     "turn_precision": lambda t: _ratio(t.correct, t.generated, 0.0),
     "turn_recall": lambda t: _ratio(t.correct, t.reference, 0.0),
     "turn_f1": lambda t: _ratio(2 * t.correct, t.generated + t.reference, 0.0),
+    "content_f1": lambda t: _ratio(2 * t.content_right, t.content_spoken),
     "jaccard_index": lambda t: _ratio(t.correct, t.generated + t.reference - t.paired, 0.0),
     "missing_rate": lambda t: _ratio(t.reference - t.paired, t.reference, 0.0),
     "redundant_rate": lambda t: _ratio(t.generated - t.paired, t.generated, 0.0),

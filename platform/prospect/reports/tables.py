@@ -32,6 +32,7 @@ def _with_interval(metric: str) -> Callable[[SliceScores], str]:
 
 _COLUMNS: dict[str, Callable[[SliceScores], str]] = {
     "turn F1": _with_interval("turn_f1"),
+    "content": _number("content_f1"),
     "off, s": _number("time_diff"),
     "DST F1": _with_interval("dst_f1"),
     "goal acc.": _with_interval("joint_goal_accuracy"),
@@ -43,8 +44,9 @@ _COLUMNS: dict[str, Callable[[SliceScores], str]] = {
 def render_table(rows: Mapping[str, Scores], title: str = "Held-out videos") -> Table:
     """One entry a system, in the order given.
 
-    `off, s` is the mean time between an utterance and its reference, `goal acc.` the joint goal accuracy of
-    the tracked state, `readout` that of the state head, `/min` utterances a minute; `-` is undefined.
+    `content` is the turn F1 that counts an utterance as right only where it names the reference's objects, actions and
+    tools (sample corpus), `off, s` the mean time between an utterance and its reference, `goal acc.` the joint goal
+    accuracy of the tracked state, `readout` that of the state head, `/min` utterances a minute; `-` is undefined.
     """
     caption = "below a score: its confidence interval over videos"
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, show_edge=False, padding=0)

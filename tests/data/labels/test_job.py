@@ -2,11 +2,9 @@
 
 import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 from rich.console import Console
 
 from prospect.data.labels.job import label
@@ -37,13 +35,6 @@ def tea(**changes: object) -> Dialogue:
         }
         | changes
     )
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

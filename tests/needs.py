@@ -1,0 +1,47 @@
+"""What a test needs and a machine may lack: it skips with one line that says what to do.
+
+PROSPECT_REQUIRE=data,chromium names what is there and must be found: a skip for want of it is then a failure.
+"""
+
+import os
+import re
+
+import pytest
+import torch
+
+ADVICE = {
+    "bitsandbytes": "run make env",
+    "chromium": "install chromium",
+    "cuda": "run on a machine with an NVIDIA GPU",
+    "curl": "install curl",
+    "data": "set PROSPECT_TEST_DATA to the folder with the real videos and records",
+    "root": "run as root, who may mount a small disk",
+    "user": "run as a user who is not root",
+    "weights": "run make weights",
+}
+REQUIRED = frozenset(filter(None, os.environ.get("PROSPECT_REQUIRE", "").replace(",", " ").split()))
+
+
+def reason(need: str) -> str:
+    return f"needs {need}: {ADVICE[need]}"
+
+
+def skip_without(need: str, found: object) -> None:
+    """Skips the test, or everything that uses the fixture, unless `found`."""
+    if not found:
+        pytest.skip(reason(need))
+
+
+def needs(need: str, found: object) -> pytest.MarkDecorator:
+    """The same as a mark."""
+    return pytest.mark.skipif(not found, reason=reason(need))
+
+
+def need_of(report: pytest.TestReport) -> str | None:
+    """What a skipped test needed; None of one that skipped for another reason."""
+    told = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    found = re.search(r"needs (\w+): ", told)
+    return found[1] if found else None
+
+
+needs_cuda = needs("cuda", torch.cuda.is_available())

@@ -1,0 +1,119 @@
+"""What an earlier tree wrote is read, loaded and served by this one (tests/fixtures/README.md)."""
+
+import json
+from pathlib import Path
+
+import mlflow.pyfunc
+import numpy as np
+import pandas as pd
+import pytest
+
+from prospect.data.embeddings import EmbeddingStore
+from prospect.data.prepare import read_records
+from prospect.errors import ConfigError
+from prospect.model.checkpoint import load_model
+from prospect.model.saved import read_saved
+from prospect.streaming.engine import StreamingEngine
+from prospect.streaming.outputs import Decision
+from prospect.streaming.settings import StreamingSettings
+from prospect.tracking.tracking import Tracking
+from prospect.training.job import train
+from serve.engine import Engine
+from tests.earlier import config_of, unpack
+from tests.world import CONTEXT, dialogue, frames
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return unpack(tmp_path_factory.mktemp("earlier") / "root")
+
+
+def test_its_embedding_store_is_read(root: Path) -> None:
+    store = EmbeddingStore(root / "embeddings")
+    assert sorted(store.video_ids()) == [f"v{number}" for number in range(8)]
+    assert (store.dim, store.tokens_per_frame) == (8, 1)
+    for video in store.video_ids():
+        length = store.num_frames(video)
+        np.testing.assert_array_equal(store.read(video, 2, length), frames(video, 2, length))
+        assert store.has(video, "none", store.fingerprint)
+
+
+def test_its_labels_are_those_of_its_records(root: Path) -> None:
+    records = read_records(config_of(root).data, root / "labels/dialogues.jsonl", EmbeddingStore(root / "embeddings"))
+    assert not records.quarantined
+    identity = json.loads((root / "runs/finished/identity.json").read_text())
+    assert records.fingerprint == identity["data"]["records"], "the same records have the same fingerprint for ever"
+    assert {d.video_id: [s.start for s in d.steps] for d, _ in records.placed} == {
+        f"v{number}": [step.start for step in dialogue(number).steps] for number in range(8)
+    }
+    assert [d.video_id for d, _ in records.scored("test")] == ["v7"]
+
+
+def test_its_finished_run_is_finished_and_belongs_to_its_configuration(root: Path) -> None:
+    config = config_of(root)
+    result = train(config, lambda line: None)
+    assert (result.reused, result.steps, result.name, result.version) == (True, 60, "prospect-dst", 1)
+    assert result.validation["loss"] > 0
+    changed = config.model_copy(update={"training": config.training.model_copy(update={"learning_rate": 1e-3})})
+    with pytest.raises(ConfigError, match=r"training.learning_rate=0.01 and not 0.001"):
+        train(changed, lambda line: None)
+
+
+def test_its_registered_model_loads_with_its_thresholds(root: Path) -> None:
+    folder = Tracking(config_of(root).tracking, root).resolve("models:/prospect-dst@champion")
+    loaded, saved = load_model(folder), read_saved(folder)
+    assert loaded.fingerprint == saved.fingerprint == EmbeddingStore(root / "embeddings").fingerprint
+    assert loaded.model.config.thresholds == saved.thresholds
+    assert saved.thresholds["toy"].keys() == {"speak", "update"}
+    assert loaded.model.config.trained_steps == {"speaking": 60, "dst_update": 60, "dst_state": 60}
+    assert loaded.manifest["run_name"] == "finished"
+
+
+def test_mlflow_loads_its_registered_model(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Tracking(config_of(root).tracking, root).resolve("models:/prospect-dst/1")
+    table = pd.DataFrame({"embedding": [row[0].tolist() for row in frames("v7", 0, 6)]})
+    told = mlflow.pyfunc.load_model(str(folder)).predict(table, params={"goal": "make tea", "steps": ["boil", "pour"]})
+    assert list(told["frame"]) == list(range(6))
+    assert told["p_speak"].between(0, 1).all()
+
+
+def test_an_exported_session_goes_on_as_it_would_have(root: Path) -> None:
+    loaded = load_model(root / "runs/finished/model")
+    settings = StreamingSettings(dst_decoder="readout", deterministic=True, max_sessions=2)
+    engine = StreamingEngine(loaded, CONTEXT, settings)
+    assert engine.import_(json.loads((root / "session.json").read_text())) == "kitchen"
+    found: list[Decision] = []
+    for frame in range(12, 24):
+        engine.push_frame("kitchen", frames("v7", frame, frame + 1)[0])
+        while engine.has_work():
+            found += [event for _, event in engine.step() if isinstance(event, Decision)]
+    expected = [event for event in json.loads((root / "session_after.json").read_text()) if event["type"] == "Decision"]
+    assert [decision.frame for decision in found] == [event["frame"] for event in expected]
+    for decision, event in zip(found, expected, strict=True):
+        assert (decision.p_speak, decision.p_update) == pytest.approx((event["p_speak"], event["p_update"]), abs=1e-3)
+        assert decision.utterance == event["utterance"]
+        assert [int(step) for step in decision.state.steps] == event["state"]["steps"]
+
+
+async def streamed(engine: Engine) -> list[str]:
+    """What a served session of two frames is answered."""
+    from prospect.streaming.protocol import EmbeddingMessage, FrameAppend, SessionUpdate
+
+    card = await engine.model()
+    await engine.create(SessionUpdate(session_id="s", goal="make tea", steps=("boil water", "pour it")), False)
+    rows = [EmbeddingMessage.of(row, card.fingerprint) for row in frames("v7", 0, 2)]
+    outcomes = await engine.decide("s", [FrameAppend(seq=seq, embedding=row) for seq, row in enumerate(rows)])
+    await engine.close("s")
+    await engine.stop()
+    return [type(outcome).__name__ for outcome in outcomes]
+
+
+def test_its_registered_model_is_served(root: Path) -> None:
+    import asyncio
+
+    config = config_of(root)
+
+    async def serve() -> list[str]:
+        return await streamed(Engine(config))
+
+    assert len(asyncio.run(serve())) == 2
