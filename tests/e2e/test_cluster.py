@@ -68,13 +68,13 @@ def submit(arguments: Sequence[str], env: Mapping[str, str]) -> str:
     return done.stdout
 
 
-SMALL = ["corpus.num_train=12", "corpus.num_validation=2", "corpus.num_test=2"]
+SMALL = ["corpus.num_train=6", "corpus.num_validation=1", "corpus.num_test=1"]
 
 
 def whole_path(options: Sequence[str], values: Sequence[str], env: Mapping[str, str]) -> str:
     """The four jobs one after the other, on a corpus of a few videos; what the last one prints."""
-    steps = ["training.max_steps=6", "training.save_every=3"]
-    for job, more in (("embed", []), ("label", []), ("train", steps)):
+    steps = ["training.max_steps=6", "training.save_every=3", "training.num_workers=1"]
+    for job, more in (("embed", ["embedding.num_encoders=1"]), ("label", []), ("train", steps)):
         submit([*options, "--", "python", f"jobs/{job}.py", *SMALL, *more, *values], env)
     return submit([*options, "--", "python", "jobs/eval.py", *SMALL, *values], env)
 

@@ -17,7 +17,10 @@ from scripts.cluster import free_port
 pytestmark = pytest.mark.e2e
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SMALL = ["corpus.num_train=16", "corpus.num_validation=2", "corpus.num_test=3", "training.max_steps=8"]
+SMALL = [
+    "corpus.num_train=8", "corpus.num_validation=1", "corpus.num_test=2", "training.max_steps=8",
+    "training.num_workers=1", "embedding.num_encoders=1",
+]  # fmt: skip
 MARK = "PROSPECT_TEST_MARK"
 
 

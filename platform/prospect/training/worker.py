@@ -5,8 +5,10 @@ Ray and DeepSpeed come in from zero.py, as functions and a backend.
 
 import math
 import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +47,23 @@ def enter(job: WorkerJob, data: Any) -> dict[str, Any]:
     """Where Ray Train enters a worker process, the only one that imports DeepSpeed."""
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
-    from prospect.training.zero import run
+    with hidden("mlflow"):  # DeepSpeed's autotuner would import it, for a second
+        from prospect.training.zero import run
 
     return run(job, data)
+
+
+@contextmanager
+def hidden(module: str) -> Iterator[None]:
+    """Lets others find that a module is not installed, unless it is imported already."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
 
 
 def work(
