@@ -7,7 +7,10 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from prospect.corpus.tasks import DATASET
+from prospect.dialogue.schema import Dialogue, Turn
 from prospect.dialogue.state import TaskState
+from prospect.dialogue.timeline import num_frames, place
 from prospect.errors import DataError
 from prospect.evaluation.baselines import (
     Periodic,
@@ -21,6 +24,7 @@ from prospect.evaluation.metrics import average_precision, evaluate, paired_inte
 from prospect.evaluation.records import VideoDecisions
 from prospect.evaluation.settings import EvaluationSettings
 from prospect.reports.tables import render_table
+from tests.evaluation.encoders import SharedWords
 
 SETTINGS = EvaluationSettings(bootstrap_samples=200)
 
@@ -47,6 +51,38 @@ def test_the_oracle_one_frame_late_is_half_a_second_off(references, words):
     assert (scores["dst_f1"], scores["dst_latency"]) == (1.0, 0.5)
     wrong = 9  # frames at which the state changes: five in tea (one shared), four in toy
     assert scores["joint_goal_accuracy"] == pytest.approx(1 - wrong / 160)
+
+
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [
+        ("Good. Next, cut the kite.", True),
+        ("First, cut the kite.", True),
+        ("Good. Next, wrap the kite.", False),
+        ("Good. Next, cut the star.", False),
+        ("Good. Next, cut it.", False),
+        ("Good. Next, cut the kite with the knife.", False),
+    ],
+)
+def test_words_are_right_where_object_action_and_tool_agree(said, right):
+    """Of the sample corpus; all of them are similar enough to count as a correct turn."""
+    reference = "Good. Next, cut the kite."
+    dialogue = Dialogue(
+        dataset=DATASET, video_id="v", dialogue_id="v#0", turns=(Turn(role="assistant", time=2.0, text=reference),),
+        duration=8.0,
+    )  # fmt: skip
+    timeline = place(dialogue, num_frames(8.0))
+    [(frame, events)] = timeline.events.items()
+    assert events.utterance == reference
+    spoken = replace(oracle(dialogue, timeline), decisions=[
+        replace(decision, utterance=said if decision.frame == frame else None)
+        for decision in oracle(dialogue, timeline).decisions
+    ])  # fmt: skip
+    loose = SETTINGS.model_copy(update={"similarity_threshold": 0.0})
+    scores = evaluate([spoken], loose, SharedWords()).overall
+    assert (scores["turn_f1"], scores["content_f1"]) == (1.0, float(right))
+    elsewhere = replace(spoken, dialogue=dialogue.model_copy(update={"dataset": "kitchen"}))
+    assert evaluate([elsewhere], loose, SharedWords()).overall["content_f1"] is None
 
 
 def test_silence_scores_nothing(references, words):
@@ -210,4 +246,6 @@ def test_the_closing_table_fits_a_terminal(references, words):
         console.print(render_table(rows))
     lines = capture.get().splitlines()
     assert "…" not in capture.get()
-    assert any(line.split()[:3] == ["silence", "0.00", "-"] for line in lines), "no utterance, no time difference"
+    assert any(line.split()[:4] == ["silence", "0.00", "0.00", "-"] for line in lines), (
+        "no utterance, no time difference"
+    )

@@ -32,11 +32,11 @@ def _with_interval(metric: str) -> Callable[[SliceScores], str]:
 
 _COLUMNS: dict[str, Callable[[SliceScores], str]] = {
     "turn F1": _with_interval("turn_f1"),
-    "content": _number("content_f1"),
-    "off, s": _number("time_diff"),
+    "words": _number("content_f1"),
+    "off s": _number("time_diff"),
     "DST F1": _with_interval("dst_f1"),
     "goal acc.": _with_interval("joint_goal_accuracy"),
-    "readout": _with_interval("readout_joint_goal_accuracy"),
+    "readout": _number("readout_joint_goal_accuracy"),
     "/min": _number("utterances_per_minute", 1),
 }
 
@@ -44,8 +44,8 @@ _COLUMNS: dict[str, Callable[[SliceScores], str]] = {
 def render_table(rows: Mapping[str, Scores], title: str = "Held-out videos") -> Table:
     """One entry a system, in the order given.
 
-    `content` is the turn F1 that counts an utterance as right only where it names the reference's objects, actions and
-    tools (sample corpus), `off, s` the mean time between an utterance and its reference, `goal acc.` the joint goal
+    `words` is the turn F1 that counts an utterance as right only where it names the reference's objects, actions and
+    tools (sample corpus), `off s` the mean time between an utterance and its reference, `goal acc.` the joint goal
     accuracy of the tracked state, `readout` that of the state head, `/min` utterances a minute; `-` is undefined.
     """
     caption = "below a score: its confidence interval over videos"
