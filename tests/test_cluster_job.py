@@ -49,6 +49,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("at_the_end", ["disconnect()", "pass"])
 def test_an_interrupt_amid_rows_leaves_no_thread_that_uses_ray(at_the_end):
     job = subprocess.run(

@@ -23,6 +23,7 @@ def zero(way: str = "lora", **training: object) -> MemoryPlan:
     return plan_zero(LLAMA.model_copy(update={"adaptation": way}), TrainingSettings.model_validate(training), CLIPS)
 
 
+@pytest.mark.e2e
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(("ways", "cases"), [("plain", 4), ("zero", 3)])
 def test_the_plan_is_what_small_models_take(ways: str, cases: int) -> None:

@@ -23,6 +23,8 @@ from prospect.vision.weights import TINY
 from tests.vision.videos import flat_picture, write_frames_file, write_video
 from tests.vision.workers import Dying
 
+ONE = EmbeddingSettings(num_encoders=1)
+"""Every encoder is a process that imports torch."""
 SETTINGS = VisionSettings(model=TINY, weights="random:0", image_size=64, batch_size=8, device="cpu")
 
 
@@ -49,7 +51,7 @@ def test_a_folder_is_embedded_once(local_ray: None, tmp_path: Path, capsys: pyte
 
     (tmp_path / "broken.mp4").write_bytes(paths[3].read_bytes())
     written = {path: path.stat().st_mtime_ns for path in Path(root).glob("v*.safetensors")}
-    second = embed_videos(videos[:5], SETTINGS, root)
+    second = embed_videos(videos[:5], SETTINGS, root, ONE)
     assert (second.count("done"), second.count("skipped"), second.frames) == (1, 4, 14)
     assert {path: path.stat().st_mtime_ns for path in Path(root).glob("v*.safetensors")} == written
     assert set(store.quarantined()) == {"missing"}
@@ -64,7 +66,7 @@ def test_a_video_that_kills_its_worker_is_quarantined(
     monkeypatch.setattr(job, "DecodeVideo", Dying)
     path = write_video(tmp_path / "v.mp4", [0, 0.5, 1.0], rate=2)
     videos = [VideoSource(name, str(path)) for name in ("a", "deadly", "b")]
-    report = embed_videos(videos, SETTINGS, str(tmp_path / "store"))
+    report = embed_videos(videos, SETTINGS, str(tmp_path / "store"), ONE)
     assert EmbeddingStore(tmp_path / "store").video_ids() == ["a", "b"]
     assert report.quarantined == {"deadly": f"a worker died each time that it read or encoded {path}"}
 
