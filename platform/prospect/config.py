@@ -35,7 +35,7 @@ from prospect.settings import Settings
 from prospect.streaming.protocol import SessionLimits
 from prospect.streaming.settings import StreamingSettings
 from prospect.tracking.settings import TrackingSettings
-from prospect.training.checks import check_settings
+from prospect.training.checks import card_bytes, check_settings
 from prospect.training.settings import TrainingSettings
 from prospect.vision.settings import EmbeddingSettings, VisionSettings
 from prospect.wording import describe, first_line, shown, unknown
@@ -107,6 +107,8 @@ class Config(Settings):
     @model_validator(mode="after")
     def _together(self) -> Self:
         check_settings(self.model, self.training)
+        if self.card is not None:
+            card_bytes(self.card)
         return self
 
 

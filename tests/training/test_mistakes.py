@@ -20,8 +20,9 @@ from prospect.errors import CheckpointError, ConfigError
 from prospect.model.adapters import build_tokenizer
 from prospect.model.geometry import base_geometry
 from prospect.model.settings import LossSettings, ModelSettings
+from prospect.training.checks import GIB
 from prospect.training.job import train
-from prospect.training.plan import GIB, MemoryPlan
+from prospect.training.plan import MemoryPlan
 from prospect.training.preflight import Device, check_device, full_device_told
 from prospect.training.settings import OPERATIONAL, EarlyStopping, OutOfMemoryError, TrainingSettings
 from tests.conftest import REPOSITORY

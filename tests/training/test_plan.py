@@ -11,7 +11,8 @@ import pytest
 from prospect.config import Config, load
 from prospect.errors import ConfigError
 from prospect.model.settings import ModelSettings
-from prospect.training.plan import GIB, MemoryPlan, largest_micro_batch, plan, plan_zero
+from prospect.training.checks import GIB
+from prospect.training.plan import MemoryPlan, largest_micro_batch, plan, plan_zero
 from prospect.training.preflight import show_plan
 from prospect.training.settings import TrainingSettings
 

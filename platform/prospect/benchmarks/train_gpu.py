@@ -18,8 +18,9 @@ from prospect.model.geometry import base_geometry, empty_model
 from prospect.model.settings import ModelSettings
 from prospect.training.activations import fake_batch
 from prospect.training.backend import PlainBackend
+from prospect.training.checks import GIB
 from prospect.training.loop import MicroBatch, train_step
-from prospect.training.plan import GIB, plan_plain
+from prospect.training.plan import plan_plain
 from prospect.training.settings import TrainingSettings
 
 BASE = "meta-llama/Llama-3.2-3B-Instruct"

@@ -1,8 +1,12 @@
-"""Settings that are each fine and cannot work together."""
+"""Settings that are each fine and cannot work together, and cards by their size."""
+
+import re
 
 from prospect.errors import ConfigError
 from prospect.model.settings import PARTS, ModelSettings
 from prospect.training.settings import TrainingSettings
+
+GIB = 2**30
 
 
 def check_settings(model: ModelSettings, training: TrainingSettings) -> None:
@@ -32,3 +36,16 @@ def check_settings(model: ModelSettings, training: TrainingSettings) -> None:
 
 def _refuse(field: str, sentence: str) -> None:
     raise ConfigError(f"{sentence}.", field=field)
+
+
+def card_bytes(card: str | float) -> int:
+    """`24GB`, `24GiB`, `24` -> bytes; cards are named after GiB.
+
+    Raises:
+        ConfigError: none of these.
+    """
+    text = str(card).strip().lower()
+    size = re.fullmatch(r"(\d+(?:\.\d*)?)\s*(?:gi?b)?", text)
+    if not size or not float(size[1]):
+        raise ConfigError(f"`card` is {card}, which is no size: write such as card=24GB or card=80GB.", field="card")
+    return int(float(size[1]) * GIB)

@@ -3,7 +3,6 @@
 Weights, gradients and the optimizer's state follow from the number of parameters; activations.py has the rest.
 """
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,17 +11,16 @@ import torch
 from rich import box
 from rich.table import Table
 
-from prospect.errors import ConfigError
 from prospect.model.adapters import PROJECTIONS
 from prospect.model.geometry import base_geometry
 from prospect.model.settings import ModelSettings
 from prospect.training.activations import activation_bytes, adapted_shape
+from prospect.training.checks import GIB, card_bytes
 from prospect.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from prospect.config import Config
 
-GIB = 2**30
 CARDS = ("24GB", "40GB", "80GB")
 NF4_BYTES = 4.127 / 8
 """Of a weight with its share of quantised scales."""
@@ -97,19 +95,6 @@ class MemoryPlan:
         for card in cards:
             table.add_row(f"fits {card}", "yes" if self.fits(card) else "no")
         return table
-
-
-def card_bytes(card: str | float) -> int:
-    """`24GB`, `24GiB`, `24` -> bytes; cards are named after GiB.
-
-    Raises:
-        ConfigError: none of these.
-    """
-    text = str(card).strip().lower()
-    size = re.fullmatch(r"(\d+(?:\.\d*)?)\s*(?:gi?b)?", text)
-    if not size or not float(size[1]):
-        raise ConfigError(f"`card` is {card}, which is no size: write such as card=24GB or card=80GB.", field="card")
-    return int(float(size[1]) * GIB)
 
 
 def plan(config: "Config", lengths: Iterable[int] | None = None, vision_dim: int | None = None) -> MemoryPlan:

@@ -17,7 +17,8 @@ from prospect.model.geometry import base_geometry
 from prospect.model.parameters import parameter_table
 from prospect.model.settings import ModelSettings
 from prospect.training.activations import adapted_shape
-from prospect.training.plan import GIB, USABLE, MemoryPlan, card_bytes, plan
+from prospect.training.checks import GIB, card_bytes
+from prospect.training.plan import USABLE, MemoryPlan, plan
 from prospect.training.settings import OPERATIONAL, OutOfMemoryError, TrainingSettings
 
 if TYPE_CHECKING:
