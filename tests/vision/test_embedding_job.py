@@ -17,7 +17,7 @@ from prospect.vision.encoder import load_encoder
 from prospect.vision.job import embed_videos
 from prospect.vision.report import EmbedReport, Group, Outcome, VideoSource
 from prospect.vision.settings import EmbeddingSettings, VisionSettings
-from prospect.vision.stages import Batch, Decoded, DecodeVideo, item_of
+from prospect.vision.stages import Batch, DecodeVideo, item_of
 from prospect.vision.video import sample_frames
 from prospect.vision.weights import TINY
 from tests.vision.videos import flat_picture, write_frames_file, write_video
@@ -86,7 +86,7 @@ def test_urls_are_read_and_written_with_any_number_of_tokens(local_ray: None, tm
     assert embed_videos([source], settings, root).count("skipped") == 1
 
 
-def test_a_decoder_holds_one_batch_and_reads_an_url_too(tmp_path: Path) -> None:
+def test_a_decoder_says_which_batch_is_the_last_and_reads_an_url_too(tmp_path: Path) -> None:
     path = write_video(tmp_path / "v.mp4", [i / 2 for i in range(21)], rate=2)
     with fsspec.open(f"memory://{path}", "wb") as file:
         file.write(path.read_bytes())
@@ -96,10 +96,9 @@ def test_a_decoder_holds_one_batch_and_reads_an_url_too(tmp_path: Path) -> None:
         assert [item_of(row) for row in rows] == [
             Batch("v", 0, 8),
             Batch("v", 1, 8),
-            Batch("v", 2, 5),
-            Decoded("v", 3, hash_file(path)),
+            Batch("v", 2, 5, hash_file(path)),
         ]
-        assert [len(row["values"]) for row in rows] == [8 * 64 * 64 * 3, 8 * 64 * 64 * 3, 5 * 64 * 64 * 3, 0]
+        assert [len(row["values"]) for row in rows] == [8 * 64 * 64 * 3, 8 * 64 * 64 * 3, 5 * 64 * 64 * 3]
 
 
 def test_encoders_that_leave_no_room_for_a_decoder_are_refused(local_ray: None, tmp_path: Path) -> None:

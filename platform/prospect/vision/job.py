@@ -26,7 +26,7 @@ from prospect.vision.encoding import EncodeBatch
 from prospect.vision.fingerprint import encoder_fingerprint
 from prospect.vision.report import EmbedReport, Outcome, VideoSource, print_progress
 from prospect.vision.settings import SAMPLING_PHASE, EmbeddingSettings, VisionSettings
-from prospect.vision.stages import Batch, Decoded, DecodeVideo, Failure, Row, item_of
+from prospect.vision.stages import Batch, DecodeVideo, Failure, Row, item_of
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -222,11 +222,12 @@ class _Unfinished:
     """What has come of a video so far; batches come in any order, and one twice if its worker died."""
 
     parts: dict[int, np.ndarray] = field(default_factory=dict)
-    decoded: Decoded | None = None
+    last: Batch | None = None
+    """Its last batch, once that has come."""
 
     @property
     def complete(self) -> bool:
-        return self.decoded is not None and len(self.parts) == self.decoded.batches
+        return self.last is not None and len(self.parts) == self.last.index + 1
 
 
 def _collect(rows: Iterable[Row], store: EmbeddingStore, fingerprint: str, tokens: int) -> Iterator[Outcome | Batch]:
@@ -242,9 +243,8 @@ def _collect(rows: Iterable[Row], store: EmbeddingStore, fingerprint: str, token
         video = waiting.setdefault(item.video_id, _Unfinished())
         if isinstance(item, Batch):
             video.parts[item.index] = np.array(row["values"]).view(np.float16).reshape(item.frames, tokens, -1)
+            video.last = item if item.source_hash else video.last
             yield item
-        elif isinstance(item, Decoded):
-            video.decoded = item
         outcome = item if isinstance(item, Outcome) else None
         if video.complete:
             outcome = _write(item.video_id, video, store, fingerprint)
@@ -255,10 +255,10 @@ def _collect(rows: Iterable[Row], store: EmbeddingStore, fingerprint: str, token
 
 
 def _write(video_id: str, video: _Unfinished, store: EmbeddingStore, fingerprint: str) -> Outcome:
-    assert video.decoded is not None
+    assert video.last is not None
     frames = np.concatenate([video.parts[index] for index in range(len(video.parts))])
     try:
-        store.write(video_id, frames, fps=FPS, source_hash=video.decoded.source_hash, fingerprint=fingerprint)
+        store.write(video_id, frames, fps=FPS, source_hash=video.last.source_hash, fingerprint=fingerprint)
     except DataError as error:
         return Outcome(video_id, "quarantined", reason=str(error))
     return Outcome(video_id, "done", len(frames))

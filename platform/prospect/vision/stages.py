@@ -30,15 +30,8 @@ class Batch:
     video_id: str
     index: int
     frames: int
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """Follows a video's last batch: every picture of it was read."""
-
-    video_id: str
-    batches: int
-    source_hash: str
+    source_hash: str = ""
+    """Of the video's file, in its last batch: every picture of it was read."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +46,7 @@ class Failure:
         return cls(error if isinstance(error, ProspectError) else RuntimeError(traceback.format_exc()))
 
 
-Item = Batch | Decoded | Outcome | Failure
+Item = Batch | Outcome | Failure
 
 
 def to_row(item: Item, values: np.ndarray | None = None) -> Row:
@@ -69,7 +62,7 @@ def item_of(row: Row) -> Item:
 
 @dataclass(frozen=True)
 class DecodeVideo:
-    """A video's row -> its batches of pictures, then `Decoded`; or one outcome, if it is finished or broken."""
+    """A video's row -> its batches of pictures; or one outcome, if it is finished or broken."""
 
     size: int
     """Side of the square pictures, pixels."""
@@ -79,7 +72,7 @@ class DecodeVideo:
     fingerprint: str
 
     def __call__(self, row: Row) -> Iterator[Row]:
-        """Holds one batch of pictures at a time, whatever the video's length."""
+        """Holds two batches of pictures at a time, whatever the video's length."""
         video = VideoSource(**row)
         try:
             yield from self._rows(video)
@@ -98,11 +91,14 @@ class DecodeVideo:
         if store.has(video.video_id, source_hash, self.fingerprint):
             yield to_row(Outcome(video.video_id, "skipped", store.num_frames(video.video_id)))
             return
-        batches = 0
+        index, held = 0, None
         for pictures in self.batches(video.path):
-            yield to_row(Batch(video.video_id, batches, len(pictures)), pictures)
-            batches += 1
-        yield to_row(Decoded(video.video_id, batches, source_hash))
+            if held is not None:
+                yield to_row(Batch(video.video_id, index, len(held)), held)
+                index += 1
+            held = pictures
+        assert held is not None, "a video without a picture is broken"
+        yield to_row(Batch(video.video_id, index, len(held), source_hash), held)
 
     def batches(self, path: str) -> Iterator[np.ndarray]:
         """The sampled pictures of a video, uint8 [up to batch_size, S, S, 3]."""
