@@ -15,7 +15,7 @@ from prospect.training.console import Console, LiveConsole, summary_table
 from prospect.training.fit.controller import FailureLog
 from prospect.training.fit.job import _explained
 from prospect.training.metrics import metric_rows, run_tags
-from prospect.training.progress import Event, EventLog, Follower, once, read_events
+from prospect.training.progress import Event, EventLog, Follower, once, read_events, training_seconds
 from prospect.training.result import TrainResult
 from prospect.training.settings import TrainingError, TrainingSettings
 
@@ -227,3 +227,11 @@ def test_the_table_at_the_end_counts_what_was_done_once_and_the_time_that_it_too
         "models:/dst/3", "MLflow run abc",
     ):  # fmt: skip
         assert words in shown
+
+
+def test_calibration_speaks_where_there_is_no_terminal_and_is_no_training_time() -> None:
+    lines: list[str] = []
+    event = {"kind": "calibration", "time": 9.0, "step": 4, "message": "calibrating thresholds"}
+    Console(10, lines.append)(event)
+    assert lines == ["train  calibrating thresholds"]
+    assert training_seconds([{"kind": "start", "time": 1.0}, {"kind": "done", "time": 3.0}, event]) == 2.0

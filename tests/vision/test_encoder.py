@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -105,6 +106,12 @@ def test_grid_tokens_follow_the_pooled_one(base: VisionSettings, tokens: int, si
     change = np.abs(encoder.encode(bright_corner).astype(float) - encoder.encode(np.zeros_like(some[:1])))
     cells = change[0, 1:].sum(-1).reshape(side, side)
     assert cells.argmax() == side * (side - 1), "the bottom left cell sees the bottom left corner best"
+
+
+def test_random_weights_are_named_by_the_libraries_that_draw_them() -> None:
+    """Read without importing them; the name is part of every fingerprint of such a store."""
+    libraries = f"torch-{torch.__version__}/timm-{timm.__version__}/open_clip-{open_clip.__version__}"
+    assert find_weights("open_clip", TINY, "random:7").identity == f"random:7/{libraries}"
 
 
 def test_packaged_weights_give_the_package_s_own_result() -> None:
