@@ -1,5 +1,6 @@
 """What an earlier tree wrote is read, loaded and served by this one (tests/fixtures/README.md)."""
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from prospect.model.checkpoint import load_model
 from prospect.model.saved import read_saved
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.outputs import Decision
+from prospect.streaming.protocol import EmbeddingMessage, FrameAppend, FrameOutcome, SessionUpdate
 from prospect.streaming.settings import StreamingSettings
 from prospect.tracking.tracking import Tracking
 from prospect.training.job import train
@@ -69,7 +71,7 @@ def test_its_registered_model_loads_with_its_thresholds(root: Path) -> None:
     assert loaded.manifest["run_name"] == "finished"
 
 
-def test_mlflow_loads_its_registered_model(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_loads_its_registered_model(root: Path) -> None:
     folder = Tracking(config_of(root).tracking, root).resolve("models:/prospect-dst/1")
     table = pd.DataFrame({"embedding": [row[0].tolist() for row in frames("v7", 0, 6)]})
     told = mlflow.pyfunc.load_model(str(folder)).predict(table, params={"goal": "make tea", "steps": ["boil", "pour"]})
@@ -95,25 +97,21 @@ def test_an_exported_session_goes_on_as_it_would_have(root: Path) -> None:
         assert [int(step) for step in decision.state.steps] == event["state"]["steps"]
 
 
-async def streamed(engine: Engine) -> list[str]:
-    """What a served session of two frames is answered."""
-    from prospect.streaming.protocol import EmbeddingMessage, FrameAppend, SessionUpdate
-
+async def served(root: Path) -> list[FrameOutcome]:
+    """What a session of two frames is answered by a replica that serves the champion."""
+    engine = Engine(config_of(root))
     card = await engine.model()
     await engine.create(SessionUpdate(session_id="s", goal="make tea", steps=("boil water", "pour it")), False)
     rows = [EmbeddingMessage.of(row, card.fingerprint) for row in frames("v7", 0, 2)]
     outcomes = await engine.decide("s", [FrameAppend(seq=seq, embedding=row) for seq, row in enumerate(rows)])
     await engine.close("s")
     await engine.stop()
-    return [type(outcome).__name__ for outcome in outcomes]
+    return outcomes
 
 
 def test_its_registered_model_is_served(root: Path) -> None:
-    import asyncio
-
-    config = config_of(root)
-
-    async def serve() -> list[str]:
-        return await streamed(Engine(config))
-
-    assert len(asyncio.run(serve())) == 2
+    outcomes = asyncio.run(served(root))
+    assert [(outcome.seq, outcome.frame) for outcome in outcomes] == [(0, 0), (1, 1)]
+    for outcome in outcomes:
+        assert list(outcome.state) == ["S1", "S2"]
+        assert 0 < outcome.p_speak < 1
