@@ -51,6 +51,19 @@ def test_a_micro_batch_holds_clips_of_similar_length() -> None:
     assert [share.clips for share in sampler.shares(0, 2)] == [(1, 3), (2, 0)]
 
 
+@given(lengths, sizes, sizes, st.integers(2, 5), st.integers(0, 10))
+def test_no_worker_gets_the_long_clips(
+    lengths: list[int], batch_size: int, micro_batch_size: int, world_size: int, step: int
+) -> None:
+    sampler = ClipSampler(lengths, batch_size, seed=2)
+    ranks = [sampler.shares(step, micro_batch_size, rank, world_size) for rank in range(world_size)]
+    for at_once in zip(*ranks, strict=True):
+        clips = [lengths[clip] for share in at_once if share.counts for clip in share.clips]
+        loads = [sum(lengths[clip] for clip in share.clips) * share.counts for share in at_once]
+        if len(clips) % world_size == 0:
+            assert max(loads) - min(loads) <= max(clips) - min(clips)
+
+
 budgets = st.integers(500, 2000)
 
 

@@ -24,7 +24,8 @@ class ClipSampler:
     """Cuts every epoch's permutation of the clips into global batches of nearly equal size.
 
     Any step can be asked for at any time, so that training resumes in the middle of an epoch. A batch is ordered
-    from long to short, so that a micro-batch holds clips of similar length and little padding.
+    from long to short: what is computed at one time is of similar length, with little padding, and no rank waits long
+    for another.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
@@ -49,8 +50,8 @@ class ClipSampler:
         """Rank `rank`'s micro-batches of a global step; every rank gets equally many, at every step."""
         batch = self.batch(step)
         accumulation = -(-self.largest_batch // (micro_batch_size * world_size))
-        parts = accumulation * world_size
-        return _dealt([_part(batch, number, parts) for number in range(parts)], rank, world_size, batch[-1])
+        together = [_part(batch, number, accumulation) for number in range(accumulation)]
+        return [_share(_there_and_back(clips, rank, world_size), batch[-1]) for clips in together]
 
     def packed_shares(self, step: int, budget: int, rank: int = 0, world_size: int = 1) -> list[Share]:
         """Like `shares`, with micro-batches of at most `budget` units of length.
@@ -67,7 +68,8 @@ class ClipSampler:
         while len(bins) % world_size and any(len(each) > 1 for each in bins):
             bins.append(self._halve(max((each for each in bins if len(each) > 1), key=self._load)))
         bins += [[]] * (-len(bins) % world_size)
-        return _dealt(sorted(bins, key=self._load, reverse=True), rank, world_size, self.batch(step)[-1])
+        mine = sorted(bins, key=self._load, reverse=True)[rank::world_size]  # neighbours are computed at one time
+        return [_share(clips, self.batch(step)[-1]) for clips in mine]
 
     def _load(self, clips: Sequence[int]) -> int:
         return sum(self.lengths[clip] for clip in clips)
@@ -89,7 +91,11 @@ def _part(items: list[int], number: int, parts: int) -> list[int]:
     return items[number * len(items) // parts : (number + 1) * len(items) // parts]
 
 
-def _dealt(parts: Sequence[Sequence[int]], rank: int, world_size: int, filler: int) -> list[Share]:
-    """Every `world_size`-th part, of neighbours in size; `filler` where a part is empty."""
-    mine = parts[rank::world_size]
-    return [Share(tuple(part)) if part else Share((filler,), counts=False) for part in mine]
+def _there_and_back(items: Sequence[int], rank: int, world_size: int) -> list[int]:
+    """Dealt to ranks 0, 1, 2, 2, 1, 0, 0, 1 ..., so that of descending lengths all ranks get nearly the same sum."""
+    turn = [*range(world_size), *reversed(range(world_size))]
+    return [item for number, item in enumerate(items) if turn[number % len(turn)] == rank]
+
+
+def _share(clips: Sequence[int], filler: int) -> Share:
+    return Share(tuple(clips)) if clips else Share((filler,), counts=False)
