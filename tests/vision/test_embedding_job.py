@@ -35,7 +35,7 @@ def test_a_folder_is_embedded_once(local_ray: None, tmp_path: Path, capsys: pyte
     videos = [VideoSource(path.stem, str(path)) for path in names]
     root = str(tmp_path / "store")
 
-    first = embed_videos(videos, SETTINGS, root)
+    first = embed_videos(videos, SETTINGS, root, ONE)
     assert (first.count("done"), first.count("skipped"), first.count("quarantined")) == (4, 0, 2)
     assert first.frames == 2 + 6 + 10 + 14
     assert "6/6 videos, 32 frames" in capsys.readouterr().out
@@ -60,10 +60,11 @@ def test_a_folder_is_embedded_once(local_ray: None, tmp_path: Path, capsys: pyte
         embed_videos(videos, SETTINGS.model_copy(update={"crop": "centre"}), root)
 
 
-def test_a_video_that_kills_its_worker_is_quarantined(
+def test_a_video_that_kills_its_worker_is_quarantined_and_no_other_of_its_task(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job, "DecodeVideo", Dying)
+    monkeypatch.setattr(job._Places, "videos_per_task", lambda places, videos: videos)
     path = write_video(tmp_path / "v.mp4", [0, 0.5, 1.0], rate=2)
     videos = [VideoSource(name, str(path)) for name in ("a", "deadly", "b")]
     report = embed_videos(videos, SETTINGS, str(tmp_path / "store"), ONE)
@@ -99,6 +100,11 @@ def test_a_decoder_says_which_batch_is_the_last_and_reads_an_url_too(tmp_path: P
             Batch("v", 2, 5, hash_file(path)),
         ]
         assert [len(row["values"]) for row in rows] == [8 * 64 * 64 * 3, 8 * 64 * 64 * 3, 5 * 64 * 64 * 3]
+
+
+def test_tasks_hold_several_videos_where_there_are_many() -> None:
+    places = job._Places(encoders=2, decoders=2, gpus=0.0)
+    assert [places.videos_per_task(videos) for videos in (1, 16, 40, 460, 10_000)] == [1, 1, 2, 8, 8]
 
 
 def test_encoders_that_leave_no_room_for_a_decoder_are_refused(local_ray: None, tmp_path: Path) -> None:

@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 WORKER_RETRIES = 1
 """How often a video, or a batch, is tried again whose worker process died (a decoder's crash, no memory)."""
 
+VIDEOS_PER_TASK = 8
+"""Videos that one decoder's task takes where there are many: Ray Data looks for ended tasks ten times a second."""
+TASKS_PER_DECODER = 8
+"""Fewer would leave decoders without work at the end."""
+
 BATCHES_WAITING = 2
 """Batches of pictures that may wait in shared memory for each decoder and for each encoder."""
 
@@ -141,42 +146,68 @@ def _run(
     store: EmbeddingStore,
     fingerprint: str,
 ) -> Iterator[Outcome | Batch]:
-    """Outcomes and encoded batches as they come; videos whose workers died come last, as quarantined."""
+    """Outcomes and encoded batches as they come; videos whose workers died come last, as quarantined.
+
+    Those that shared a task with such a video are tried once more, each in a task of its own.
+    """
     connect()
-    rows = _pipeline(videos, settings, embedding, store.root, fingerprint).iter_rows()
-    missing = {video.video_id: video.path for video in videos}
-    for event in _collect(rows, store, fingerprint, settings.tokens_per_frame):
-        if isinstance(event, Outcome):
-            missing.pop(event.video_id)
-        yield event
-    for video_id, path in missing.items():
-        yield Outcome(video_id, "quarantined", reason=f"a worker died each time that it read or encoded {path}")
+    places = _places(settings, embedding, len(videos))
+    missing = {video.video_id: video for video in videos}
+    for per_task in sorted({1, places.videos_per_task(len(videos))}, reverse=True):
+        rows = _pipeline([*missing.values()], settings, embedding, places, per_task, store.root, fingerprint)
+        for event in _collect(rows.iter_rows(), store, fingerprint, settings.tokens_per_frame):
+            if isinstance(event, Outcome):
+                missing.pop(event.video_id)
+            yield event
+        if not missing:
+            return
+    for video in missing.values():
+        reason = f"a worker died each time that it read or encoded {video.path}"
+        yield Outcome(video.video_id, "quarantined", reason=reason)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """What the cluster holds at once."""
+
+    encoders: int
+    decoders: int
+    gpus: float
+    """Share of a GPU that an encoder takes."""
+
+    def videos_per_task(self, videos: int) -> int:
+        return max(1, min(VIDEOS_PER_TASK, videos // (self.decoders * TASKS_PER_DECODER)))
 
 
 def _pipeline(
-    videos: Sequence[VideoSource], settings: VisionSettings, embedding: EmbeddingSettings, root: str, fingerprint: str
+    videos: Sequence[VideoSource],
+    settings: VisionSettings,
+    embedding: EmbeddingSettings,
+    places: _Places,
+    per_task: int,
+    root: str,
+    fingerprint: str,
 ) -> "Dataset":
     """Lists, decodes and encodes, in rows of `prospect.vision.stages`."""
     import ray
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
-    encoders, decoders, gpus = _places(settings, embedding)
-    encoders = min(encoders, len(videos)) if embedding.num_encoders is None else encoders
     rows = [asdict(video) | {"path": _reachable(video.path)} for video in videos]
+    tasks = math.ceil(len(rows) / per_task)
     dataset = (
-        ray.data.from_items(cast(Any, rows), override_num_blocks=len(rows))
+        ray.data.from_items(cast(Any, rows), override_num_blocks=tasks)
         .flat_map(
             DecodeVideo(settings.image_size, settings.crop, settings.batch_size, root, fingerprint),
-            compute=TaskPoolStrategy(size=min(decoders, len(videos))),
+            compute=TaskPoolStrategy(size=min(places.decoders, tasks)),
             num_cpus=embedding.decoder_cpus,
             max_retries=WORKER_RETRIES,
         )
         .map(
             cast(Any, EncodeBatch),
             fn_constructor_args=(settings, fingerprint, embedding.encoder_threads),
-            compute=ActorPoolStrategy(size=encoders, max_tasks_in_flight_per_actor=BATCHES_WAITING),
+            compute=ActorPoolStrategy(size=places.encoders, max_tasks_in_flight_per_actor=BATCHES_WAITING),
             num_cpus=embedding.encoder_cpus,
-            num_gpus=gpus,
+            num_gpus=places.gpus,
             max_task_retries=WORKER_RETRIES,
         )
     )
@@ -187,13 +218,13 @@ def _pipeline(
     context.target_max_block_size = 1  # every row leaves its task at once, as a block of its own
     limits = context.execution_options.resource_limits
     context.execution_options.resource_limits = limits.copy(
-        object_store_memory=float(pictures * BATCHES_WAITING * (encoders + decoders))
+        object_store_memory=float(pictures * BATCHES_WAITING * (places.encoders + places.decoders))
     )
     return dataset
 
 
-def _places(settings: VisionSettings, embedding: EmbeddingSettings) -> tuple[int, int, float]:
-    """How many encoders and decoders the cluster holds, and the share of a GPU that an encoder takes."""
+def _places(settings: VisionSettings, embedding: EmbeddingSettings, videos: int) -> _Places:
+    """No more encoders than videos, unless they were asked for."""
     import ray
 
     cluster = ray.cluster_resources()
@@ -209,7 +240,9 @@ def _places(settings: VisionSettings, embedding: EmbeddingSettings) -> tuple[int
             f"{gpus:g} GPUs",
             field="embedding.num_encoders",
         )
-    return encoders, decoders, embedding.encoder_gpus if gpus else 0.0
+    if embedding.num_encoders is None:
+        encoders = min(encoders, videos)
+    return _Places(encoders, decoders, embedding.encoder_gpus if gpus else 0.0)
 
 
 def _reachable(path: str) -> str:
