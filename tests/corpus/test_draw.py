@@ -1,6 +1,7 @@
 """The sample corpus on disk: real MP4 whose pictures change just before the events."""
 
 import json
+import math
 from pathlib import Path
 
 import av
@@ -18,6 +19,8 @@ from prospect.lineage import hash_file
 
 SETTINGS = CorpusSettings(seed=3, num_train=6, num_validation=1, num_test=2)
 FPS = SETTINGS.source_fps
+AHEAD = math.floor(VISIBLE_BEFORE_S * FPS)
+"""Pictures that show a change before its event's time."""
 CLEARLY = 20
 """Of 255: far above what compression or the hand's small movement changes in the mean of a square."""
 
@@ -78,7 +81,7 @@ def test_every_change_shows_within_the_last_frame_before_its_event_and_not_earli
                 # What the frame sees that decides the event, and what the frame before it saw.
                 decided = square_of(pictures[round(time * FPS) - 1], index)
                 before = square_of(pictures[round((time - 0.5) * FPS) - 1], index)
-                shortly_before = square_of(pictures[round((time - VISIBLE_BEFORE_S) * FPS) - 1], index)
+                shortly_before = square_of(pictures[round(time * FPS) - AHEAD - 1], index)
                 assert np.abs(decided - before).mean() > CLEARLY
                 assert np.abs(decided - shortly_before).mean() > CLEARLY
 
@@ -86,7 +89,7 @@ def test_every_change_shows_within_the_last_frame_before_its_event_and_not_earli
 def test_nothing_changes_between_events_but_the_hands_small_movement(corpus: Path) -> None:
     video = plan_corpus(SETTINGS)[0]
     pictures = decode(corpus / "videos" / f"{video.dialogue.video_id}.mp4").astype(float)
-    first = round((video.script.spans[0].start - VISIBLE_BEFORE_S) * FPS)
+    first = round(video.script.spans[0].start * FPS) - AHEAD
     assert np.abs(pictures[:first] - pictures[0]).mean(axis=(1, 2, 3)).max() < 3
 
 
@@ -134,10 +137,10 @@ def test_a_half_drawn_corpus_goes_on_with_what_is_missing(corpus: Path, tmp_path
         draw_corpus(SETTINGS, tmp_path, stop_after_two)
     assert not (tmp_path / "dialogues.jsonl").exists()
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "videos").iterdir()}
-    assert len(kept) == 2
+    assert 2 <= len(kept) < len(wanted)  # those that had begun are finished
     seen: list[tuple[int, int]] = []
     draw_corpus(SETTINGS, tmp_path, lambda there, total: seen.append((there, total)))
-    assert seen == [(there, 9) for there in range(2, 10)]
+    assert seen == [(there, 9) for there in range(len(kept), 10)]
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
     assert files(tmp_path) == wanted
 

@@ -1,11 +1,14 @@
 """Writes the corpus: one MP4 a video and `dialogues.jsonl`, reproducible and resumable."""
 
 import json
+import math
 import os
 import random
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -20,7 +23,7 @@ from prospect.errors import ConfigError, DataError
 from prospect.lineage import derived_seed, fingerprint
 
 VISIBLE_BEFORE_S = 0.3
-"""A change shows this long before its event's time: inside the frame at which the event is decided (DESIGN 4.2)."""
+"""A change shows at most this long before its event's time: inside the frame that decides the event (DESIGN 4.2)."""
 
 _DRAWING = 1
 """Goes up when the same settings give other pictures, so that older ones are not reused; words are written anew."""
@@ -75,11 +78,14 @@ def draw_corpus(settings: CorpusSettings, folder: Path, progress: Callable[[int,
     (folder / "videos").mkdir(exist_ok=True)
     missing = [video for video in videos if not _video_path(folder, video).exists()]
     there = len(videos) - len(missing)
-    for drawn in range(len(missing) + 1):
-        if drawn:
-            _write_video(missing[drawn - 1], settings, _video_path(folder, missing[drawn - 1]))
-        if progress is not None:
-            progress(there + drawn, len(videos))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # drawing, converting and coding let go of the interpreter's lock
+        written = pool.map(lambda video: _write_video(video, settings, _video_path(folder, video)), missing)
+        try:
+            for drawn, _ in enumerate(chain([None], written)):
+                if progress is not None:
+                    progress(there + drawn, len(videos))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # where it is stopped, those that have begun are finished
     lines = "".join(video.dialogue.model_dump_json() + "\n" for video in videos)
     records = folder / "dialogues.jsonl"
     if not records.exists() or records.read_text(encoding="utf-8") != lines:  # the same pictures, described anew
@@ -142,7 +148,7 @@ def _frames(video: Video, settings: CorpusSettings) -> Iterator[av.VideoFrame]:
         picture = draw_scene(scene, settings.image_size)
         return av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
 
-    ahead = round(VISIBLE_BEFORE_S * settings.source_fps)
+    ahead = math.floor(VISIBLE_BEFORE_S * settings.source_fps)
     held = max(1, round(_NUDGE_S * settings.source_fps))
     nudge = (0, 0)
     for index in range(round(video.script.duration * settings.source_fps)):

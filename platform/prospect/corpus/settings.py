@@ -29,7 +29,7 @@ class CorpusSettings(Settings):
     image_size: Annotated[int, Field(ge=32, multiple_of=8)] = 96
     """Width and height, px; 4 x 2 places of two squares each, so that at
     an encoder input of 64 px a square is one 16-px patch."""
-    source_fps: Annotated[int, Field(ge=10)] = 10
+    source_fps: Annotated[int, Field(ge=4)] = 4
     """Pictures a second in the MP4."""
     min_steps: Annotated[int, Field(ge=1, le=6)] = 3
     """Steps of the shortest recipe."""
