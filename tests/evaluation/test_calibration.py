@@ -100,12 +100,16 @@ class Alike:
         return np.ones((len(texts), 1), np.float32)
 
 
-def test_the_sweep_gives_what_sessions_with_these_thresholds_give() -> None:
-    """A model of random weights, whose probabilities lie around a half; two data sets, one too small."""
+@pytest.mark.parametrize(("max_sessions", "passes"), [(64, 1), (6, 2), (3, 3)])
+def test_the_sweep_gives_what_sessions_with_these_thresholds_give(max_sessions: int, passes: int) -> None:
+    """A model of random weights, whose probabilities lie around a half; two data sets, one too small.
+
+    However many dialogues the engine holds at every threshold.
+    """
     vocabulary = tiny_vocabulary()
     loaded = tiny_model(vocabulary, seed=3)
     loaded.model.config.thresholds = {"default": {"speak": 0.0, "update": 0.0}}
-    streaming = StreamingSettings(cooldown_frames=5, dst_decoder="readout", calibrated=False)
+    streaming = StreamingSettings(cooldown_frames=5, dst_decoder="readout", calibrated=False, max_sessions=max_sessions)
     brief = CONTEXT.model_copy(update={"max_utterance_tokens": 2})
     settings = CalibrationSettings(grid=(0.45, 0.5, 0.55), min_events=8)
     evaluation = EvaluationSettings(bootstrap_samples=1)
@@ -113,6 +117,7 @@ def test_the_sweep_gives_what_sessions_with_these_thresholds_give() -> None:
     engine = StreamingEngine(loaded, brief, streaming)
     *lines, found = Calibrator(engine, read, settings, evaluation, Alike()).run(placed)
     assert isinstance(found, Calibration)
+    assert len(lines) == 2 * passes
     assert lines[-1] == "speak: 3/3 dialogues at 3 thresholds"
     assert not engine.session_ids
 

@@ -2,8 +2,8 @@
 
 First `update`, by the F1 of transitions within the tolerance of an evaluation: unlike the share of frames in the right
 state it falls when the model updates too often and when it updates too seldom. Then, with what that gave, `speak` by
-the F1 of turns, as in ProAssist (reference/proassist.md 5.3). All thresholds of a dialogue run side by side as sessions
-of one engine.
+the F1 of turns, as in ProAssist (reference/proassist.md 5.3). All thresholds of a dialogue, and as many dialogues as
+it has room for, run side by side as sessions of one engine.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +11,9 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from typing import Any, Literal
 
+import numpy as np
+
+from prospect.dialogue.schema import Dialogue
 from prospect.evaluation.metrics import SliceScores, evaluate
 from prospect.evaluation.records import Placed, VideoDecisions
 from prospect.evaluation.settings import CalibrationSettings, EvaluationSettings
@@ -93,8 +96,8 @@ class Calibrator:
     """Finds the thresholds of one model.
 
     Args:
-        engine: with room for as many sessions as the grid has thresholds, and all frames of a dialogue; thresholds
-            that the model brings must not count in it.
+        engine: with room for as many sessions as the grid has thresholds, or for several dialogues at a time, and all
+            frames of a dialogue; thresholds that the model brings must not count in it.
         read: features of a dialogue's frames.
         settings: the grid, and how much is streamed.
         evaluation: how turns and transitions are matched.
@@ -121,10 +124,11 @@ class Calibrator:
             yield replace(calibration, notes=["no dialogue is held out for validation: the configured thresholds stay"])
             return
         for name in self.decides:
-            streamed = []
-            for number, pair in enumerate(picked, 1):
-                streamed.append(self._stream(name, pair, calibration.thresholds))
-                yield f"{name}: {number}/{len(picked)} dialogues at {len(self.settings.grid)} thresholds"
+            streamed: list[list[VideoDecisions]] = []
+            while len(streamed) < len(picked):
+                together = picked[len(streamed) : len(streamed) + self._room]
+                streamed += self._stream(name, together, calibration.thresholds)
+                yield f"{name}: {len(streamed)}/{len(picked)} dialogues at {len(self.settings.grid)} thresholds"
             curves = self._curves(name, streamed)
             chosen, refused = choose(curves, self.settings)
             calibration = _extended(calibration, name, curves, chosen, refused)
@@ -136,21 +140,32 @@ class Calibrator:
         settings = self.settings
         return [pair for group in groups for pair in pick_dialogues(group, settings.videos, settings.minutes)]
 
-    def _stream(self, name: Decides, pair: Placed, found: Mapping[str, Mapping[str, float]]) -> list[VideoDecisions]:
-        """One dialogue at every threshold for `name`, and at what was found for the other."""
-        known = {**found.get(DEFAULT, {}), **found.get(pair[0].dataset, {})}
-        spec = spec_of(*pair)
-        if "update" not in self.decides:
-            spec = replace(spec, track=False)
-        specs = [_at(spec, {**known, name: threshold}) for threshold in self.settings.grid]
-        frames: dict[tuple[int, int], Any] = {}
+    @property
+    def _room(self) -> int:
+        """Dialogues that the engine holds at every threshold."""
+        return max(1, self.engine.capacity // len(self.settings.grid))
 
-        def read(dialogue: Any, start: int, stop: int) -> Any:
-            if (start, stop) not in frames:
-                frames[start, stop] = self.read(dialogue, start, stop)
-            return frames[start, stop]
+    def _stream(
+        self, name: Decides, together: Sequence[Placed], found: Mapping[str, Mapping[str, float]]
+    ) -> Iterator[list[VideoDecisions]]:
+        """Each dialogue at every threshold for `name`, and at what was found for the other."""
+        grid, specs = self.settings.grid, []
+        for dialogue, timeline in together:
+            known = {**found.get(DEFAULT, {}), **found.get(dialogue.dataset, {})}
+            spec = spec_of(dialogue, timeline)
+            if "update" not in self.decides:
+                spec = replace(spec, track=False)
+            specs += [_at(spec, {**known, name: threshold}) for threshold in grid]
+        frames: dict[tuple[str, int, int], np.ndarray] = {}
 
-        return stream_dialogues(self.engine, [pair] * len(specs), read, specs)
+        def read(dialogue: Dialogue, start: int, stop: int) -> np.ndarray:
+            key = dialogue.video_id, start, stop
+            if key not in frames:
+                frames[key] = self.read(dialogue, start, stop)
+            return frames[key]
+
+        streamed = stream_dialogues(self.engine, [pair for pair in together for _ in grid], read, specs)
+        return (streamed[at : at + len(grid)] for at in range(0, len(streamed), len(grid)))
 
     def _curves(self, name: Decides, streamed: Sequence[Sequence[VideoDecisions]]) -> Curves:
         curves: Curves = {}

@@ -33,6 +33,9 @@ from prospect.wording import first_line
 
 FILE = "calibration.json"
 
+DIALOGUES_AT_ONCE = 4
+"""At every threshold, where memory has room for them; more would save little."""
+
 
 @dataclass(frozen=True)
 class CalibrationJob:
@@ -113,7 +116,11 @@ def told(thresholds: Mapping[str, Mapping[str, float]], notes: Sequence[str]) ->
 def _calibrate(job: CalibrationJob) -> Iterator[str | Calibration]:
     loaded = load_model(job.folder / "model", allow_untrained=True, cache=job.cache, device="auto")
     store = EmbeddingStore(job.store)
-    room = {"max_sessions": len(job.settings.grid), "max_waiting_frames": 10**9, "calibrated": False}
+    room = {
+        "max_sessions": DIALOGUES_AT_ONCE * len(job.settings.grid),
+        "max_waiting_frames": 10**9,
+        "calibrated": False,
+    }
     engine = StreamingEngine(loaded, job.context, job.streaming.model_copy(update=room))
 
     def read(dialogue: Dialogue, start: int, stop: int) -> np.ndarray:

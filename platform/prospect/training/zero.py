@@ -234,6 +234,7 @@ def run(job: WorkerJob, data: Any) -> dict[str, Any]:
         summary = work(job, clips, make_backend, group)
         if group.rank == 0:  # the others are done, and wait in no collective that would give up on a long calibration
             _free_training()
+            torch.set_num_threads(torch.get_num_threads() * ray.train.get_context().get_local_world_size())
             calibrate_run(job, clips, summary["step"])
         return summary
     except ProspectError as error:
