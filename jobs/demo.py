@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from prospect.vision.video import sample_frames
 REPOSITORY = Path(__file__).resolve().parents[1]
 """`serve` is no installed package: this process and Ray's workers find it here."""
 
-PACE = 4
+PACE = 8
 """How much faster than the camera the demo sends frames."""
 
 console = Console(highlight=False)
@@ -56,10 +57,12 @@ def demo(config: Config) -> None:
             with phase("train"):
                 result = train(config)
             console.print(f"train  loss {result.first_loss:.2f} -> {result.last_loss:.2f} in {result.steps} steps")
-            with phase("eval"):
-                scores = evaluate_model(config)
-            with phase("serve"):
-                stream_held_out(config, str(result.model))
+            with ThreadPoolExecutor(1) as pool:  # what serves starts while the evaluation computes
+                url = pool.submit(start_serving, config, str(result.model))
+                with phase("eval"):
+                    scores = evaluate_model(config)
+                with phase("serve"):
+                    stream_held_out(config, url.result())
         summarise(config, scores, time.monotonic() - began, memory.num_bytes)
     finally:
         disconnect()
@@ -73,15 +76,18 @@ def phase(name: str) -> Iterator[None]:
     console.print(f"{name:6} took {time.monotonic() - began:.0f} s", style="dim")
 
 
-def stream_held_out(config: Config, model: str) -> None:
-    """One held-out video through the served application's WebSocket, as pictures, `PACE` times as fast as it was."""
+def start_serving(config: Config, model: str) -> str:
+    """The address at which Ray Serve has the model."""
     from serve.app import launch
 
+    return launch(config.model_copy(update={"serving": config.serving.model_copy(update={"model": model})}))
+
+
+def stream_held_out(config: Config, url: str) -> None:
+    """One held-out video through the served application's WebSocket, as pictures, `PACE` times as fast as it was."""
     corpus = load_dialogues(config.data)
     dialogue = next(d for d in corpus.split(config.evaluation.split) if d.turns and d.video_id in corpus.videos)
-    serving = config.serving.model_copy(update={"model": model})
-    url = launch(config.model_copy(update={"serving": serving}))
-    console.print(f"serve  {model} at {url}; streaming {dialogue.video_id}: {dialogue.goal}")
+    console.print(f"serve  the model is at {url}; streaming {dialogue.video_id}: {dialogue.goal}")
     with ProspectClient(url) as client, open_session(client, dialogue) as live:
         follow(config, live, dialogue, str(corpus.videos[dialogue.video_id]))
 

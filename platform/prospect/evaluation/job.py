@@ -33,7 +33,7 @@ VIEWS: dict[View, str] = {"watched": MODEL, "shuffled": "shuffled frames", "blan
 """What the model is shown, and the name of the system that it then is."""
 RIVALS = ("silence", "time prior", "shuffled frames", "blank frames")
 """What a model that watches must beat in joint goal accuracy; silence stays in the initial state."""
-GROUPS_PER_ACTOR = 4
+GROUPS_PER_ACTOR = 12
 """Groups for which it pays to start one more engine, whose process imports torch and loads the model first."""
 
 
@@ -175,7 +175,7 @@ def _stream_rows(
     connect()
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
-    actors = max(1, min(-(-len(rows) // GROUPS_PER_ACTOR), gpus or int(resources.get("CPU", 1))))
+    actors = min(len(rows), gpus) or max(1, min(-(-len(rows) // GROUPS_PER_ACTOR), int(resources.get("CPU", 1))))
     streamed = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         cast(Any, _Streamer),  # Ray takes a class for a stateful function; its annotation does not say so
         fn_constructor_args=(folder, cache, str(store.root), context, streaming),
