@@ -23,9 +23,8 @@ class Share:
 class ClipSampler:
     """Cuts every epoch's permutation of the clips into global batches of nearly equal size.
 
-    Any step can be asked for at any time, so that training resumes in the middle of an epoch. A batch is ordered
-    from long to short: what is computed at one time is of similar length, with little padding, and no rank waits long
-    for another.
+    Any step can be asked for at any time, so that training resumes in the middle of an epoch. A batch is dealt from
+    long to short, so that its micro-batches take nearly equally long and no rank waits for another.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
@@ -47,11 +46,16 @@ class ClipSampler:
         return sorted(chosen, key=lambda clip: (-self.lengths[clip], clip))
 
     def shares(self, step: int, micro_batch_size: int, rank: int = 0, world_size: int = 1) -> list[Share]:
-        """Rank `rank`'s micro-batches of a global step; every rank gets equally many, at every step."""
+        """Rank `rank`'s micro-batches of a global step; every rank gets equally many, at every step.
+
+        How many workers there are says who computes a micro-batch, and as long as their number divides that of the
+        micro-batches, not what it holds: dropout and noise are drawn by micro-batch.
+        """
         batch = self.batch(step)
         accumulation = -(-self.largest_batch // (micro_batch_size * world_size))
-        together = [_part(batch, number, accumulation) for number in range(accumulation)]
-        return [_share(_there_and_back(clips, rank, world_size), batch[-1]) for clips in together]
+        parts = accumulation * world_size
+        dealt = [_there_and_back(batch, number, parts) for number in range(parts)]
+        return [_share(clips, batch[-1]) for clips in dealt[rank::world_size]]
 
     def packed_shares(self, step: int, budget: int, rank: int = 0, world_size: int = 1) -> list[Share]:
         """Like `shares`, with micro-batches of at most `budget` units of length.
@@ -91,10 +95,10 @@ def _part(items: list[int], number: int, parts: int) -> list[int]:
     return items[number * len(items) // parts : (number + 1) * len(items) // parts]
 
 
-def _there_and_back(items: Sequence[int], rank: int, world_size: int) -> list[int]:
-    """Dealt to ranks 0, 1, 2, 2, 1, 0, 0, 1 ..., so that of descending lengths all ranks get nearly the same sum."""
-    turn = [*range(world_size), *reversed(range(world_size))]
-    return [item for number, item in enumerate(items) if turn[number % len(turn)] == rank]
+def _there_and_back(items: Sequence[int], part: int, parts: int) -> list[int]:
+    """Dealt to parts 0, 1, 2, 2, 1, 0, 0, 1 ..., so that of descending lengths all parts get nearly the same sum."""
+    turn = [*range(parts), *reversed(range(parts))]
+    return [item for number, item in enumerate(items) if turn[number % len(turn)] == part]
 
 
 def _share(clips: Sequence[int], filler: int) -> Share:
