@@ -30,8 +30,8 @@ env: $(VENV)/.installed ## the environment of requirements.lock, with the byteco
 # and Ray with what its own processes load. Compiling everything takes three times as long.
 comma := ,
 space := $(subst ,, )
-IMPORTED := prospect.training.zero prospect.training.fit.execute prospect.vision.towers prospect.evaluation.job \
-    peft ray.data ray.serve serve.app serve.gateway mlflow.server sklearn.metrics matplotlib.figure onnxruntime hypothesis
+IMPORTED := prospect.training.zero prospect.cluster.fine_tune prospect.vision.towers prospect.cluster.evaluate \
+    peft ray.data ray.serve serve.app mlflow.server sklearn.metrics matplotlib.figure onnxruntime hypothesis
 UNUSED := ray/(rllib|tune|tests|llm|_private/thirdparty)|/tests/
 
 $(VENV)/.installed: requirements.lock

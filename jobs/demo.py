@@ -4,36 +4,32 @@ Run: make demo, or python jobs/demo.py [data=clips] [model=...] [vision=...].
 """
 
 import io
-import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 from PIL import Image
 from rich.console import Console
 
+from prospect.benchmarks.memory import PeakMemory
 from prospect.client import LiveSession, ProspectClient
-from prospect.cluster.job import connect, disconnect
+from prospect.cluster.common import draw_sample, embeddings_root
+from prospect.cluster.embed import embed
+from prospect.cluster.evaluate import MODEL, EvaluationResult, evaluate_model
+from prospect.cluster.label import make_labels
+from prospect.cluster.runtime import connect, disconnect
+from prospect.cluster.train import train
 from prospect.config import Config, run_job
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.sources import load_dialogues
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.timeline import FPS, place
-from prospect.evaluation.job import MODEL, EvaluationResult, evaluate_model
-from prospect.pipeline import draw_sample, embed, embeddings_root, make_labels
-from prospect.reports.memory import PeakMemory
+from prospect.protocol.messages import FrameDecision, SessionClosed
 from prospect.reports.tables import render_table
 from prospect.reports.timeline import TimelinePrinter
-from prospect.streaming.protocol import FrameDecision, SessionClosed
-from prospect.training.job import train
 from prospect.vision.video import sample_frames
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-"""`serve` is no installed package: this process and Ray's workers find it here."""
 
 PACE = 8
 """How much faster than the camera the demo sends frames."""
@@ -43,8 +39,6 @@ console = Console(highlight=False)
 
 def demo(config: Config) -> None:
     began = time.monotonic()
-    sys.path.insert(0, str(REPOSITORY))
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     connect()
     try:
         with PeakMemory() as memory:
@@ -78,7 +72,7 @@ def phase(name: str) -> Iterator[None]:
 
 def start_serving(config: Config, model: str) -> str:
     """The address at which Ray Serve has the model."""
-    from serve.app import launch
+    from prospect.serving.deployments import launch  # with Ray Serve
 
     return launch(config.model_copy(update={"serving": config.serving.model_copy(update={"model": model})}))
 

@@ -10,12 +10,12 @@ import uvicorn
 from prospect.client import ProspectClient, ServerError
 from prospect.errors import ProspectError
 from prospect.model.checkpoint import LoadedModel, load_model
+from prospect.serving.api import build_api
+from prospect.serving.host import SessionHost
+from prospect.serving.live_encoder import LiveEncoder, encoder_of
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings
-from serve.api import build_api
-from serve.encoder import LiveEncoder, encoder_of
-from serve.host import SessionHost
-from tests.serve.models import ALWAYS, CONTEXT, NEVER, STEPS, picture, write_model
+from tests.serving.models import ALWAYS, CONTEXT, NEVER, STEPS, picture, write_model
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from prospect.config import RUNTIME_ENV, Config, ServingSettings, StorageSettings, documented, load, run_job, sections
+from prospect.config import RUNTIME_ENV, Config, StorageSettings, documented, load, run_job, sections
 from prospect.dialogue.prompt import ContextSettings
 from prospect.errors import ConfigError, DataError
+from prospect.serving.settings import ServingSettings
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 JOBS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.name != RUNTIME_ENV)

@@ -9,18 +9,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from prospect.cluster.train import train
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.prepare import read_records
 from prospect.errors import ConfigError
 from prospect.model.checkpoint import load_model
 from prospect.model.saved import read_saved
+from prospect.protocol.messages import EmbeddingMessage, FrameAppend, FrameOutcome, SessionUpdate
+from prospect.serving.deployments import Engine
 from prospect.streaming.engine import StreamingEngine
-from prospect.streaming.outputs import Decision
-from prospect.streaming.protocol import EmbeddingMessage, FrameAppend, FrameOutcome, SessionUpdate
 from prospect.streaming.settings import StreamingSettings
+from prospect.streaming.types import Decision
 from prospect.tracking.tracking import Tracking
-from prospect.training.job import train
-from serve.engine import Engine
 from tests.earlier import config_of, unpack
 from tests.world import CONTEXT, dialogue, frames
 

@@ -9,7 +9,7 @@ from mlflow.models import Model
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, TEMPORARILY_UNAVAILABLE
 
 from prospect.errors import CheckpointError, ConfigError
-from prospect.lineage import code_version
+from prospect.hashing import code_version
 from prospect.tracking.pyfunc import ModelInterface
 from prospect.tracking.retry import patiently
 from prospect.tracking.run import DatasetCard

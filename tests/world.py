@@ -15,7 +15,7 @@ from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue, Step, Turn
 from prospect.dialogue.timeline import num_frames, place
 from prospect.dialogue.vocabulary import Vocabulary
-from prospect.lineage import derived_seed
+from prospect.hashing import derived_seed
 from prospect.model.adapters import build_model, build_tokenizer
 from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.model.settings import ModelSettings, TinyGeometry

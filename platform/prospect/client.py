@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from prospect.errors import ProspectError
-from prospect.streaming.protocol import (
+from prospect.protocol.messages import (
     EmbeddingMessage,
     ErrorMessage,
     FrameAppend,
@@ -35,8 +35,8 @@ from prospect.streaming.protocol import (
     StatePatch,
     StateUpdated,
     TextAppend,
-    parse_server,
 )
+from prospect.protocol.parsing import parse_server
 
 M = TypeVar("M", bound=BaseModel)
 Frame = bytes | np.ndarray

@@ -29,16 +29,16 @@ from prospect.dialogue.prompt import ContextSettings
 from prospect.errors import ConfigError, DataError, ProspectError
 from prospect.evaluation.settings import EvaluationSettings
 from prospect.files import open_filesystem, write_file
-from prospect.lineage import fingerprint
+from prospect.hashing import fingerprint
+from prospect.messages import describe, first_line, shown, unknown
 from prospect.model.settings import ModelSettings
+from prospect.serving.settings import ServingSettings
 from prospect.settings import Settings
-from prospect.streaming.protocol import SessionLimits
 from prospect.streaming.settings import StreamingSettings
 from prospect.tracking.settings import TrackingSettings
 from prospect.training.checks import card_bytes, check_settings
 from prospect.training.settings import TrainingSettings
 from prospect.vision.settings import EmbeddingSettings, VisionSettings
-from prospect.wording import describe, first_line, shown, unknown
 
 RUNTIME_ENV = "runtime_env.yaml"
 """The one file of configs/ that is Ray's and no job's."""
@@ -64,20 +64,6 @@ class StorageSettings(Settings):
                 field="storage.root",
             )
         return str(path.resolve())
-
-
-class ServingSettings(Settings):
-    """The served application."""
-
-    host: str = "127.0.0.1"
-    """Address that the HTTP proxy listens on; 0.0.0.0 opens it to the network."""
-    port: int = Field(default=8000, ge=1, le=65535)
-    """Port of HTTP and WebSocket."""
-    num_replicas: int = Field(default=1, ge=1)
-    """Engines; each owns its sessions and their key-value caches."""
-    model: str = "models:/prospect-dst@champion"
-    """The served model: a folder, or `models:/NAME@ALIAS` of the registry."""
-    limits: SessionLimits = SessionLimits()
 
 
 class Config(Settings):

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pydantic import model_validator
 
 from prospect.errors import ConfigError
+from prospect.messages import first_line
 from prospect.settings import Settings
-from prospect.wording import first_line
 
 Encode = Callable[[str], NDArray[np.float32]]
 

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from prospect.benchmarks.ablation_report import RunScores, compare, plot, render
-from prospect.benchmarks.ablation_variants import VARIANTS, changed, plan_runs
+from prospect.benchmarks.ablation.report import RunScores, compare, plot, render
+from prospect.benchmarks.ablation.variants import VARIANTS, changed, plan_runs
 from prospect.benchmarks.settings import Ablated, AblationSuite
 from prospect.config import Config, load
 from prospect.evaluation.intervals import draw_runs
 from prospect.evaluation.settings import EvaluationSettings
 from prospect.evaluation.tally import METRICS, Tally
-from prospect.training.progress import training_seconds
+from prospect.training.events import training_seconds
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SETTINGS = EvaluationSettings(bootstrap_samples=400)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from prospect.benchmarks.engine import measure
-from prospect.benchmarks.engine_load import Happening, Record, Workload, saturated
-from prospect.benchmarks.engine_measure import Percentiles, build_system, largest
-from prospect.benchmarks.engine_model import planted_model
-from prospect.benchmarks.engine_peers import LoopSystem, PaddedSystem
-from prospect.benchmarks.engine_settings import EngineSuite
+from prospect.benchmarks.engine.load import Happening, Record, Workload, saturated
+from prospect.benchmarks.engine.measure import Percentiles, build_system, largest
+from prospect.benchmarks.engine.model import planted_model
+from prospect.benchmarks.engine.peers import LoopSystem, PaddedSystem
+from prospect.benchmarks.engine.settings import EngineSuite
+from prospect.benchmarks.engine.suite import measure
 from prospect.streaming.settings import StreamingSettings
 
 TINY = EngineSuite(

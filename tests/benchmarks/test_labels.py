@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from prospect.benchmarks.labels import measure
-from prospect.benchmarks.labels_fit import fit_weights
-from prospect.benchmarks.labels_gold import GoldVideo, goalstep
-from prospect.benchmarks.labels_methods import bidirectional, greedy, uniform
-from prospect.benchmarks.labels_scores import score
+from prospect.benchmarks.labels.fit import fit_weights
+from prospect.benchmarks.labels.gold import GoldVideo, goalstep
+from prospect.benchmarks.labels.methods import bidirectional, greedy, uniform
+from prospect.benchmarks.labels.scores import score
+from prospect.benchmarks.labels.suite import measure
 from prospect.benchmarks.settings import LabelsSuite
 from prospect.data.labels.aligner import AlignerSettings, Evidence
 from prospect.dialogue.schema import Annotation

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from prospect.benchmarks import train_gpu
-from prospect.benchmarks.peers import columns, train_with_transformers, usual_loss
 from prospect.benchmarks.settings import TrainSuite
-from prospect.benchmarks.train import Measurement, comparison, histogram, label_everywhere
-from prospect.benchmarks.train_gpu import measure_geometry, operations_per_token, render
+from prospect.benchmarks.train import gpu
+from prospect.benchmarks.train.gpu import measure_geometry, operations_per_token, render
+from prospect.benchmarks.train.peers import columns, train_with_transformers, usual_loss
+from prospect.benchmarks.train.suite import Measurement, comparison, histogram, label_everywhere
 from prospect.data.settings import SamplingSettings
 from prospect.model.adapters import adapt
 from prospect.model.losses import label_counts, loss_sums, total_loss
@@ -75,8 +75,8 @@ def test_the_histogram_counts_every_clip() -> None:
 
 
 def test_the_geometry_runs_on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_gpu, "WARM_UP", 0)
-    monkeypatch.setattr(train_gpu, "STEPS", 1)
+    monkeypatch.setattr(gpu, "WARM_UP", 0)
+    monkeypatch.setattr(gpu, "STEPS", 1)
     results = measure_geometry(TrainSuite(gpu_tokens=64, vision_dim=8), base="tiny", device="cpu")
     assert [result.utilisation for result in results] == [None] * 3
     assert render(results).row_count == 3

@@ -15,7 +15,7 @@ from prospect.corpus.settings import CorpusSettings
 from prospect.corpus.tasks import OBJECTS, TOOLS, Task, Work
 from prospect.dialogue.schema import Dialogue
 from prospect.errors import ConfigError
-from prospect.lineage import hash_file
+from prospect.hashing import hash_file
 
 SETTINGS = CorpusSettings(seed=3, num_train=6, num_validation=1, num_test=2)
 FPS = SETTINGS.source_fps

@@ -16,8 +16,8 @@ from prospect.dialogue.state import StepState, TaskState, Transition
 from prospect.dialogue.timeline import FrameEvents
 from prospect.dialogue.vocabulary import GRAMMAR_TOKENS, Vocabulary
 from prospect.errors import DataError
-from prospect.streaming.context import ContextPlan, session_context
-from prospect.streaming.outputs import SessionSpec
+from prospect.streaming.session.strategies import ContextPlan, session_context
+from prospect.streaming.types import SessionSpec
 from tests.factories import CONTEXT, features, tea_clip, tea_clips, tea_dialogue, tiny_vocabulary
 
 VOCABULARY = tiny_vocabulary()

@@ -114,7 +114,7 @@ def main(videos: str, store: str, image_size: str) -> None:
     """The job itself, on a Ray of its own with two CPUs."""
     import ray
 
-    from prospect.vision.job import embed_videos
+    from prospect.cluster.embed import embed_videos
     from prospect.vision.report import VideoSource
     from prospect.vision.settings import VisionSettings
     from prospect.vision.weights import TINY

@@ -45,7 +45,7 @@ while len([node for node in ray.nodes() if node["Alive"]]) < 2 and time.monotoni
 
 @ray.remote(num_cpus=1)
 def where():
-    import prospect.lineage
+    import prospect.hashing
     time.sleep(3)
     return ray.get_runtime_context().get_node_id()
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from prospect.evaluation.job import MODEL, evaluate_model
+from prospect.cluster.evaluate import MODEL, evaluate_model
+from prospect.cluster.train import train
 from prospect.tracking.tracking import Tracking
-from prospect.training.job import train
 from tests.earlier import PACKED, config_of, unpack
 
 pytestmark = pytest.mark.e2e

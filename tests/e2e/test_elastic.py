@@ -10,9 +10,9 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from prospect.cluster import workers
+from prospect.cluster.train import train
 from prospect.evaluation.settings import CalibrationSettings
-from prospect.training.fit import job
-from prospect.training.job import train
 from prospect.training.result import TrainResult
 from tests.e2e.training_runs import assert_one_run, events_in, prepared, steps_in, wait_for
 
@@ -24,7 +24,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """One node with one CPU. Ray Train looks for more, and gives up one that is gone, in seconds, not in a minute."""
     ray.shutdown()  # what other tests share
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "8")
-    monkeypatch.setattr(job, "ScalingConfig", partial(job.ScalingConfig, elastic_resize_monitor_interval_s=3))
+    monkeypatch.setattr(workers, "ScalingConfig", partial(workers.ScalingConfig, elastic_resize_monitor_interval_s=3))
     started = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     monkeypatch.setitem(os.environ, "RAY_ADDRESS", started.address)
     ray.init(address=started.address, log_to_driver=False)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from prospect.cluster.train import train
 from prospect.errors import ConfigError, DataError
 from prospect.tracking.settings import TrackingSettings
 from prospect.tracking.tracking import Tracking
-from prospect.training.job import train
 from prospect.training.settings import TrainingError
 from scripts.cluster import free_port, listens
 from tests.e2e.training_runs import assert_one_run, prepared, steps_in, wait_for
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
 JOB = """
 import pickle, ray, sys
-from prospect.training.job import train
+from prospect.cluster.train import train
 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
 with open(sys.argv[1], "rb") as config:
     train(pickle.load(config))

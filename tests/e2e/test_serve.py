@@ -16,13 +16,13 @@ from prospect.client import ProspectClient, ServerError
 from prospect.config import load
 from prospect.errors import FingerprintError
 from prospect.model.checkpoint import load_model
-from serve.app import launch
-from serve.encoder import encoder_of
+from prospect.serving.deployments import launch
+from prospect.serving.live_encoder import encoder_of
 from tests.conftest import REPOSITORY
 from tests.needs import skip_without
 from tests.network import free_port
 from tests.readme import blocks
-from tests.serve.models import ALWAYS, NEVER, STEPS, picture, write_model
+from tests.serving.models import ALWAYS, NEVER, STEPS, picture, write_model
 
 pytestmark = pytest.mark.e2e
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 from mlflow.models import Model
 
+from prospect.cluster.train import train
 from prospect.config import Config
 from prospect.errors import ConfigError
 from prospect.evaluation.settings import CalibrationSettings
-from prospect.lineage import code_version
+from prospect.hashing import code_version
 from prospect.model.checkpoint import load_model
 from prospect.tracking.tracking import Tracking
-from prospect.training.job import train
-from prospect.training.progress import read_events
+from prospect.training.events import read_events
 from prospect.training.settings import TrainingError
 from prospect.vision.fingerprint import encoder_fingerprint
 from prospect.vision.settings import VisionSettings

@@ -12,7 +12,7 @@ from prospect.data.embeddings import EmbeddingStore
 from prospect.data.settings import ClipSettings
 from prospect.data.sources import DataSettings, to_jsonl
 from prospect.tracking.tracking import Tracking
-from prospect.training.progress import Event, read_events
+from prospect.training.events import Event, read_events
 from prospect.training.result import TrainResult
 from prospect.training.settings import TrainingSettings
 from prospect.vision.fingerprint import encoder_fingerprint

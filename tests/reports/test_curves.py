@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.image import imread
 
 from prospect.reports.curves import loss_figure, plot_run, threshold_figure
-from prospect.training.progress import once
+from prospect.training.events import once
 
 
 def step(number: int, **parts: float) -> dict:

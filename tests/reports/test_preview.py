@@ -19,9 +19,9 @@ from prospect.dialogue.schema import Annotation, Dialogue, Step, TimedTransition
 from prospect.dialogue.state import StepState, TaskState
 from prospect.dialogue.timeline import place
 from prospect.errors import ConfigError
-from prospect.reports.preview import preview_video, write_preview
-from prospect.reports.thumbnails import Thumbnail, thumbnails
-from prospect.reports.tracks import annotation_boxes, clock, events_of, state_text, step_rows, turn_boxes
+from prospect.reports.preview.page import preview_video, write_preview
+from prospect.reports.preview.thumbnails import Thumbnail, thumbnails
+from prospect.reports.preview.tracks import annotation_boxes, clock, events_of, state_text, step_rows, turn_boxes
 from prospect.vision.pictures import decode_picture
 from tests.factories import tea_dialogue
 from tests.needs import needs

@@ -1,8 +1,8 @@
 """Sessions driven by hand: what the tests of the engine share."""
 
 from prospect.streaming.engine import StreamingEngine
-from prospect.streaming.outputs import Decision, SessionSpec
 from prospect.streaming.settings import StreamingSettings
+from prospect.streaming.types import Decision, SessionSpec
 from tests.factories import features, tea_dialogue
 
 SETTINGS = StreamingSettings(cooldown_frames=0, speak_hysteresis=None)

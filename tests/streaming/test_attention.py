@@ -10,15 +10,23 @@ from torch.nn.attention.flex_attention import flex_attention
 from transformers import LlamaConfig
 
 from prospect.errors import ConfigError
-from prospect.streaming import paged, runs
-from prospect.streaming.attention import Attend, Backend, Part
-from prospect.streaming.backends import BACKENDS, TOLERANCE, attention_backend, deviation, fastest, plain_attention
-from prospect.streaming.graphs import VarlenRows
-from prospect.streaming.paged import VarlenAttention
-from prospect.streaming.pages import BlockTable, PagePool
-from prospect.streaming.passes import Chunk
-from prospect.streaming.rows import FixedAttention, RowAttention, Rows
-from prospect.streaming.runs import RunAttention
+from prospect.streaming.attention import cpu, gpu
+from prospect.streaming.attention.cpu import RunAttention
+from prospect.streaming.attention.gpu import VarlenAttention
+from prospect.streaming.attention.interface import Attend, Backend, Part
+from prospect.streaming.attention.select import (
+    BACKENDS,
+    TOLERANCE,
+    attention_backend,
+    deviation,
+    fastest,
+    plain_attention,
+)
+from prospect.streaming.kv_cache.block_table import BlockTable
+from prospect.streaming.kv_cache.pool import PagePool
+from prospect.streaming.runner.cuda_graphs import VarlenRows
+from prospect.streaming.runner.forward import Chunk
+from prospect.streaming.runner.static import FixedAttention, RowAttention, Rows
 from prospect.streaming.settings import AttentionName
 from tests.needs import needs_cuda
 
@@ -74,9 +82,9 @@ def test_on_a_cpu_it_reads_runs_where_they_stand(layout, dtype):
 @pytest.mark.parametrize(("call_bytes", "calls"), [(0, 8), (4096, 6), (1 << 30, 1)])
 def test_neighbours_are_read_in_one_call_where_that_costs_less(call_bytes, calls, dtype, monkeypatch):
     """Twelve sessions beside each other, of which four have nothing to do; two pairs are of about the same length."""
-    monkeypatch.setattr(runs, "_CALL_BYTES", call_bytes)
-    flash, seen = runs._flash, []
-    monkeypatch.setattr(runs, "_flash", lambda *given: seen.append(given) or flash(*given))
+    monkeypatch.setattr(cpu, "_CALL_BYTES", call_bytes)
+    flash, seen = cpu._flash, []
+    monkeypatch.setattr(cpu, "_flash", lambda *given: seen.append(given) or flash(*given))
     pool = PagePool(CONFIG, 12 * FULL, SIZE, FULL, dtype, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     for pages in (*pool.keys, *pool.values):
@@ -95,7 +103,7 @@ def test_neighbours_are_read_in_one_call_where_that_costs_less(call_bytes, calls
 
 @pytest.mark.parametrize("pages", range(2 * FULL, 3 * FULL))
 def test_the_last_stretch_of_a_pool_may_be_short(pages, monkeypatch):
-    monkeypatch.setattr(runs, "_CALL_BYTES", 1 << 30)
+    monkeypatch.setattr(cpu, "_CALL_BYTES", 1 << 30)
     pool = PagePool(CONFIG, pages, SIZE, FULL, torch.float32, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     for keys in (*pool.keys, *pool.values):
@@ -182,13 +190,13 @@ def test_varlen_on_a_gpu(backend, layout, size):
 @pytest.mark.parametrize("dtype", list(EXACT))
 @pytest.mark.parametrize("layout", ["runs", "shared", "scattered"])
 def test_flex_attention_on_a_gpu(layout, dtype):
-    compare(paged.FlexAttention, layout, dtype, "cuda", 64)
+    compare(gpu.FlexAttention, layout, dtype, "cuda", 64)
 
 
 @pytest.mark.parametrize("layout", ["runs", "shared", "scattered"])
 def test_flex_attention_reads_the_pages_of_the_tables(layout, monkeypatch):
-    monkeypatch.setattr(paged, "compiled_flex", lambda device_type: flex_attention)
-    compare(paged.FlexAttention, layout)
+    monkeypatch.setattr(gpu, "compiled_flex", lambda device_type: flex_attention)
+    compare(gpu.FlexAttention, layout)
 
 
 @pytest.mark.parametrize("name", get_args(AttentionName))

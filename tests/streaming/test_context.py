@@ -13,11 +13,18 @@ from prospect.data.clips import clip_context, make_clip
 from prospect.dialogue.prompt import SUMMARY_REQUEST, ContextSettings, StrategyName
 from prospect.dialogue.state import StepState, TaskState
 from prospect.model.checkpoint import LoadedModel
-from prospect.streaming.context import ContextPlan, Seen, describe_state, frames_within, plan_context, strategy_of
 from prospect.streaming.engine import StreamingEngine
-from prospect.streaming.journal import Segment
-from prospect.streaming.outputs import Decision, Refreshed, SessionSpec
+from prospect.streaming.session.log import Segment
+from prospect.streaming.session.strategies import (
+    ContextPlan,
+    Seen,
+    describe_state,
+    frames_within,
+    plan_context,
+    strategy_of,
+)
 from prospect.streaming.settings import StreamingSettings
+from prospect.streaming.types import Decision, Refreshed, SessionSpec
 from tests.factories import CONTEXT, features, tea_dialogue, timeline_of, tiny_model, tiny_vocabulary, with_progress
 
 TEA = SessionSpec(goal="Make tea", steps=tea_dialogue().step_names)

@@ -7,10 +7,10 @@ import pytest
 
 from prospect.dialogue.prompt import StrategyName
 from prospect.errors import SessionError
-from prospect.streaming.decisions import Restraint, decision_policy
 from prospect.streaming.engine import StreamingEngine
-from prospect.streaming.outputs import Decision, SessionSpec
+from prospect.streaming.session.decisions import Restraint, decision_policy
 from prospect.streaming.settings import SamplingSettings, StreamingSettings
+from prospect.streaming.types import Decision, SessionSpec
 from tests.factories import CONTEXT, features, tea_dialogue, tiny_model, tiny_vocabulary
 
 TEA = SessionSpec(goal="Make tea", steps=tea_dialogue().step_names)

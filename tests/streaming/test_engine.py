@@ -14,8 +14,8 @@ from prospect.errors import SessionError
 from prospect.model.losses import label_counts, loss_sums, total_loss
 from prospect.model.settings import LossSettings
 from prospect.streaming.engine import StreamingEngine
-from prospect.streaming.outputs import Decision, Refreshed, SessionSpec, TextPiece
 from prospect.streaming.settings import StreamingSettings
+from prospect.streaming.types import Decision, Refreshed, SessionSpec, TextPiece
 from tests.factories import CONTEXT, collator, features, tea_clip, tiny_model
 from tests.streaming.driving import SETTINGS, TALKATIVE, TEA, decisions, run, stream
 

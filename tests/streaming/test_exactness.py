@@ -14,8 +14,8 @@ import torch
 
 from prospect.model.checkpoint import LoadedModel
 from prospect.streaming.engine import StreamingEngine
-from prospect.streaming.outputs import Decision, SessionSpec
 from prospect.streaming.settings import SamplingSettings, StreamingSettings
+from prospect.streaming.types import Decision, SessionSpec
 from tests.conftest import torch_threads
 from tests.factories import CONTEXT, features, tea_dialogue, tiny_model, tiny_vocabulary
 

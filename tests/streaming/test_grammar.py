@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from prospect.dialogue.state import Delta, StatePolicy, StepState, TaskState, Transition, format_delta, parse_delta
 from prospect.dialogue.vocabulary import GRAMMAR_TOKENS, Vocabulary
-from prospect.streaming.grammar import DeltaGrammar
+from prospect.streaming.session.grammar import DeltaGrammar
 from tests.factories import tiny_vocabulary
 
 LIMIT = 40

@@ -5,9 +5,9 @@ import pytest
 
 from prospect.errors import FingerprintError, ProspectError, SessionError, UnknownSessionError, UntrainedHeadError
 from prospect.streaming.engine import StreamingEngine
-from prospect.streaming.outputs import Failed, SessionSpec
-from prospect.streaming.parking import pack, unpack
+from prospect.streaming.kv_cache.parking import pack, unpack
 from prospect.streaming.settings import StreamingSettings
+from prospect.streaming.types import Failed, SessionSpec
 from tests.factories import CONTEXT, DIM, tiny_model
 from tests.streaming.driving import SETTINGS, TALKATIVE, TEA, decisions, run, stream
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 
 from prospect.errors import OutOfPagesError
-from prospect.streaming.pages import BlockTable, PageCounts, PagePool
+from prospect.streaming.kv_cache.block_table import BlockTable
+from prospect.streaming.kv_cache.pool import PageCounts, PagePool
 
 CONFIG = LlamaConfig(num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, hidden_size=8, vocab_size=8)
 SIZE, FULL = 4, 5

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from prospect.errors import ConfigError, OutOfPagesError, SessionError, UnknownSessionError
 from prospect.streaming.engine import StreamingEngine
-from prospect.streaming.outputs import Decision, SessionSpec
-from prospect.streaming.parking import ParkingLot
-from prospect.streaming.residence import Residence
+from prospect.streaming.kv_cache.parking import ParkingLot
+from prospect.streaming.kv_cache.residence import Residence
 from prospect.streaming.settings import StreamingSettings
+from prospect.streaming.types import Decision, SessionSpec
 from tests.factories import CONTEXT, features, tea_dialogue, tiny_model, tiny_vocabulary
 
 TEA = SessionSpec(goal=tea_dialogue().goal, steps=tea_dialogue().step_names)
@@ -101,7 +101,7 @@ def test_what_a_killed_engine_left_goes_when_the_next_one_is_made(tmp_path):
     script = f"""
 import sys, torch
 from pathlib import Path
-from prospect.streaming.parking import ParkingLot
+from prospect.streaming.kv_cache.parking import ParkingLot
 lot = ParkingLot(Path({str(tmp_path)!r}))
 lot.leave("a", {{"keys": torch.zeros(3)}})
 print("left", flush=True)

@@ -10,13 +10,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, varlen
 
-from prospect.streaming.backends import fastest
-from prospect.streaming.graphs import LONGEST_CHUNK, GraphedTrunk, VarlenRows, captured_passes
-from prospect.streaming.paged import VarlenAttention
-from prospect.streaming.pages import BlockTable, PagePool
-from prospect.streaming.passes import Chunk, PackedTrunk
-from prospect.streaming.rows import FixedAttention, RowPass
-from prospect.streaming.runs import RunAttention
+from prospect.streaming.attention.cpu import RunAttention
+from prospect.streaming.attention.gpu import VarlenAttention
+from prospect.streaming.attention.select import fastest
+from prospect.streaming.kv_cache.block_table import BlockTable
+from prospect.streaming.kv_cache.pool import PagePool
+from prospect.streaming.runner.cuda_graphs import LONGEST_CHUNK, GraphedTrunk, VarlenRows, captured_passes
+from prospect.streaming.runner.forward import Chunk, PackedTrunk
+from prospect.streaming.runner.static import FixedAttention, RowPass
 from tests.factories import features, tiny_model, tiny_vocabulary
 from tests.needs import needs_cuda
 

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from prospect.streaming.sampling import RandomState, TextLimits, most_probable, next_token
+from prospect.streaming.session.sampling import RandomState, TextLimits, most_probable, next_token
 from prospect.streaming.settings import SamplingSettings
 
 LIMITS = TextLimits(max_tokens=5, stop_ids=frozenset({0}), never=(1,))

@@ -3,8 +3,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prospect.streaming.feeds import Feed
-from prospect.streaming.scheduler import Job, Scheduler
+from prospect.streaming.runner.requests import Feed
+from prospect.streaming.runner.scheduler import Job, Scheduler
 
 
 def job(name: str, kind: str, num_tokens: int) -> Job:

@@ -18,7 +18,7 @@ from prospect.model.geometry import base_geometry, empty_model
 from prospect.model.settings import LoraSettings, ModelSettings, TinyGeometry
 from prospect.training.activations import fake_batch
 from prospect.training.backend import Backend, PlainBackend
-from prospect.training.plan import plan_plain, plan_zero
+from prospect.training.memory_plan import plan_plain, plan_zero
 from prospect.training.settings import TrainingSettings
 
 TINY = TinyGeometry(hidden_size=512, intermediate_size=1536, num_layers=6, num_heads=8, vocab_size=8192)

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from prospect.data.batches import Batch
 from prospect.model.losses import loss_sums
 from prospect.model.settings import LossSettings
-from prospect.training.assignment import TrainingData, WorkerJob
 from prospect.training.backend import Alone, Backend, PlainBackend
 from prospect.training.settings import TrainingError
 from prospect.training.worker import TrainingRun, work
+from prospect.training.worker_spec import TrainingData, WorkerJob
 
 
 class Ranks:

@@ -19,11 +19,11 @@ from prospect.data.settings import ClipSettings, SamplingSettings
 from prospect.errors import CheckpointError
 from prospect.model.checkpoint import load_model
 from prospect.model.settings import HEADS, LoraSettings
-from prospect.training.assignment import TrainingData, WorkerJob
 from prospect.training.backend import PlainBackend
 from prospect.training.checkpoint import newest_checkpoint, read_checkpoint, whole_checkpoints
-from prospect.training.progress import read_events
+from prospect.training.events import read_events
 from prospect.training.settings import EarlyStopping, TrainingError, TrainingSettings
+from prospect.training.worker_spec import TrainingData, WorkerJob
 from tests.factories import timeline_of, with_progress
 from tests.needs import skip_without
 from tests.training import ranks

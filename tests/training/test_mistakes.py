@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import GPT2Config
 
+from prospect.cluster.train import train
 from prospect.config import load
 from prospect.data.settings import ClipSettings
 from prospect.errors import CheckpointError, ConfigError
@@ -21,8 +22,7 @@ from prospect.model.adapters import build_tokenizer
 from prospect.model.geometry import base_geometry
 from prospect.model.settings import LossSettings, ModelSettings
 from prospect.training.checks import GIB
-from prospect.training.job import train
-from prospect.training.plan import MemoryPlan
+from prospect.training.memory_plan import MemoryPlan
 from prospect.training.preflight import Device, check_device, full_device_told
 from prospect.training.settings import OPERATIONAL, EarlyStopping, OutOfMemoryError, TrainingSettings
 from tests.conftest import REPOSITORY

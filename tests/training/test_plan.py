@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from prospect.cluster.plan import plan, show_plan
 from prospect.config import Config, load
 from prospect.errors import ConfigError
 from prospect.model.settings import ModelSettings
 from prospect.training.checks import GIB
-from prospect.training.plan import MemoryPlan, largest_micro_batch, plan, plan_zero
-from prospect.training.preflight import show_plan
+from prospect.training.memory_plan import MemoryPlan, largest_micro_batch, plan_zero
 from prospect.training.settings import TrainingSettings
 
 LLAMA = ModelSettings(base="meta-llama/Llama-3.2-3B-Instruct", dtype="bfloat16")

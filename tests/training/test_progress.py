@@ -11,11 +11,11 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import WorkerGroupError
 from rich.console import Console as Terminal
 
+from prospect.cluster.controller import FailureLog
+from prospect.cluster.workers import _explained
 from prospect.training.console import Console, LiveConsole, summary_table
-from prospect.training.fit.controller import FailureLog
-from prospect.training.fit.job import _explained
+from prospect.training.events import Event, EventLog, Follower, once, read_events, training_seconds
 from prospect.training.metrics import metric_rows, run_tags
-from prospect.training.progress import Event, EventLog, Follower, once, read_events, training_seconds
 from prospect.training.result import TrainResult
 from prospect.training.settings import TrainingError, TrainingSettings
 

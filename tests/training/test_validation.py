@@ -16,10 +16,9 @@ from prospect.evaluation.settings import CalibrationSettings, EvaluationSettings
 from prospect.model.checkpoint import load_model
 from prospect.similarity import SimilaritySettings
 from prospect.streaming.settings import StreamingSettings
-from prospect.training.assignment import TrainingData, WorkerJob
 from prospect.training.backend import PlainBackend
 from prospect.training.calibrate import CalibrationJob, calibrate
-from prospect.training.progress import read_events
+from prospect.training.events import read_events
 from prospect.training.settings import MEASURED, EarlyStopping, TrainingError, TrainingSettings
 from prospect.training.validation import (
     StreamingValidation,
@@ -29,6 +28,7 @@ from prospect.training.validation import (
     validate,
 )
 from prospect.training.worker import work
+from prospect.training.worker_spec import TrainingData, WorkerJob
 from tests.world import BRIEF, CONTEXT, MODEL, World, stored
 
 SETTINGS = TrainingSettings(

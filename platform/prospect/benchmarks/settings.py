@@ -5,7 +5,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from prospect.benchmarks.engine_settings import EngineSuite
+from prospect.benchmarks.engine.settings import EngineSuite
 from prospect.corpus.settings import CorpusSettings
 from prospect.data.labels.aligner import AlignerSettings
 from prospect.settings import Settings

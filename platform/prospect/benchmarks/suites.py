@@ -1,15 +1,12 @@
 """One suite a module; `run_suite` is what jobs/benchmark.py calls."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
+from prospect.config import Config
 from prospect.errors import ConfigError
 
-if TYPE_CHECKING:
-    from prospect.config import Config
 
-
-def run_suite(config: "Config") -> None:
+def run_suite(config: Config) -> None:
     """Runs the suite that `suite` names: `run(config)` of the module of that name in this package."""
     if config.suite is None:
         raise ConfigError("`suite` must be given, such as suite=embed.", field="suite")

@@ -20,7 +20,7 @@ from prospect.corpus.talk import write_dialogue
 from prospect.corpus.tasks import OBJECTS, draw_tasks
 from prospect.dialogue.schema import Dialogue
 from prospect.errors import ConfigError, DataError
-from prospect.lineage import derived_seed, fingerprint
+from prospect.hashing import derived_seed, fingerprint
 
 VISIBLE_BEFORE_S = 0.3
 """A change shows at most this long before its event's time: inside the frame that decides the event (DESIGN 4.2)."""

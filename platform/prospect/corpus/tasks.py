@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 from prospect.corpus.settings import CorpusSettings
 from prospect.errors import ConfigError
-from prospect.lineage import derived_seed
+from prospect.hashing import derived_seed
 
 Split = Literal["train", "validation", "test"]
 T = TypeVar("T")

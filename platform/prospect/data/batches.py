@@ -20,7 +20,7 @@ from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.sequence import FrameSequence, TextTask
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import DataError
-from prospect.lineage import derived_seed
+from prospect.hashing import derived_seed
 
 IGNORE = -100
 

@@ -13,7 +13,7 @@ from prospect.dialogue.state import StatePolicy, TaskState
 from prospect.dialogue.timeline import FrameEvents, Timeline
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import DataError
-from prospect.lineage import derived_seed
+from prospect.hashing import derived_seed
 
 
 @dataclass(frozen=True)

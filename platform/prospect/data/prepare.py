@@ -19,7 +19,7 @@ from prospect.dialogue.state import StepState
 from prospect.dialogue.timeline import Timeline
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import DataError
-from prospect.lineage import derived_seed, fingerprint
+from prospect.hashing import derived_seed, fingerprint
 
 MAX_STATISTICS_FRAMES = 20_000
 """Frames over which mean and whitening are taken."""

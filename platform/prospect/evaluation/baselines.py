@@ -14,7 +14,7 @@ from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.state import Delta, StatePolicy, TaskState
 from prospect.dialogue.timeline import Timeline
 from prospect.evaluation.records import VideoDecisions, legal_deltas, scored_frames
-from prospect.streaming.outputs import Decision
+from prospect.streaming.types import Decision
 
 
 def silence(dialogue: Dialogue, timeline: Timeline) -> VideoDecisions:

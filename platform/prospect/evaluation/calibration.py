@@ -21,7 +21,7 @@ from prospect.evaluation.stream import ReadDialogue, pick_dialogues, spec_of, st
 from prospect.evaluation.thresholds import DEFAULT
 from prospect.similarity import SentenceEncoder
 from prospect.streaming.engine import StreamingEngine
-from prospect.streaming.outputs import SessionSpec
+from prospect.streaming.types import SessionSpec
 
 Decides = Literal["speak", "update"]
 

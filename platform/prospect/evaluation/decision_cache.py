@@ -18,9 +18,9 @@ from prospect.dialogue.prompt import ContextSettings
 from prospect.errors import DataError
 from prospect.evaluation.records import Placed, VideoDecisions, View, scored_frames
 from prospect.files import write_text
-from prospect.lineage import fingerprint, hash_file
-from prospect.streaming.outputs import Decision
+from prospect.hashing import fingerprint, hash_file
 from prospect.streaming.settings import StreamingSettings
+from prospect.streaming.types import Decision
 
 SESSIONS_PER_GROUP = 8
 """Dialogues that one engine streams together; a group is the unit that workers are handed."""

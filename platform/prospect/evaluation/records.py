@@ -10,7 +10,7 @@ from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.state import Delta, StatePolicy, TaskState, Transition
 from prospect.dialogue.timeline import Timeline
 from prospect.errors import DataError
-from prospect.streaming.outputs import Decision
+from prospect.streaming.types import Decision
 
 Placed = tuple[Dialogue, Timeline]
 

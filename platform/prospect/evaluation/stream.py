@@ -11,9 +11,9 @@ from prospect.dialogue.state import format_delta
 from prospect.dialogue.timeline import FPS, Timeline
 from prospect.errors import SessionError
 from prospect.evaluation.records import Placed, VideoDecisions, View, scored_frames
-from prospect.lineage import derived_seed
+from prospect.hashing import derived_seed
 from prospect.streaming.engine import StreamingEngine
-from prospect.streaming.outputs import Decision, Failed, SessionSpec
+from prospect.streaming.types import Decision, Failed, SessionSpec
 
 ReadDialogue = Callable[[Dialogue, int, int], np.ndarray]
 """(dialogue, start, stop) -> features [stop - start, I, D]."""

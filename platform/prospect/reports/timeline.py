@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 from prospect.dialogue.timeline import decision_time
-from prospect.streaming.protocol import (
+from prospect.protocol.messages import (
     FrameDecision,
     ResponseDone,
     ServerMessage,

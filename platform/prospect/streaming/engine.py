@@ -16,9 +16,8 @@ from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.state import TaskState
 from prospect.errors import FingerprintError, OutOfPagesError, SessionError, UnknownSessionError
-from prospect.lineage import derived_seed
+from prospect.hashing import derived_seed
 from prospect.model.checkpoint import LoadedModel
-from prospect.streaming.decisions import decision_policy
 from prospect.streaming.inputs import (
     changed_state,
     checked_cache,
@@ -28,20 +27,21 @@ from prospect.streaming.inputs import (
     model_hash,
     weights_hash,
 )
-from prospect.streaming.journal import Segment, to_dialogue
-from prospect.streaming.memory import make_pool
-from prospect.streaming.outputs import Event, Failed, SessionSpec
-from prospect.streaming.pages import BlockTable
-from prospect.streaming.parking import ParkingLot, pack, put_back
-from prospect.streaming.parts import Counters, SessionParts
-from prospect.streaming.residence import Activity, Residence
-from prospect.streaming.sampling import RandomState
-from prospect.streaming.scheduler import Scheduler
-from prospect.streaming.session import Session
+from prospect.streaming.kv_cache.block_table import BlockTable
+from prospect.streaming.kv_cache.parking import ParkingLot, pack, put_back
+from prospect.streaming.kv_cache.residence import Activity, Residence
+from prospect.streaming.kv_cache.sizing import make_pool
+from prospect.streaming.runner.executor import Work
+from prospect.streaming.runner.scheduler import Scheduler
+from prospect.streaming.runner.select import make_trunk
+from prospect.streaming.session.decisions import decision_policy
+from prospect.streaming.session.log import Segment, to_dialogue
+from prospect.streaming.session.sampling import RandomState
+from prospect.streaming.session.session import Session
+from prospect.streaming.session.shared import Counters, SessionParts
 from prospect.streaming.settings import DstDecoder, StreamingSettings
 from prospect.streaming.stats import EngineStats, Past
-from prospect.streaming.trunks import make_trunk
-from prospect.streaming.work import Work
+from prospect.streaming.types import Event, Failed, SessionSpec
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from transformers import LlamaConfig
 
 from prospect.dialogue.state import StepState, TaskState
 from prospect.errors import FingerprintError, SessionError
-from prospect.lineage import fingerprint
+from prospect.hashing import fingerprint
 from prospect.model.checkpoint import LoadedModel
 from prospect.model.modeling import DSTProActLlamaForCausalLM
-from prospect.streaming.journal import SessionLog
-from prospect.streaming.parking import Parked, unpack
+from prospect.streaming.kv_cache.parking import Parked, unpack
+from prospect.streaming.session.log import SessionLog
 
 
 def coded(code: str, message: str, field: str | None = None) -> SessionError:

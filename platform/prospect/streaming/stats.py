@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field, fields
 
-from prospect.streaming.pages import PageCounts
-from prospect.streaming.parts import Counters
+from prospect.streaming.kv_cache.pool import PageCounts
+from prospect.streaming.session.shared import Counters
 
 
 @dataclass(frozen=True)

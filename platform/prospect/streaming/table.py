@@ -10,8 +10,8 @@ from prospect.dialogue.prompt import ContextSettings
 from prospect.errors import DataError
 from prospect.model.checkpoint import LoadedModel, load_model
 from prospect.streaming.engine import StreamingEngine
-from prospect.streaming.outputs import Decision, Failed, SessionSpec
 from prospect.streaming.settings import StreamingSettings
+from prospect.streaming.types import Decision, Failed, SessionSpec
 
 INPUTS = (
     {"name": "embedding", "type": "array", "items": {"type": "double"}, "required": True},

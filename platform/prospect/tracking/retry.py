@@ -7,8 +7,8 @@ from typing import TypeVar
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+from prospect.messages import first_line
 from prospect.tracking.settings import TrackingError
-from prospect.wording import first_line
 
 T = TypeVar("T")
 

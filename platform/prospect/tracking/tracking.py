@@ -27,12 +27,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from prospect.errors import CheckpointError, ConfigError
 from prospect.files import write_json
-from prospect.lineage import code_version
+from prospect.hashing import code_version
+from prospect.messages import first_line
 from prospect.tracking.pyfunc import ModelInterface
 from prospect.tracking.retry import is_away
 from prospect.tracking.run import Run
 from prospect.tracking.settings import TrackingError, TrackingSettings
-from prospect.wording import first_line
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 

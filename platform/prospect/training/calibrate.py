@@ -21,15 +21,15 @@ from prospect.evaluation.calibration import Calibration, Calibrator, Decides
 from prospect.evaluation.settings import CalibrationSettings, EvaluationSettings
 from prospect.evaluation.thresholds import shown
 from prospect.files import write_json
-from prospect.lineage import fingerprint, hash_file
+from prospect.hashing import fingerprint, hash_file
+from prospect.messages import first_line
 from prospect.model.checkpoint import LoadedModel, load_model
 from prospect.similarity import SentenceSimilarity
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings
-from prospect.training.assignment import TrainingData, WorkerJob
-from prospect.training.progress import EventLog
+from prospect.training.events import EventLog
 from prospect.training.settings import TrainingError
-from prospect.wording import first_line
+from prospect.training.worker_spec import TrainingData, WorkerJob
 
 FILE = "calibration.json"
 

@@ -12,7 +12,7 @@ from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from prospect.training.progress import Event, once, training_seconds
+from prospect.training.events import Event, once, training_seconds
 from prospect.training.result import TrainResult
 
 Write = Callable[[str], None]

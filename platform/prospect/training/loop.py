@@ -15,7 +15,7 @@ from torch import Tensor
 from prospect.data.batches import Batch
 from prospect.data.clips import Clip
 from prospect.errors import ConfigError, DataError
-from prospect.lineage import derived_seed
+from prospect.hashing import derived_seed
 from prospect.model.losses import TERMS, label_counts, total_loss, trained_heads
 from prospect.training.backend import Backend, together
 from prospect.training.sampler import ClipSampler, Share

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from prospect.model.settings import PARTS
-from prospect.training.progress import Event
+from prospect.training.events import Event
 
 Row = tuple[int, float, dict[str, float]]
 """(step, seconds since 1970, values by name)."""

@@ -4,11 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import psutil
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from prospect.errors import ConfigError
@@ -17,14 +16,10 @@ from prospect.model.geometry import base_geometry
 from prospect.model.parameters import parameter_table
 from prospect.model.settings import ModelSettings
 from prospect.training.activations import adapted_shape
-from prospect.training.checks import GIB, card_bytes
-from prospect.training.plan import USABLE, MemoryPlan, plan
+from prospect.training.checks import GIB
+from prospect.training.memory_plan import USABLE, MemoryPlan
 from prospect.training.settings import OPERATIONAL, OutOfMemoryError, TrainingSettings
 
-if TYPE_CHECKING:
-    from prospect.config import Config
-
-USUAL_CARD = "24GB"
 NOTABLE = 0.15
 """Share of the peak from which on it pays to save a part."""
 CERTAIN = 0.85
@@ -58,37 +53,6 @@ def own_device() -> Device:
     limit = _CGROUP.read_text().strip() if _CGROUP.is_file() else "max"
     memory = psutil.virtual_memory().total
     return Device("this machine", min(memory, int(limit)) if limit.isdecimal() else memory, False)
-
-
-def show_plan(config: "Config") -> None:
-    """Prints what a run would train and how much memory it would take; needs neither data nor weights.
-
-    Raises:
-        ConfigError: `card` is no size, or see `plan`.
-        CheckpointError: the base's geometry is not known.
-    """
-    from prospect.vision.towers import tower_width  # with open_clip and timm, which no worker needs
-
-    name, room = _judged_by(config.card)
-    planned = plan(config)
-    console = Console(width=100, highlight=False)
-    console.print(trained_parameters(config.model, tower_width(config.vision.backend, config.vision.model)))
-    console.print()
-    console.print(planned.table())
-    peak = f"{planned.peak / GIB:.2f} of its {room / GIB:.1f} GiB, computing {planned.tokens:,} tokens at once"
-    if planned.fits(room / GIB):
-        console.print(f"\nThe run fits {name}: {peak}.", soft_wrap=True)
-        return
-    change = _any_of(savings(config.model, config.training, planned))
-    console.print(f"\nThe run does not fit {name}: {peak}. To save memory, {change}.", soft_wrap=True)
-
-
-def _judged_by(card: str | None) -> tuple[str, int]:
-    """Name and bytes of the card that is meant: the one named, this machine's own, or `USUAL_CARD`."""
-    own = own_device()
-    if card is None and own.gpu:
-        return own.name, own.num_bytes
-    return f"a card of {card or USUAL_CARD}", card_bytes(card or USUAL_CARD)
 
 
 def trained_parameters(model: ModelSettings, vision_dim: int) -> Table:
@@ -137,7 +101,7 @@ def check_device(
         raise ConfigError(
             f"`training` cannot run on {device.name}, which has {room:.1f} GiB: {who} would take "
             f"{needed / GIB:.1f} GiB, {share:.0%} of it for the {planned.tokens:,} tokens that are computed at once; "
-            f"{_then_again(changes) if begun else _any_of(changes)}.",
+            f"{_then_again(changes) if begun else any_of(changes)}.",
             field="training",
         )
     if needed > USABLE * device.num_bytes:
@@ -194,7 +158,7 @@ def _savings(
         yield "raise", "training.num_workers"
 
 
-def _any_of(changes: Sequence[Saving]) -> str:
+def any_of(changes: Sequence[Saving]) -> str:
     return ", or ".join(change.how for change in changes)
 
 
@@ -225,6 +189,6 @@ def full_device_told(
 def _then_again(changes: Sequence[Saving]) -> str:
     """How a run that has begun may come further: by other settings, or under another name."""
     same, other = ([change for change in changes if change.same_run is kind] for kind in (True, False))
-    ways = [f"{_any_of(same)}, and start the run again"] if same else []
-    ways += [f"start it under another training.run_name and {_any_of(other)}"] if other else []
+    ways = [f"{any_of(same)}, and start the run again"] if same else []
+    ways += [f"start it under another training.run_name and {any_of(other)}"] if other else []
     return "; or ".join(ways)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from prospect.lineage import derived_seed
+from prospect.hashing import derived_seed
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from pydantic import Field, field_validator, model_validator
 from prospect.data.settings import ClipSettings, SamplingSettings
 from prospect.errors import ProspectError
 from prospect.evaluation.settings import CalibrationSettings
+from prospect.messages import unknown
 from prospect.model.settings import PARTS, LossSettings
 from prospect.settings import Settings
 from prospect.training.sampler import ClipSampler
-from prospect.wording import unknown
 
 OPERATIONAL = {
     "run_name", "num_workers", "threads_per_worker", "min_workers", "zero_stage", "offload_optimizer", "max_failures",

@@ -5,21 +5,17 @@ Ray and DeepSpeed come in from zero.py, as functions and a backend.
 
 import math
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from prospect.errors import CheckpointError
 from prospect.files import write_json
 from prospect.model.checkpoint import save_model
-from prospect.training.assignment import TrainingData, WorkerJob, prepare
 from prospect.training.backend import Alone, Backend, Group, together
 from prospect.training.checkpoint import (
     newest_checkpoint,
@@ -34,36 +30,14 @@ from prospect.training.checkpoint import (
     write_checkpoint,
     write_progress,
 )
-from prospect.training.course import Progress
+from prospect.training.events import EventLog
 from prospect.training.loop import make_sampler, train_steps
 from prospect.training.meter import Meter
 from prospect.training.preflight import full_device_told
-from prospect.training.progress import EventLog
 from prospect.training.settings import STREAMED, TrainingError
+from prospect.training.train_state import Progress
 from prospect.training.validation import Validation, validate
-
-
-def enter(job: WorkerJob, data: Any) -> dict[str, Any]:
-    """Where Ray Train enters a worker process, the only one that imports DeepSpeed."""
-    if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    with hidden("mlflow"):  # DeepSpeed's autotuner would import it, for a second
-        from prospect.training.zero import run
-
-    return run(job, data)
-
-
-@contextmanager
-def hidden(module: str) -> Iterator[None]:
-    """Lets others find that a module is not installed, unless it is imported already."""
-    if module in sys.modules:
-        yield
-        return
-    sys.modules[module] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules[module]
+from prospect.training.worker_spec import TrainingData, WorkerJob, prepare
 
 
 def work(

@@ -1,16 +1,11 @@
-"""DeepSpeed ZeRO inside a Ray Train worker. Imported by worker processes only, see `worker.enter`."""
+"""DeepSpeed ZeRO in a process group that somebody else opened. Imported by worker processes only."""
 
-import gc
-import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import deepspeed
 import deepspeed.ops
-import ray
-import ray.train
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.zero import GatheredParameters, Init, unwrap_model_for_generation
@@ -22,24 +17,18 @@ from deepspeed.utils import (
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
 )
-from ray.train.torch import get_device
 from torch import Tensor, nn
 
 from prospect.data.batches import Batch
-from prospect.errors import ProspectError
 from prospect.model.adapters import is_adapted, trainable_parameters, unwrap
 from prospect.model.losses import loss_sums
 from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.model.readings import Readings, loss_sums_and_readings
 from prospect.model.settings import LossSettings
-from prospect.training.assignment import TrainingData, WorkerJob
-from prospect.training.backend import make_optimizer, set_learning_rate, set_updates, together
-from prospect.training.calibrate import calibrate_run
+from prospect.training.backend import make_optimizer, set_learning_rate, set_updates
 from prospect.training.checkpoint import WEIGHTS
-from prospect.training.plan import bucket
-from prospect.training.preflight import check_device, own_device
-from prospect.training.settings import OutOfMemoryError, TrainingError, TrainingSettings
-from prospect.training.worker import work
+from prospect.training.memory_plan import bucket
+from prospect.training.settings import TrainingSettings
 
 T = TypeVar("T")
 
@@ -212,49 +201,3 @@ class ZeroBackend(Ranks):
             safe_set_local_fp32_param(parameter, mine)
         else:
             safe_set_local_optimizer_state(parameter, mine, kind)
-
-
-def run(job: WorkerJob, data: Any) -> dict[str, Any]:
-    """`work` inside a Ray Train worker; `data` is the reference to `TrainingData`.
-
-    A mistake that all workers know of comes back as `{"error": sentence}`: it would come again at every restart.
-    """
-    context, device = ray.train.get_context(), get_device()
-    workers, group = context.get_local_world_size(), Ranks(device)
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    share = max(1, len(os.sched_getaffinity(0)) // workers)
-    torch.set_num_threads(job.training.threads_per_worker or share)
-
-    def make_backend(model: nn.Module) -> ZeroBackend:
-        return ZeroBackend(model, job.training, job.model.dtype, device)
-
-    try:
-        clips: TrainingData = ray.get(data)
-        together(group, _unfit(job, workers))
-        summary = work(job, clips, make_backend, group)
-        if group.rank == 0:  # the others are done, and wait in no collective that would give up on a long calibration
-            _free_training()
-            torch.set_num_threads(torch.get_num_threads() * ray.train.get_context().get_local_world_size())
-            calibrate_run(job, clips, summary["step"])
-        return summary
-    except ProspectError as error:
-        agreed = isinstance(error, TrainingError) and not isinstance(error, OutOfMemoryError)
-        if not agreed and group.world_size > 1:
-            raise  # the other workers wait for this one, until Ray ends them
-        return {"error": str(error)}
-
-
-def _free_training() -> None:
-    """Lets go of the engine and the optimizer's state, which DeepSpeed's hooks hold in circles."""
-    gc.collect()
-    torch.cuda.empty_cache()
-
-
-def _unfit(job: WorkerJob, workers: int) -> ProspectError | None:
-    """Why this process's device cannot train, if so."""
-    try:
-        if job.planned:
-            check_device(job.model, job.training, job.planned, own_device(), workers, begun=True)
-    except ProspectError as error:
-        return error
-    return None

@@ -3,15 +3,14 @@
 torch is imported where the encoder is, in the workers: the driver hands the stage on and never runs it.
 """
 
+from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from prospect.errors import FingerprintError
 from prospect.vision.settings import VisionSettings
 from prospect.vision.stages import Batch, Failure, Row, item_of, to_row
-
-if TYPE_CHECKING:
-    from prospect.vision.encoder import FrameEncoder
 
 
 class EncodeBatch:
@@ -28,12 +27,12 @@ class EncodeBatch:
         if not isinstance(item, Batch):
             return row
         try:
-            return to_row(item, self._encoder.encode(row["values"].reshape(item.frames, size, size, 3)))
+            return to_row(item, self._encode(row["values"].reshape(item.frames, size, size, 3)))
         except Exception as error:
             return to_row(Failure.of(error))
 
     @cached_property
-    def _encoder(self) -> "FrameEncoder":
+    def _encode(self) -> Callable[[np.ndarray], np.ndarray]:
         import torch
 
         from prospect.vision.encoder import load_encoder
@@ -45,4 +44,4 @@ class EncodeBatch:
                 f"the encoder on this node has fingerprint {encoder.fingerprint}, but the job's has "
                 f"{self._fingerprint}; give every node the same weights and packages"
             )
-        return encoder
+        return encoder.encode

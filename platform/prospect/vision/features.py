@@ -17,7 +17,7 @@ from prospect.data.embeddings import EmbeddingStore
 from prospect.dialogue.timeline import FPS
 from prospect.errors import DataError
 from prospect.files import hash_source, open_filesystem
-from prospect.lineage import fingerprint
+from prospect.hashing import fingerprint
 from prospect.vision.report import EmbedReport, Outcome, VideoSource
 
 COLUMNS = {1: ("cls",), 5: ("cls", "2x2"), 10: ("cls", "3x3")}

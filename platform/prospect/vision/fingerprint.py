@@ -1,7 +1,7 @@
 """The fingerprint of an encoder: what must agree wherever embeddings meet. Builds no model and imports no torch."""
 
 from prospect.dialogue.timeline import FPS
-from prospect.lineage import fingerprint
+from prospect.hashing import fingerprint
 from prospect.vision.settings import RESIZE_KERNEL, VisionSettings
 from prospect.vision.weights import Weights, find_weights
 

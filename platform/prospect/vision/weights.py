@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from prospect.errors import CheckpointError, ConfigError
-from prospect.lineage import hash_file
+from prospect.hashing import hash_file
 
 TINY = "prospect-tiny"
 """An open_clip model with timm's `test_vit` as its image tower: 0.35 M parameters, 64 dimensions."""

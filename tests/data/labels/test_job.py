@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from prospect.data.labels.job import label
+from prospect.cluster.label import label
 from prospect.data.labels.llm.report import MappingResult
 from prospect.data.labels.report import DialogueLabels, LabelReport, LabelRow
 from prospect.data.labels.settings import LabelSettings

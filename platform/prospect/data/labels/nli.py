@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prospect.errors import ConfigError
-from prospect.wording import first_line
+from prospect.messages import first_line
 
 _HYPOTHESIS = "This action is part of step: '{}'."
 

@@ -8,7 +8,7 @@ from prospect.data.sources.base import QuarantinedRecord
 from prospect.data.sources.names import SPLITS, recording_of
 from prospect.dialogue.schema import Dialogue
 from prospect.errors import ConfigError
-from prospect.lineage import derived_seed
+from prospect.hashing import derived_seed
 
 
 @dataclass(frozen=True)

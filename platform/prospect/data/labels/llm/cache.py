@@ -16,7 +16,7 @@ from prospect.data.labels.llm.validators import Failure, InvalidAnswer, read_map
 from prospect.dialogue.schema import Record
 from prospect.errors import DataError
 from prospect.files import open_filesystem, write_file
-from prospect.lineage import fingerprint
+from prospect.hashing import fingerprint
 
 
 def now() -> str:

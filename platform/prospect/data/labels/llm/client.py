@@ -15,7 +15,7 @@ from prospect.data.labels.llm.cache import Answer
 from prospect.data.labels.llm.errors import EndpointError, Lost
 from prospect.data.labels.llm.settings import LLMSettings
 from prospect.errors import ConfigError
-from prospect.wording import first_line
+from prospect.messages import first_line
 
 T = TypeVar("T")
 LONGEST_BACKOFF_S = 60.0

@@ -1,0 +1,98 @@
+"""One run of suite=ablation in a process of its own: train, stream the held-out videos, score.
+
+The process is told its run on its standard input, which then stays open as long as the suite lives: when it ends, so
+does this process, whatever the suite died of.
+"""
+
+import os
+import pickle
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from transformers.utils.logging import disable_progress_bar
+
+from prospect.benchmarks.ablation.variants import AblationRun
+from prospect.cluster.evaluate import MODEL, streamed
+from prospect.cluster.runtime import connect, disconnect
+from prospect.cluster.train import train
+from prospect.data.embeddings import EmbeddingStore
+from prospect.data.prepare import read_records
+from prospect.errors import DataError, ProspectError
+from prospect.evaluation.metrics import evaluate
+from prospect.files import write_json
+from prospect.similarity import SentenceSimilarity
+from prospect.training.events import read_events, training_seconds
+
+
+def measure(run: AblationRun) -> dict[str, Any]:
+    """Trains as jobs/train.py does and streams as jobs/eval.py does; what is finished of either is not done again.
+
+    Returns:
+        `scores` by pass, each with the `metrics` over all videos and the sums of each of `videos`, and what the
+        training took and found.
+
+    Raises:
+        ProspectError: as the two jobs do.
+    """
+    config = run.config
+    root = Path(config.storage.root)
+    trained = train(config)
+    store = EmbeddingStore(str(root / "embeddings"))
+    placed = read_records(config.data, root / "labels" / "dialogues.jsonl", store).split(config.evaluation.split)
+    if not placed:
+        raise DataError("`suite.corpus.num_test` is 0: nothing is held out to score", field="suite.corpus.num_test")
+    encoder = SentenceSimilarity(config.evaluation.similarity)
+    scores = {}
+    for name, settings in run.passes.items():
+        systems = streamed(
+            trained.model, root / "cache", placed, store, config.context, settings, print, views=["watched"]
+        )
+        videos = systems[MODEL]
+        found = evaluate(videos, config.evaluation, encoder)
+        tallies = {video: tally.columns().tolist() for video, tally in found.videos.items()}
+        scores[name] = {"metrics": found.overall.metrics, "videos": tallies}
+    events = read_events(root / "runs" / trained.run_name / "metrics.jsonl")
+    return {
+        "configuration": run.name,
+        "seed": run.seed,
+        "run_name": trained.run_name,
+        "model": str(trained.model),
+        "minutes": training_seconds(event for event, _ in events) / 60,
+        "loss": trained.last_loss,
+        "trained_steps": trained.trained_steps,
+        "scores": scores,
+    }
+
+
+def _end_with_the_suite() -> None:
+    """Ray's processes end with this one. Reads past `sys.stdin`, whose lock would break a usual exit."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+def main() -> int:
+    """Entry of the process; see `config.run_job` for the exit status."""
+    run: AblationRun = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=_end_with_the_suite, daemon=True).start()
+    disable_progress_bar()
+    connect(num_cpus=1)  # the suite's processes share the machine
+    try:
+        scored = measure(run)
+        run.result.parent.mkdir(parents=True, exist_ok=True)
+        write_json(run.result, scored)
+    except ProspectError as error:
+        print(f"error: {error}", flush=True)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+        return 130
+    finally:
+        disconnect()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

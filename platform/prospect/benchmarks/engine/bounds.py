@@ -1,0 +1,80 @@
+"""What no engine can beat: the linear layers and the attention of a step alone, and the reading of the weights."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from prospect.benchmarks.engine.model import kv_shape
+from prospect.model.modeling import DSTProActLlamaForCausalLM
+
+BANDWIDTH = {"H200": 4.8e12, "H100": 3.35e12, "A100": 2.04e12, "4090": 1.008e12, "3090": 0.936e12, "L4": 0.30e12}
+"""Bytes a second of a GPU's memory, by a part of its name (vendors' data sheets)."""
+_MOST_BYTES = 2 << 30
+"""Of keys and values that attention is timed on: beyond it, layers share theirs."""
+_SECONDS = 0.3
+
+
+def bound_seconds(model: DSTProActLlamaForCausalLM, sessions: int, context: int) -> float:
+    """Seconds of a step that takes one token of each session: linear layers and attention, one after the other."""
+    return linear_seconds(model, sessions) + attention_seconds(model, sessions, context)
+
+
+def weight_floor_seconds(model: DSTProActLlamaForCausalLM) -> float | None:
+    """Seconds in which the device reads the layers' weights once; None where its bandwidth is not known."""
+    if model.device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(model.device)
+    speed = next((speed for part, speed in BANDWIDTH.items() if part in name), None)
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.model.layers.parameters())
+    return size / speed if speed else None
+
+
+@torch.inference_mode()
+def linear_seconds(model: DSTProActLlamaForCausalLM, rows: int) -> float:
+    """All seven projections of all layers on `rows` tokens."""
+    weight = model.model.norm.weight
+    layers: Any = model.model.layers
+    projections = [m for layer in layers for m in layer.modules() if isinstance(m, torch.nn.Linear)]
+    inputs = {
+        width: torch.randn(rows, width, device=weight.device).to(weight.dtype)
+        for width in {projection.in_features for projection in projections}
+    }
+    return _fastest(lambda: [projection(inputs[projection.in_features]) for projection in projections], weight.device)
+
+
+@torch.inference_mode()
+def attention_seconds(model: DSTProActLlamaForCausalLM, sessions: int, context: int) -> float:
+    """Scaled dot products of all layers, one query a session over `context` keys: the faster of two ways."""
+    config, weight = model.config, model.model.norm.weight
+    heads, (shared, width) = config.num_attention_heads, kv_shape(model)
+    size = 2 * sessions * shared * context * width * weight.element_size()
+    copies = int(max(1, min(config.num_hidden_layers, _MOST_BYTES // size)))
+    keys, values = (
+        torch.randn(copies, sessions, shared, context, width, device=weight.device, dtype=weight.dtype)
+        for _ in range(2)
+    )
+    query = torch.randn(sessions, heads, 1, width, device=weight.device, dtype=weight.dtype)
+    grouped = query.view(sessions, shared, heads // shared, width)
+
+    def attend(queries: torch.Tensor, share: bool) -> None:
+        for layer in range(config.num_hidden_layers):
+            at = layer % copies
+            F.scaled_dot_product_attention(queries, keys[at], values[at], enable_gqa=share)
+
+    ways = ((grouped, False), (query, heads != shared))
+    return min(_fastest(lambda q=q, s=s: attend(q, s), weight.device) for q, s in ways)  # type: ignore[misc]
+
+
+def _fastest(work: Callable[[], object], device: torch.device) -> float:
+    """Of at least four runs: a bound is what the machine can do when nothing disturbs it."""
+    times: list[float] = []
+    while len(times) < 4 or sum(times) < _SECONDS:
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return min(times)

@@ -1,0 +1,241 @@
+"""One system at one number of sessions: in saturation, then paced; the largest number of sessions; the soak."""
+
+import ctypes
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import psutil
+import torch
+
+from prospect.benchmarks.engine.adapter import EngineSystem
+from prospect.benchmarks.engine.load import Driven, Record, Workload, paced, saturated
+from prospect.benchmarks.engine.model import kv_shape
+from prospect.benchmarks.engine.peers import LoopSystem, PaddedSystem
+from prospect.benchmarks.engine.settings import EngineSuite, System
+from prospect.dialogue.timeline import FPS
+from prospect.errors import OutOfPagesError
+from prospect.model.checkpoint import LoadedModel
+from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.streaming.settings import StreamingSettings
+
+MIB, GIB = 1 << 20, 1 << 30
+_HOPELESS = 0.9
+"""Of the frames/s that pacing needs; a system that is slower in saturation is not paced."""
+_FINE = 16
+"""The search ends where its two ends are this part of the lower one apart."""
+
+
+class Percentiles(NamedTuple):
+    """Milliseconds over `number` frames; NaN over none."""
+
+    p50: float
+    p95: float
+    p99: float
+    number: int
+
+    @classmethod
+    def of(cls, seconds: np.ndarray) -> "Percentiles":
+        if not len(seconds):
+            return cls(float("nan"), float("nan"), float("nan"), 0)
+        p50, p95, p99 = (float(value) for value in 1000 * np.percentile(seconds, (50, 95, 99)))
+        return cls(p50, p95, p99, len(seconds))
+
+
+@dataclass(frozen=True)
+class Paced:
+    """Latencies at 2 frames/s a session.
+
+    Attributes:
+        free, all: to the decision, of frames with no own generation pending and of all.
+        first_token: to the first token of an utterance.
+        gave_up: a frame waited so long that the measurement was ended.
+    """
+
+    free: Percentiles
+    all: Percentiles
+    first_token: Percentiles
+    refreshes: int
+    gave_up: bool
+
+    @property
+    def in_real_time(self) -> bool:
+        """99 of 100 frames were decided before the next was due."""
+        return not self.gave_up and self.free.p99 < 1000 / FPS
+
+    def within(self, suite: EngineSuite) -> bool:
+        """The limits of the search."""
+        return not self.gave_up and self.free.p99 < suite.free_p99_ms and self.all.p99 < suite.all_p99_ms
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One system at one length and number of sessions.
+
+    Attributes:
+        frames_per_s, frames, step_ms: in saturation; `step_ms` is a forward pass with all that belongs to it.
+        share_of_bound: tokens/s of those that linear layers and attention alone allow.
+        fast_share: frames decided without `lm_head`.
+        session_mib: memory that opening the sessions and saturating them took, for each.
+        kv_mib: keys and values of a full session, by their number.
+        paced: None where saturation showed that it cannot keep up.
+    """
+
+    system: System
+    context: int
+    sessions: int
+    frames_per_s: float
+    frames: int
+    step_ms: Percentiles
+    share_of_bound: float
+    fast_share: float
+    refreshes: int
+    session_mib: float
+    kv_mib: float
+    paced: Paced | None
+
+
+def kv_bytes(model: DSTProActLlamaForCausalLM) -> int:
+    """Of one token's keys and values in all layers, in the model's precision."""
+    heads, width = kv_shape(model)
+    return 2 * model.config.num_hidden_layers * heads * width * model.model.norm.weight.element_size()
+
+
+def build_system(name: System, loaded: LoadedModel, workload: Workload, settings: StreamingSettings) -> Driven:
+    if name == "engine":
+        return EngineSystem(loaded, workload, settings)
+    return (LoopSystem if name == "loop" else PaddedSystem)(loaded, workload)
+
+
+def warm_up(loaded: LoadedModel, suite: EngineSuite, settings: StreamingSettings) -> None:
+    """One session and a few frames, so that what is made once belongs to no cell."""
+    workload = Workload(suite, 1, suite.contexts[0], 4)
+    system = EngineSystem(loaded, workload, settings)
+    system.fill(workload.starts)
+    saturated(system, workload, range(4), float("inf"))
+
+
+def measure_cell(
+    name: System, loaded: LoadedModel, settings: StreamingSettings, workload: Workload, bound: float
+) -> Cell:
+    """Fills the sessions, saturates them, then paces them; `bound`: seconds of a step with one token of each."""
+    suite, context, sessions = workload.suite, workload.context, workload.sessions
+    before = memory_in_use(loaded)
+    system = build_system(name, loaded, workload, settings)
+    system.fill(workload.starts)
+    filled = memory_in_use(loaded)
+    needed = _HOPELESS * sessions * FPS
+    full = saturated(system, workload, range(suite.saturated_frames), suite.seconds, needed)
+    used = max(filled, memory_in_use(loaded)) - before
+    speed, live = full.decided / full.seconds, None
+    if speed >= needed:
+        live = summary(paced(system, workload, range(suite.saturated_frames, workload.frames), suite.give_up_s))
+    done = ~np.isnan(full.done)
+    return Cell(
+        system=name,
+        context=context,
+        sessions=sessions,
+        frames_per_s=speed,
+        frames=full.decided,
+        step_ms=Percentiles.of(np.array(full.steps)),
+        share_of_bound=speed * workload.tokens_per_frame * bound / sessions,
+        fast_share=float(full.fast[done].mean()),
+        refreshes=full.refreshes,
+        session_mib=used / sessions / MIB,
+        kv_mib=context * kv_bytes(loaded.model) / MIB,
+        paced=live,
+    )
+
+
+def paced_count(suite: EngineSuite) -> int:
+    """Frames of a session in a paced measurement."""
+    return max(1, round(suite.seconds * FPS))
+
+
+def summary(record: Record) -> Paced:
+    waited, free = record.latencies()
+    return Paced(
+        free=Percentiles.of(waited[free]),
+        all=Percentiles.of(waited),
+        first_token=Percentiles.of(record.first_tokens()),
+        refreshes=record.refreshes,
+        gave_up=record.gave_up,
+    )
+
+
+def largest(fits: Callable[[int], bool], most: int, start: int = 1) -> int:
+    """The largest number of sessions that `fits`: doubled from `start` up to `most`, then halved; 0 if none does."""
+    low, high = 0, min(start, most)
+    while high <= most and fits(high):
+        low, high = high, 2 * high
+    high = min(high, most + 1)
+    while high - low > max(1, low // _FINE):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def largest_within(
+    loaded: LoadedModel, suite: EngineSuite, settings: StreamingSettings, context: int
+) -> tuple[int, dict[int, Paced]]:
+    """Most sessions of the engine within the suite's limits, and every number that was tried."""
+    tried: dict[int, Paced] = {}
+
+    def fits(sessions: int) -> bool:
+        if sessions * context * kv_bytes(loaded.model) > suite.memory_gib * GIB:
+            return False
+        memory_in_use(loaded)  # what the last number took is given back
+        frames = range(paced_count(suite))
+        workload = Workload(suite, sessions, context, len(frames))
+        system = EngineSystem(loaded, workload, settings)
+        try:
+            system.fill(workload.starts)
+        except OutOfPagesError:
+            return False
+        tried[sessions] = summary(paced(system, workload, frames, suite.give_up_s))
+        return tried[sessions].within(suite)
+
+    return largest(fits, suite.most_sessions, suite.search_from), tried
+
+
+@dataclass(frozen=True)
+class Minute:
+    """One minute of all sessions' time in the soak, and the memory behind it."""
+
+    frames_per_s: float
+    latency: Percentiles
+    """From when a frame was handed over until it was decided; the session's next one follows at once."""
+    refreshes: int
+    memory_mib: float
+
+
+def soak(loaded: LoadedModel, suite: EngineSuite, settings: StreamingSettings, context: int) -> Iterator[Minute]:
+    """Minutes of every session's time as fast as they go; behind each, one session closes and another opens."""
+    sessions, a_minute = suite.soak_sessions, int(60 * FPS)
+    workload = Workload(suite, sessions, context, suite.soak_minutes * a_minute + 1)
+    system = EngineSystem(loaded, workload, settings)
+    system.fill(workload.starts)
+    for minute in range(suite.soak_minutes):
+        frames = range(minute * a_minute, (minute + 1) * a_minute)
+        record = saturated(system, workload, frames, float("inf"))
+        yield Minute(
+            record.decided / record.seconds,
+            Percentiles.of(record.latencies()[0]),
+            record.refreshes,
+            memory_in_use(loaded) / MIB,
+        )
+        system.replace(minute % sessions, workload.starts[minute % sessions], frames.stop)
+
+
+def memory_in_use(loaded: LoadedModel) -> int:
+    """Bytes that torch holds on the model's GPU, else this process' resident set, without what is merely kept back."""
+    gc.collect()
+    if loaded.model.device.type == "cuda":
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_allocated(loaded.model.device)
+    if sys.platform == "linux":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return psutil.Process().memory_info().rss

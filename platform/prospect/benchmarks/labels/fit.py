@@ -1,0 +1,79 @@
+"""The aligner's weights by maximum likelihood, and whether its confidences mean what they say."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize
+
+from prospect.benchmarks.labels.gold import GoldVideo
+from prospect.data.labels.aligner import AlignerSettings, Evidence, decode
+from prospect.data.labels.chain import Floats, marginals
+
+Example = tuple[GoldVideo, Evidence]
+BINS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Steps whose confidences are alike."""
+
+    low: float
+    high: float
+    steps: int
+    confidence: float
+    """Their mean."""
+    right: float
+    """Mean share of their blocks that are right."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Steps by confidence, and the mean distance of confidence and truth (expected calibration error)."""
+
+    bins: tuple[Bin, ...]
+    error: float
+
+
+def fit_weights(examples: Sequence[Example]) -> tuple[float, float]:
+    """(similarity_weight, pause_weight) under which the gold assignments are most probable.
+
+    Videos count equally; those out of order have no monotone path and are left out.
+    """
+    usable = [(np.array(video.gold), evidence) for video, evidence in examples if video.in_order]
+
+    def loss(weights: Floats) -> tuple[float, Floats]:
+        parts = [_loss(weights, gold, evidence) for gold, evidence in usable]
+        return float(np.mean([value for value, _ in parts])), np.mean([slope for _, slope in parts], axis=0)
+
+    similarity, pause = minimize(loss, np.ones(2), jac=True, method="L-BFGS-B").x
+    return float(similarity), float(pause)
+
+
+def calibration(examples: Sequence[Example], settings: AlignerSettings) -> Calibration:
+    """On all steps of the examples."""
+    sure, right = [], []
+    for video, evidence in examples:
+        alignment = decode(*evidence.weighted(settings))
+        path = np.array(alignment.assignment)
+        sure.append(alignment.confidences)
+        right.append(np.bincount(path, path == video.gold) / np.bincount(path))
+    confidences, truths = np.concatenate(sure), np.concatenate(right)
+    which = np.clip(np.digitize(confidences, BINS) - 1, 0, len(BINS) - 2)
+    bins = tuple(
+        Bin(BINS[i], BINS[i + 1], int(mine.sum()), float(confidences[mine].mean()), float(truths[mine].mean()))
+        for i in range(len(BINS) - 1)
+        if (mine := which == i).any()
+    )
+    error = sum(each.steps * abs(each.confidence - each.right) for each in bins) / len(confidences)
+    return Calibration(bins, error)
+
+
+def _loss(weights: Floats, gold: np.ndarray, evidence: Evidence) -> tuple[float, Floats]:
+    """Negative log-likelihood of one video, and its gradient: what is expected less what is there."""
+    similarity, pause = weights
+    found = marginals(similarity * evidence.similarity, pause * evidence.pauses)
+    ends = np.diff(gold) > 0
+    there = np.array([evidence.similarity[np.arange(len(gold)), gold].sum(), evidence.pauses[ends].sum()])
+    expected = np.array([(found.steps * evidence.similarity).sum(), (found.boundaries * evidence.pauses).sum()])
+    return float(found.log_total - weights @ there), expected - there

@@ -1,0 +1,60 @@
+"""Shared by the jobs: the sample corpus, the frames that are embedded, the run that a job leaves in the tracker."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from prospect.config import Config
+from prospect.data.embeddings import EmbeddingStore
+
+Report = Callable[[str], None]
+"""Takes one line of progress at a time."""
+
+_PARAMETERS = {"embed": ("data", "vision", "embedding"), "label": ("data", "labels")}
+"""Sections of the configuration by which the runs of a job are compared."""
+
+
+def embeddings_root(config: Config) -> str:
+    """The embedding store of a storage root."""
+    return f"{config.storage.root}/embeddings"
+
+
+def draw_sample(config: Config, report: Report = print) -> None:
+    """Draws the sample corpus where `data.path` is its place; what is there with the same settings is kept."""
+    folder = Path(config.storage.root) / "corpus"
+    if config.data.path != str(folder):
+        return
+
+    from prospect.corpus.draw import draw_corpus  # with the encoder of videos
+
+    drawn = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal drawn
+        drawn += 1
+        if drawn > 1 and (done == total or done % 60 == 0):  # a finished corpus reports once
+            report(f"draw   {done}/{total} videos")
+
+    draw_corpus(config.corpus, folder, progress)
+
+
+def frames_in(config: Config) -> Callable[[str], int | None]:
+    """T of a video that is embedded below the storage root, None of another."""
+    store = EmbeddingStore(embeddings_root(config))
+    stored = set(store.video_ids())
+    return lambda video_id: store.num_frames(video_id) if video_id in stored else None
+
+
+def track_job(config: Config, job: str, metrics: Mapping[str, float], texts: Mapping[str, str], report: Report) -> None:
+    """Leaves a run in the tracker; a storage root on an object store has no place for the default database."""
+    named = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if "://" in config.storage.root and not named:
+        report(f"{job:6} not tracked: storage.root is a URL, so name a server with tracking.uri or MLFLOW_TRACKING_URI")
+        return
+    from prospect.tracking.tracking import Tracking  # with MLflow
+
+    tracking = Tracking(config.tracking, config.storage.root)
+    whole = config.model_dump(mode="json")
+    parameters = {section: whole[section] for section in _PARAMETERS[job]}
+    run = tracking.log_job(job, config=whole, parameters=parameters, metrics=metrics, texts=texts)
+    report(f"{job:6} tracked as run {run.id}: {tracking.where(run)}")

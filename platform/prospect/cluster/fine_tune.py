@@ -1,0 +1,167 @@
+"""From records and embeddings to a registered model: what a run does that was not finished before.
+
+job.py finds out whether there is anything to do. From here on torch, transformers, MLflow and Ray are needed.
+"""
+
+import json
+import os
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prospect.cluster.common import Report
+from prospect.cluster.plan import plan
+from prospect.cluster.record import hand_on, keep_reports, open_run, outcome, register
+from prospect.cluster.workers import fit
+from prospect.config import Config
+from prospect.data.embeddings import EmbeddingStore
+from prospect.data.prepare import Records, frame_statistics, make_clips, training_texts
+from prospect.data.sources import QuarantinedRecord
+from prospect.dialogue.vocabulary import Vocabulary
+from prospect.errors import ConfigError
+from prospect.files import write_json
+from prospect.model.adapters import build_tokenizer
+from prospect.tracking.retry import patiently
+from prospect.tracking.run import Run
+from prospect.tracking.tracking import Tracking
+from prospect.training.console import write_table
+from prospect.training.loop import clip_lengths, make_sampler
+from prospect.training.manifest import dataset_manifest
+from prospect.training.memory_plan import MemoryPlan
+from prospect.training.preflight import check_device, own_device, trained_parameters
+from prospect.training.result import TrainResult
+from prospect.training.run_folder import claim
+from prospect.training.worker_spec import TrainingData, WorkerJob
+
+
+def execute(
+    config: Config,
+    records: Records,
+    store: EmbeddingStore,
+    identity: dict[str, Any],
+    folder: Path,
+    report: Report,
+) -> TrainResult:
+    """Trains, calibrates, tracks and registers; see `train` for what it raises.
+
+    Args:
+        config: of the run.
+        records: what it reads.
+        store: embeddings of their videos.
+        identity: by which a run of the same name knows that it is the same.
+        folder: the run's.
+        report: takes one line of progress at a time.
+    """
+    settings, root = config.training, folder.parents[1]
+    data, quarantined = _prepare(config, records, store, folder, report)
+    planned = _plan(config, data, store, report)
+    claim(folder, identity)
+    clips = {"train": data.train, "validation": data.validation}
+    manifest = dataset_manifest(records, store, clips, len(quarantined))
+    tracking = Tracking(config.tracking, root)
+    run = patiently(lambda: open_run(tracking, config, folder, manifest), report)
+    where = patiently(lambda: tracking.where(run), report)
+    report(f"train  run {settings.run_name!r} is tracked: {where}")
+    with outcome(run, report):
+        job = _worker_job(config, folder, store, run, planned)
+        summary = fit(job, data, root, partial(hand_on, run), report)
+        keep_reports(run, folder, summary["model_step"], report)
+        version = patiently(lambda: register(tracking, config.model.name, run, folder / "model", summary), report)
+        patiently(run.finish, report)
+    result = TrainResult(
+        run_name=settings.run_name,
+        model=folder / "model",
+        steps=summary["step"],
+        model_step=summary["model_step"],
+        first_loss=summary["first_loss"],
+        last_loss=summary["last_loss"],
+        validation=summary["validation"],
+        trained_steps=summary["trained_steps"],
+        mlflow_run=run.id,
+        name=config.model.name,
+        version=version,
+        quarantined=len(quarantined),
+    )
+    write_json(folder / "result.json", {**asdict(result), "model": str(result.model)})
+    report(f"train  model {result.model}, registered as models:/{result.name}/{version} (candidate)")
+    report(f"train  compare runs: {where}")
+    return result
+
+
+def _prepare(
+    config: Config, records: Records, store: EmbeddingStore, folder: Path, report: Report
+) -> tuple[TrainingData, list[QuarantinedRecord]]:
+    """Clips of both splits and the tokenizer, which lies in the run's folder from now on."""
+    train_split, validation_split = records.split("train"), records.split("validation")
+    texts = training_texts((d for d, _ in train_split), config.training.clips.summaries)
+    tokenizer = build_tokenizer(config.model, texts, folder.parents[1] / "cache")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    quarantined = list(records.quarantined)
+    clips = []
+    for split in (train_split, validation_split):
+        made, broken = make_clips(
+            split, Vocabulary(tokenizer), config.context, config.training.clips, store.tokens_per_frame
+        )
+        clips.append(made)
+        quarantined += broken
+    if quarantined:
+        file = folder / "quarantine.jsonl"
+        file.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in quarantined))
+        report(f"train  {len(quarantined)} records or events left out, listed in {file}; the first: {quarantined[0]}")
+    make_sampler(clips[0], config.training)
+    if config.training.early_stopping and not clips[1]:
+        raise ConfigError(
+            "`training.early_stopping` is set, but no video is held out for validation: mark some records with "
+            "`split: validation`, or set training.early_stopping=null.",
+            field="training.early_stopping",
+        )
+    if config.training.clips.summaries and not any(clip.closing_summary for clip in clips[0]):
+        raise ConfigError(
+            "`training.clips.summaries` is true, but no clip has a summary to learn: the records' assistant turns "
+            "need `progress`, and context.max_summary_tokens room for it; or set it to false.",
+            field="training.clips.summaries",
+        )
+    statistics = None
+    if config.model.whiten_frames:
+        statistics = frame_statistics(store, (d.video_id for d, _ in train_split), config.training.seed)
+    return TrainingData(clips[0], clips[1], statistics), quarantined
+
+
+def _plan(config: Config, data: TrainingData, store: EmbeddingStore, report: Report) -> MemoryPlan:
+    """The memory of a step of these clips; on a machine of our own, what cannot fit stops here."""
+    own, workers = "RAY_ADDRESS" not in os.environ, config.training.num_workers
+    if own:
+        workers = min(workers, torch.cuda.device_count() or os.cpu_count() or 1)
+    training = config.training.model_copy(update={"num_workers": workers})
+    planned = plan(config.model_copy(update={"training": training}), clip_lengths(data.train), store.dim)
+    write_table(trained_parameters(config.model, store.dim), report)
+    if own and (remark := check_device(config.model, training, planned, own_device(), workers)):
+        report(f"train  {remark}")
+    return planned
+
+
+def _worker_job(config: Config, folder: Path, store: EmbeddingStore, run: Run, planned: MemoryPlan) -> WorkerJob:
+    manifest = {
+        "vision": config.vision.model_dump(mode="json"),
+        "context": config.context.model_dump(mode="json"),
+        "fingerprint": store.fingerprint,
+        "run_name": folder.name,
+        "mlflow_run": run.id,
+        "seed": config.training.seed,
+    }
+    cache = folder.parents[1] / "cache"
+    return WorkerJob(
+        model=config.model,
+        training=config.training,
+        context=config.context,
+        folder=folder,
+        cache=cache,
+        store=store.root,
+        manifest=manifest,
+        planned=planned,
+        streaming=config.streaming,
+        evaluation=config.evaluation,
+    )

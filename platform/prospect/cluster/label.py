@@ -1,0 +1,191 @@
+"""Annotations -> DST labels with Ray Data: steps get their spans, every event its frame, and all is counted.
+
+Steps that a source times keep their times. Steps that nobody timed get theirs from the video's annotation lines,
+which the aligner maps to steps inside the tasks, or a language model before them.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
+from itertools import groupby
+
+from rich.console import Console
+
+from prospect.cluster.common import Report, draw_sample, frames_in, track_job
+from prospect.cluster.runtime import connect
+from prospect.config import Config
+from prospect.data.labels.llm.report import MappingReport
+from prospect.data.labels.proassist import to_proassist
+from prospect.data.labels.report import DialogueLabels, LabelReport, summarize
+from prospect.data.labels.settings import LabelSettings
+from prospect.data.labels.table import to_tsv
+from prospect.data.labels.video import FramesOf, Video, VideoLabels, by_video, label_video, load_models
+from prospect.data.sources import Corpus, load_dialogues, to_jsonl
+from prospect.dialogue.schema import Dialogue
+from prospect.errors import DataError
+from prospect.files import open_filesystem, write_file
+
+Progress = Callable[[str, int, int], None]
+"""(what is being done, videos done, videos in all)."""
+
+
+PROGRESS_S = 5.0
+"""Seconds between two lines of progress."""
+
+
+def make_labels(config: Config, report: Report = print) -> LabelReport:
+    """Annotations -> DST labels on the frames of the embeddings, or of the stated durations where there are none.
+
+    Ends with the table, the plots, and a finished run of the tracker.
+    """
+    draw_sample(config, report)
+    began: dict[str, tuple[int, float]] = {}
+    shown = time.monotonic()
+
+    def progress(what: str, done: int, total: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        first, start = began.setdefault(what, (done, now))  # models are loaded: from here on the pace tells
+        if done > first and now - shown >= PROGRESS_S:
+            left = timedelta(seconds=round((now - start) / (done - first) * (total - done)))
+            report(f"label  {done}/{total} videos {what}, {left} left")
+            shown = now
+
+    root, frames_of = config.storage.root, frames_in(config)
+    corpus = load_dialogues(config.data)
+    labels = label(corpus, root, frames_of, config.labels, progress)
+    console = Console(width=140)
+    console.print(labels)
+    if labels.mapping is not None:
+        console.print(labels.mapping)
+    for sentence in labels.remarks():
+        report(f"label  {sentence}")
+    from prospect.reports.statistics import plot_statistics  # with matplotlib
+
+    page, *_ = plot_statistics(corpus.dialogues, root, frames_of)
+    report(f"label  written to {root}/labels, plots in {page}")
+    texts = {"report.json": labels.to_json()}
+    if labels.mapping is not None:
+        texts["mapping.json"] = labels.mapping.to_json()
+    track_job(config, "label", labels.metrics(), texts, report)
+    return labels
+
+
+def label_and_show(config: Config, report: Report = print) -> None:
+    """`make_labels`; or, with `preview=VIDEO`, one page on that video's labels."""
+    if config.preview is None:
+        make_labels(config, report)
+        return
+    from prospect.reports.preview.page import preview_video
+
+    draw_sample(config, report)
+    corpus = load_dialogues(config.data)
+    page = preview_video(config.preview, corpus, config.storage.root, frames_in(config), config.context)
+    report(f"label  preview written to {page}")
+
+
+def label(
+    corpus: Corpus,
+    root: str,
+    frames_of: FramesOf = lambda _: None,
+    settings: LabelSettings | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> LabelReport:
+    """Labels a corpus in place and writes `labels/` under `root`: dialogues, ProAssist's JSON, a table, the report.
+
+    Args:
+        corpus: the source; its dialogues are replaced by labelled ones without annotation lines.
+        root: absolute path or URL of the storage root.
+        frames_of: T of a video that is embedded; others get theirs from the source's duration.
+        settings: how steps get their times.
+        progress: called as videos are done.
+
+    Raises:
+        DataError: the corpus holds nothing that can be used.
+        ConfigError: a sentence encoder that is not there.
+        EndpointError: the language model's endpoint does not work.
+    """
+    settings = settings or LabelSettings()
+    if not corpus.dialogues:
+        why = f": {corpus.quarantined[0]}" if corpus.quarantined else ""
+        raise DataError(f"data.path: it holds no dialogue that can be used{why}", field="data.path")
+    videos, places = by_video(corpus.dialogues, frames_of)
+    untimed = [place for place, video in enumerate(videos) if video.lines]
+    if untimed:
+        load_models(settings.similarity, settings.aligner.nli_model)  # a wrong name is told before any work
+    mapping = None
+    if settings.mapper == "llm":
+        mapping = _ask([videos[place] for place in untimed], settings, root, progress)
+        for place, answer in zip(untimed, mapping.results, strict=True):
+            videos[place] = videos[place].model_copy(update={"mapping": answer})
+    report = _label(corpus, videos, places, settings, mapping, progress)
+    _write(root, corpus.dialogues, report)
+    return report
+
+
+def _ask(videos: Sequence[Video], settings: LabelSettings, root: str, progress: Progress) -> MappingReport:
+    from prospect.data.labels.llm.mapping import map_videos  # with the client of the endpoint
+
+    done = iter(range(1, len(videos) + 1))
+    requests = [video.request(settings) for video in videos]
+    return map_videos(requests, settings.llm, root, lambda _: progress("asked about", next(done), len(videos)))
+
+
+def _label(
+    corpus: Corpus,
+    videos: list[Video],
+    places: list[list[int]],
+    settings: LabelSettings,
+    mapping: MappingReport | None,
+    progress: Progress,
+) -> LabelReport:
+    """Replaces the corpus's dialogues by labelled ones, and reports."""
+    labels: dict[int, DialogueLabels] = {}
+    results: dict[int, VideoLabels] = {}
+    for place, result in _run(videos, settings):
+        results[place] = result
+        for index, dialogue, counts in zip(places[place], videos[place].dialogues, result.labels, strict=True):
+            labels[index] = counts
+            corpus.dialogues[index] = dialogue.model_copy(update={"steps": result.steps or dialogue.steps})
+        progress("labelled", len(results), len(videos))
+    ordered = [results[place] for place in range(len(videos))]
+    return summarize(
+        [(dialogue, labels[index]) for index, dialogue in enumerate(corpus.dialogues)],
+        corpus.quarantined,
+        [record for result in ordered for record in result.quarantined],
+        duplicates=corpus.duplicates,
+        overlaps=[record for result in ordered for record in result.overlaps],
+        mapping=mapping,
+    )
+
+
+def _run(videos: list[Video], settings: LabelSettings) -> Iterator[tuple[int, VideoLabels]]:
+    """The results as they come, each with its video's place."""
+    import ray.data
+
+    def task(row: dict[str, str]) -> dict[str, str]:
+        result = label_video(Video.model_validate_json(row["video"]), settings)
+        return {"place": row["place"], "result": result.model_dump_json()}
+
+    connect()
+    rows = [
+        {"place": place, "video": video.model_dump_json(exclude_defaults=True)} for place, video in enumerate(videos)
+    ]
+    blocks = math.ceil(len(rows) / settings.videos_per_block)
+    for row in ray.data.from_items(rows, override_num_blocks=blocks).map(task).iter_rows():
+        yield int(row["place"]), VideoLabels.model_validate_json(row["result"])
+
+
+def _write(root: str, dialogues: Sequence[Dialogue], report: LabelReport) -> None:
+    filesystem, base = open_filesystem(root)
+
+    def write(name: str, parts: Iterable[bytes]) -> None:
+        write_file(filesystem, f"{base}/labels/{name}", parts)
+
+    write("dialogues.jsonl", (to_jsonl([dialogue]).encode() for dialogue in dialogues))
+    write("labels.tsv", to_tsv(dialogues))
+    write("report.json", [report.to_json().encode()])
+    groups = sorted(dialogues, key=lambda dialogue: (dialogue.dataset, dialogue.split))
+    for (dataset, split), members in groupby(groups, key=lambda dialogue: (dialogue.dataset, dialogue.split)):
+        write(f"proassist/{dataset}/{split}.json", to_proassist(members))

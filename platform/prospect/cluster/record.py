@@ -1,0 +1,100 @@
+"""What a training tells MLflow beside its metrics: where it comes from, what it reads, its reports and its end."""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prospect.cluster.common import Report
+from prospect.config import Config
+from prospect.messages import first_line
+from prospect.reports.curves import plot_run
+from prospect.streaming import table
+from prospect.tracking.pyfunc import ModelInterface
+from prospect.tracking.retry import patiently
+from prospect.tracking.run import DatasetCard, Run
+from prospect.tracking.settings import TrackingError
+from prospect.tracking.tracking import Tracking
+from prospect.training.events import Event, once, read_events
+from prospect.training.metrics import failure_tag, measured, metric_rows, run_tags, threshold_metrics
+
+PARAMETERS = ("training", "model", "context", "data", "vision")
+"""Sections of the configuration by which runs are compared; `config.json` has all."""
+
+INTERFACE = ModelInterface("prospect.streaming.table", table.INPUTS, table.OUTPUTS, table.PARAMETERS)
+
+_REPORTS = ("calibration.json", "curves.json", "quarantine.jsonl")
+"""Files of the run's folder that go to MLflow with its pictures."""
+
+_CONTEXTS = {"train": "training", "validation": "validation"}
+"""MLflow's words for what a run does with a split."""
+
+
+def open_run(tracking: Tracking, config: Config, folder: Path, manifest: dict[str, Any]) -> Run:
+    """The MLflow run, with everything that is known before the first step."""
+    tags = {"records": manifest["records"], "embeddings": manifest["embeddings"], "folder": str(folder)}
+    whole = config.model_dump(mode="json")
+    parameters = {section: whole[section] for section in PARAMETERS}
+    parameters["training"] = config.training.model_dump(mode="json", exclude={"run_name"})  # the run's own name
+    run = tracking.open_run(folder, config.training.run_name, config=whole, parameters=parameters, tags=tags)
+    run.log_json(manifest, "dataset.json")
+    run.log_datasets(
+        DatasetCard(f"{name}/{split}", manifest["records"], str(config.data.path), _CONTEXTS[split], counts)
+        for name, splits in manifest["datasets"].items()
+        for split, counts in splits.items()
+    )
+    return run
+
+
+def hand_on(run: Run, events: Sequence[Event]) -> None:
+    """Metrics and tags of a batch of events; the same batch again changes nothing."""
+    run.log_history(metric_rows(events))
+    if tags := run_tags(events):
+        run.set_tags(tags)
+
+
+def keep_reports(run: Run, folder: Path, step: int, report: Report) -> None:
+    """Curves of a run that is done, thresholds of its model, whose weights are those of `step`, what was left out."""
+    pictures = plot_run(folder, once(event for event, _ in read_events(folder / "metrics.jsonl")))
+    files = [file for name in _REPORTS if (file := folder / name).is_file()]
+    calibration = folder / "calibration.json"
+    chosen = json.loads(calibration.read_text())["thresholds"] if calibration.is_file() else {}
+    rows = [(max(step - 1, 0), time.time(), threshold_metrics(chosen))]
+
+    def upload() -> None:
+        for picture in pictures:
+            run.log_file(picture, "plots")
+        for file in files:
+            run.log_file(file)
+        run.log_history(rows)
+
+    patiently(upload, report)
+
+
+def register(tracking: Tracking, name: str, run: Run, folder: Path, summary: Mapping[str, Any]) -> int:
+    """The model's version, with the step of its weights and what validation measured of them, out of `summary`."""
+    step = summary["model_step"]
+    tags = {"step": str(step), **{name: f"{value:.6g}" for name, value in measured(summary["validation"]).items()}}
+    return tracking.register(name, run, folder, INTERFACE, step, tags)
+
+
+@contextlib.contextmanager
+def outcome(run: Run, report: Report) -> Iterator[None]:
+    """Leaves the MLflow run with the status of what went wrong; a server that is away does not hide what it was."""
+    try:
+        yield
+    except BaseException as error:
+        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        reason = failure_tag(time.time(), first_line(error))
+        try:
+            patiently(lambda: _leave(run, status, reason), report, seconds=10)
+        except TrackingError as away:
+            report(f"train  {away}")
+        raise
+
+
+def _leave(run: Run, status: str, tags: dict[str, str]) -> None:
+    run.set_tags(tags)
+    run.finish(status)

@@ -1,0 +1,90 @@
+"""The gateway's way to the engines: `prospect.serving.core.Core` behind a Serve handle. Imports no torch."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+from ray.serve.schema import LoggingConfig
+
+from prospect.errors import ProspectError, UnknownSessionError
+from prospect.protocol.messages import (
+    FrameAppend,
+    FrameOutcome,
+    ModelCard,
+    ServerMessage,
+    SessionClosed,
+    SessionCreated,
+    SessionUpdate,
+    SessionView,
+    StateMap,
+)
+
+MANY = 10_000
+"""Requests that Serve lets through at once: streams are requests that last, and the engine does the refusing."""
+
+QUIET = LoggingConfig(enable_access_log=False)
+"""Serve's access log has two lines for each frame."""
+
+
+class RemoteCore:
+    """`prospect.serving.host.Core` behind a handle; a session that died with its engine is an unknown one."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def model(self) -> ModelCard:
+        return await self._handle.model.remote()
+
+    async def create(self, update: SessionUpdate, stream: bool) -> SessionCreated:
+        assert update.session_id is not None
+        return await self._call(update.session_id, "create", update, stream)
+
+    async def resume(self, handle: str) -> SessionCreated:
+        return await self._call(handle.partition(":")[0], "resume", handle)
+
+    async def push(self, session_id: str, frame: FrameAppend) -> None:
+        await self._call(session_id, "push", session_id, frame)
+
+    async def decide(self, session_id: str, frames: Sequence[FrameAppend]) -> list[FrameOutcome]:
+        return await self._call(session_id, "decide", session_id, frames)
+
+    async def text(self, session_id: str, text: str) -> None:
+        await self._call(session_id, "text", session_id, text)
+
+    async def patch(self, session_id: str, changes: StateMap) -> StateMap:
+        return await self._call(session_id, "patch", session_id, changes)
+
+    async def view(self, session_id: str) -> SessionView:
+        return await self._call(session_id, "view", session_id)
+
+    async def close(self, session_id: str) -> SessionClosed:
+        return await self._call(session_id, "close", session_id)
+
+    async def leave(self, session_id: str, handle: str) -> None:
+        await self._call(session_id, "leave", session_id, handle)
+
+    async def events(self, session_id: str) -> AsyncIterator[ServerMessage]:
+        answers = self._handle.options(session_id=session_id, method_name="events", stream=True).remote(session_id)
+        assert isinstance(answers, DeploymentResponseGenerator)
+        try:
+            async for message in answers:
+                yield message
+        except (RayActorError, RayServeException) as error:
+            raise _lost(session_id) from error
+
+    async def _call(self, session_id: str, method: str, *arguments: Any) -> Any:
+        try:
+            handle = self._handle.options(session_id=session_id, method_name="answer")
+            answer = await handle.remote(method, *arguments)
+        except (RayActorError, RayServeException) as error:
+            raise _lost(session_id) from error
+        if isinstance(answer, ProspectError):
+            raise answer
+        return answer
+
+
+def _lost(session_id: str) -> UnknownSessionError:
+    message = f"session_id: the engine of session {session_id!r} is gone; open it again"
+    return UnknownSessionError(message, field="session_id")

@@ -1,0 +1,117 @@
+"""One WebSocket, one session: the client's messages in, the session's messages out."""
+
+import asyncio
+from contextlib import suppress
+
+from fastapi import WebSocket
+from starlette.websockets import WebSocketDisconnect, WebSocketState
+
+from prospect.errors import ProspectError, SessionError
+from prospect.protocol.messages import (
+    ClientMessage,
+    ErrorMessage,
+    FrameAppend,
+    ServerMessage,
+    SessionClose,
+    SessionUpdate,
+    StatePatch,
+    TextAppend,
+)
+from prospect.protocol.parsing import parse_client
+from prospect.serving.core import Core
+
+NORMAL, GOING_AWAY, TRY_AGAIN = 1000, 1001, 1013
+"""Close codes of RFC 6455 and its registry."""
+
+
+async def serve_socket(core: Core, socket: WebSocket) -> None:
+    """Runs a stream until its client or its session is gone."""
+    await socket.accept()
+    connection = _Connection(core, socket)
+    try:
+        await connection.read()
+    except WebSocketDisconnect:
+        pass  # the client's way to leave; `leave` decides what becomes of the session
+    finally:
+        await connection.leave()
+
+
+class _Connection:
+    def __init__(self, core: Core, socket: WebSocket) -> None:
+        self._core = core
+        self._socket = socket
+        self._session_id: str | None = None
+        self._resume = ""
+        self._writer: asyncio.Task[None] | None = None
+
+    async def read(self) -> None:
+        """Takes messages one after the other, so that they stay in order."""
+        while True:
+            received = await self._socket.receive()
+            if received["type"] == "websocket.disconnect":
+                return
+            data = received.get("text") or received.get("bytes") or ""
+            seq = None
+            try:
+                message = parse_client(data)
+                seq = message.seq if isinstance(message, FrameAppend) else None
+                await self._handle(message)
+            except ProspectError as error:
+                await self._send(ErrorMessage.of(error, seq))
+                if error.code == "busy":
+                    await self._socket.close(TRY_AGAIN)
+                    return
+
+    async def leave(self) -> None:
+        """First of all tells the core: whoever cancels the handler may not let it wait for anything."""
+        try:
+            if self._session_id is not None:
+                await self._core.leave(self._session_id, self._resume)
+        finally:
+            if self._writer is not None:
+                self._writer.cancel()
+
+    async def _handle(self, message: ClientMessage) -> None:
+        if isinstance(message, SessionUpdate):
+            await self._open(message)
+            return
+        session_id = self._session_id
+        if session_id is None:
+            raise SessionError(
+                f"type: {message.type!r} came before session.update, which opens a session", field="type"
+            )
+        match message:
+            case FrameAppend():
+                await self._core.push(session_id, message)
+            case TextAppend():
+                await self._core.text(session_id, message.text)
+            case StatePatch():
+                await self._core.patch(session_id, message.state)
+            case SessionClose():
+                await self._core.close(session_id)
+
+    async def _open(self, update: SessionUpdate) -> None:
+        if self._session_id is not None:
+            raise SessionError(f"type: this stream has session {self._session_id!r}; open another one", field="type")
+        if update.resume is not None:
+            created = await self._core.resume(update.resume)
+        else:
+            created = await self._core.create(update.with_id(), True)
+        self._session_id, self._resume = created.session_id, created.resume
+        await self._send(created)
+        self._writer = asyncio.create_task(self._write(created.session_id))
+
+    async def _write(self, session_id: str) -> None:
+        last: ServerMessage | None = None
+        with suppress(WebSocketDisconnect):  # the reader sees it too, and leaves
+            try:
+                async for last in self._core.events(session_id):
+                    await self._send(last)
+            except ProspectError as error:
+                await self._send(ErrorMessage.of(error))
+            closed = last is not None and last.type == "session.closed"
+            await self._socket.close(NORMAL if closed else GOING_AWAY)
+
+    async def _send(self, message: ServerMessage) -> None:
+        if self._socket.application_state is WebSocketState.CONNECTED:  # the writer may have closed it
+            await self._socket.send_text(message.model_dump_json(exclude_none=True))

@@ -1,0 +1,140 @@
+"""Attention that reads pages by their tables: on a GPU, and wherever torch compiles FlexAttention."""
+
+from collections.abc import Sequence
+from functools import cache
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.functional import pad
+
+from prospect.streaming.attention.interface import Part
+from prospect.streaming.kv_cache.pool import PagePool
+
+QUERY_BLOCK = 128
+"""Queries that FlexAttention treats together; a session's are never in a block with another's."""
+
+
+class VarlenOverPages:
+    """CUDA: `torch.nn.attention.varlen` of S sequences' last tokens, packed, over their pages.
+
+    On Hopper and data-centre Blackwell cuDNN does it, with pages of any power of two; elsewhere Flash Attention 2, with
+    pages of a multiple of 256 tokens.
+
+    Args:
+        starts: int32 [S + 1] where each sequence's queries begin.
+        max_new: queries of the sequence that has most.
+        ends: int32 [S] keys of each sequence, its new ones included.
+        max_keys: of the longest one; its pages are the tables' width.
+        tables: int32 [S, W] pages.
+    """
+
+    def __init__(self, starts: Tensor, max_new: int, ends: Tensor, max_keys: int, tables: Tensor) -> None:
+        self._starts, self._max_new, self._ends, self._max_keys, self._tables = starts, max_new, ends, max_keys, tables
+        # Tables and ends say it all, but Flash Attention 2 refuses queries with starts where keys have none.
+        self._key_starts = pad(ends.cumsum(0, dtype=torch.int32), (1, 0))
+
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+        from torch.nn.attention.varlen import varlen_attn
+
+        out = varlen_attn(
+            query.contiguous(),
+            keys,
+            values,
+            self._starts,
+            self._key_starts,
+            self._max_new,
+            self._max_keys,
+            scale=scaling,
+            window_size=(-1, 0),  # causal, aligned to the last key
+            enable_gqa=True,
+            seqused_k=self._ends,
+            block_table=self._tables,
+        )
+        assert isinstance(out, Tensor)
+        return out
+
+
+class VarlenAttention(VarlenOverPages):
+    """The new tokens of the parts' sessions."""
+
+    def __init__(self, pool: PagePool, parts: Sequence[Part]) -> None:
+        counts = torch.tensor([part.num_tokens for part in parts], dtype=torch.int32)
+        ends = torch.tensor([part.end for part in parts], dtype=torch.int32)
+        max_keys = int(ends.max())
+        width = pool.pages_for(max_keys)
+        tables = [[*part.table.pages[:width], *[pool.num_pages] * (width - len(part.table.pages))] for part in parts]
+        super().__init__(
+            pad(counts.cumsum(0, dtype=torch.int32), (1, 0)).to(pool.device),
+            int(counts.max()),
+            ends.to(pool.device),
+            max_keys,
+            torch.tensor(tables, dtype=torch.int32, device=pool.device),
+        )
+
+
+class FlexAttention:
+    """Block-sparse over pages. Sessions with as many new tokens as each other make one call."""
+
+    def __init__(self, pool: PagePool, parts: Sequence[Part]) -> None:
+        self._pool = pool
+        starts, start = [], 0
+        for part in parts:
+            starts.append(start)
+            start += part.num_tokens
+        order = sorted(range(len(parts)), key=lambda i: parts[i].num_tokens)
+        self._calls: list[tuple[Tensor, BlockMask]] = []
+        for num_tokens, group in groupby(order, key=lambda i: parts[i].num_tokens):
+            members = list(group)
+            rows = torch.tensor([[starts[i] + t for t in range(num_tokens)] for i in members], device=pool.device)
+            self._calls.append((rows, self._mask([parts[i] for i in members], num_tokens)))
+
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+        flat_keys, flat_values = (pages.flatten(0, 1).transpose(0, 1).unsqueeze(0) for pages in (keys, values))
+        result = torch.empty_like(query)
+        for rows, mask in self._calls:
+            out = compiled_flex(query.device.type)(
+                query[rows].transpose(1, 2),
+                flat_keys,
+                flat_values,
+                block_mask=mask,
+                scale=scaling,
+                enable_gqa=query.shape[1] != keys.shape[2],
+            )
+            result[rows] = out.transpose(1, 2)
+        return result
+
+    def _mask(self, parts: Sequence[Part], num_tokens: int) -> BlockMask:
+        """Which pages each session's queries read, and which of their keys."""
+        pool, size, num_blocks = self._pool, self._pool.page_size, -(-num_tokens // QUERY_BLOCK)
+        used = [pool.pages_for(part.end) for part in parts]
+        indices = torch.full((len(parts), pool.num_pages + 1), pool.num_pages, dtype=torch.int32)
+        order = torch.full((len(parts), pool.num_pages + 1), -1)
+        for row, (part, count) in enumerate(zip(parts, used, strict=True)):
+            pages = torch.tensor(part.table.pages[:count])
+            indices[row, :count] = pages.int()
+            order[row, pages] = torch.arange(count)
+        order, past = order.to(pool.device), torch.tensor([part.past for part in parts], device=pool.device)
+
+        def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            page = order[batch, key // size]
+            return (page >= 0) & (page * size + key % size <= past[batch] + query)
+
+        counts = torch.tensor(used, dtype=torch.int32, device=pool.device)[:, None, None]
+        return BlockMask.from_kv_blocks(
+            counts.expand(-1, 1, num_blocks).contiguous(),
+            indices.to(pool.device)[:, None, None].expand(-1, 1, num_blocks, -1).contiguous(),
+            BLOCK_SIZE=(QUERY_BLOCK, size),
+            mask_mod=sees,
+            seq_lengths=(num_tokens, (pool.num_pages + 1) * size),
+            compute_q_blocks=False,
+        )
+
+
+@cache
+def compiled_flex(device_type: str) -> Any:
+    """For any shapes on a GPU, and for one shape after the other on a CPU."""
+    # torch 2.15 writes C++ for open sizes that does not compile: `cur_kvSplitSize0` is not declared
+    return torch.compile(flex_attention, dynamic=device_type != "cpu")

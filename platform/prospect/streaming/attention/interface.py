@@ -1,0 +1,86 @@
+"""Attention of many sessions' tokens in one forward pass, over the pages of a pool.
+
+Shapes: N new tokens of all sessions together, Hq and Hkv query and key heads, G = Hq / Hkv, Dh head width, P pages of
+Z tokens. A backend is made once a step, from the tables, and called once a layer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.models.llama.modeling_llama import LlamaAttention
+
+from prospect.streaming.kv_cache.block_table import BlockTable
+from prospect.streaming.kv_cache.pool import PagePool
+
+ATTENTION = "prospect_ragged"
+
+
+@dataclass(frozen=True)
+class Part:
+    """New tokens of one session behind what its table holds."""
+
+    table: BlockTable
+    num_tokens: int
+
+    @property
+    def past(self) -> int:
+        return self.table.length
+
+    @property
+    def end(self) -> int:
+        return self.table.length + self.num_tokens
+
+
+class Attend(Protocol):
+    """Attention of one layer: query [N, Hq, Dh] over pages [P, Z, Hkv, Dh] -> [N, Hq, Dh]."""
+
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor: ...
+
+
+class Backend(Protocol):
+    """What a step needs of the tables is worked out here, so that layers do not."""
+
+    def __call__(self, pool: PagePool, parts: Sequence[Part]) -> Attend: ...
+
+
+class RaggedStep:
+    """One packed forward pass over the pages of a pool.
+
+    Args:
+        pool: of the pages.
+        slots: [N] where each token's keys and values go, in the pool's rows [P * Z].
+        attend: what each token sees.
+    """
+
+    def __init__(self, pool: PagePool, slots: Tensor, attend: Attend) -> None:
+        self._pool, self._slots, self._attend = pool, slots, attend
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """Writes keys and values [N, Hkv, Dh], then attends."""
+        keys, values = self._pool.keys[layer], self._pool.values[layer]
+        keys.flatten(0, 1).index_copy_(0, self._slots, key.to(keys.dtype))
+        values.flatten(0, 1).index_copy_(0, self._slots, value.to(values.dtype))
+        return self._attend(query.to(keys.dtype), keys, values, scaling).to(query.dtype)
+
+
+def _attention(
+    module: LlamaAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    ragged: RaggedStep,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls: [1, Hq, N, Dh] -> [1, N, Hq, Dh]."""
+    q, k, v = (heads[0].transpose(0, 1) for heads in (query, key, value))
+    assert module.layer_idx is not None
+    return ragged(module.layer_idx, q, k, v, scaling).unsqueeze(0), None
+
+
+AttentionInterface.register(ATTENTION, _attention)

@@ -1,0 +1,163 @@
+"""The attention backends by name: which one an engine takes, and whether it computes what plain attention does."""
+
+import importlib.util
+import logging
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from prospect.errors import ConfigError
+from prospect.messages import first_line
+from prospect.streaming.attention.cpu import RunAttention
+from prospect.streaming.attention.gpu import FlexAttention, VarlenAttention
+from prospect.streaming.attention.interface import Backend, Part
+from prospect.streaming.kv_cache.block_table import BlockTable
+from prospect.streaming.kv_cache.pool import PagePool
+from prospect.streaming.settings import AttentionName
+
+log = logging.getLogger(__name__)
+
+BACKENDS: dict[AttentionName, Backend] = {"sdpa": RunAttention, "flex": FlexAttention, "varlen": VarlenAttention}
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""By how much a backend's results may differ from plain attention, of values with deviation 1."""
+_MEASURED = 10
+"""Calls of each backend that are timed."""
+_SESSIONS = 16
+"""That are measured at once, where the pool has room."""
+
+
+def attention_backend(name: AttentionName, pool: PagePool) -> Backend:
+    """The named backend; `auto`: `sdpa` on a CPU, on a GPU the faster one of those that run there.
+
+    A CPU is not measured: FlexAttention takes a compilation a shape there (docs/benchmarks.md).
+
+    Raises:
+        ConfigError: the named one does not run here, or computes something else than plain attention, as torch's
+            compiled FlexAttention does on CPUs without AVX-512.
+    """
+    if name != "auto":
+        return _usable(name, pool)
+    if pool.device.type == "cpu":
+        return BACKENDS["sdpa"]
+    installed = importlib.util.find_spec("torch.nn.attention.varlen") is not None
+    candidates: Sequence[AttentionName] = ["varlen", "flex"] if installed else ["flex"]
+    chosen = fastest({candidate: BACKENDS[candidate] for candidate in candidates}, pool)
+    log.info("attention: %s", chosen)
+    return BACKENDS[chosen]
+
+
+def _usable(name: AttentionName, pool: PagePool) -> Backend:
+    where = f"this {pool.device.type}"
+    try:
+        wrong = deviation(BACKENDS[name], pool)
+    except Exception as error:  # any: a compiler that is not there, a kernel that another device has
+        reason = f"which does not run on {where} ({first_line(error)})"
+    else:
+        if wrong <= TOLERANCE[pool.dtype]:
+            return BACKENDS[name]
+        reason = f"whose results on {where} differ from plain attention by up to {wrong:.2g} in {pool.dtype}"
+    raise ConfigError(
+        f"`streaming.attention` is {name}, {reason}: choose auto, or another backend.", field="streaming.attention"
+    )
+
+
+@torch.inference_mode()
+def fastest(candidates: Mapping[AttentionName, Backend], pool: PagePool) -> AttentionName:
+    """Which takes least time for one new token each of some full sessions; of an empty pool.
+
+    One that does not run on this device, or computes something else than plain attention, is passed over and said.
+
+    Raises:
+        RuntimeError: none runs.
+    """
+    seconds: dict[AttentionName, float] = {}
+    for name, backend in candidates.items():
+        try:
+            if (wrong := deviation(backend, pool)) > TOLERANCE[pool.dtype]:
+                log.warning("attention: %s is not used: it differs from plain attention by up to %.2g", name, wrong)
+                continue
+            seconds[name] = _seconds(backend, pool)
+        except (RuntimeError, TypeError, ValueError) as error:  # an older torch takes other arguments
+            log.warning("attention: %s does not run here: %s", name, error)
+    if not seconds:
+        raise RuntimeError(f"none of the attention backends {', '.join(candidates)} runs on {pool.device}")
+    return min(seconds, key=lambda name: seconds[name])
+
+
+def _full_tables(pool: PagePool) -> list[BlockTable]:
+    """Of sessions with room for one token more."""
+    tokens = pool.stretch * pool.page_size
+    tables = [BlockTable(pool, tokens, shares=False) for _ in range(min(_SESSIONS, pool.num_pages // pool.stretch))]
+    for table in tables:
+        table.reserve(tokens)
+        table.commit(tokens - 1)
+    return tables
+
+
+def _seconds(backend: Backend, pool: PagePool) -> float:
+    """Of one call for some full sessions, its preparation included, after a first one that may compile."""
+    keys, values = pool.keys[0], pool.values[0]
+    tables = _full_tables(pool)
+    parts = [Part(table, 1) for table in tables]
+    query = torch.zeros(len(parts), keys.shape[2] * pool.groups, keys.shape[3], dtype=keys.dtype, device=pool.device)
+
+    def call() -> float:
+        return float(backend(pool, parts)(query, keys, values, 1.0).sum())  # reading a number waits for the GPU
+
+    try:
+        call()
+        began = time.perf_counter()
+        for _ in range(_MEASURED):
+            call()
+        return (time.perf_counter() - began) / _MEASURED
+    finally:
+        for table in tables:
+            table.truncate(0)
+
+
+@torch.inference_mode()
+def deviation(backend: Backend, pool: PagePool) -> float:
+    """The largest difference between a backend and plain attention, for one new token each of a few sessions.
+
+    Writes random keys and values into pages of the empty pool, and zeros when done.
+    """
+    tables = [BlockTable(pool, pool.stretch * pool.page_size, shares=False) for _ in range(min(3, pool.num_pages))]
+    keys, values = pool.keys[0], pool.values[0]
+    generator = torch.Generator().manual_seed(0)
+    try:
+        for index, table in enumerate(tables):  # a beginning of a page, its end, and one page more
+            room = min(pool.stretch, pool.num_pages - 2) * pool.page_size
+            length = max(1, min((index + 1) * pool.page_size // 2, room))
+            table.reserve(length)
+            table.commit(length - 1)
+            for pages in (keys, values):
+                for page in table.pages:
+                    pages[page] = torch.randn(pages[page].shape, generator=generator).to(pages)
+        parts = [Part(table, 1) for table in tables]
+        shape = len(parts), keys.shape[2] * pool.groups, keys.shape[3]
+        query = torch.randn(shape, generator=generator).to(keys)
+        scaling = keys.shape[3] ** -0.5
+        found = backend(pool, parts)(query, keys, values, scaling).float()
+        return float((found - plain_attention(pool, parts, query, scaling)).abs().nan_to_num(torch.inf).max())
+    finally:
+        for table in tables:
+            for page in table.pages:
+                keys[page], values[page] = 0, 0
+            table.truncate(0)
+
+
+def plain_attention(pool: PagePool, parts: Sequence[Part], query: Tensor, scaling: float) -> Tensor:
+    """Attention [N, Hq, Dh] of the first layer as torch writes it out, session by session, in float32."""
+    outs = []
+    for part, rows in zip(parts, query.float().split([part.num_tokens for part in parts]), strict=True):
+        slots = part.table.slots(0, part.end)
+        keys, values = (pages[0].flatten(0, 1)[slots].float().transpose(0, 1) for pages in (pool.keys, pool.values))
+        mask = torch.ones(part.num_tokens, part.end, dtype=torch.bool, device=query.device).tril(part.past)
+        out = scaled_dot_product_attention(
+            rows.transpose(0, 1)[None], keys[None], values[None], attn_mask=mask, scale=scaling, enable_gqa=True
+        )
+        outs.append(out[0].transpose(0, 1))
+    return torch.cat(outs)

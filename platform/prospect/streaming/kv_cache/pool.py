@@ -1,0 +1,150 @@
+"""Keys and values of all sessions, in pages of one pool.
+
+Shapes: P pages of Z tokens, Hkv key heads of width Dh, H the model's width.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from transformers import LlamaConfig
+
+from prospect.errors import OutOfPagesError
+from prospect.streaming.kv_cache.prefix_index import PrefixIndex
+
+
+@dataclass(frozen=True)
+class PageCounts:
+    """Pages of a pool: `used` + `cached` + `free` is all of them."""
+
+    used: int
+    """In at least one table."""
+    shared: int
+    """Of these, in more than one."""
+    cached: int
+    """In none, and kept for a context that starts with the same tokens; given up as soon as pages run short."""
+    free: int
+
+
+class PagePool:
+    """A tensor [P + 1, Z, Hkv, Dh] a layer for keys and one for values; the last page takes padding.
+
+    A page goes to a table next to the table's last one where that is free, and a new table starts in a stretch of
+    `stretch` free pages where there is one: most tables are then one contiguous run, which attention on a CPU reads
+    without a copy. Pages start as zeros: attention also multiplies keys that it hides, and what no one wrote may be
+    no number.
+    """
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        num_pages: int,
+        page_size: int,
+        stretch: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        heads = config.num_key_value_heads or config.num_attention_heads
+        head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
+        self.groups = config.num_attention_heads // heads
+        shape = (num_pages + 1, page_size, heads, head_dim)
+        self.keys, self.values = (
+            [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)] for _ in range(2)
+        )
+        self.num_pages, self.page_size, self.stretch = num_pages, page_size, stretch
+        self.prefixes = PrefixIndex(page_size)
+        self._holders = [0] * num_pages
+        self._occupied = [0] * -(-num_pages // stretch)
+        self._cached: OrderedDict[int, None] = OrderedDict()
+
+    @property
+    def device(self) -> torch.device:
+        return self.keys[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.keys[0].dtype
+
+    @property
+    def bytes_per_page(self) -> int:
+        return 2 * len(self.keys) * self.keys[0][0].nbytes
+
+    def pages_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.page_size)
+
+    def counts(self) -> PageCounts:
+        used = sum(holders > 0 for holders in self._holders)
+        cached = len(self._cached)
+        return PageCounts(used, sum(n > 1 for n in self._holders), cached, self.num_pages - used - cached)
+
+    def take(self, after: int | None = None) -> int:
+        """A page for a table whose last page is `after`.
+
+        Raises:
+            OutOfPagesError: every page is in a table.
+        """
+        page = self._choose(after)
+        if page in self._cached:
+            self._unlist(page)
+        self._occupied[page // self.stretch] += 1
+        self._holders[page] = 1
+        return page
+
+    def hold(self, page: int) -> None:
+        """One more table has the page."""
+        if page in self._cached:
+            del self._cached[page]
+        self._holders[page] += 1
+
+    def release(self, page: int) -> None:
+        """One table less has it."""
+        assert self._holders[page] > 0, f"page {page} is in no table"
+        self._holders[page] -= 1
+        if self._holders[page] == 0:
+            if page in self.prefixes:
+                self._cached[page] = None
+            else:
+                self._occupied[page // self.stretch] -= 1
+
+    def private(self, page: int) -> int:
+        """A page with the same content that its one table may overwrite from some token on."""
+        if self._holders[page] > 1:
+            copy = self.take(page)
+            for pages in (*self.keys, *self.values):
+                pages[copy] = pages[page]
+            self.release(page)
+            return copy
+        if page in self.prefixes:
+            self._unlist(page)
+        return page
+
+    def _choose(self, after: int | None) -> int:
+        if after is not None and after + 1 < self.num_pages and self._holders[after + 1] == 0:
+            return after + 1
+        empty = next((i for i, occupied in enumerate(self._occupied) if occupied == 0), None)
+        if empty is not None:
+            return empty * self.stretch
+        idle = self._idle_stretch()
+        if idle is not None:
+            for page in range(idle * self.stretch, min((idle + 1) * self.stretch, self.num_pages)):
+                if page in self._cached:
+                    self._unlist(page)
+            return idle * self.stretch
+        free = next((p for p, n in enumerate(self._holders) if n == 0 and p not in self._cached), None)
+        if free is not None:
+            return free
+        if not self._cached:
+            raise OutOfPagesError(f"cache: all {self.num_pages} pages of {self.page_size} tokens are taken")
+        return next(iter(self._cached))
+
+    def _idle_stretch(self) -> int | None:
+        """The stretch in no table whose kept contexts have waited longest."""
+        stretches = (page // self.stretch for page in self._cached)
+        return next((i for i in stretches if not any(self._holders[i * self.stretch : (i + 1) * self.stretch])), None)
+
+    def _unlist(self, page: int) -> None:
+        """Takes a page, and what continues it, out of the contexts that can be shared."""
+        for gone in self.prefixes.remove(page):
+            if gone in self._cached:
+                del self._cached[gone]
+                self._occupied[gone // self.stretch] -= 1

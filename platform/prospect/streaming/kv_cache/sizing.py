@@ -1,0 +1,49 @@
+"""How many pages the cache gets."""
+
+import gc
+
+import psutil
+import torch
+
+from prospect.errors import OutOfPagesError
+from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.streaming.kv_cache.pool import PagePool
+from prospect.streaming.settings import StreamingSettings
+
+
+def make_pool(model: DSTProActLlamaForCausalLM, settings: StreamingSettings, max_seq_len: int) -> PagePool:
+    """A pool for `max_sessions` sessions of `max_seq_len` tokens, or for as many as `memory_share` has room for.
+
+    Raises:
+        OutOfPagesError: it has room for none.
+    """
+    weight = model.model.norm.weight
+    full = -(-max_seq_len // settings.page_tokens)
+    num_bytes = bytes_per_token(model) * settings.page_tokens
+    wanted = settings.max_sessions * full
+    if settings.pages is None and _free_bytes(weight.device) * settings.memory_share < wanted * num_bytes:
+        gc.collect()  # the pool of an engine that nobody has any more may be waiting for it
+    room = int(_free_bytes(weight.device) * settings.memory_share) // num_bytes
+    pages = settings.pages or min(wanted, room)
+    if pages < full:
+        raise OutOfPagesError(
+            f"streaming.pages: {pages} pages of {settings.page_tokens} tokens hold no session of {max_seq_len}; "
+            "shorten context.max_seq_len or free memory",
+            field="pages",
+        )
+    return PagePool(model.config, pages, settings.page_tokens, full, weight.dtype, weight.device)
+
+
+def bytes_per_token(model: DSTProActLlamaForCausalLM) -> int:
+    """Of the cache."""
+    config = model.config
+    heads = config.num_key_value_heads or config.num_attention_heads
+    head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * head_dim * model.model.norm.weight.element_size()
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, and free to us
+        return torch.cuda.mem_get_info(device)[0] + kept
+    return psutil.virtual_memory().available

@@ -1,0 +1,97 @@
+"""Steps of few tokens on a GPU, each as one captured CUDA graph.
+
+A step of a few frames is over sooner than a CPU has launched its kernels one by one; a graph is launched as one.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.streaming.attention.gpu import VarlenOverPages
+from prospect.streaming.kv_cache.pool import PagePool
+from prospect.streaming.runner.forward import Chunk, Trunk
+from prospect.streaming.runner.static import RowPass, Rows
+
+log = logging.getLogger(__name__)
+
+LONGEST_CHUNK = 16
+"""Tokens of one session from which on a pass reads its keys once for all, and not once a row."""
+_WARM_UPS = 3
+"""Passes before a capture, in which libraries choose their kernels and allocate what they keep."""
+
+
+class GraphedTrunk:
+    """A step of short chunks runs in the smallest pass that holds it, any other as `packed` does it.
+
+    Args:
+        packed: for everything else.
+        passes: of rising numbers of rows.
+    """
+
+    def __init__(self, packed: Trunk, passes: Sequence[RowPass]) -> None:
+        self._packed, self._passes = packed, passes
+
+    def __call__(self, chunks: Sequence[Chunk]) -> list[Tensor]:
+        lengths = [len(chunk.ids) for chunk in chunks]
+        fitting = next((each for each in self._passes if each.num_rows >= sum(lengths)), None)
+        if fitting is None or max(lengths) > LONGEST_CHUNK:
+            return self._packed(chunks)
+        return fitting(chunks)
+
+
+class CapturedPass(RowPass):
+    """Captured when it is made, with padding alone; only on CUDA.
+
+    Args:
+        model: whose trunk.
+        pool: of pages.
+        num_rows: of the pass.
+        num_keys: of a full session.
+        larger: a pass whose memory it shares, since one runs at a time.
+    """
+
+    def __init__(
+        self,
+        model: DSTProActLlamaForCausalLM,
+        pool: PagePool,
+        num_rows: int,
+        num_keys: int,
+        larger: "CapturedPass | None",
+    ) -> None:
+        super().__init__(model, pool, num_rows, num_keys, VarlenRows)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UPS):
+                super()._hidden()
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=larger._graph.pool() if larger is not None else None):
+            self._captured = super()._hidden()
+
+    def _hidden(self) -> Tensor:
+        self._graph.replay()
+        return self._captured.clone()  # the next replay overwrites it
+
+
+@torch.inference_mode()
+def captured_passes(
+    model: DSTProActLlamaForCausalLM, pool: PagePool, buckets: Sequence[int], num_keys: int
+) -> list[RowPass]:
+    """One for each number of rows, in rising order."""
+    passes: list[CapturedPass] = []
+    for rows in sorted(set(buckets), reverse=True):
+        passes.append(CapturedPass(model, pool, rows, num_keys, passes[0] if passes else None))
+    log.info("captured CUDA graphs for steps of up to %s tokens", [each.num_rows for each in passes])
+    return list(reversed(passes))
+
+
+class VarlenRows(VarlenOverPages):
+    """A row as a sequence with one query, over the pages of its table."""
+
+    def __init__(self, pool: PagePool, rows: Rows) -> None:
+        starts = torch.arange(len(rows) + 1, dtype=torch.int32, device=pool.device)
+        super().__init__(starts, 1, (rows.positions + 1).int(), rows.tables.shape[1] * pool.page_size, rows.tables)

@@ -1,0 +1,63 @@
+"""One pass through the trunk for tokens of many sessions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.streaming.attention.interface import ATTENTION, Backend, Part, RaggedStep
+from prospect.streaming.kv_cache.block_table import BlockTable
+from prospect.streaming.kv_cache.pool import PagePool
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens of one session to run behind its table, with a feature row [D] for each image token.
+
+    The table has room for them.
+    """
+
+    table: BlockTable
+    ids: Sequence[int]
+    rows: np.ndarray | None = None
+
+
+class Trunk(Protocol):
+    """Runs chunks of several sessions."""
+
+    def __call__(self, chunks: Sequence[Chunk]) -> list[Tensor]:
+        """Hidden states [n, H] of each chunk; its keys and values are in its table then."""
+        ...
+
+
+class PackedTrunk:
+    """All chunks in one forward pass, of as many tokens as they have."""
+
+    def __init__(self, model: DSTProActLlamaForCausalLM, pool: PagePool, backend: Backend) -> None:
+        self._model, self._pool, self._backend = model, pool, backend
+
+    def __call__(self, chunks: Sequence[Chunk]) -> list[Tensor]:
+        lengths = [len(chunk.ids) for chunk in chunks]
+        parts = [Part(chunk.table, length) for chunk, length in zip(chunks, lengths, strict=True)]
+        slots = [slot for part in parts for slot in part.table.slots(part.past, part.num_tokens)]
+        positions = [position for part in parts for position in range(part.past, part.end)]
+        step = RaggedStep(self._pool, self._tensor(slots), self._backend(self._pool, parts))
+        rows = [chunk.rows for chunk in chunks if chunk.rows is not None]
+        frames = np.concatenate(rows) if rows else np.empty((0, self._model.config.vision_dim), np.float16)
+        hidden = self._model.trunk(
+            self._tensor([token for chunk in chunks for token in chunk.ids])[None],
+            torch.from_numpy(frames).to(self._pool.device),
+            ATTENTION,
+            position_ids=self._tensor(positions)[None],
+            ragged=step,
+        )[0]
+        for chunk, length in zip(chunks, lengths, strict=True):
+            chunk.table.commit(length)
+        return list(hidden.split(lengths))
+
+    def _tensor(self, numbers: Sequence[int]) -> Tensor:
+        return torch.tensor(numbers, device=self._pool.device)

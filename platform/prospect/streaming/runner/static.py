@@ -1,0 +1,176 @@
+"""Passes of one fixed shape: so many rows, one token each, with as many keys to see as a full session has.
+
+Shapes: R rows, D a feature's width, W pages of a full session; the others as in `streaming.attention.interface`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.streaming.attention.interface import ATTENTION, Attend, RaggedStep
+from prospect.streaming.kv_cache.pool import PagePool
+from prospect.streaming.runner.forward import Chunk
+
+
+class Rows:
+    """What R tokens need, at addresses that stay.
+
+    A row that no token needs is padding: it writes to the pool's last page and sees its first key.
+
+    Attributes:
+        tokens: [R].
+        frames: [R, D] features of the image tokens.
+        positions: [R] in their sessions.
+        slots: [R] where keys and values go, in the pool's rows.
+        tables: [R, W] pages of each row's session.
+    """
+
+    def __init__(self, pool: PagePool, num_rows: int, num_keys: int, vision_dim: int) -> None:
+        def empty(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=pool.device)
+
+        self._pool = pool
+        self.tokens, self.positions, self.slots = empty(num_rows), empty(num_rows), empty(num_rows)
+        self.frames = empty(num_rows, vision_dim, dtype=torch.float16)
+        self.tables = empty(num_rows, pool.pages_for(num_keys), dtype=torch.int32)
+        self.fill([])
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def fill(self, chunks: Sequence[Chunk], image: int | None = None) -> None:
+        """The chunks' tokens one after the other, with `image` that of an image."""
+        padding = self._pool.num_pages
+        tokens, positions = np.zeros(len(self), np.int64), np.zeros(len(self), np.int64)
+        slots = np.full(len(self), padding * self._pool.page_size)
+        tables = np.full(tuple(self.tables.shape), padding, np.int32)
+        frames = np.zeros(tuple(self.frames.shape), np.float16)
+        start = 0
+        for chunk in chunks:
+            rows, past = slice(start, start + len(chunk.ids)), chunk.table.length
+            tokens[rows], positions[rows] = chunk.ids, np.arange(past, past + len(chunk.ids))
+            slots[rows] = chunk.table.slots(past, len(chunk.ids))
+            tables[rows, : len(chunk.table.pages)] = chunk.table.pages
+            if chunk.rows is not None:
+                frames[start + np.flatnonzero(tokens[rows] == image)] = chunk.rows
+            start = rows.stop
+        here = self.tokens, self.positions, self.slots, self.tables, self.frames
+        for tensor, values in zip(here, (tokens, positions, slots, tables, frames), strict=True):
+            tensor.copy_(torch.from_numpy(values))
+
+
+RowAttention = Callable[[PagePool, Rows], Attend]
+"""Made in every pass, from the rows as they are then."""
+
+
+class RowPass:
+    """The trunk over `Rows`; nothing but their content differs from one call to the next.
+
+    Args:
+        model: whose trunk.
+        pool: of pages.
+        num_rows: R.
+        num_keys: of a full session.
+        attention: of a row over its session's keys.
+    """
+
+    def __init__(
+        self,
+        model: DSTProActLlamaForCausalLM,
+        pool: PagePool,
+        num_rows: int,
+        num_keys: int,
+        attention: RowAttention,
+    ) -> None:
+        self._model, self._pool, self._attention = model, pool, attention
+        self._image = (model.config.grammar_ids or {})["<image>"]
+        self._rows = Rows(pool, num_rows, num_keys, model.config.vision_dim)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._rows)
+
+    def __call__(self, chunks: Sequence[Chunk]) -> list[Tensor]:
+        """Hidden states [n, H] of chunks that have R tokens at most; their tables hold them then."""
+        lengths = [len(chunk.ids) for chunk in chunks]
+        self._rows.fill(chunks, self._image)
+        hidden = self._hidden()[: sum(lengths)]
+        for chunk, length in zip(chunks, lengths, strict=True):
+            chunk.table.commit(length)
+        return list(hidden.split(lengths))
+
+    def _hidden(self) -> Tensor:
+        """[R, H]."""
+        rows, model = self._rows, self._model
+        text, images = model.model.embed_tokens(rows.tokens), model.mm_projector(rows.frames)
+        embeddings = torch.where((rows.tokens == self._image).unsqueeze(-1), images.to(text.dtype), text)
+        step = RaggedStep(self._pool, rows.slots, self._attention(self._pool, rows))
+        return model.hidden_states(embeddings[None], ATTENTION, position_ids=rows.positions[None], ragged=step)[0]
+
+
+class FixedTrunk:
+    """Every pass has the same shape, so that what a token gives does not depend on its company."""
+
+    def __init__(self, model: DSTProActLlamaForCausalLM, pool: PagePool, num_rows: int, num_keys: int) -> None:
+        self._pass = RowPass(model, pool, num_rows, num_keys, FixedAttention)
+        self._image = (model.config.grammar_ids or {})["<image>"]
+
+    def __call__(self, chunks: Sequence[Chunk]) -> list[Tensor]:
+        hidden: list[list[Tensor]] = [[] for _ in chunks]
+        for batch in self._batches(chunks):
+            for (index, _), part in zip(batch, self._pass([piece for _, piece in batch]), strict=True):
+                hidden[index].append(part)
+        return [torch.cat(parts) for parts in hidden]
+
+    def _batches(self, chunks: Sequence[Chunk]) -> Iterator[list[tuple[int, Chunk]]]:
+        """The chunks cut and packed into passes, with each piece's index."""
+        batch: list[tuple[int, Chunk]] = []
+        most = room = self._pass.num_rows
+        for index, chunk in enumerate(chunks):
+            for piece in _cut(chunk, self._image, room, most):
+                batch.append((index, piece))
+                room -= len(piece.ids)
+                if room == 0:
+                    yield batch
+                    batch, room = [], most
+        if batch:
+            yield batch
+
+
+class FixedAttention:
+    """Each row over the same number of gathered keys, later ones hidden: its result depends on nothing but the row.
+
+    Written out, for torch's SDPA on a CPU takes a buffer per thread, and where these start is not the same for each:
+    on an AMD CPU a row's last bits then say which thread worked on it.
+    """
+
+    def __init__(self, pool: PagePool, rows: Rows) -> None:
+        self._tables = rows.tables
+        num_keys = rows.tables.shape[1] * pool.page_size
+        later = torch.arange(num_keys, device=pool.device) > rows.positions.unsqueeze(1)
+        self._later = later[:, None, None]
+        self._groups, self._heads = pool.groups, pool.keys[0].shape[2]
+
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+        num, num_heads, width = query.shape
+        grouped = query.view(num, self._heads, self._groups, width).float()
+        scores = grouped @ self._gather(keys).transpose(-1, -2) * scaling
+        weights = scores.masked_fill(self._later, -torch.inf).softmax(-1)
+        return (weights @ self._gather(values)).to(query.dtype).reshape(num, num_heads, width)
+
+    def _gather(self, pages: Tensor) -> Tensor:
+        """[pages, page size, heads, width] -> float32 [R, heads, keys, width]."""
+        return pages[self._tables].flatten(1, 2).transpose(1, 2).float()
+
+
+def _cut(chunk: Chunk, image: int, first: int, most: int) -> Iterator[Chunk]:
+    """Pieces of a chunk: at most `first` tokens, then `most` each."""
+    start = row = 0
+    while start < len(chunk.ids):
+        ids = chunk.ids[start : start + first]
+        num_rows = list(ids).count(image)
+        yield Chunk(chunk.table, ids, chunk.rows[row : row + num_rows] if chunk.rows is not None and num_rows else None)
+        start, row, first = start + len(ids), row + num_rows, most

@@ -1,0 +1,176 @@
+"""What a session needs to be rebuilt elsewhere: its log in portable form, without keys and values (DESIGN 4.11).
+
+A `Segment` is everything since the context was last built. Its tokens are those of a training clip, so feeding
+them again gives the cache that was lost.
+"""
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from prospect.dialogue.prompt import Context
+from prospect.dialogue.schema import Dialogue, Step
+from prospect.dialogue.sequence import FrameSequence, build_sequence
+from prospect.dialogue.state import TaskState, format_delta, parse_delta
+from prospect.dialogue.timeline import FPS, FrameEvents, record_events
+from prospect.dialogue.vocabulary import Vocabulary
+from prospect.errors import ProspectError, SessionError
+from prospect.streaming.session.decisions import Restraint
+from prospect.streaming.session.sampling import RandomState
+from prospect.streaming.session.shared import Counters
+from prospect.streaming.types import SessionSpec
+
+
+@dataclass
+class Segment:
+    """One context and the frames decided after it. Features are float16 [I, D] a frame."""
+
+    context: Context
+    first_frame: int
+    state: TaskState
+    """That the context shows: the one before the first of `frames`."""
+    tail: list[np.ndarray] = field(default_factory=list)
+    frames: list[np.ndarray] = field(default_factory=list)
+    events: list[FrameEvents] = field(default_factory=list)
+
+    def sequence(self, vocabulary: Vocabulary, tokens_per_frame: int) -> FrameSequence:
+        return build_sequence(vocabulary, self.context, self.events, tokens_per_frame)
+
+
+def to_dialogue(session_id: str, spec: SessionSpec, events: dict[int, FrameEvents], num_frames: int) -> Dialogue:
+    """A recorded live session as a record to train or score on."""
+    turns, transitions = record_events(events)
+    return Dialogue(
+        dataset="live",
+        video_id=session_id,
+        dialogue_id=session_id,
+        goal=spec.goal,
+        knowledge=spec.knowledge,
+        steps=tuple(Step(id=f"S{i}", name=name) for i, name in enumerate(spec.steps, 1)),
+        turns=turns,
+        explicit_transitions=transitions,
+        duration=max(num_frames, 1) / FPS,
+    )
+
+
+@dataclass(frozen=True)
+class SessionLog:
+    """A session between two frames. `to_json` and `from_json` carry it to another engine."""
+
+    spec: SessionSpec
+    restraint: Restraint
+    """With the thresholds that the session decides by."""
+    randomness: RandomState
+    state: TaskState
+    opening: TaskState
+    segment: Segment
+    history: dict[int, FrameEvents]
+    forgot: bool
+    """Whether `history` lacks the first events."""
+    said: list[tuple[str, str]]
+    summary: str | None
+    texts: list[str]
+    tail: list[np.ndarray]
+    counters: Counters
+    stale: bool
+    patched: bool
+    epoch: int
+    """How many engines had the session before."""
+
+    def to_json(self) -> dict[str, Any]:
+        segment = self.segment
+        return {
+            "spec": {**vars(self.spec), "state": None if self.spec.state is None else list(self.spec.state.labels)},
+            "restraint": _RESTRAINT.dump_python(self.restraint, mode="json"),
+            "randomness": vars(self.randomness),
+            "state": list(self.state.labels),
+            "opening": list(self.opening.labels),
+            "segment": {
+                "context": vars(segment.context),
+                "first_frame": segment.first_frame,
+                "state": list(segment.state.labels),
+                "tail": _pack_arrays(segment.tail),
+                "frames": _pack_arrays(segment.frames),
+                "events": [_pack_events(events) for events in segment.events],
+            },
+            "history": {str(frame): _pack_events(events) for frame, events in self.history.items()},
+            "tail": _pack_arrays(self.tail),
+            "counters": vars(self.counters),
+            **{name: getattr(self, name) for name in _PLAIN},
+        }
+
+    @classmethod
+    def from_json(cls, log: Mapping[str, Any]) -> "SessionLog":
+        """Reads what `to_json` wrote, also after a trip through JSON text.
+
+        Raises:
+            SessionError: a field is missing or unreadable; the sentence names it.
+        """
+        try:
+            segment, spec = log["segment"], log["spec"]
+            return cls(
+                spec=_SPEC.validate_python({**spec, "state": spec["state"] and TaskState.from_labels(spec["state"])}),
+                restraint=_RESTRAINT.validate_python(log["restraint"]),
+                randomness=_RANDOMNESS.validate_python(log["randomness"]),
+                state=TaskState.from_labels(log["state"]),
+                opening=TaskState.from_labels(log["opening"]),
+                segment=Segment(
+                    _CONTEXT.validate_python(segment["context"]),
+                    int(segment["first_frame"]),
+                    TaskState.from_labels(segment["state"]),
+                    _unpack_arrays(segment["tail"]),
+                    _unpack_arrays(segment["frames"]),
+                    [_unpack_events(events) for events in segment["events"]],
+                ),
+                history={int(frame): _unpack_events(events) for frame, events in log["history"].items()},
+                tail=_unpack_arrays(log["tail"]),
+                counters=_COUNTERS.validate_python(log["counters"]),
+                **{name: kind.validate_python(log[name]) for name, kind in _PLAIN.items()},
+            )
+        except KeyError as error:
+            raise SessionError(f"session log: the field {error.args[0]!r} is missing", field=error.args[0]) from error
+        except (TypeError, ValueError, ProspectError) as error:
+            raise SessionError(f"session log: unreadable ({str(error).splitlines()[0]})") from error
+
+
+_SPEC = TypeAdapter(SessionSpec)
+_CONTEXT = TypeAdapter(Context)
+_RESTRAINT = TypeAdapter(Restraint)
+_RANDOMNESS = TypeAdapter(RandomState)
+_COUNTERS = TypeAdapter(Counters)
+
+_PLAIN: dict[str, TypeAdapter[Any]] = {
+    "forgot": TypeAdapter(bool),
+    "said": TypeAdapter(list[tuple[str, str]]),
+    "summary": TypeAdapter(str | None),
+    "texts": TypeAdapter(list[str]),
+    "stale": TypeAdapter(bool),
+    "patched": TypeAdapter(bool),
+    "epoch": TypeAdapter(int),
+}
+"""Fields that are JSON as they are."""
+
+
+def _pack_arrays(arrays: list[np.ndarray]) -> dict[str, Any]:
+    """Equal-shaped float16 arrays as JSON."""
+    shape = list(arrays[0].shape) if arrays else []
+    data = b"".join(np.ascontiguousarray(array, np.float16).tobytes() for array in arrays)
+    return {"count": len(arrays), "shape": shape, "float16": base64.b64encode(data).decode()}
+
+
+def _unpack_arrays(packed: Mapping[str, Any]) -> list[np.ndarray]:
+    data = np.frombuffer(base64.b64decode(packed["float16"]), np.float16)
+    return list(data.reshape(packed["count"], *packed["shape"])) if packed["count"] else []
+
+
+def _pack_events(events: FrameEvents) -> dict[str, Any]:
+    return {"user": list(events.user), "delta": format_delta(events.delta), "utterance": events.utterance}
+
+
+def _unpack_events(packed: Mapping[str, Any]) -> FrameEvents:
+    delta = parse_delta(packed["delta"]) if packed["delta"] else ()
+    return FrameEvents(tuple(packed["user"]), delta, packed["utterance"])

@@ -1,0 +1,44 @@
+"""What the engine shares with every session, and what it counts of each."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from prospect.dialogue.prompt import ContextSettings
+from prospect.dialogue.state import StatePolicy
+from prospect.dialogue.vocabulary import Vocabulary
+from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.streaming.session.grammar import DeltaGrammar
+
+
+@dataclass
+class SessionParts:
+    """What the engine shares with every session."""
+
+    model: DSTProActLlamaForCausalLM
+    vocabulary: Vocabulary
+    context: ContextSettings
+    policy: StatePolicy
+    catch_up_frames: int
+    """Most waiting frames of one session that are decided in one chunk."""
+    history_events: int
+    """Frames with events that a session remembers."""
+
+    @cached_property
+    def grammar(self) -> DeltaGrammar:
+        return DeltaGrammar(self.vocabulary, self.policy, self.context.max_delta_tokens)
+
+    @property
+    def tokens_per_frame(self) -> int:
+        return self.model.config.tokens_per_frame
+
+
+@dataclass
+class Counters:
+    """What a session has done so far."""
+
+    frames: int = 0
+    fast_frames: int = 0
+    refreshes: int = 0
+    lm_head_calls: int = 0
+    overruled: int = 0
+    """Tokens of deltas at which the model's first choice was not legal."""

@@ -1,0 +1,110 @@
+"""What a worker is told, and what it makes of it by itself."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoTokenizer
+
+from prospect.data.batches import Collator
+from prospect.data.clips import Clip
+from prospect.data.embeddings import EmbeddingStore
+from prospect.dialogue.prompt import ContextSettings
+from prospect.dialogue.vocabulary import Vocabulary
+from prospect.errors import ProspectError
+from prospect.evaluation.settings import EvaluationSettings
+from prospect.model.adapters import adapt, build_model
+from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.settings import ModelSettings
+from prospect.streaming.settings import StreamingSettings
+from prospect.training.memory_plan import MemoryPlan
+from prospect.training.preflight import full_device_told
+from prospect.training.settings import TrainingSettings
+from prospect.training.validation import StreamingValidation
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The clips, and with `whiten_frames` mean [D] and whitening [D, D] of the training frames."""
+
+    train: Sequence[Clip]
+    validation: Sequence[Clip]
+    frame_statistics: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """Everything that a worker is told; folders are readable and writable on every node."""
+
+    model: ModelSettings
+    training: TrainingSettings
+    context: ContextSettings
+    folder: Path
+    """The run's: tokenizer, metrics and the finished model."""
+    cache: Path
+    """Of converted packaged bases."""
+    store: str
+    """Root of the embedding store."""
+    manifest: dict[str, Any]
+    """Travels with the model."""
+    planned: MemoryPlan | None = None
+    """Of one worker, where it was made."""
+    streaming: StreamingSettings = field(default_factory=StreamingSettings)
+    """Of the engine, in streaming validation; the thresholds are those of the decisions' scores too."""
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    """How streaming validation is scored."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a process makes by itself, before it meets the others."""
+
+    tokenizer: Any
+    model: "DSTProActLlamaForCausalLM | PeftModel"
+    """The same on every rank."""
+    streaming: StreamingValidation
+    collate: Collator
+    collate_all: Collator
+    """Labels every frame."""
+
+
+def prepare(job: WorkerJob, data: TrainingData) -> Prepared | ProspectError:
+    """A user's mistake comes back, so that no rank meets it alone."""
+    try:
+        with full_device_told(job.model, job.training, job.planned, lambda: "while the model was loaded"):
+            tokenizer, store = AutoTokenizer.from_pretrained(job.folder / "tokenizer"), EmbeddingStore(job.store)
+            vocabulary = Vocabulary(tokenizer)
+            streaming = StreamingValidation(
+                data.validation, store, vocabulary, job.context, job.streaming, job.evaluation, job.training
+            )
+            collate, collate_all = (
+                Collator(vocabulary, store.read, job.context, store.tokens_per_frame, sampling)
+                for sampling in (job.training.sampling, None)
+            )
+            return Prepared(tokenizer, _build(job, data, tokenizer, store), streaming, collate, collate_all)
+    except ProspectError as error:
+        return error
+
+
+def _build(
+    job: WorkerJob, data: TrainingData, tokenizer: Any, store: EmbeddingStore
+) -> "DSTProActLlamaForCausalLM | PeftModel":
+    model = build_model(
+        job.model,
+        tokenizer,
+        vision_dim=store.dim,
+        tokens_per_frame=store.tokens_per_frame,
+        fingerprint=store.fingerprint,
+        cache=job.cache,
+        seed=job.training.seed,
+    )
+    if data.frame_statistics is not None:
+        model.mm_projector.fix_whitening(*map(torch.from_numpy, data.frame_statistics))
+    return adapt(model, job.model)

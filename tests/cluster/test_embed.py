@@ -1,0 +1,170 @@
+"""The embedding job: every video ends up embedded, skipped or quarantined, and a second run has nothing to do."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from prospect.cluster import embed
+from prospect.cluster.embed import embed_videos
+from prospect.data.embeddings import EmbeddingStore
+from prospect.errors import CheckpointError, ConfigError, DataError, FingerprintError
+from prospect.hashing import hash_file
+from prospect.vision.encoder import load_encoder
+from prospect.vision.report import EmbedReport, Group, Outcome, VideoSource
+from prospect.vision.settings import EmbeddingSettings, VisionSettings
+from prospect.vision.stages import Batch, DecodeVideo, item_of
+from prospect.vision.video import sample_frames
+from prospect.vision.weights import TINY
+from tests.vision.videos import flat_picture, write_frames_file, write_video
+from tests.vision.workers import Dying
+
+ONE = EmbeddingSettings(num_encoders=1)
+"""Every encoder is a process that imports torch."""
+SETTINGS = VisionSettings(model=TINY, weights="random:0", image_size=64, batch_size=8, device="cpu")
+
+
+def test_a_folder_is_embedded_once(local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [write_video(tmp_path / f"v{n}.mp4", [i / 10 for i in range(10 + 20 * n)], rate=10) for n in range(4)]
+    (tmp_path / "broken.mp4").write_bytes(paths[3].read_bytes()[:500])
+    names = [*paths, tmp_path / "broken.mp4", tmp_path / "missing.mp4"]
+    videos = [VideoSource(path.stem, str(path)) for path in names]
+    root = str(tmp_path / "store")
+
+    first = embed_videos(videos, SETTINGS, root, ONE)
+    assert (first.count("done"), first.count("skipped"), first.count("quarantined")) == (4, 0, 2)
+    assert first.frames == 2 + 6 + 10 + 14
+    assert "6/6 videos, 32 frames" in capsys.readouterr().out
+    assert "broken.mp4 is truncated" in first.quarantined["broken"]
+    assert "missing.mp4 cannot be read" in first.quarantined["missing"]
+
+    store = EmbeddingStore(root)
+    assert pq.read_table(f"{root}/manifest.parquet")["num_frames"].to_pylist() == [2, 6, 10, 14]
+    assert set(store.quarantined()) == {"broken", "missing"}
+    encoder = load_encoder(SETTINGS)
+    expected = encoder.encode(np.stack(list(sample_frames(paths[1], size=64, crop="squash"))))
+    np.testing.assert_array_equal(store.read("v1"), expected)
+
+    (tmp_path / "broken.mp4").write_bytes(paths[3].read_bytes())
+    written = {path: path.stat().st_mtime_ns for path in Path(root).glob("v*.safetensors")}
+    second = embed_videos(videos[:5], SETTINGS, root, ONE)
+    assert (second.count("done"), second.count("skipped"), second.frames) == (1, 4, 14)
+    assert {path: path.stat().st_mtime_ns for path in Path(root).glob("v*.safetensors")} == written
+    assert set(store.quarantined()) == {"missing"}
+
+    with pytest.raises(FingerprintError, match=encoder.fingerprint):
+        embed_videos(videos, SETTINGS.model_copy(update={"crop": "centre"}), root)
+
+
+def test_a_video_that_kills_its_worker_is_quarantined_and_no_other_of_its_task(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embed, "DecodeVideo", Dying)
+    monkeypatch.setattr(embed._Places, "videos_per_task", lambda places, videos: videos)
+    path = write_video(tmp_path / "v.mp4", [0, 0.5, 1.0], rate=2)
+    videos = [VideoSource(name, str(path)) for name in ("a", "deadly", "b")]
+    report = embed_videos(videos, SETTINGS, str(tmp_path / "store"), ONE)
+    assert EmbeddingStore(tmp_path / "store").video_ids() == ["a", "b"]
+    assert report.quarantined == {"deadly": f"a worker died each time that it read or encoded {path}"}
+
+
+@pytest.mark.parametrize("tokens", [5, 10])
+def test_urls_are_read_and_written_with_any_number_of_tokens(local_ray: None, tmp_path: Path, tokens: int) -> None:
+    path = write_video(tmp_path / "v.mp4", [i / 2 for i in range(21)], rate=2)
+    settings = SETTINGS.model_copy(update={"tokens_per_frame": tokens})
+    root, source = f"file://{tmp_path}/store", VideoSource("v", f"file://{path}")
+    assert embed_videos([source], settings, root).frames == 21
+    expected = load_encoder(settings).encode(np.stack(list(sample_frames(path, size=64, crop="squash"))))
+    assert expected.shape == (21, tokens, 64)
+    np.testing.assert_array_equal(EmbeddingStore(root).read("v"), expected)
+    stored = EmbeddingStore(root).stored("v")
+    assert stored.source_hash == hash_file(path)
+    assert stored.content_hash == hashlib.sha256(expected.tobytes()).hexdigest()
+    assert embed_videos([source], settings, root).count("skipped") == 1
+
+
+def test_a_decoder_says_which_batch_is_the_last_and_reads_an_url_too(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "v.mp4", [i / 2 for i in range(21)], rate=2)
+    with fsspec.open(f"memory://{path}", "wb") as file:
+        file.write(path.read_bytes())
+    decode = DecodeVideo(64, "squash", 8, str(tmp_path / "store"), "abcd")
+    for url in (str(path), f"memory://{path}"):
+        rows = list(decode(vars(VideoSource("v", url))))
+        assert [item_of(row) for row in rows] == [
+            Batch("v", 0, 8),
+            Batch("v", 1, 8),
+            Batch("v", 2, 5, hash_file(path)),
+        ]
+        assert [len(row["values"]) for row in rows] == [8 * 64 * 64 * 3, 8 * 64 * 64 * 3, 5 * 64 * 64 * 3]
+
+
+def test_tasks_hold_several_videos_where_there_are_many() -> None:
+    places = embed._Places(encoders=2, decoders=2, gpus=0.0)
+    assert [places.videos_per_task(videos) for videos in (1, 16, 40, 460, 10_000)] == [1, 1, 2, 8, 8]
+
+
+def test_encoders_that_leave_no_room_for_a_decoder_are_refused(local_ray: None, tmp_path: Path) -> None:
+    path = write_video(tmp_path / "v.mp4", [0, 0.5], rate=2)
+    spread = EmbeddingSettings(num_encoders=2, encoder_cpus=1)
+    with pytest.raises(ConfigError, match=r"embedding.num_encoders=2 .* there are 2 CPUs and 0 GPUs"):
+        embed_videos([VideoSource("v", str(path))], SETTINGS, str(tmp_path / "store"), spread)
+
+
+def test_weights_that_do_not_fit_stop_the_job(local_ray: None, tmp_path: Path) -> None:
+    (tmp_path / "weights.pt").write_bytes(b"no weights")
+    path = write_video(tmp_path / "v.mp4", [0, 0.5], rate=2)
+    settings = SETTINGS.model_copy(update={"weights": str(tmp_path / "weights.pt")})
+    with pytest.raises(CheckpointError, match=r"weights\.pt cannot be read as weights of prospect-tiny"):
+        embed_videos([VideoSource("v", str(path))], settings, str(tmp_path / "store"))
+
+
+def test_an_id_that_stands_for_two_files_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"'a' stands for two files, x\.mp4 and y\.mp4"):
+        embed_videos([VideoSource("a", "x.mp4"), VideoSource("a", "y.mp4")], SETTINGS, str(tmp_path))
+    with pytest.raises(DataError, match="no video"):
+        embed_videos([], SETTINGS, str(tmp_path))
+
+
+def test_the_report_counts_by_dataset_and_split_and_foresees_the_end() -> None:
+    videos = [VideoSource(name, f"{name}.mp4", *where) for name, where in [
+        ("a", ("wtag", "train")), ("b", ("wtag", "val")), ("c", ("wtag", "train")), ("d", ("egoexolearn", "train")),
+    ]]  # fmt: skip
+    report = EmbedReport(videos, "store", "abcd", sizes={"a": 100, "b": 300, "c": 50, "d": 100}, seconds=10.0)
+    report.outcomes = [Outcome("c", "skipped", 7200), Outcome("a", "done", 3600), Outcome("d", "quarantined", 0, "cut")]
+    report.encoded = 4000
+    assert report.groups() == [
+        Group("egoexolearn", "train", 1, 0, 0.0, 1),
+        Group("wtag", "train", 2, 10_800, 1.5, 0),
+        Group("wtag", "val", 1, 0, 0.0, 0),
+    ]
+    assert report.seconds_left() == (3 * 3600 - 400) / 400, "b is three times as large as a, and has 400 frames already"
+    assert report.progress() == "embed: 3/4 videos, 4000 frames, 400 frames/s, 0:00:26 left, 1 quarantined"
+    assert report.table().row_count == 4
+    assert json.loads(json.dumps(report.to_json()))["groups"][1] == {
+        "dataset": "wtag", "split": "train", "videos": 2, "frames": 10_800, "hours": 1.5, "quarantined": 0,
+    }  # fmt: skip
+
+
+def test_a_report_of_nothing_yet_reads_well() -> None:
+    report = EmbedReport([VideoSource(name, f"{name}.mp4") for name in "abc"], "store", "abcd")
+    assert report.progress() == "embed: 0/3 videos, 0 frames, 0 frames/s, time left unknown"
+    assert report.table().row_count == 1
+
+
+def test_a_frames_file_is_embedded_and_says_in_the_fingerprint_when_its_pictures_were_taken(
+    local_ray: None, tmp_path: Path
+) -> None:
+    file = write_frames_file(tmp_path / "v.arrow", [flat_picture(index) for index in range(5)])
+    videos, root = [VideoSource("v", str(file))], str(tmp_path / "store")
+    with pytest.raises(ConfigError, match=r"set vision\.phase=start-of-interval"):
+        embed_videos(videos, SETTINGS, root)
+    started = SETTINGS.model_copy(update={"phase": "start-of-interval"})
+    report = embed_videos(videos, started, root)
+    assert (report.count("done"), report.frames) == (1, 5)
+    assert report.fingerprint != load_encoder(SETTINGS).fingerprint
+    with pytest.raises(ConfigError, match=r"set vision\.phase=last-before-end"):
+        embed_videos([VideoSource("w", str(tmp_path / "w.mp4"))], started, root)

@@ -1,0 +1,236 @@
+"""The WebSocket: live streams on a real engine, mistakes that leave the stream open, clients that vanish."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from starlette.testclient import WebSocketTestSession
+from starlette.websockets import WebSocketDisconnect
+
+from prospect.protocol.messages import FrameAppend, ServerMessage
+from prospect.protocol.parsing import parse_server
+from prospect.serving.settings import SessionLimits
+from tests.serving.models import ALWAYS, NEVER, STEPS, picture
+
+TEA = {"type": "session.update", "goal": "Make tea", "steps": STEPS}
+
+
+def say(socket: WebSocketTestSession, message: dict) -> None:
+    socket.send_text(json.dumps(message))
+
+
+def hear(socket: WebSocketTestSession) -> ServerMessage:
+    return parse_server(socket.receive_text())
+
+
+def hear_until(socket: WebSocketTestSession, kind: str) -> list[ServerMessage]:
+    heard = [hear(socket)]
+    while heard[-1].type != kind:
+        heard.append(hear(socket))
+    return heard
+
+
+def push(socket: WebSocketTestSession, seq: int, **fields: object) -> None:
+    socket.send_text(FrameAppend(seq=seq, image=picture(seq), **fields).model_dump_json(exclude_none=True))
+
+
+@contextmanager
+def opened(http, **fields: object) -> Iterator[tuple[WebSocketTestSession, ServerMessage]]:
+    with http.websocket_connect("/v1/stream") as socket:
+        say(socket, TEA | fields)
+        yield socket, hear(socket)
+
+
+def test_a_stream_from_first_to_last(http):
+    with opened(http, thresholds=NEVER) as (socket, created):
+        assert (created.type, created.fps, created.next_seq) == ("session.created", 2, 0)
+        say(socket, {"type": "input_text.append", "text": "Hello."})
+        for seq in range(5):
+            push(socket, seq, pts=seq / 2)
+        say(socket, {"type": "session.close"})
+        *decisions, closed = hear_until(socket, "session.closed")
+        assert [(d.type, d.seq, d.frame) for d in decisions] == [("decision", i, i) for i in range(5)]
+        assert (closed.reason, closed.frames) == ("client", 5)
+        with pytest.raises(WebSocketDisconnect) as left:
+            socket.receive_text()
+        assert left.value.code == 1000
+
+
+def test_the_pieces_of_an_utterance_add_up_to_it(http):
+    with opened(http, thresholds=ALWAYS) as (socket, _):
+        push(socket, 0)
+        heard = hear_until(socket, "response.done")
+        pieces = [message for message in heard if message.type == "response.delta"]
+        assert "".join(piece.text for piece in pieces).strip() == heard[-1].text
+        assert {(piece.seq, piece.frame) for piece in pieces} == {(0, 0)}
+        kinds = [message.type for message in heard]
+        assert kinds.index("decision") > kinds.index("response.delta")
+        assert kinds.count("decision") == 1
+
+
+def test_a_patch_is_answered_and_rebuilds_the_context(http):
+    with opened(http, thresholds=NEVER) as (socket, _):
+        say(socket, {"type": "state.patch", "state": {"S1": "completed"}})
+        assert hear(socket).state == {"S1": "completed", "S2": "not_started", "S3": "not_started"}
+        push(socket, 0)
+        assert [message.type for message in hear_until(socket, "decision")] == ["session.refreshed", "decision"]
+
+
+def test_mistakes_leave_the_stream_open(http):
+    with http.websocket_connect("/v1/stream") as socket:
+        push(socket, 0)
+        assert "before session.update" in hear(socket).message
+        socket.send_text("{")
+        assert "is not JSON" in hear(socket).message
+        socket.send_bytes(b"\x00\xff")
+        assert hear(socket).code == "invalid_message"
+        say(socket, TEA | {"thresholds": NEVER})
+        assert hear(socket).type == "session.created"
+        say(socket, TEA)
+        assert "open another one" in hear(socket).message
+        say(socket, {"type": "input_frame.append", "seq": 0})
+        assert "either image or embedding" in hear(socket).message
+        push(socket, 0)
+        assert hear(socket).type == "decision"
+
+
+def test_a_refused_frame_may_be_left_out_or_sent_again(http):
+    with opened(http, thresholds=NEVER) as (socket, _):
+        broken = FrameAppend(seq=0, image=b"no picture").model_dump_json(exclude_none=True)
+        socket.send_text(broken)
+        error = hear(socket)
+        assert (error.code, error.field, error.seq) == ("invalid_data", "image", 0)
+        push(socket, 0)
+        assert hear(socket).seq == 0
+        socket.send_text(broken.replace('"seq":0', '"seq":1'))
+        assert hear(socket).seq == 1
+        push(socket, 2)
+        decision = hear(socket)
+        assert (decision.type, decision.seq, decision.frame) == ("decision", 2, 1)
+
+
+def test_a_repeated_frame_is_answered_and_not_decided_again(http):
+    with opened(http, thresholds=NEVER) as (socket, created):
+        push(socket, 0)
+        assert hear(socket).type == "decision"
+        push(socket, 0)
+        assert hear(socket).code == "duplicate_frame"
+        push(socket, 7)
+        assert hear(socket).code == "sequence_gap"
+        push(socket, 1)
+        assert hear(socket).seq == 1
+        assert http.get(f"/v1/sessions/{created.session_id}").json()["counters"]["frames"] == 2
+
+
+def test_every_frame_too_many_is_said_to_be_dropped(http):
+    """Each frame speaks, so decisions are slower than the frames that come; every seq gets one answer, in order."""
+    with opened(http, thresholds=ALWAYS) as (socket, _):
+        for seq in range(40):
+            push(socket, seq)
+        say(socket, {"type": "session.close"})
+        heard = hear_until(socket, "session.closed")
+    decided = [message.seq for message in heard if message.type == "decision"]
+    dropped = [message.seq for message in heard if message.type == "frame.dropped"]
+    assert dropped
+    assert sorted(decided + dropped) == list(range(40))
+    assert decided == sorted(decided)
+
+
+def test_sessions_do_not_hear_each_other(http):
+    with opened(http, thresholds=NEVER) as (one, a), opened(http, thresholds=NEVER) as (other, b):
+        assert a.session_id != b.session_id
+        for seq in range(3):
+            push(one, seq)
+        push(other, 0)
+        assert [hear(one).seq for _ in range(3)] == [0, 1, 2]
+        assert hear(other).seq == 0
+
+
+def test_a_client_that_vanishes_ends_its_session(http, host):
+    with opened(http) as (_, created):
+        assert host.open_sessions == [created.session_id]
+    while host.open_sessions:
+        http.get("/healthz")
+
+
+def test_a_kept_session_is_resumed_with_what_was_missed(http, host):
+    with opened(http, keep=True, thresholds=NEVER) as (socket, created):
+        push(socket, 0)
+        hear(socket)
+    http.post(f"/v1/sessions/{created.session_id}/frames", content=picture(1), headers={"content-type": "image/png"})
+    with http.websocket_connect("/v1/stream") as socket:
+        say(socket, {"type": "session.update", "resume": created.resume})
+        again = hear(socket)
+        assert (again.session_id, again.next_seq) == (created.session_id, 2)
+        assert hear(socket).seq == 1
+        push(socket, 2)
+        assert hear(socket).seq == 2
+        with http.websocket_connect("/v1/stream") as thief:
+            say(thief, {"type": "session.update", "resume": created.resume})
+            assert hear(thief).code == "unknown_session"
+
+
+def test_resuming_ends_the_older_stream_and_its_farewell_does_not_close_the_session(http, host):
+    with opened(http, thresholds=NEVER) as (old, created), http.websocket_connect("/v1/stream") as new:
+        say(new, {"type": "session.update", "resume": created.resume})
+        assert hear(new).session_id == created.session_id
+        with pytest.raises(WebSocketDisconnect) as left:
+            old.receive_text()
+        assert left.value.code == 1001
+        old.close()
+        push(new, 0)
+        assert hear(new).seq == 0
+
+
+def test_one_place_too_few_is_said_before_the_stream_is_closed(http):
+    for _ in range(3):
+        http.post("/v1/sessions", json={})
+    with http.websocket_connect("/v1/stream") as socket:
+        say(socket, TEA)
+        assert hear(socket).code == "busy"
+        with pytest.raises(WebSocketDisconnect) as left:
+            socket.receive_text()
+        assert left.value.code == 1013
+
+
+def test_a_stopping_server_says_so(http, host):
+    with opened(http) as (socket, _):
+        http.portal.call(host.stop)
+        farewell = hear(socket)
+        assert (farewell.type, farewell.reason) == ("session.going_away", "the server stops")
+
+
+def test_an_engine_that_fails_is_reported_to_everybody_and_to_serve(http, host, monkeypatch):
+    def broken() -> None:
+        raise RuntimeError("out of memory")
+
+    with opened(http, thresholds=NEVER) as (socket, _):
+        push(socket, 0)
+        hear(socket)
+        monkeypatch.setattr(host._engine, "step", broken)
+        push(socket, 1)
+        assert hear(socket).type == "session.going_away"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        host.check_health()
+
+
+class TestSlowClient:
+    @pytest.fixture
+    def host_settings(self) -> SessionLimits:
+        return SessionLimits(max_unread_messages=2)
+
+    def test_messages_that_nobody_reads_are_lost_and_it_is_said(self, http):
+        with opened(http, keep=True, thresholds=NEVER) as (_, created):
+            pass
+        frames = {
+            "frames": [{"image": FrameAppend(image=picture(i)).model_dump(mode="json")["image"]} for i in range(3)]
+        }
+        http.post(f"/v1/sessions/{created.session_id}/frames", json=frames)
+        with http.websocket_connect("/v1/stream") as socket:
+            say(socket, {"type": "session.update", "resume": created.resume})
+            assert hear(socket).next_seq == 3
+            push(socket, 3)
+            heard = [hear(socket), hear(socket)]
+            assert [message.type for message in heard] == ["error", "decision"]
+            assert heard[0].code == "slow_client"
