@@ -101,7 +101,7 @@ down: ## end what `make up` started
 
 lock: env ## requirements.lock from pyproject.toml
 	$(UV) compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-	    --extra dev pyproject.toml -o requirements.lock
+	    --extra all --extra dev pyproject.toml -o requirements.lock
 
 clean: ## caches and build leftovers; keeps outputs/ and the environment
 	rm -rf build dist platform/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -4,7 +4,7 @@ import click
 import ray
 from ray import serve
 
-from prospect.config import load
+from prospect.config.load import load
 from prospect.errors import ProspectError
 from prospect.serving.deployments import build, open_port
 

@@ -4,7 +4,7 @@ import shutil
 import sqlite3
 from pathlib import Path
 
-from prospect.config import Config, StorageSettings
+from prospect.config.schema import Config, StorageSettings
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.settings import ClipSettings
 from prospect.data.sources import DataSettings

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from prospect.config import RUNTIME_ENV, Config, StorageSettings, documented, load, run_job, sections
+from prospect.config.cli import documented, run_job
+from prospect.config.load import RUNTIME_ENV, load, sections
+from prospect.config.schema import Config, StorageSettings
 from prospect.dialogue.prompt import ContextSettings
 from prospect.errors import ConfigError, DataError
 from prospect.serving.settings import ServingSettings
@@ -224,7 +226,11 @@ class TestRunJob:
 
 def test_the_uploaded_package_finds_configs_in_its_working_directory(tmp_path: Path) -> None:
     """With `py_modules` the package lies far from the repository, whose upload is the current folder."""
-    script = "import prospect.config as c; c.__file__ = '/uploads/1/prospect/config.py';print(*c.sections('train'))"
+    script = """
+import prospect.config.load as load
+load.__file__ = "/uploads/1/prospect/config/load.py"
+print(*load.sections("train"))
+"""
     for folder, answer in ((CONFIGS.parent, "storage"), (tmp_path, "start the job from the repository's root")):
         done = subprocess.run(
             [sys.executable, "-c", script], cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"},

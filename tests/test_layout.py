@@ -88,7 +88,8 @@ def test_a_job_says_its_first_word_without_a_slow_library(job: str) -> None:
     """Its script is imported, its configuration composed, a mistake in it found and its help printed."""
     script = f"""
 import runpy
-from prospect.config import load, usage
+from prospect.config.cli import usage
+from prospect.config.load import load
 from prospect.errors import ConfigError
 runpy.run_path("jobs/{job}.py", run_name="job")
 load("{job}")
@@ -106,7 +107,7 @@ def test_a_job_without_data_says_so_without_a_slow_library(job: str, tmp_path: P
     (tmp_path / "dialogues.json").write_text("{}")
     script = f"""
 import runpy
-from prospect.config import run_job
+from prospect.config.cli import run_job
 root = "storage.root={tmp_path}"
 for data in ("{tmp_path}/none", "{tmp_path}/dialogues.json"):
     sys.argv = ["jobs/{job}.py", root, "data=clips", f"data.path={{data}}"]

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from prospect.config import load
+from prospect.config.load import load
 from tests.conftest import REPOSITORY
 from tests.readme import PAGES, blocks, commands, job_commands
 

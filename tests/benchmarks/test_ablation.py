@@ -17,7 +17,8 @@ from rich.console import Console
 from prospect.benchmarks.ablation.report import RunScores, compare, plot, render
 from prospect.benchmarks.ablation.variants import VARIANTS, changed, plan_runs
 from prospect.benchmarks.settings import Ablated, AblationSuite
-from prospect.config import Config, load
+from prospect.config.load import load
+from prospect.config.schema import Config
 from prospect.evaluation.intervals import draw_runs
 from prospect.evaluation.settings import EvaluationSettings
 from prospect.evaluation.tally import METRICS, Tally

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from prospect.benchmarks.suites import run_suite
-from prospect.config import load
+from prospect.config.load import load
 
 
 @pytest.mark.e2e

@@ -13,7 +13,7 @@ import pytest
 from ray import serve
 
 from prospect.client import ProspectClient, ServerError
-from prospect.config import load
+from prospect.config.load import load
 from prospect.errors import FingerprintError
 from prospect.model.checkpoint import load_model
 from prospect.serving.deployments import launch

@@ -13,7 +13,7 @@ import torch
 from mlflow.models import Model
 
 from prospect.cluster.train import train
-from prospect.config import Config
+from prospect.config.schema import Config
 from prospect.errors import ConfigError
 from prospect.evaluation.settings import CalibrationSettings
 from prospect.hashing import code_version

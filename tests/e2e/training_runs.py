@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from mlflow.entities import Run
 
-from prospect.config import Config, StorageSettings
+from prospect.config.schema import Config, StorageSettings
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.settings import ClipSettings
 from prospect.data.sources import DataSettings, to_jsonl

@@ -15,7 +15,7 @@ import torch
 from transformers import GPT2Config
 
 from prospect.cluster.train import train
-from prospect.config import load
+from prospect.config.load import load
 from prospect.data.settings import ClipSettings
 from prospect.errors import CheckpointError, ConfigError
 from prospect.model.adapters import build_tokenizer

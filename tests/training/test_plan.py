@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from prospect.cluster.plan import plan, show_plan
-from prospect.config import Config, load
+from prospect.config.load import load
+from prospect.config.schema import Config
 from prospect.errors import ConfigError
 from prospect.model.settings import ModelSettings
 from prospect.training.checks import GIB

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-from prospect.config import Config
+from prospect.config.schema import Config
 from prospect.errors import ConfigError
 
 

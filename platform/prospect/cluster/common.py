@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from prospect.config import Config
+from prospect.config.schema import Config
 from prospect.data.embeddings import EmbeddingStore
 
 Report = Callable[[str], None]

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from prospect.cluster.common import Report, draw_sample, embeddings_root, frames_in, track_job
 from prospect.cluster.runtime import connect
-from prospect.config import Config
+from prospect.config.schema import Config
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.labels.report import count_labels
 from prospect.data.sources import Corpus, feature_files, load_dialogues

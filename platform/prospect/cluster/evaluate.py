@@ -9,7 +9,7 @@ from rich.console import Console
 
 from prospect.cluster.common import Report
 from prospect.cluster.runtime import connect
-from prospect.config import Config
+from prospect.config.schema import Config
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.prepare import Records, read_records
 from prospect.dialogue.prompt import ContextSettings

@@ -16,7 +16,7 @@ from prospect.cluster.common import Report
 from prospect.cluster.plan import plan
 from prospect.cluster.record import hand_on, keep_reports, open_run, outcome, register
 from prospect.cluster.workers import fit
-from prospect.config import Config
+from prospect.config.schema import Config
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.prepare import Records, frame_statistics, make_clips, training_texts
 from prospect.data.sources import QuarantinedRecord

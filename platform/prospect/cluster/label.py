@@ -14,7 +14,7 @@ from rich.console import Console
 
 from prospect.cluster.common import Report, draw_sample, frames_in, track_job
 from prospect.cluster.runtime import connect
-from prospect.config import Config
+from prospect.config.schema import Config
 from prospect.data.labels.llm.report import MappingReport
 from prospect.data.labels.proassist import to_proassist
 from prospect.data.labels.report import DialogueLabels, LabelReport, summarize

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from rich.console import Console
 
-from prospect.config import Config
+from prospect.config.schema import Config
 from prospect.training.checks import GIB, card_bytes
 from prospect.training.memory_plan import MemoryPlan, largest_micro_batch, plan_zero
 from prospect.training.preflight import any_of, own_device, savings, trained_parameters

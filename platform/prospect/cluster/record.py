@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prospect.cluster.common import Report
-from prospect.config import Config
+from prospect.config.schema import Config
 from prospect.messages import first_line
 from prospect.reports.curves import plot_run
 from prospect.streaming import table

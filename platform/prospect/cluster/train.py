@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from prospect.cluster.common import Report
-from prospect.config import Config
+from prospect.config.schema import Config
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.prepare import Records, read_records
 from prospect.errors import ConfigError

@@ -3,6 +3,7 @@
 The process that builds the application, and the gateway, run no model: an engine's replica imports torch itself.
 """
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
-from prospect.config import Config
+from prospect.config.schema import Config
 from prospect.errors import ProspectError
 from prospect.serving.api import build_api
 from prospect.serving.host import SessionHost
@@ -91,6 +92,21 @@ def open_port(config: Config) -> None:
     """Starts Serve, and Ray if need be, on the configured address."""
     options = HTTPOptions(host=config.serving.host, port=config.serving.port)
     serve.start(proxy_location=ProxyLocation.EveryNode, http_options=options)
+
+
+def serve_until_stopped(config: Config) -> None:
+    """Serves until Ctrl-C.
+
+    Raises:
+        ProspectError: there is no such model.
+    """
+    url = launch(config)
+    print(f"serve  {config.serving.model} at {url}; Ctrl-C ends it", flush=True)
+    try:
+        while True:
+            time.sleep(1)
+    finally:
+        serve.shutdown()
 
 
 def launch(config: Config, name: str = "prospect") -> str:

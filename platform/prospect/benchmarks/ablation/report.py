@@ -15,7 +15,7 @@ from rich.table import Table
 
 from prospect.benchmarks.ablation.variants import VARIANTS, Pass
 from prospect.benchmarks.settings import Ablated, AblationSuite
-from prospect.config import Config
+from prospect.config.schema import Config
 from prospect.evaluation.intervals import Interval, draw_runs, percentile_interval
 from prospect.evaluation.settings import EvaluationSettings
 from prospect.evaluation.tally import METRICS, Floats, Metric, Tally

@@ -28,7 +28,7 @@ from prospect.cluster.common import draw_sample
 from prospect.cluster.embed import embed
 from prospect.cluster.label import make_labels
 from prospect.cluster.runtime import disconnect
-from prospect.config import Config
+from prospect.config.schema import Config
 from prospect.errors import ConfigError, ProspectError
 from prospect.training.run_folder import alone
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from prospect.benchmarks.settings import Ablated, AblationSuite
-from prospect.config import Config
+from prospect.config.schema import Config
 from prospect.data.sources import DataSettings
 from prospect.hashing import fingerprint
 from prospect.settings import Settings

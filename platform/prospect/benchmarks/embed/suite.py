@@ -29,7 +29,7 @@ from prospect.benchmarks.embed.parts import (
 from prospect.benchmarks.settings import EmbedSuite
 from prospect.cluster.embed import embed_videos
 from prospect.cluster.runtime import connect, disconnect
-from prospect.config import Config
+from prospect.config.schema import Config
 from prospect.vision.report import EmbedReport, VideoSource
 from prospect.vision.settings import EmbeddingSettings, VisionSettings
 

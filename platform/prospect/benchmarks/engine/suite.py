@@ -38,7 +38,7 @@ from prospect.benchmarks.engine.measure import (
 )
 from prospect.benchmarks.engine.model import planted_model
 from prospect.benchmarks.engine.settings import EngineSuite
-from prospect.config import Config
+from prospect.config.schema import Config
 from prospect.errors import ConfigError, OutOfPagesError
 from prospect.model.checkpoint import LoadedModel
 from prospect.streaming.settings import StreamingSettings

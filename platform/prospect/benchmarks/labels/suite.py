@@ -18,7 +18,7 @@ from prospect.benchmarks.labels.limits import limits, out_of_order
 from prospect.benchmarks.labels.methods import METHODS
 from prospect.benchmarks.labels.scores import Summary, score, summarize
 from prospect.benchmarks.settings import LabelsSuite
-from prospect.config import Config
+from prospect.config.schema import Config
 from prospect.data.labels.aligner import evidence, load_nli
 from prospect.data.labels.spans import block_ends
 from prospect.files import open_filesystem, write_file

@@ -26,7 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from prospect.benchmarks.settings import TrainSuite
 from prospect.benchmarks.train.peers import train_with_transformers
-from prospect.config import Config
+from prospect.config.schema import Config
 from prospect.corpus.draw import plan_corpus
 from prospect.data.batches import IGNORE, Batch, Collator
 from prospect.data.clips import Clip

@@ -203,7 +203,7 @@ def write_preview(
 def render(page: Page) -> str:
     """The page as HTML."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("prospect.reports"),
+        loader=jinja2.PackageLoader("prospect.reports.preview"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -1,0 +1,121 @@
+"""Run a job from its command line: overrides, help, the record of the configuration, exit status."""
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+import pyarrow
+import yaml
+from pydantic import BaseModel
+
+from prospect.config.load import load, sections
+from prospect.config.schema import Config
+from prospect.errors import ConfigError, DataError, ProspectError
+from prospect.files import open_filesystem, write_file
+from prospect.hashing import fingerprint
+from prospect.messages import first_line, shown
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a user types to start a job, and what it says of itself."""
+
+    name: str
+    """`python jobs/train.py` or `prospect train`."""
+    about: str
+
+    @classmethod
+    def script(cls, job: str) -> "Command":
+        """jobs/JOB.py, with its own docstring."""
+        return cls(f"python jobs/{job}.py", (getattr(sys.modules["__main__"], "__doc__", None) or "").strip())
+
+
+def run_job(
+    job: str,
+    run: Callable[[Config], object],
+    arguments: Sequence[str] | None = None,
+    command: Command | None = None,
+) -> NoReturn:
+    """Compose the configuration, run the job, and leave with the exit status.
+
+    0 done; 2 after one line on stderr that says what the user has to change; 130 interrupted. `--help` lists
+    sections, options and keys. Any other exception is a defect and keeps its stack trace.
+
+    Args:
+        job: name of a file in configs/.
+        run: what the job does.
+        arguments: overrides, or `--help`; default: those of `sys.argv`.
+        command: default: the script of jobs/.
+    """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        sys.exit(_run(job, run, given, command or Command.script(job)))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _run(job: str, run: Callable[[Config], object], arguments: list[str], command: Command) -> int:
+    try:
+        if {"-h", "--help"} & set(arguments):
+            print(usage(job, command))
+            return 0
+        config = load(job, arguments)
+        print(f"configuration: {record(job, config, arguments, command)}", flush=True)
+        run(config)
+    except ProspectError as error:
+        # Ray gives a task's error its class and, as the cause, the error itself; its own text is a stack trace.
+        print(f"error: {getattr(error, 'cause', error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def record(job: str, config: Config, overrides: Sequence[str], command: Command) -> str:
+    """Writes the composed configuration below the storage root and says where; the name holds time and hash.
+
+    Raises:
+        ConfigError: `storage.root` cannot be written.
+    """
+    values = config.model_dump(mode="json")
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    name = f"configs/{job}-{stamp}-{fingerprint(values)[:8]}.yaml"
+    text = f"# {shlex.join([*command.name.split(), *overrides])}\n{yaml.safe_dump(values, sort_keys=False)}"
+    try:
+        filesystem, root = open_filesystem(config.storage.root)
+        write_file(filesystem, f"{root}/{name}", text.encode())
+    except (OSError, pyarrow.ArrowException, DataError) as error:
+        message = f"`storage.root` is {config.storage.root}, which cannot be written: {first_line(error)}."
+        raise ConfigError(message, field="storage.root") from error
+    return f"{config.storage.root}/{name}"
+
+
+def usage(job: str, command: Command | None = None) -> str:
+    """What `--help` prints: every section of the job with its options, and every key with value and meaning."""
+    used, config = sections(job), load(job)
+    command = command or Command.script(job)
+    lines = [f"usage: {command.name} [SECTION=OPTION] [SECTION.KEY=VALUE] ..."]
+    lines += [command.about] if command.about else []
+    for section, options in used.items():
+        choice = f" ({section}={'|'.join(options)})" if options else ""
+        settings = getattr(config, section)
+        if not isinstance(settings, BaseModel):
+            text = " ".join((Config.model_fields[section].description or "").split())
+            lines += ["", f"{section}={shown(settings)}", f"    {text}"]
+            continue
+        lines += ["", f"{section}{choice}: {(type(settings).__doc__ or '').strip().splitlines()[0]}"]
+        for key, value, text in documented(settings, f"{section}."):
+            lines += [f"  {key}={shown(value)}", *([f"      {text}"] if text else [])]
+    return "\n".join(lines)
+
+
+def documented(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Every key below `settings` as (dotted key, value, one-line description)."""
+    for name, field in type(settings).model_fields.items():
+        value, key = getattr(settings, name), f"{prefix}{name}"
+        if isinstance(value, BaseModel):
+            yield from documented(value, f"{key}.")
+        else:
+            yield key, value, " ".join((field.description or "").split())

@@ -1,0 +1,122 @@
+"""Compose one `Config` out of configs/ and key=value overrides.
+
+A file in configs/ names the sections that a job uses and the option each starts from; the classes hold the
+defaults and the checks. Every mistake is a `ConfigError` of one sentence.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from pydantic import ValidationError
+
+from prospect.config.schema import Config
+from prospect.errors import ConfigError
+from prospect.messages import describe, first_line, unknown
+
+RUNTIME_ENV = "runtime_env.yaml"
+"""The one file of configs/ that is Ray's and no job's."""
+
+
+def load(job: str, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a job.
+
+    Args:
+        job: name of a file in configs/, such as `train`.
+        overrides: `section=option` and `section.key=value`, in Hydra's value grammar.
+
+    Raises:
+        ConfigError: one sentence that names the key, the value given and what is allowed.
+    """
+    used = sections(job)
+    composed = _compose(job, [_checked(job, override, used) for override in overrides])
+    # Paths of other sections are written as ${storage.root}/...: they must be as absolute as the root is.
+    storage = _validated({"storage": _resolved(composed).get("storage", {})}).storage
+    OmegaConf.update(composed, "storage", storage.model_dump(), force_add=True)
+    return _validated(_resolved(composed))
+
+
+def sections(job: str) -> dict[str, list[str]]:
+    """The sections that a job uses, each with its options in configs/ (none where it has keys only).
+
+    Raises:
+        ConfigError: there is no such job, or its file cannot be read.
+    """
+    folder = _folder()
+    if not (folder / f"{job}.yaml").is_file():
+        jobs = [path.stem for path in folder.glob("*.yaml") if path.name != RUNTIME_ENV]
+        raise ConfigError(unknown("job", job, jobs))
+    try:
+        file = yaml.safe_load((folder / f"{job}.yaml").read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"configs/{job}.yaml cannot be read: {first_line(error)}.") from error
+    chosen = {section for entry in file.pop("defaults", []) if isinstance(entry, dict) for section in entry}
+    named = chosen | set(file)
+    order = [*Config.model_fields, *sorted(named - set(Config.model_fields))]
+    return {name: sorted(p.stem for p in (folder / name).glob("*.yaml")) for name in order if name in named}
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a key of `Config` is a value, and no section of keys."""
+    return Config.model_fields[name].annotation in (str | None, bool)
+
+
+def _folder() -> Path:
+    """configs/ of this package, or of the uploaded working directory: an upload of the package alone leaves it out."""
+    candidates = (Path(__file__).resolve().parents[1] / "configs", Path.cwd() / "configs")
+    for folder in candidates:
+        if folder.is_dir():
+            return folder
+    raise ConfigError(f"There is no configs/ in {Path.cwd()}: start the job from the repository's root.")
+
+
+def _compose(job: str, overrides: list[str]) -> DictConfig:
+    try:
+        with initialize_config_dir(str(_folder()), version_base="1.3"):
+            return compose(job, overrides)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError(f"configs/{job}.yaml cannot be composed: {first_line(error)}.") from error
+
+
+def _resolved(composed: DictConfig) -> dict[str, Any]:
+    try:
+        values = OmegaConf.to_container(composed, resolve=True)
+    except InterpolationResolutionError as error:
+        raise ConfigError(f"`{error.full_key}` cannot be resolved: {first_line(error)}.") from error
+    return {str(section): value for section, value in values.items()} if isinstance(values, dict) else {}
+
+
+def _validated(values: dict[str, Any]) -> Config:
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        path, sentence = describe(error, values, Config)
+        raise ConfigError(sentence, field=path) from error
+
+
+def _checked(job: str, override: str, used: dict[str, list[str]]) -> str:
+    """The override as Hydra takes it, once its section and option are known to exist."""
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        raise ConfigError(f"`{override}` is no override: write key=value, such as storage.root=/data.") from error
+    if parsed.type is None or parsed.type.name != "CHANGE" or parsed.is_sweep_override():
+        raise ConfigError(f"`{override}` is no override: write key=value, a list as key=[a,b], and nothing before it.")
+    section, _, key = parsed.key_or_group.partition(".")
+    if section not in used:
+        if section in Config.model_fields:
+            raise ConfigError(f"The job {job} does not use `{section}`; it uses {', '.join(used)}.", field=section)
+        raise ConfigError(unknown("section", section, used), field=section)
+    if key or _is_plain(section):
+        return f"++{override}"  # Hydra's own check knows the YAML's keys only; the class knows them all
+    if not used[section]:
+        raise ConfigError(f"`{section}` has no options to choose from: set its keys, as {section}.KEY=value.")
+    if str(parsed.value()) not in used[section]:
+        raise ConfigError(unknown("option", str(parsed.value()), used[section], of=section), field=section)
+    return override

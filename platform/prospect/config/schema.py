@@ -1,0 +1,77 @@
+"""`Config`: the sections of all parts, validated together."""
+
+import os
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, field_validator, model_validator
+
+from prospect.benchmarks.settings import Suite
+from prospect.corpus.settings import CorpusSettings
+from prospect.data.labels.settings import LabelSettings
+from prospect.data.sources import DataSettings
+from prospect.dialogue.prompt import ContextSettings
+from prospect.errors import ConfigError
+from prospect.evaluation.settings import EvaluationSettings
+from prospect.model.settings import ModelSettings
+from prospect.serving.settings import ServingSettings
+from prospect.settings import Settings
+from prospect.streaming.settings import StreamingSettings
+from prospect.tracking.settings import TrackingSettings
+from prospect.training.checks import card_bytes, check_settings
+from prospect.training.settings import TrainingSettings
+from prospect.vision.settings import EmbeddingSettings, VisionSettings
+
+
+class StorageSettings(Settings):
+    """Where everything that is written lies."""
+
+    root: str = Field(default="outputs", validate_default=True)
+    """Folder or URL (anything pyarrow opens) of all outputs. A relative path counts from the current folder
+    and is refused inside a cluster job, where every node would take it for a folder of its own."""
+
+    @field_validator("root")
+    @classmethod
+    def _absolute(cls, root: str) -> str:
+        path = Path(root).expanduser()
+        if "://" in root or path.is_absolute():
+            return root if "://" in root else str(path)
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # Ray sets it for the driver of a submitted job
+            raise ConfigError(
+                f"`storage.root` is the relative path `{root}`, which no two nodes of a cluster share: give an absolute"
+                " path or a URL, such as storage.root=/shared/outputs, or set PROSPECT_STORAGE_ROOT where Ray starts.",
+                field="storage.root",
+            )
+        return str(path.resolve())
+
+
+class Config(Settings):
+    """All sections. A job reads those that its file in configs/ names; the others keep their defaults."""
+
+    storage: StorageSettings = Field(default_factory=StorageSettings)
+    corpus: CorpusSettings = Field(default_factory=CorpusSettings)
+    data: DataSettings = Field(default_factory=lambda: DataSettings(source="dialogues", path="outputs/corpus"))
+    labels: LabelSettings = Field(default_factory=LabelSettings)
+    vision: VisionSettings = Field(default_factory=VisionSettings)
+    embedding: EmbeddingSettings = Field(default_factory=EmbeddingSettings)
+    model: ModelSettings = Field(default_factory=ModelSettings)
+    training: TrainingSettings = Field(default_factory=TrainingSettings)
+    context: ContextSettings = Field(default_factory=ContextSettings)
+    streaming: StreamingSettings = Field(default_factory=StreamingSettings)
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
+    tracking: TrackingSettings = Field(default_factory=TrackingSettings)
+    serving: ServingSettings = Field(default_factory=ServingSettings)
+    suite: Suite | None = None
+    preview: str | None = None
+    """A video id: writes one HTML page on this video's labels, and labels nothing."""
+    plan: bool = False
+    """Print what the run would train and how much memory it would take, and end: nothing is loaded or trained."""
+    card: str | None = Field(default=None, coerce_numbers_to_str=True)
+    """The device that plan=true judges by, such as 24GB or 80GB. Default: this machine's GPU, and 24GB without one."""
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        check_settings(self.model, self.training)
+        if self.card is not None:
+            card_bytes(self.card)
+        return self
