@@ -39,12 +39,27 @@ def test_every_job_composes_and_builds(job: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_builds(option: str, tmp_path: Path) -> None:
-    section, name = option.split("/")
+    section = option.partition("/")[0]
     job = next((job for job in JOBS if section in sections(job)), None)
     assert job, f"no job uses {section}"
-    config = load(job, [f"storage.root={tmp_path}", f"{section}={name}"])
+    config = load(job, [f"storage.root={tmp_path}", *chosen(option)])
     written = yaml.safe_load((CONFIGS / f"{option}.yaml").read_text()) or {}
     assert set(written) <= getattr(config, section).model_fields_set
+
+
+def chosen(option: str) -> list[str]:
+    """The overrides that choose an option, with a place for data that one must bring."""
+    section, name = option.split("/")
+    values = yaml.safe_load((CONFIGS / f"{option}.yaml").read_text()) or {}
+    return [f"{section}={name}", *(f"{section}.{key}=/data" for key, value in values.items() if value == "???")]
+
+
+@pytest.mark.parametrize("option", [option for option in OPTIONS if "???" in (CONFIGS / f"{option}.yaml").read_text()])
+def test_data_that_one_must_bring_is_asked_for(option: str) -> None:
+    section, name = option.split("/")
+    job = next(job for job in JOBS if section in sections(job))
+    with pytest.raises(ConfigError, match=rf"`{section}.path` is missing: give {section}.path=PATH"):
+        load(job, [f"{section}={name}"])
 
 
 @pytest.mark.parametrize("file", [*JOBS, *OPTIONS, "runtime_env"])
@@ -69,7 +84,12 @@ def test_the_commands_that_files_mention_are_good(file: str, tmp_path: Path) -> 
 def test_yaml_holds_only_differences(option: str) -> None:
     section, name = option.split("/")
     job = next(job for job in JOBS if section in sections(job))
-    fields = type(getattr(load(job, [f"{section}={name}"]), section)).model_fields
+    fields = type(
+        getattr(
+            load(job, chosen(option)),
+            section,
+        )
+    ).model_fields
     for key, value in (yaml.safe_load((CONFIGS / f"{option}.yaml").read_text()) or {}).items():
         names_the_option = key == "name" or (key, value) == ("strategy", name)  # unset, a strategy is as trained
         assert names_the_option or fields[key].is_required() or fields[key].default != value, (

@@ -38,7 +38,7 @@ class LabelsSuite(Settings):
     """The aligner against gold steps and against simpler methods."""
 
     name: Literal["labels"] = "labels"
-    path: Path = Path("../shared/data/prepared")
+    path: Path
     """Folder of the gold: goalstep_val, holoassist, egoexolearn and captaincook4d as .jsonl.gz."""
     aligner: AlignerSettings = AlignerSettings()
     similarity: SimilaritySettings = SimilaritySettings()

@@ -86,6 +86,8 @@ def _compose(job: str, overrides: list[str]) -> DictConfig:
 
 def _resolved(composed: DictConfig) -> dict[str, Any]:
     try:
+        if missing := sorted(OmegaConf.missing_keys(composed)):
+            raise ConfigError(f"`{missing[0]}` is missing: give {missing[0]}=PATH of your own data.", field=missing[0])
         values = OmegaConf.to_container(composed, resolve=True)
     except InterpolationResolutionError as error:
         raise ConfigError(f"`{error.full_key}` cannot be resolved: {first_line(error)}.") from error
