@@ -48,6 +48,7 @@ def config_of(root: Path, run_name: str = "finished") -> Config:
         training=TrainingSettings(
             run_name=run_name,
             num_workers=1,
+            threads_per_worker=1,
             batch_size=3,
             micro_batch_size=1,
             max_steps=60,

@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -79,3 +80,36 @@ def test_every_make_target_that_is_named_exists():
     named |= {target for text in PAGES.values() for target in re.findall(r"`make ([a-z-]+)", text)}
     assert named
     assert named <= targets
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of the headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def shipped() -> list[Path]:
+    """Files in which somebody reads: code, pages, settings."""
+    folders = ("platform/prospect", "configs", "docs", "examples", "jobs", "scripts", "serve", "tests")
+    inside = [path for folder in folders for path in (REPOSITORY / folder).rglob("*") if "fixtures" not in path.parts]
+    found = [path for path in [*inside, *REPOSITORY.glob("*.md")] if path.suffix in {".py", ".md", ".yaml"}]
+    return [path for path in found if path != Path(__file__).resolve()]
+
+
+def test_links_lead_to_headings_and_files_that_are_there():
+    broken = []
+    for path in shipped():
+        for target in re.findall(r"\]\(([^)\s]+)\)|(?<![\w(/])(docs/\w+\.md(?:#[\w-]+)?)", path.read_text()):
+            page, _, anchor = (target[0] or target[1]).partition("#")
+            base = path.parent if target[0] else REPOSITORY
+            file = base / page if page else path
+            if "://" in page or (target[0] and path.suffix != ".md"):
+                continue
+            if not file.exists() or (anchor and anchor not in anchors(file)):
+                broken.append(f"{path.relative_to(REPOSITORY)}: {page}#{anchor}")
+    assert not broken
+
+
+def test_nothing_cites_what_does_not_ship():
+    cited = re.compile(r"DESIGN \d|\breference/\w+\.md")
+    assert [str(path) for path in shipped() if cited.search(path.read_text())] == []

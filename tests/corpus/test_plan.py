@@ -98,7 +98,7 @@ def test_every_turn_has_its_own_frame_and_nothing_is_quarantined(videos: list[Vi
 
 
 def test_every_transition_and_every_user_turn_stands_exactly_once_on_its_frame(videos: list[Video]) -> None:
-    """DESIGN 4.2, counted without `place`: all times are multiples of half a second."""
+    """The event-to-frame rule, counted without `place`: all times are multiples of half a second."""
     for video in videos:
         dialogue = video.dialogue
         timeline = place(dialogue, num_frames(dialogue.duration))

@@ -36,7 +36,7 @@ def boundary(time: float) -> int:
 
 
 def expected_turns(dialogue: Dialogue, frames: int) -> list[tuple[int, str, str]]:
-    """(frame, role, text) by the sentences of DESIGN 4.2."""
+    """(frame, role, text) by the sentences of the event-to-frame rule."""
     placed, user, assistant = [], 0, -1
     for turn in dialogue.turns:
         if turn.role == "user":

@@ -1,4 +1,4 @@
-"""Where events stand (DESIGN 4.2), with the page's worked examples."""
+"""Where events stand (docs/architecture.md#events-and-frames), with the page's worked examples."""
 
 import pytest
 from hypothesis import given

@@ -68,12 +68,14 @@ def submit(arguments: Sequence[str], env: Mapping[str, str]) -> str:
     return done.stdout
 
 
+ONE = ["training.num_workers=1", "training.threads_per_worker=1"]
+"""Other tests have the second core."""
 SMALL = ["corpus.num_train=6", "corpus.num_validation=1", "corpus.num_test=1"]
 
 
 def whole_path(options: Sequence[str], values: Sequence[str], env: Mapping[str, str]) -> str:
     """The four jobs one after the other, on a corpus of a few videos; what the last one prints."""
-    steps = ["training.max_steps=6", "training.save_every=3", "training.num_workers=1"]
+    steps = ["training.max_steps=6", "training.save_every=3", *ONE, "training.calibration.enabled=false"]
     for job, more in (("embed", ["embedding.num_encoders=1"]), ("label", []), ("train", steps)):
         submit([*options, "--", "python", f"jobs/{job}.py", *SMALL, *more, *values], env)
     return submit([*options, "--", "python", "jobs/eval.py", *SMALL, *values], env)

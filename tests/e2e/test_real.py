@@ -67,7 +67,8 @@ def check(root: Path, videos: Path, printed: str) -> dict:
 
 
 def test_the_tiny_model_goes_the_whole_path(videos: Path, tmp_path: Path):
-    check(tmp_path, videos, demo(tmp_path, videos, "training.max_steps=16", "embedding.num_encoders=1"))
+    small = ["training.max_steps=16", "training.threads_per_worker=1", "embedding.num_encoders=1"]
+    check(tmp_path, videos, demo(tmp_path, videos, *small))
 
 
 @pytest.mark.long

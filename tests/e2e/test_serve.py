@@ -18,14 +18,17 @@ from prospect.errors import FingerprintError
 from prospect.model.checkpoint import load_model
 from prospect.serving.deployments import launch
 from prospect.serving.live_encoder import encoder_of
+from tests.bare import LIGHT, MISSING
 from tests.conftest import REPOSITORY
 from tests.needs import skip_without
 from tests.network import free_port
 from tests.readme import blocks
 from tests.serving.models import ALWAYS, NEVER, STEPS, picture, write_model
+from tests.vision.videos import write_video
 
 pytestmark = pytest.mark.e2e
 
+EXAMPLES = REPOSITORY / "examples"
 SECTION = "Live sessions"
 """Of the README."""
 
@@ -175,3 +178,24 @@ def test_the_python_example(address: str, folder: Path):
     lines = printed.splitlines()
     assert sum("type='decision'" in line for line in lines) == 2
     assert "type='session.closed'" in lines[-1]
+
+
+def test_the_example_that_streams_a_file(address: str, tmp_path: Path):
+    video = write_video(tmp_path / "cup.mp4", [index / 2 for index in range(6)], rate=2)
+    options = ["--url", f"http://{address}", "--goal", "Wash the cup", "--step", "wash the cup", "--speed", "8"]
+    printed = run([sys.executable, str(EXAMPLES / "stream_file.py"), str(video), *options], tmp_path)
+    assert "error:" not in printed
+    assert printed.splitlines()[-1] == "the session is closed"
+
+
+def test_the_example_with_asyncio(address: str, folder: Path):
+    options = ["frame.jpg", "--url", f"ws://{address}", "--sessions", "2", "--frames", "3"]
+    printed = run([sys.executable, str(EXAMPLES / "stream_async.py"), *options], folder)
+    assert printed.splitlines() == ["Task 1: 3 frames decided", "Task 2: 3 frames decided"]
+
+
+def test_the_client_needs_neither_torch_nor_ray(address: str, folder: Path):
+    """The example of the README's beginning."""
+    [example] = blocks("py")
+    script = LIGHT.format(missing=MISSING) + example.replace("127.0.0.1:8000", address)
+    assert "S1" in run([sys.executable, "-c", script], folder)

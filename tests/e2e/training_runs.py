@@ -23,6 +23,7 @@ VISION = VisionSettings(model="prospect-tiny", weights="random:0", image_size=96
 TRAINING = TrainingSettings(
     run_name="run",
     num_workers=1,
+    threads_per_worker=1,
     batch_size=3,
     micro_batch_size=1,
     max_steps=60,

@@ -1,4 +1,4 @@
-"""The 2-fps sampler: which source picture each frame gets, whatever the source's rate (DESIGN 4.2)."""
+"""The 2-fps sampler: which source picture each frame gets, whatever the source's rate."""
 
 import json
 from pathlib import Path

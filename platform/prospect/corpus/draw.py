@@ -23,7 +23,8 @@ from prospect.errors import ConfigError, DataError
 from prospect.hashing import derived_seed, fingerprint
 
 VISIBLE_BEFORE_S = 0.3
-"""A change shows at most this long before its event's time: inside the frame that decides the event (DESIGN 4.2)."""
+"""A change shows at most this long before its event's time: inside the frame that decides the event
+(docs/architecture.md#events-and-frames)."""
 
 _DRAWING = 1
 """Goes up when the same settings give other pictures, so that older ones are not reused; words are written anew."""

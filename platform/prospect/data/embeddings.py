@@ -1,4 +1,4 @@
-"""The embedding store: what a frozen vision encoder saw, one file a video (DESIGN 4.7).
+"""The embedding store: what a frozen vision encoder saw, one file a video (docs/architecture.md#embedding-store).
 
     ROOT/VIDEO.safetensors   `frames` float16 [T, I, D]; header: video_id, fps, source_hash, fingerprint, content_hash
     ROOT/manifest.parquet    one row a video, for tools; the files' own headers decide

@@ -1,7 +1,7 @@
 """What stands before the first decided frame.
 
 `build_context` is the only way in which a context is made: first frame of a video, a clip that starts in the
-middle, a refresh, a resumed session (DESIGN 4.4).
+middle, a refresh, a resumed session (docs/architecture.md#contexts).
 """
 
 from collections.abc import Mapping, Sequence

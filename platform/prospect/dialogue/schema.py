@@ -151,7 +151,7 @@ class Dialogue(Record):
         return self.summary is not None and not any(turn.role == "assistant" for turn in self.turns)
 
     def transitions(self) -> tuple[TimedTransition, ...]:
-        """All transitions in the order of DESIGN 4.1: (time, step index, start before complete)."""
+        """All transitions, ordered by time, then step, then `start` before `complete`."""
         found = self.explicit_transitions
         if found is None:
             found = tuple(

@@ -1,4 +1,4 @@
-"""The sequence grammar of DESIGN 4.3, forwards and backwards.
+"""The sequence grammar (docs/architecture.md#sequence-grammar), forwards and backwards.
 
     context | { {[USER] text <stop>}* I x <image> [ [DST] delta <stop> ] [ [ASST] utterance <stop> ] }*
             [ [USER] request <stop> I x <image> [ASST] summary <stop> ]

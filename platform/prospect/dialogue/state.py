@@ -1,4 +1,4 @@
-"""The task state machine of DESIGN 4.1: immutable states, deltas, and what is legal."""
+"""The task's state machine (docs/architecture.md#state-machine): immutable states, deltas, what is legal."""
 
 import re
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Which frame an event belongs to, and back: the one event-to-frame rule (DESIGN 4.2).
+"""The event-to-frame rule, there and back (docs/architecture.md#events-and-frames).
 
 Frame k covers [k/fps, (k+1)/fps) and is decided at (k+1)/fps. Training, evaluation, refresh and the
 conversion of recorded sessions all place events through `place`.

@@ -2,7 +2,7 @@
 
 First `update`, by the F1 of transitions within the tolerance of an evaluation: unlike the share of frames in the right
 state it falls when the model updates too often and when it updates too seldom. Then, with what that gave, `speak` by
-the F1 of turns, as in ProAssist (reference/proassist.md 5.3). All thresholds of a dialogue, and as many dialogues as
+the F1 of turns, as in ProAssist. All thresholds of a dialogue, and as many dialogues as
 it has room for, run side by side as sessions of one engine.
 """
 

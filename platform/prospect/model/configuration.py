@@ -15,7 +15,7 @@ class DSTProActConfig(LlamaConfig):
     vision_dim: int = 1152
     tokens_per_frame: int = 1
     fingerprint: str = ""
-    """Fingerprint of the embeddings that the model was trained on (DESIGN 4.7)."""
+    """Fingerprint of the embeddings that the model was trained on (docs/architecture.md#embedding-store)."""
     decision_backend: str = "heads"
     decision_head: str = "linear"
     state_head_size: int = 256

@@ -1,4 +1,4 @@
-"""The losses of DESIGN 4.6 as sums and counts, so that their means can be taken over the global batch.
+"""The losses (docs/architecture.md#losses) as sums and counts, to take their means over the global batch.
 
 A rank computes the sums of its micro-batch; the counts come from the labels alone and are added up over ranks
 and accumulation before the backward pass. World size therefore changes neither loss nor gradient.

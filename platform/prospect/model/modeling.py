@@ -1,4 +1,4 @@
-"""`DSTProActLlamaForCausalLM`: a Llama with projected frames, decision heads and a state head (DESIGN 4.5).
+"""A Llama with projected frames, decision heads and a state head (docs/architecture.md#model).
 
 Shapes: B sequences, S tokens, H width, D embedding width, I tokens a frame.
 """

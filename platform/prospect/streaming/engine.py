@@ -177,7 +177,7 @@ class StreamingEngine:
         return list(self._sessions)
 
     def record(self, session_id: str) -> Dialogue:
-        """The session so far as a dialogue record (DESIGN 4.2: it converts back to the tokens that were fed)."""
+        """The session so far as a dialogue record, which converts back to the tokens that were fed."""
         session = self._session(session_id)
         given = session.spec.state is not None and session.spec.state != TaskState.initial(len(session.spec.steps))
         if given or session.patched or session.spec.utterances:

@@ -1,1 +1,1 @@
-"""Runs, metrics and registered models in MLflow, which nothing else imports (DESIGN 4.10)."""
+"""Runs, metrics and registered models in MLflow, which nothing else imports (docs/architecture.md#tracking)."""

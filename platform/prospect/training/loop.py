@@ -1,7 +1,7 @@
 """Training without a cluster: one step, a run of steps, the validation loss.
 
 Everything here sees a `Backend`. The order of clips, the labels that count and the means of the losses belong to the
-global batch, so that neither world size nor micro-batch size changes the loss curve (DESIGN 4.6).
+global batch, so that neither world size nor micro-batch size changes the loss curve (docs/architecture.md#losses).
 """
 
 import math

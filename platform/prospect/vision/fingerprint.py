@@ -10,7 +10,7 @@ _NO_PART = {"batch_size", "device", "compile", "equivalent_to"}
 
 
 def encoder_fingerprint(settings: VisionSettings, weights: Weights | None = None) -> str:
-    """What must agree wherever embeddings meet (DESIGN 4.7); hashes the weights file, builds no model.
+    """Hash of what must agree wherever embeddings meet (docs/architecture.md#embedding-store); builds no model.
 
     Raises:
         CheckpointError: the weights are not to be found.

@@ -1,4 +1,4 @@
-"""A video file as the pictures that the model sees: one a frame, at 2 frames a second (DESIGN 4.2)."""
+"""The pictures of a video that the model sees, one a frame (docs/architecture.md#events-and-frames)."""
 
 import itertools
 import os

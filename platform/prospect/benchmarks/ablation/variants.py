@@ -19,7 +19,7 @@ Pass = Literal["own", "written"]
 the same thresholds for all configurations."""
 
 _REFERENCE = {"training.sampling.negative_rate": 0.1, "training.losses.decision": "balanced"}
-"""As DESIGN 4.6 begins; the project's own defaults follow from what is found."""
+"""The plain losses; the project's own defaults follow from what is found."""
 _USUAL = StreamingSettings()
 _WRITTEN_ONLY = {
     "training.sampling.watch_only_share": 0.0,

@@ -28,7 +28,7 @@ def greedy(evidence: Evidence, settings: AlignerSettings) -> Assignment:
 
 
 def bidirectional(evidence: Evidence, settings: AlignerSettings) -> Assignment:
-    """ProAssist's hybrid labeller without its language model (reference/proassist.md 2.2).
+    """ProAssist's hybrid labeller without its language model.
 
     A forward pass from the first step and a backward pass from the last; where they differ, the one with the
     higher softmax of its two candidates is kept.
@@ -42,7 +42,7 @@ def bidirectional(evidence: Evidence, settings: AlignerSettings) -> Assignment:
 
 
 def most_probable_path(evidence: Evidence, settings: AlignerSettings) -> Assignment:
-    """The monotone dynamic program of reference/proassist.md 2.1 on the same scores, anchored at both ends."""
+    """ProAssist's monotone dynamic program on the same scores, anchored at both ends."""
     return best_path(_normalised(evidence.similarity), np.zeros_like(evidence.pauses))
 
 

@@ -1,4 +1,4 @@
-"""What a session needs to be rebuilt elsewhere: its log in portable form, without keys and values (DESIGN 4.11).
+"""The log of a session in portable form, from which another engine rebuilds it without its keys and values.
 
 A `Segment` is everything since the context was last built. Its tokens are those of a training clip, so feeding
 them again gives the cache that was lost.

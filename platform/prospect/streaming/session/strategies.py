@@ -1,4 +1,4 @@
-"""What happens when a session's context is full: the context strategies (DESIGN 4.9).
+"""What happens when a session's context is full: the context strategies (docs/architecture.md#context-strategies).
 
 Ours show a context that a training clip could start with: every key stands at its position, and the prompt stays.
 `context.published` has what the earlier code does instead, for comparison: nothing but the frames after `drop_all`,
