@@ -20,7 +20,7 @@ from prospect.data.labels.proassist import to_proassist
 from prospect.data.labels.report import DialogueLabels, LabelReport, summarize
 from prospect.data.labels.settings import LabelSettings
 from prospect.data.labels.table import to_tsv
-from prospect.data.labels.video import FramesOf, Video, VideoLabels, by_video, label_video, load_models
+from prospect.data.labels.video import FramesOf, Video, VideoLabels, by_video, label_video, load_encoder
 from prospect.data.sources import Corpus, load_dialogues, to_jsonl
 from prospect.dialogue.schema import Dialogue
 from prospect.errors import DataError
@@ -113,7 +113,7 @@ def label(
     videos, places = by_video(corpus.dialogues, frames_of)
     untimed = [place for place, video in enumerate(videos) if video.lines]
     if untimed:
-        load_models(settings.similarity, settings.aligner.nli_model)  # a wrong name is told before any work
+        load_encoder(settings.similarity)  # a wrong name is told before any work
     mapping = None
     if settings.mapper == "llm":
         mapping = _ask([videos[place] for place in untimed], settings, root, progress)

@@ -5,13 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prospect.data.labels.aligner import AlignerSettings, align, load_nli, pauses_between
-from prospect.data.labels.nli import CrossEncoderEntailment
+from prospect.data.labels.aligner import AlignerSettings, align, pauses_between
 from prospect.data.labels.spans import SpanSettings
 from prospect.dialogue.schema import Annotation
-from prospect.errors import ConfigError, DataError
+from prospect.errors import DataError
 from prospect.similarity import SentenceEncoder, SentenceSimilarity
-from tests.tiny_bert import save_bert
 
 STEPS = ("Boil the water", "Grind the coffee beans", "Pour the water over the ground coffee")
 
@@ -96,35 +94,6 @@ def test_an_empty_recipe_is_one_sentence(encoder):
 def test_a_pause_is_time_in_which_no_line_goes_on():
     blocks = [Annotation(start=a, end=b, text="x") for a, b in ((0, 50), (10, 20), (60, 70), (70, 75))]
     assert pauses_between(blocks, SpanSettings()) == pytest.approx(np.log1p([0, 10 / (10 / 3), 0]))
-
-
-def test_an_nli_model_by_folder(tmp_path):
-    from sentence_transformers import CrossEncoder
-
-    bert = save_bert(tmp_path / "bert", ["contradiction", "entailment", "neutral"])
-    CrossEncoder(str(bert)).save_pretrained(str(tmp_path / "nli"))
-    nli = load_nli(AlignerSettings(nli_model=str(tmp_path / "nli")))
-    scores = nli.scores(["pour water", "stir soup", "pour water"], ["pour water", "attach wheel"])
-    assert scores.shape == (3, 2)
-    assert (np.abs(scores) <= 1).all()
-    assert np.array_equal(scores[0], scores[2])
-    blocks = lines("a", "b", "c")
-    assert align(["a", "c"], blocks, Letters(), AlignerSettings(), nli).assignment[-1] == 1
-
-
-def test_no_nli_model_unless_named():
-    assert load_nli(AlignerSettings()) is None
-
-
-def test_a_relevance_ranker_is_no_nli_model(tmp_path):
-    bert = save_bert(tmp_path / "bert", ["relevance"])
-    with pytest.raises(ConfigError, match=r"nli_model: .* has the classes relevance; give a model with entailment"):
-        CrossEncoderEntailment(str(bert))
-
-
-def test_an_unknown_nli_model_is_one_sentence():
-    with pytest.raises(ConfigError, match=r"^labels\.aligner\.nli_model: cannot load /nowhere/at-all "):
-        CrossEncoderEntailment("/nowhere/at-all")
 
 
 def test_one_long_break_counts_no_more_than_eight_mean_pauses():

@@ -19,7 +19,7 @@ from prospect.benchmarks.labels.methods import METHODS
 from prospect.benchmarks.labels.scores import Summary, score, summarize
 from prospect.benchmarks.settings import LabelsSuite
 from prospect.config.schema import Config
-from prospect.data.labels.aligner import evidence, load_nli
+from prospect.data.labels.aligner import evidence
 from prospect.data.labels.spans import block_ends
 from prospect.files import open_filesystem, write_file
 from prospect.similarity import SentenceSimilarity
@@ -42,11 +42,10 @@ def run(config: Config) -> dict[str, Any]:
 
 def measure(suite: LabelsSuite, console: Console) -> dict[str, Any]:
     """Everything about GoalStep, and how the same weights do on two other data sets."""
-    models = SentenceSimilarity(suite.similarity, "suite.similarity"), load_nli(suite.aligner, "suite.aligner")
+    encoder = SentenceSimilarity(suite.similarity, "suite.similarity")
 
     def examples(videos: Sequence[GoldVideo]) -> list[Example]:
-        encoder, nli = models
-        return [(each, evidence(each.steps, each.blocks, encoder, suite.aligner.spans, nli)) for each in videos]
+        return [(each, evidence(each.steps, each.blocks, encoder, suite.aligner.spans)) for each in videos]
 
     gold = goalstep(suite.path)
     tuning = examples([video for video in gold.videos if video.tuning])

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prospect.data.labels.chain import Floats, best_path, marginals
-from prospect.data.labels.nli import CrossEncoderEntailment, Entailment
 from prospect.data.labels.spans import SpanSettings, block_ends
 from prospect.dialogue.schema import Annotation
 from prospect.errors import DataError
@@ -32,10 +31,6 @@ class AlignerSettings(Settings):
     """Log-odds for one unit of cosine similarity."""
     pause_weight: float = 5.6
     """Log-odds for one unit of log(1 + pause / mean pause)."""
-    nli_model: str | None = None
-    """An NLI cross-encoder of sentence-transformers by name or folder; None: similarity alone."""
-    nli_weight: float = 1.3
-    """Log-odds for one unit of entailment less contradiction. Not fitted."""
     blocks_per_step: int = 1
     """Containers (blocks.py) are opened only while there are fewer blocks than so many for each step."""
     spans: SpanSettings = SpanSettings()
@@ -59,24 +54,10 @@ class Evidence:
     """[B, K] cosine between a block's text and a step's."""
     pauses: Floats
     """[B - 1] how long each block's pause before the next one is (`pauses_between`)."""
-    entailment: Floats | None = None
-    """[B, K] entailment less contradiction, where there is an NLI model."""
 
     def weighted(self, settings: AlignerSettings) -> tuple[Floats, Floats]:
         """Scores of blocks on steps and of boundaries, in log-odds."""
-        scores = settings.similarity_weight * self.similarity
-        if self.entailment is not None:
-            scores = scores + settings.nli_weight * self.entailment
-        return scores, settings.pause_weight * self.pauses
-
-
-def load_nli(settings: AlignerSettings, field: str = "labels.aligner") -> Entailment | None:
-    """The NLI model that the settings name; `field` is where they lie.
-
-    Raises:
-        ConfigError: it is not there or tells no entailment from contradiction.
-    """
-    return CrossEncoderEntailment(settings.nli_model, f"{field}.nli_model") if settings.nli_model else None
+        return settings.similarity_weight * self.similarity, settings.pause_weight * self.pauses
 
 
 def align(
@@ -84,7 +65,6 @@ def align(
     blocks: Sequence[Annotation],
     encoder: SentenceEncoder,
     settings: AlignerSettings,
-    nli: Entailment | None = None,
 ) -> Alignment:
     """The step of every block; blocks are in the order of their start.
 
@@ -96,7 +76,7 @@ def align(
     if len(blocks) < len(steps):
         sentence = f"annotations: {len(blocks)} lines for {len(steps)} steps; every step needs a line of its own"
         raise DataError(sentence, field="annotations")
-    return decode(*evidence(steps, blocks, encoder, settings.spans, nli).weighted(settings))
+    return decode(*evidence(steps, blocks, encoder, settings.spans).weighted(settings))
 
 
 def evidence(
@@ -104,13 +84,11 @@ def evidence(
     blocks: Sequence[Annotation],
     encoder: SentenceEncoder,
     settings: SpanSettings,
-    nli: Entailment | None = None,
 ) -> Evidence:
     """What the texts and the times of the blocks say."""
     texts = [block.text for block in blocks]
     similarity = encoder.embed(texts).astype(np.float64) @ encoder.embed(steps).astype(np.float64).T
-    entailment = None if nli is None else nli.scores(texts, steps).astype(np.float64)
-    return Evidence(similarity, pauses_between(blocks, settings), entailment)
+    return Evidence(similarity, pauses_between(blocks, settings))
 
 
 def pauses_between(blocks: Sequence[Annotation], settings: SpanSettings) -> Floats:
@@ -142,10 +120,9 @@ def support(
     blocks: Sequence[Annotation],
     encoder: SentenceEncoder,
     settings: AlignerSettings,
-    nli: Entailment | None = None,
 ) -> tuple[float, ...]:
     """One confidence in [0, 1] for each step of an assignment that somebody else made."""
-    scores, boundaries = evidence(steps, blocks, encoder, settings.spans, nli).weighted(settings)
+    scores, boundaries = evidence(steps, blocks, encoder, settings.spans).weighted(settings)
     return _confidences(np.asarray(assignment), marginals(scores, boundaries).steps)
 
 

@@ -33,7 +33,3 @@ def _rows(rows: Iterable[tuple[object, ...]]) -> bytes:
     text = io.StringIO()
     csv.writer(text, delimiter="\t", lineterminator="\n").writerows(rows)
     return text.getvalue().encode()
-
-
-def _short(confidence: float | None) -> str:
-    return "" if confidence is None else f"{confidence:.3f}"

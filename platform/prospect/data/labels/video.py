@@ -9,7 +9,6 @@ from prospect.data.labels.aligner import Alignment, align, support
 from prospect.data.labels.blocks import blocks_of
 from prospect.data.labels.llm.prompt import MappingRequest
 from prospect.data.labels.llm.report import MappingResult
-from prospect.data.labels.nli import CrossEncoderEntailment, Entailment
 from prospect.data.labels.report import DialogueLabels
 from prospect.data.labels.settings import LabelSettings
 from prospect.data.labels.spans import spans_of
@@ -128,22 +127,21 @@ def _timed(video: Video, settings: LabelSettings) -> tuple[tuple[Step, ...], tup
 def _alignment(video: Video, blocks: Sequence[Annotation], settings: LabelSettings) -> tuple[Alignment, str]:
     """The mapping and who made it; a language model's has the aligner's belief in it as confidence."""
     names = [step.name for step in video.performed]
-    models = load_models(settings.similarity, settings.aligner.nli_model)
+    encoder = load_encoder(settings.similarity)
     if video.mapping is None or video.mapping.outcome == "aligner":
-        return align(names, blocks, models[0], settings.aligner, models[1]), "aligner"
+        return align(names, blocks, encoder, settings.aligner), "aligner"
     if video.mapping.assignment is None:
         raise DataError(f"annotations: {video.mapping.reason}", field="annotations")
-    confidences = support(video.mapping.assignment, names, blocks, models[0], settings.aligner, models[1])
+    confidences = support(video.mapping.assignment, names, blocks, encoder, settings.aligner)
     asked = bool(video.mapping.key)  # where only one mapping is possible, nobody was
     return Alignment(video.mapping.assignment, confidences), settings.llm.model if asked else "aligner"
 
 
 @lru_cache(maxsize=1)
-def load_models(similarity: SimilaritySettings, nli_model: str | None) -> tuple[SentenceEncoder, Entailment | None]:
-    """The aligner's models, once a process: both remember the texts that they have read.
+def load_encoder(similarity: SimilaritySettings) -> SentenceEncoder:
+    """The aligner's sentence encoder, once a process: it remembers the texts that it has read.
 
     Raises:
-        ConfigError: one of them is not there.
+        ConfigError: it is not there.
     """
-    nli = CrossEncoderEntailment(nli_model) if nli_model else None
-    return SentenceSimilarity(similarity, "labels.similarity"), nli
+    return SentenceSimilarity(similarity, "labels.similarity")
