@@ -7,11 +7,11 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, TEMPORARILY_UNAVAILABLE
+from prospect.tracking.code_version import code_version
 
 from prospect.errors import CheckpointError, ConfigError
-from prospect.hashing import code_version
 from prospect.tracking.pyfunc import ModelInterface
-from prospect.tracking.retry import patiently
+from prospect.tracking.retry import retry_until_available
 from prospect.tracking.run import DatasetCard
 from prospect.tracking.settings import TrackingError, TrackingSettings
 from prospect.tracking.tracking import Tracking
@@ -148,7 +148,7 @@ def test_a_uri_that_leads_nowhere_is_one_sentence_at_once(tmp_path: Path, clock:
     for uri in ("ftp://nowhere", f"sqlite:///{tmp_path}/broken.db"):
         tracking = Tracking(TrackingSettings(uri=uri), tmp_path)
         with pytest.raises(ConfigError, match=r"tracking.uri: .* does not answer"):
-            patiently(lambda tracking=tracking: tracking.open_run(tmp_path / "run", "run"), print)
+            retry_until_available(lambda tracking=tracking: tracking.open_run(tmp_path / "run", "run"), print)
     assert clock.now == 0
 
 
@@ -160,7 +160,7 @@ def test_a_server_that_is_away_at_the_start_is_waited_for(
     tracking = Tracking(TrackingSettings(uri=f"http://127.0.0.1:{free_port()}"), tmp_path)
     lines: list[str] = []
     with pytest.raises(TrackingError, match=r"did not answer for 120 s \(tracking.uri: http://.*; start the same run"):
-        patiently(lambda: tracking.open_run(tmp_path / "run", "run"), lines.append)
+        retry_until_available(lambda: tracking.open_run(tmp_path / "run", "run"), lines.append)
     assert 100 < clock.now <= 120
     [line] = lines
     assert line.startswith(f"train  waiting for the tracking server: tracking.uri: {tracking.uri} does not answer")
@@ -175,11 +175,11 @@ def test_what_the_server_answers_in_the_end_comes_back_and_a_mistake_does_at_onc
         return "run"
 
     lines: list[str] = []
-    assert patiently(answer, lines.append) == "run"
+    assert retry_until_available(answer, lines.append) == "run"
     assert (clock.now, lines) == (1 + 2 + 4, ["train  waiting for the tracking server: time-out"])
     for mistake in (MlflowException("no such run", RESOURCE_DOES_NOT_EXIST), KeyError("a defect")):
         with pytest.raises(type(mistake)):
-            patiently(lambda mistake=mistake: raised(mistake), lines.append)
+            retry_until_available(lambda mistake=mistake: raised(mistake), lines.append)
     assert clock.now == 7
 
 

@@ -66,3 +66,10 @@ class OutOfPagesError(SessionError):
     """The cache has no page left for a session's tokens."""
 
     code = "out_of_pages"
+
+
+def session_error(code: str, message: str, field: str | None = None) -> SessionError:
+    """Make an error that clients know by its code."""
+    error = SessionError(message, field=field)
+    error.code = code
+    return error

@@ -81,3 +81,14 @@ def test_pretrained_weights_that_install_by_name_go_the_whole_path(videos: Path,
     result = check(tmp_path, videos, printed)
     assert (Path(result["model"]) / "adapter_config.json").is_file()
     assert [path.name for path in (tmp_path / "cache").glob("smollm2*")] == ["smollm2_135m"]
+
+
+@pytest.mark.long
+def test_the_example_that_fine_tunes_a_folder(videos: Path, tmp_path: Path):
+    """The same jobs as the demo above, called from Python."""
+    small = ["training.max_steps=2", "training.threads_per_worker=1", "embedding.num_encoders=1", *BRIEF]
+    command = [sys.executable, "examples/fine_tune_folder.py", str(videos), f"storage.root={tmp_path}", *small]
+    ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+    assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
+    assert "in 2 steps: " in ran.stdout
+    assert ran.stdout.rstrip().endswith("joint goal accuracy undefined")

@@ -8,7 +8,7 @@ import pytest
 from prospect.dialogue.prompt import StrategyName
 from prospect.errors import SessionError
 from prospect.streaming.engine import StreamingEngine
-from prospect.streaming.session.decisions import Restraint, decision_policy
+from prospect.streaming.session.decisions import DecisionGate, decision_policy
 from prospect.streaming.settings import SamplingSettings, StreamingSettings
 from prospect.streaming.types import Decision, SessionSpec
 from tests.factories import CONTEXT, features, tea_dialogue, tiny_model, tiny_vocabulary
@@ -20,7 +20,7 @@ def heard(
     settings: StreamingSettings, probabilities: list[float], asked: tuple[int, ...] = (), moved: tuple[int, ...] = ()
 ) -> str:
     """One letter a frame: S(peaks), or why not: t(hreshold), c(ooldown), h(ysteresis)."""
-    restraint, letters = Restraint(decision_policy(settings, None, SessionSpec())), ""
+    restraint, letters = DecisionGate(decision_policy(settings, None, SessionSpec())), ""
     for frame, probability in enumerate(probabilities):
         silence = restraint.silence(probability, frame, addressed=frame in asked, updated=frame in moved)
         restraint.acted(frame, updated=False, spoke=silence is None)
@@ -45,7 +45,7 @@ def test_the_probability_must_come_down_by_a_share_of_the_threshold():
 def test_updates_can_be_held_back_alike():
     for hysteresis, expected in ((None, [True, True, False, True]), (0.1, [True, False, False, False])):
         policy = decision_policy(StreamingSettings(update_hysteresis=hysteresis), None, SessionSpec())
-        restraint, updated = Restraint(policy), []
+        restraint, updated = DecisionGate(policy), []
         for frame, probability in enumerate([0.6, 0.6, 0.48, 0.6]):
             updated.append(restraint.updates(probability))
             restraint.acted(frame, updated=updated[-1], spoke=False)

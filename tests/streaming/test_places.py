@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from prospect.errors import ConfigError, OutOfPagesError, SessionError, UnknownSessionError
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.kv_cache.parking import ParkingLot
-from prospect.streaming.kv_cache.residence import Residence
+from prospect.streaming.kv_cache.residence import CachePlacement
 from prospect.streaming.settings import StreamingSettings
 from prospect.streaming.types import Decision, SessionSpec
 from tests.factories import CONTEXT, features, tea_dialogue, tiny_model, tiny_vocabulary
@@ -131,8 +131,8 @@ def test_a_place_changes_hands_at_most_once_a_step(loaded, monkeypatch):
         decided(engine)
         push(engine, name, 4)
     moves: list[str] = []
-    park = Residence.park
-    monkeypatch.setattr(Residence, "park", lambda self, name: (moves.append(name), park(self, name)))
+    park = CachePlacement.park
+    monkeypatch.setattr(CachePlacement, "park", lambda self, name: (moves.append(name), park(self, name)))
     while engine.has_work():
         moves.clear()
         engine.step()

@@ -23,7 +23,7 @@ from prospect.model.geometry import base_geometry
 from prospect.model.settings import LossSettings, ModelSettings
 from prospect.training.checks import GIB
 from prospect.training.memory_plan import MemoryPlan
-from prospect.training.preflight import Device, check_device, full_device_told
+from prospect.training.preflight import Device, check_device, explain_oom
 from prospect.training.settings import OPERATIONAL, EarlyStopping, OutOfMemoryError, TrainingSettings
 from tests.conftest import REPOSITORY
 from tests.e2e.training_runs import prepared
@@ -225,7 +225,7 @@ def test_a_device_that_lacks_something_is_named() -> None:
 def test_a_device_that_runs_full_is_told_with_its_step() -> None:
     with (
         pytest.raises(OutOfMemoryError) as caught,
-        full_device_told(LORA, PACKED, NEEDS_30, lambda: "at step 7"),
+        explain_oom(LORA, PACKED, NEEDS_30, lambda: "at step 7"),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory")
     assert str(caught.value) == (
@@ -235,12 +235,12 @@ def test_a_device_that_runs_full_is_told_with_its_step() -> None:
     ), "what makes another run of it says so"
     with (
         pytest.raises(OutOfMemoryError, match=r"while the model was loaded; lower training\.micro_batch_size"),
-        full_device_told(LORA, PACKED, None, lambda: "while the model was loaded"),
+        explain_oom(LORA, PACKED, None, lambda: "while the model was loaded"),
     ):
         torch.empty(2**60)
     heavy = replace(NEEDS_30, optimizer=20 * GIB, activations=0)
-    with pytest.raises(OutOfMemoryError) as caught, full_device_told(LORA, PACKED, heavy, lambda: "at step 7"):
+    with pytest.raises(OutOfMemoryError) as caught, explain_oom(LORA, PACKED, heavy, lambda: "at step 7"):
         torch.empty(2**60)
     assert "offload_optimizer" not in str(caught.value), "without a GPU there is nothing to offload from"
-    with pytest.raises(RuntimeError, match="a defect"), full_device_told(LORA, PACKED, None, str):
+    with pytest.raises(RuntimeError, match="a defect"), explain_oom(LORA, PACKED, None, str):
         raise RuntimeError("a defect")

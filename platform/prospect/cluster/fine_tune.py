@@ -1,6 +1,6 @@
 """From records and embeddings to a registered model: what a run does that was not finished before.
 
-job.py finds out whether there is anything to do. From here on torch, transformers, MLflow and Ray are needed.
+`cluster.train` finds out whether there is anything to do. From here on torch, transformers, MLflow and Ray are needed.
 """
 
 import json
@@ -14,7 +14,7 @@ import torch
 
 from prospect.cluster.common import Report
 from prospect.cluster.plan import plan
-from prospect.cluster.record import hand_on, keep_reports, open_run, outcome, register
+from prospect.cluster.record import keep_reports, open_run, outcome, register, upload_events
 from prospect.cluster.workers import fit
 from prospect.config.schema import Config
 from prospect.data.embeddings import EmbeddingStore
@@ -24,7 +24,7 @@ from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import ConfigError
 from prospect.files import write_json
 from prospect.model.adapters import build_tokenizer
-from prospect.tracking.retry import patiently
+from prospect.tracking.retry import retry_until_available
 from prospect.tracking.run import Run
 from prospect.tracking.tracking import Tracking
 from prospect.training.console import write_table
@@ -33,7 +33,7 @@ from prospect.training.manifest import dataset_manifest
 from prospect.training.memory_plan import MemoryPlan
 from prospect.training.preflight import check_device, own_device, trained_parameters
 from prospect.training.result import TrainResult
-from prospect.training.run_folder import claim
+from prospect.training.run_folder import write_identity
 from prospect.training.worker_spec import TrainingData, WorkerJob
 
 
@@ -58,19 +58,21 @@ def execute(
     settings, root = config.training, folder.parents[1]
     data, quarantined = _prepare(config, records, store, folder, report)
     planned = _plan(config, data, store, report)
-    claim(folder, identity)
+    write_identity(folder, identity)
     clips = {"train": data.train, "validation": data.validation}
     manifest = dataset_manifest(records, store, clips, len(quarantined))
     tracking = Tracking(config.tracking, root)
-    run = patiently(lambda: open_run(tracking, config, folder, manifest), report)
-    where = patiently(lambda: tracking.where(run), report)
+    run = retry_until_available(lambda: open_run(tracking, config, folder, manifest), report)
+    where = retry_until_available(lambda: tracking.where(run), report)
     report(f"train  run {settings.run_name!r} is tracked: {where}")
     with outcome(run, report):
         job = _worker_job(config, folder, store, run, planned)
-        summary = fit(job, data, root, partial(hand_on, run), report)
+        summary = fit(job, data, root, partial(upload_events, run), report)
         keep_reports(run, folder, summary["model_step"], report)
-        version = patiently(lambda: register(tracking, config.model.name, run, folder / "model", summary), report)
-        patiently(run.finish, report)
+        version = retry_until_available(
+            lambda: register(tracking, config.model.name, run, folder / "model", summary), report
+        )
+        retry_until_available(run.finish, report)
     result = TrainResult(
         run_name=settings.run_name,
         model=folder / "model",

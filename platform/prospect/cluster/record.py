@@ -13,7 +13,7 @@ from prospect.messages import first_line
 from prospect.reports.curves import plot_run
 from prospect.streaming import table
 from prospect.tracking.pyfunc import ModelInterface
-from prospect.tracking.retry import patiently
+from prospect.tracking.retry import retry_until_available
 from prospect.tracking.run import DatasetCard, Run
 from prospect.tracking.settings import TrackingError
 from prospect.tracking.tracking import Tracking
@@ -48,7 +48,7 @@ def open_run(tracking: Tracking, config: Config, folder: Path, manifest: dict[st
     return run
 
 
-def hand_on(run: Run, events: Sequence[Event]) -> None:
+def upload_events(run: Run, events: Sequence[Event]) -> None:
     """Metrics and tags of a batch of events; the same batch again changes nothing."""
     run.log_history(metric_rows(events))
     if tags := run_tags(events):
@@ -70,7 +70,7 @@ def keep_reports(run: Run, folder: Path, step: int, report: Report) -> None:
             run.log_file(file)
         run.log_history(rows)
 
-    patiently(upload, report)
+    retry_until_available(upload, report)
 
 
 def register(tracking: Tracking, name: str, run: Run, folder: Path, summary: Mapping[str, Any]) -> int:
@@ -89,7 +89,7 @@ def outcome(run: Run, report: Report) -> Iterator[None]:
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
         reason = failure_tag(time.time(), first_line(error))
         try:
-            patiently(lambda: _leave(run, status, reason), report, seconds=10)
+            retry_until_available(lambda: _leave(run, status, reason), report, seconds=10)
         except TrackingError as away:
             report(f"train  {away}")
         raise

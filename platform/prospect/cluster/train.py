@@ -25,7 +25,7 @@ from prospect.errors import ConfigError
 from prospect.training.console import summary_table, write_table
 from prospect.training.events import read_events
 from prospect.training.result import TrainResult, read_result
-from prospect.training.run_folder import alone, require_same
+from prospect.training.run_folder import exclusive_lock, require_same
 from prospect.training.settings import OPERATIONAL
 from prospect.vision.fingerprint import encoder_fingerprint
 
@@ -71,7 +71,7 @@ def train(config: Config, report: Report = print) -> TrainResult:
     """
     root = _local(config.storage.root)
     folder = root / "runs" / config.training.run_name
-    with alone(folder):
+    with exclusive_lock(folder):
         return _train(config, root, folder, report)
 
 

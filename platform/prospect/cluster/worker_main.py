@@ -15,7 +15,7 @@ from ray.train.torch import get_device
 from torch import nn
 
 from prospect.errors import ProspectError
-from prospect.training.backend import together
+from prospect.training.backend import raise_on_all_ranks
 from prospect.training.calibrate import calibrate_run
 from prospect.training.preflight import check_device, own_device
 from prospect.training.settings import OutOfMemoryError, TrainingError
@@ -50,7 +50,7 @@ def worker_main(job: WorkerJob, data: Any) -> dict[str, Any]:
 
     try:
         clips: TrainingData = ray.get(data)
-        together(group, find_mismatch(job, workers))
+        raise_on_all_ranks(group, find_mismatch(job, workers))
         summary = work(job, clips, make_backend, group)
         if group.rank == 0:  # the others are done, and wait in no collective that would give up on a long calibration
             free_memory()

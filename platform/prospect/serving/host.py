@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 import numpy as np
 
 from prospect.dialogue.timeline import FPS
-from prospect.errors import ProspectError, UnknownSessionError
+from prospect.errors import ProspectError, UnknownSessionError, session_error
 from prospect.protocol.messages import (
     ErrorMessage,
     FrameAppend,
@@ -35,7 +35,7 @@ from prospect.protocol.messages import (
     state_map,
 )
 from prospect.serving.settings import SessionLimits
-from prospect.serving.stream import Stream, coded, new_token
+from prospect.serving.stream import Stream, new_token
 from prospect.streaming.types import Failed, SessionSpec
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ P = ParamSpec("P")
 CloseReason = Literal["client", "idle", "disconnected"]
 
 
-def unbroken(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+def shielded(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
     """Runs to its end even where the caller is cancelled: a client that hangs up leaves nothing half done."""
     running: set[asyncio.Task[T]] = set()
 
@@ -93,7 +93,7 @@ class SessionHost:
             accepts_images=self._encoder is not None,
         )
 
-    @unbroken
+    @shielded
     async def create(self, update: SessionUpdate, stream: bool = False) -> SessionCreated:
         """Opens a session. With `stream`, its messages are kept for `events` from the first one on."""
         self._ensure_running()
@@ -125,7 +125,7 @@ class SessionHost:
         stream.token = new_token()
         return await self._created(stream)
 
-    @unbroken
+    @shielded
     async def close(self, session_id: str) -> SessionClosed:
         """Closes the session once the frames taken so far are decided."""
         stream = self._stream(session_id)
@@ -133,7 +133,7 @@ class SessionHost:
             await asyncio.gather(*(stream.outcome(seq) for seq in stream.pending))
             return await self._end(stream, "client")
 
-    @unbroken
+    @shielded
     async def leave(self, session_id: str, handle: str) -> None:
         """The client of the stream that got `handle` is gone: closes the session, unless it was to be kept."""
         stream = self._streams.get(session_id)
@@ -168,7 +168,7 @@ class SessionHost:
 
     # Input -------------------------------------------------------------------------------------------------
 
-    @unbroken
+    @shielded
     async def push(self, session_id: str, frame: FrameAppend) -> None:
         """Takes a frame of a stream; one that finds too many waiting is answered `frame.dropped`."""
         stream = self._stream(session_id)
@@ -183,7 +183,7 @@ class SessionHost:
                     raise
                 stream.say(FrameDropped(seq=seq, reason=str(error)))
 
-    @unbroken
+    @shielded
     async def decide(self, session_id: str, frames: Sequence[FrameAppend]) -> list[FrameOutcome]:
         """Takes frames and waits for what is decided at each; all pictures are read before the first is taken."""
         stream = self._stream(session_id)
@@ -192,17 +192,19 @@ class SessionHost:
             stream.check_seq(first)
             for expected, frame in enumerate(frames[1:], first + 1):
                 if frame.seq not in (None, expected):
-                    raise coded("sequence_gap", f"seq: {frame.seq} follows {expected - 1} in this request", "seq")
+                    raise session_error(
+                        "sequence_gap", f"seq: {frame.seq} follows {expected - 1} in this request", "seq"
+                    )
             outcomes = await self._take(stream, frames, first, wait=True)
         return await asyncio.gather(*outcomes)
 
-    @unbroken
+    @shielded
     async def text(self, session_id: str, text: str) -> None:
         stream = self._stream(session_id)
         async with stream.lock:
             await self._call(self._engine.push_text, session_id, text)
 
-    @unbroken
+    @shielded
     async def patch(self, session_id: str, changes: StateMap) -> StateMap:
         stream = self._stream(session_id)
         async with stream.lock:
@@ -237,7 +239,7 @@ class SessionHost:
         if self._encoder is None:
             fingerprint = self._engine.loaded.fingerprint
             message = f"image: this model has no encoder here; send embeddings of fingerprint {fingerprint}"
-            raise coded("no_encoder", message, "image")
+            raise session_error("no_encoder", message, "image")
         assert frame.image is not None
         return await self._encoder.encode(frame.image)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from prospect.dialogue.state import format_delta
 from prospect.dialogue.timeline import FPS, frame_at
-from prospect.errors import SessionError
+from prospect.errors import session_error
 from prospect.protocol.messages import (
     ErrorMessage,
     FrameAppend,
@@ -34,12 +34,6 @@ Outbox = asyncio.Queue[ServerMessage | None]
 
 def new_token() -> str:
     return secrets.token_hex(8)
-
-
-def coded(code: str, message: str, field: str | None = None) -> SessionError:
-    error = SessionError(message, field=field)
-    error.code = code
-    return error
 
 
 @dataclass
@@ -79,9 +73,13 @@ class Stream:
             SessionError: `duplicate_frame` or `sequence_gap`.
         """
         if seq < self.next_seq:
-            raise coded("duplicate_frame", f"seq: {seq} was taken before, the next one is {self.next_seq}", "seq")
+            raise session_error(
+                "duplicate_frame", f"seq: {seq} was taken before, the next one is {self.next_seq}", "seq"
+            )
         if seq > max(self.next_seq, self._last_seq):
-            raise coded("sequence_gap", f"seq: {seq} came and {self.next_seq} was expected; send that first", "seq")
+            raise session_error(
+                "sequence_gap", f"seq: {seq} came and {self.next_seq} was expected; send that first", "seq"
+            )
 
     def slots(self, frames: Sequence[FrameAppend]) -> list[int]:
         """The interval of 1/fps seconds that each frame fills, counted from the first frame.
@@ -98,7 +96,7 @@ class Stream:
                 slot = last + 1 if frame.pts is None else frame_at(frame.pts - first_pts)
                 if slot <= last:
                     message = f"pts: {frame.pts} s lies in an interval that has its frame; send one each {1 / FPS:g} s"
-                    raise coded("same_frame", message, "pts")
+                    raise session_error("same_frame", message, "pts")
             slots.append(slot)
             last = slot
         return slots
@@ -181,7 +179,7 @@ class Stream:
         """The session is over: says so to whoever listens or waits."""
         for waiter in self._awaited.values():
             if not waiter.done():
-                waiter.set_exception(coded("closed", reason))
+                waiter.set_exception(session_error("closed", reason))
                 waiter.exception()  # nobody may be waiting any more
         self._say_last(last)
 

@@ -15,7 +15,7 @@ import numpy as np
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.state import TaskState
-from prospect.errors import FingerprintError, OutOfPagesError, SessionError, UnknownSessionError
+from prospect.errors import FingerprintError, OutOfPagesError, SessionError, UnknownSessionError, session_error
 from prospect.hashing import derived_seed
 from prospect.model.checkpoint import LoadedModel
 from prospect.streaming.inputs import (
@@ -23,15 +23,14 @@ from prospect.streaming.inputs import (
     checked_cache,
     checked_embedding,
     checked_log,
-    coded,
     model_hash,
     weights_hash,
 )
 from prospect.streaming.kv_cache.block_table import BlockTable
 from prospect.streaming.kv_cache.parking import ParkingLot, pack, put_back
-from prospect.streaming.kv_cache.residence import Activity, Residence
+from prospect.streaming.kv_cache.residence import Activity, CachePlacement
 from prospect.streaming.kv_cache.sizing import make_pool
-from prospect.streaming.runner.executor import Work
+from prospect.streaming.runner.executor import Executor
 from prospect.streaming.runner.scheduler import Scheduler
 from prospect.streaming.runner.select import make_trunk
 from prospect.streaming.session.decisions import decision_policy
@@ -40,7 +39,7 @@ from prospect.streaming.session.sampling import RandomState
 from prospect.streaming.session.session import Session
 from prospect.streaming.session.shared import Counters, SessionParts
 from prospect.streaming.settings import DstDecoder, StreamingSettings
-from prospect.streaming.stats import EngineStats, Past
+from prospect.streaming.stats import ClosedSessionTotals, EngineStats
 from prospect.streaming.types import Event, Failed, SessionSpec
 
 log = logging.getLogger(__name__)
@@ -79,11 +78,11 @@ class StreamingEngine:
         self._pool = make_pool(loaded.model, settings, context.max_seq_len)
         lot = ParkingLot(settings.parking_folder if settings.parking == "disk" else None)
         full = self._pool.pages_for(context.max_seq_len)
-        self._residence = Residence(self._pool, self._pool.num_pages // full, lot, self._activity)
+        self._residence = CachePlacement(self._pool, self._pool.num_pages // full, lot, self._activity)
         self._sessions: dict[str, Session] = {}
-        self._past = Past()
+        self._past = ClosedSessionTotals()
         self._step_seconds: deque[float] = deque(maxlen=1000)
-        self._work = Work(
+        self._work = Executor(
             loaded.model,
             make_trunk(loaded.model, self._pool, settings, context.max_seq_len),
             Scheduler(settings.step_tokens, settings.chunk_tokens, settings.patience),
@@ -123,7 +122,7 @@ class StreamingEngine:
         embedding = checked_embedding(embedding, self._model.config)
         if len(session.frames) >= self.settings.max_waiting_frames:
             waiting = f"session {session_id}: {len(session.frames)} frames are waiting already"
-            raise coded("overloaded", waiting, "seq")
+            raise session_error("overloaded", waiting, "seq")
         return session.push_frame(embedding)
 
     def push_text(self, session_id: str, text: str) -> None:
@@ -313,7 +312,7 @@ class StreamingEngine:
     def _idle(self, session_id: str) -> Session:
         session = self._session(session_id)
         if self._activity(session_id) != "idle" or session.segment is None:
-            raise coded("in_progress", f"session {session_id}: frames are still being decided")
+            raise session_error("in_progress", f"session {session_id}: frames are still being decided")
         return session
 
     def _enter(self, session_id: str, session: Session) -> None:
@@ -322,9 +321,9 @@ class StreamingEngine:
 
     def _admit(self, session_id: str, spec: SessionSpec, dst_decoder: DstDecoder) -> None:
         if session_id in self._sessions:
-            raise coded("session_exists", f"session {session_id!r} is open already", "session_id")
+            raise session_error("session_exists", f"session {session_id!r} is open already", "session_id")
         if len(self._sessions) >= self.settings.max_sessions:
-            raise coded("busy", f"all {self.settings.max_sessions} sessions are taken; try again later")
+            raise session_error("busy", f"all {self.settings.max_sessions} sessions are taken; try again later")
         if self._residence.is_full() and (self.settings.parking == "off" or not self._residence.make_place()):
             places = self._residence.places
             raise OutOfPagesError(f"all pages are promised to {places} sessions; close one or try again later")

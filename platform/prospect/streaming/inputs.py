@@ -8,19 +8,12 @@ import torch
 from transformers import LlamaConfig
 
 from prospect.dialogue.state import StepState, TaskState
-from prospect.errors import FingerprintError, SessionError
+from prospect.errors import FingerprintError, SessionError, session_error
 from prospect.hashing import fingerprint
 from prospect.model.checkpoint import LoadedModel
 from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.streaming.kv_cache.parking import Parked, unpack
 from prospect.streaming.session.log import SessionLog
-
-
-def coded(code: str, message: str, field: str | None = None) -> SessionError:
-    """An error that clients know by its code."""
-    error = SessionError(message, field=field)
-    error.code = code
-    return error
 
 
 def checked_embedding(embedding: np.ndarray, config: LlamaConfig) -> np.ndarray:
@@ -32,7 +25,7 @@ def checked_embedding(embedding: np.ndarray, config: LlamaConfig) -> np.ndarray:
     expected = (config.tokens_per_frame, config.vision_dim)
     if embedding.shape != expected:
         message = f"embedding: has shape {list(embedding.shape)}, expected {list(expected)}"
-        raise coded("wrong_shape", message, "embedding")
+        raise session_error("wrong_shape", message, "embedding")
     embedding = np.asarray(embedding, np.float16)
     if not np.isfinite(embedding).all():
         raise SessionError("embedding: holds values that are not finite", field="embedding")

@@ -36,7 +36,7 @@ class EngineStats:
 
 
 @dataclass
-class Past:
+class ClosedSessionTotals:
     """The counters of closed sessions, added up."""
 
     total: Counters = field(default_factory=Counters)

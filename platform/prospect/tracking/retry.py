@@ -13,7 +13,7 @@ from prospect.tracking.settings import TrackingError
 T = TypeVar("T")
 
 
-def patiently(call: Callable[[], T], report: Callable[[str], None], seconds: float = 120) -> T:
+def retry_until_available(call: Callable[[], T], report: Callable[[str], None], seconds: float = 120) -> T:
     """The result of `call`, which is repeated for `seconds` while the server does not answer.
 
     Raises:

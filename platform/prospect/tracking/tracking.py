@@ -27,8 +27,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from prospect.errors import CheckpointError, ConfigError
 from prospect.files import write_json
-from prospect.hashing import code_version
 from prospect.messages import first_line
+from prospect.tracking.code_version import code_version
 from prospect.tracking.pyfunc import ModelInterface
 from prospect.tracking.retry import is_away
 from prospect.tracking.run import Run

@@ -178,8 +178,8 @@ def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
         group["lr"] = learning_rate
 
 
-def together(group: Group, result: T | Exception) -> T:
-    """A rank's result, once every rank has one: a rank that fails alone leaves the others waiting for ever.
+def raise_on_all_ranks(group: Group, result: T | Exception) -> T:
+    """Return `result`, or raise on every rank if any failed; healthy ranks would hang in the next collective.
 
     Raises:
         TrainingError: on every rank, with the reason of the first that failed.

@@ -103,10 +103,10 @@ def calibrate(job: CalibrationJob) -> Iterator[str]:
         write_json(job.folder / FILE, found)
     config = job.folder / "model" / "config.json"
     write_json(config, {**_read(config), "thresholds": found["thresholds"]})
-    yield from told(found["thresholds"], found["notes"])
+    yield from summary_lines(found["thresholds"], found["notes"])
 
 
-def told(thresholds: Mapping[str, Mapping[str, float]], notes: Sequence[str]) -> Iterator[str]:
+def summary_lines(thresholds: Mapping[str, Mapping[str, float]], notes: Sequence[str]) -> Iterator[str]:
     """What was chosen and what could not be, a line each."""
     if thresholds:
         yield f"calibrated thresholds: {shown(thresholds)}"

@@ -17,7 +17,7 @@ from prospect.data.clips import Clip
 from prospect.errors import ConfigError, DataError
 from prospect.hashing import derived_seed
 from prospect.model.losses import TERMS, label_counts, total_loss, trained_heads
-from prospect.training.backend import Backend, together
+from prospect.training.backend import Backend, raise_on_all_ranks
 from prospect.training.sampler import ClipSampler, Share
 from prospect.training.settings import TrainingError, TrainingSettings
 
@@ -171,7 +171,7 @@ def train_steps(
         following = pool.submit(prepare, start) if start < total else None
         for step in range(start, total):
             assert following is not None
-            micro_batches = together(backend, following.result())
+            micro_batches = raise_on_all_ranks(backend, following.result())
             following = pool.submit(prepare, step + 1) if step + 1 < total else None
             rate = lr_at(step, settings, total)
             yield train_step(backend, micro_batches, settings, rate, step=step, epoch=sampler.epoch(step))

@@ -168,10 +168,10 @@ def ran_full(error: RuntimeError) -> bool:
 
 
 @contextmanager
-def full_device_told(
+def explain_oom(
     model: ModelSettings, training: TrainingSettings, planned: MemoryPlan | None, when: Callable[[], str]
 ) -> Iterator[None]:
-    """Turns a device that ran full in a sentence that says `when` and what to change.
+    """Re-raise an out-of-memory error as one line: when it happened and which settings to lower.
 
     Raises:
         OutOfMemoryError: instead of torch's; this rank's alone, so that the others wait for it in vain.

@@ -15,8 +15,8 @@ from prospect.settings import flatten
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Holds the run until its end; the system lets go of it when this process dies, however it dies.
+def exclusive_lock(folder: Path) -> Iterator[None]:
+    """Lock the folder until the block ends; the system unlocks it when this process dies, however it dies.
 
     Raises:
         ConfigError: another process holds it.
@@ -57,6 +57,6 @@ def require_same(folder: Path, identity: dict[str, Any]) -> None:
             )
 
 
-def claim(folder: Path, identity: dict[str, Any]) -> None:
-    """Makes the run's folder this configuration's own; a mistake that is found before leaves the name free."""
+def write_identity(folder: Path, identity: dict[str, Any]) -> None:
+    """Write what makes the run itself, once no mistake is left: until then the name is free."""
     write_json(folder / "identity.json", identity)

@@ -35,7 +35,7 @@ from prospect.model.settings import HEADS
 from prospect.similarity import SentenceSimilarity
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings
-from prospect.training.backend import Backend, autocast, together
+from prospect.training.backend import Backend, autocast, raise_on_all_ranks
 from prospect.training.loop import Collate, labelled_parts
 from prospect.training.preflight import ran_full
 from prospect.training.settings import STREAM_SCORES, STREAMED, TrainingError, TrainingSettings
@@ -80,7 +80,7 @@ def validate(
     at_once = (1 if settings.micro_batch_tokens else settings.micro_batch_size) * backend.world_size
     for first in range(0, len(ordered), at_once):
         mine = ordered[first : first + at_once][backend.rank :: backend.world_size]
-        batch = together(backend, _collated(collate, mine or ordered[:1]))
+        batch = raise_on_all_ranks(backend, _collated(collate, mine or ordered[:1]))
         sums, read = backend.loss_sums_and_readings(batch.to(backend.device), settings.losses)
         if mine:
             totals[0] += sums.double().cpu()
@@ -241,8 +241,8 @@ class StreamingValidation:
         mine = self._placed[backend.rank :: backend.world_size]
         with backend.whole_model() as model:
             streamed = self._stream(model, mine) if mine else []
-        videos = backend.gather(together(backend, streamed))
-        found = together(backend, self._score(videos) if backend.rank == 0 else None)
+        videos = backend.gather(raise_on_all_ranks(backend, streamed))
+        found = raise_on_all_ranks(backend, self._score(videos) if backend.rank == 0 else None)
         return _agreed(backend, found)
 
     def _stream(

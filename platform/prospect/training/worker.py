@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from prospect.errors import CheckpointError
 from prospect.files import write_json
 from prospect.model.checkpoint import save_model
-from prospect.training.backend import Alone, Backend, Group, together
+from prospect.training.backend import Alone, Backend, Group, raise_on_all_ranks
 from prospect.training.checkpoint import (
     newest_checkpoint,
     read_checkpoint,
@@ -33,7 +33,7 @@ from prospect.training.checkpoint import (
 from prospect.training.events import EventLog
 from prospect.training.loop import make_sampler, train_steps
 from prospect.training.meter import Meter
-from prospect.training.preflight import full_device_told
+from prospect.training.preflight import explain_oom
 from prospect.training.settings import STREAMED, TrainingError
 from prospect.training.train_state import Progress
 from prospect.training.validation import Validation, validate
@@ -59,9 +59,9 @@ def work(
             finite, a clip has no embedding, a disk is full; on all ranks.
         OutOfMemoryError: on this rank.
     """
-    with full_device_told(job.model, job.training, job.planned, lambda: "while the model was loaded"):
+    with explain_oom(job.model, job.training, job.planned, lambda: "while the model was loaded"):
         run = TrainingRun(job, data, make_backend, group or Alone())
-    with full_device_told(job.model, job.training, job.planned, lambda: f"at step {run.progress.step}"):
+    with explain_oom(job.model, job.training, job.planned, lambda: f"at step {run.progress.step}"):
         return run.run()
 
 
@@ -72,7 +72,7 @@ class TrainingRun:
         self, job: WorkerJob, data: TrainingData, make_backend: Callable[[nn.Module], Backend], group: Group
     ) -> None:
         self.job, self.data, self.settings = job, data, job.training
-        made = together(group, prepare(job, data))
+        made = raise_on_all_ranks(group, prepare(job, data))
         self.tokenizer, self.wrapped, self.streaming = made.tokenizer, made.model, made.streaming
         self.collate, self.collate_all = made.collate, made.collate_all
         self.backend = make_backend(self.wrapped)
@@ -101,7 +101,7 @@ class TrainingRun:
 
     def _resume(self) -> None:
         """Rank 0 says from which checkpoint: the ranks' views of a shared folder may differ for a moment."""
-        newest = together(self.backend, self._newest() if self.backend.rank == 0 else None)
+        newest = raise_on_all_ranks(self.backend, self._newest() if self.backend.rank == 0 else None)
         [agreed] = self.backend.gather([newest] if self.backend.rank == 0 else [])
         if agreed:
             self.progress = self._restore(agreed)
@@ -119,7 +119,7 @@ class TrainingRun:
 
     def _restore(self, folder: Path) -> Progress:
         """A checkpoint that all ranks can read."""
-        together(self.backend, unfit(self.backend, folder))
+        raise_on_all_ranks(self.backend, unfit(self.backend, folder))
         return Progress(**read_checkpoint(self.backend, folder))
 
     def _train(self) -> None:
@@ -170,7 +170,7 @@ class TrainingRun:
             if kept:
                 self._write(step_folder(self.best, progress.step), moments=False)
         if kept and found.curves:
-            together(self.backend, self._write_curves(found.curves) if self.backend.rank == 0 else None)
+            raise_on_all_ranks(self.backend, self._write_curves(found.curves) if self.backend.rank == 0 else None)
         if progress.stopped:
             self._event("stopped", best_step=progress.best_step)
         self._keep_progress()
@@ -180,7 +180,7 @@ class TrainingRun:
         folder = step_folder(self.checkpoints, self.progress.step)
         if self.saved == self.progress.step:
             failure = write_progress(folder, vars(self.progress)) if self.backend.rank == 0 else None
-            together(self.backend, failure and self._unwritten("a checkpoint", folder, failure))
+            raise_on_all_ranks(self.backend, failure and self._unwritten("a checkpoint", folder, failure))
         elif self.progress.stopped:
             self._save()
         self._remove_old()
@@ -210,7 +210,7 @@ class TrainingRun:
 
     def _write(self, folder: Path, moments: bool = True) -> None:
         failure = write_checkpoint(self.backend, folder, vars(self.progress), moments=moments)
-        together(self.backend, failure and self._unwritten("a checkpoint", folder, failure))
+        raise_on_all_ranks(self.backend, failure and self._unwritten("a checkpoint", folder, failure))
 
     def _unwritten(self, what: str, folder: Path, failure: Exception) -> TrainingError:
         kept = whole_checkpoints(self.checkpoints)
@@ -234,7 +234,7 @@ class TrainingRun:
             "trained_steps": model.trained_steps,
         }
         weights = self.backend.state_dict()
-        together(self.backend, self._write_model(summary, weights) if self.backend.rank == 0 else None)
+        raise_on_all_ranks(self.backend, self._write_model(summary, weights) if self.backend.rank == 0 else None)
         self._event("done", model_step=progress.model_step, validation=progress.of_model)
         return summary
 

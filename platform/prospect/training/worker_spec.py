@@ -22,7 +22,7 @@ from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.model.settings import ModelSettings
 from prospect.streaming.settings import StreamingSettings
 from prospect.training.memory_plan import MemoryPlan
-from prospect.training.preflight import full_device_told
+from prospect.training.preflight import explain_oom
 from prospect.training.settings import TrainingSettings
 from prospect.training.validation import StreamingValidation
 
@@ -78,7 +78,7 @@ class Prepared:
 def prepare(job: WorkerJob, data: TrainingData) -> Prepared | ProspectError:
     """A user's mistake comes back, so that no rank meets it alone."""
     try:
-        with full_device_told(job.model, job.training, job.planned, lambda: "while the model was loaded"):
+        with explain_oom(job.model, job.training, job.planned, lambda: "while the model was loaded"):
             tokenizer, store = AutoTokenizer.from_pretrained(job.folder / "tokenizer"), EmbeddingStore(job.store)
             vocabulary = Vocabulary(tokenizer)
             streaming = StreamingValidation(

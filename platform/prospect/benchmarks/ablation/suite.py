@@ -30,7 +30,7 @@ from prospect.cluster.label import make_labels
 from prospect.cluster.runtime import disconnect
 from prospect.config.schema import Config
 from prospect.errors import ConfigError, ProspectError
-from prospect.training.run_folder import alone
+from prospect.training.run_folder import exclusive_lock
 
 Report = Callable[[str], None]
 
@@ -58,7 +58,7 @@ def run(config: Config, report: Report = print) -> None:
         raise ConfigError("`suite` must be ablation for this benchmark.", field="suite")
     shared = shared_config(config, suite)
     target = Path(config.storage.root) / "benchmarks" / "ablation"
-    with alone(Path(shared.storage.root)):
+    with exclusive_lock(Path(shared.storage.root)):
         prepare(shared, report)
         runs = plan_runs(config, suite)
         failures = _Pool(runs, suite.processes, report).work()

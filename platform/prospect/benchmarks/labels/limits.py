@@ -33,7 +33,7 @@ def limits(examples: Sequence[Example], settings: AlignerSettings) -> dict[str, 
         found["share of errors at a boundary (first or last block of a step)"] += _edge(video)[~right].tolist()
         found["share of errors by one step"] += (np.abs(path - video.gold) == 1)[~right].tolist()
         found["accuracy, all blocks"] += right.tolist()
-        oracle = replace(evidence, similarity=_oracle(video), entailment=None)
+        oracle = replace(evidence, similarity=_oracle(video))
         certain = settings.model_copy(update={"similarity_weight": 1.0})
         found["accuracy, oracle of texts"] += (text_only(oracle, certain) == video.gold).tolist()
         found["accuracy, oracle of texts, and pauses"] += (aligner(oracle, certain) == video.gold).tolist()

@@ -16,7 +16,7 @@ Activity = Literal["working", "waiting", "idle"]
 """A session in the middle of something, one with frames that nobody has begun with, one without any."""
 
 
-class Residence:
+class CachePlacement:
     """Each resident session is promised the pages of a full one, so that none runs out on the way.
 
     Args:

@@ -12,7 +12,7 @@ from prospect.streaming.runner.requests import Reading, Reply, Run
 from prospect.streaming.runner.scheduler import Job, Scheduler
 
 
-class Work:
+class Executor:
     """The jobs of an engine.
 
     Args:

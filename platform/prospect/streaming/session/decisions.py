@@ -73,7 +73,7 @@ def decision_policy(
 
 
 @dataclass
-class Restraint:
+class DecisionGate:
     """What keeps a session from doing the same thing at frame after frame, whatever its model says."""
 
     policy: DecisionPolicy

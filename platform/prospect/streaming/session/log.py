@@ -19,7 +19,7 @@ from prospect.dialogue.state import TaskState, format_delta, parse_delta
 from prospect.dialogue.timeline import FPS, FrameEvents, record_events
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import ProspectError, SessionError
-from prospect.streaming.session.decisions import Restraint
+from prospect.streaming.session.decisions import DecisionGate
 from prospect.streaming.session.sampling import RandomState
 from prospect.streaming.session.shared import Counters
 from prospect.streaming.types import SessionSpec
@@ -62,7 +62,7 @@ class SessionLog:
     """A session between two frames. `to_json` and `from_json` carry it to another engine."""
 
     spec: SessionSpec
-    restraint: Restraint
+    restraint: DecisionGate
     """With the thresholds that the session decides by."""
     randomness: RandomState
     state: TaskState
@@ -139,7 +139,7 @@ class SessionLog:
 
 _SPEC = TypeAdapter(SessionSpec)
 _CONTEXT = TypeAdapter(Context)
-_RESTRAINT = TypeAdapter(Restraint)
+_RESTRAINT = TypeAdapter(DecisionGate)
 _RANDOMNESS = TypeAdapter(RandomState)
 _COUNTERS = TypeAdapter(Counters)
 

@@ -16,7 +16,7 @@ from prospect.dialogue.timeline import FrameEvents
 from prospect.errors import SessionError
 from prospect.streaming.kv_cache.block_table import BlockTable
 from prospect.streaming.runner.requests import Feed, Reading, Reply, Run
-from prospect.streaming.session.decisions import DecisionPolicy, Restraint, read_state, speak_after_delta
+from prospect.streaming.session.decisions import DecisionGate, DecisionPolicy, read_state, speak_after_delta
 from prospect.streaming.session.log import Segment, SessionLog
 from prospect.streaming.session.sampling import RandomState
 from prospect.streaming.session.shared import Counters, SessionParts
@@ -58,7 +58,7 @@ class Session:
         self.texts: list[str] = []
         self.num_pushed = self.epoch = 0
         self.patched = self.forgot = False
-        self._restraint = Restraint(policy)
+        self._restraint = DecisionGate(policy)
         self._randomness = randomness
         self._writer = Writer(parts, cache, policy.sampling, randomness, self.outbox, self.counters)
         self._window = Window(parts, spec, cache, self._writer)
