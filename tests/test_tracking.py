@@ -7,9 +7,9 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, TEMPORARILY_UNAVAILABLE
-from prospect.tracking.code_version import code_version
 
 from prospect.errors import CheckpointError, ConfigError
+from prospect.tracking.code_version import code_version
 from prospect.tracking.pyfunc import ModelInterface
 from prospect.tracking.retry import retry_until_available
 from prospect.tracking.run import DatasetCard

@@ -11,13 +11,13 @@ import mlflow.artifacts
 import pytest
 import torch
 from mlflow.models import Model
-from prospect.tracking.code_version import code_version
 
 from prospect.cluster.train import train
 from prospect.config.schema import Config
 from prospect.errors import ConfigError
 from prospect.evaluation.settings import CalibrationSettings
 from prospect.model.checkpoint import load_model
+from prospect.tracking.code_version import code_version
 from prospect.tracking.tracking import Tracking
 from prospect.training.events import read_events
 from prospect.training.settings import TrainingError
