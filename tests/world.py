@@ -17,7 +17,7 @@ from prospect.dialogue.timeline import num_frames, place
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.hashing import derived_seed
 from prospect.model.adapters import build_model, build_tokenizer
-from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.llama import DSTProActLlamaForCausalLM
 from prospect.model.settings import ModelSettings, TinyGeometry
 
 DIM = 8

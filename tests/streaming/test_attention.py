@@ -10,6 +10,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from transformers import LlamaConfig
 
 from prospect.errors import ConfigError
+from prospect.model.interface import KVGeometry
 from prospect.streaming.attention import cpu, gpu
 from prospect.streaming.attention.cpu import RunAttention
 from prospect.streaming.attention.gpu import VarlenAttention
@@ -37,7 +38,7 @@ EXACT = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
 
 
 def filled_pool(dtype: torch.dtype, device: str = "cpu", size: int = SIZE) -> PagePool:
-    pool = PagePool(CONFIG, 40, size, FULL, dtype, torch.device(device))
+    pool = PagePool(KVGeometry.of(CONFIG), 40, size, FULL, dtype, torch.device(device))
     generator = torch.Generator().manual_seed(0)
     for pages in (*pool.keys, *pool.values):
         pages.copy_(torch.randn(pages.shape, generator=generator))
@@ -85,7 +86,7 @@ def test_neighbours_are_read_in_one_call_where_that_costs_less(call_bytes, calls
     monkeypatch.setattr(cpu, "_CALL_BYTES", call_bytes)
     flash, seen = cpu._flash, []
     monkeypatch.setattr(cpu, "_flash", lambda *given: seen.append(given) or flash(*given))
-    pool = PagePool(CONFIG, 12 * FULL, SIZE, FULL, dtype, torch.device("cpu"))
+    pool = PagePool(KVGeometry.of(CONFIG), 12 * FULL, SIZE, FULL, dtype, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     for pages in (*pool.keys, *pool.values):
         pages.copy_(torch.randn(pages.shape, generator=generator))
@@ -104,7 +105,7 @@ def test_neighbours_are_read_in_one_call_where_that_costs_less(call_bytes, calls
 @pytest.mark.parametrize("pages", range(2 * FULL, 3 * FULL))
 def test_the_last_stretch_of_a_pool_may_be_short(pages, monkeypatch):
     monkeypatch.setattr(cpu, "_CALL_BYTES", 1 << 30)
-    pool = PagePool(CONFIG, pages, SIZE, FULL, torch.float32, torch.device("cpu"))
+    pool = PagePool(KVGeometry.of(CONFIG), pages, SIZE, FULL, torch.float32, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     for keys in (*pool.keys, *pool.values):
         keys.copy_(torch.randn(keys.shape, generator=generator))
@@ -202,7 +203,7 @@ def test_flex_attention_reads_the_pages_of_the_tables(layout, monkeypatch):
 @pytest.mark.parametrize("name", get_args(AttentionName))
 def test_a_named_backend_computes_plain_attention_or_is_refused(name):
     """Torch's compiled FlexAttention gives other numbers on CPUs without AVX-512; `varlen` does not run on a CPU."""
-    pool = PagePool(CONFIG, 40, SIZE, FULL, torch.float32, torch.device("cpu"))
+    pool = PagePool(KVGeometry.of(CONFIG), 40, SIZE, FULL, torch.float32, torch.device("cpu"))
     refused = ""
     try:
         assert deviation(attention_backend(name, pool), pool) <= TOLERANCE[torch.float32]
@@ -226,7 +227,7 @@ def test_a_backend_that_reads_other_keys_is_refused(pages, monkeypatch):
         return lambda query, keys, values, scaling: attend(query, keys.flip(1), values + 1, scaling)
 
     monkeypatch.setitem(BACKENDS, "flex", garbage)
-    pool = PagePool(CONFIG, pages, SIZE, 1, torch.float32, torch.device("cpu"))
+    pool = PagePool(KVGeometry.of(CONFIG), pages, SIZE, 1, torch.float32, torch.device("cpu"))
     with pytest.raises(ConfigError, match=r"`streaming.attention` is flex, whose results on this cpu differ"):
         attention_backend("flex", pool)
     assert fastest({"flex": garbage, "sdpa": RunAttention}, pool) == "sdpa"
@@ -237,4 +238,4 @@ def test_a_backend_that_gives_no_number_is_refused(monkeypatch):
         BACKENDS, "flex", lambda pool, parts: lambda query, keys, values, scaling: torch.full_like(query, torch.nan)
     )
     with pytest.raises(ConfigError, match="differ from plain attention by up to inf"):
-        attention_backend("flex", PagePool(CONFIG, 40, SIZE, FULL, torch.float32, torch.device("cpu")))
+        attention_backend("flex", PagePool(KVGeometry.of(CONFIG), 40, SIZE, FULL, torch.float32, torch.device("cpu")))

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 
 from prospect.errors import OutOfPagesError
+from prospect.model.interface import KVGeometry
 from prospect.streaming.kv_cache.block_table import BlockTable
 from prospect.streaming.kv_cache.pool import PageCounts, PagePool
 
@@ -15,7 +16,7 @@ SIZE, FULL = 4, 5
 
 
 def small_pool(pages: int = 20) -> PagePool:
-    return PagePool(CONFIG, pages, SIZE, FULL, torch.float32, torch.device("cpu"))
+    return PagePool(KVGeometry.of(CONFIG), pages, SIZE, FULL, torch.float32, torch.device("cpu"))
 
 
 class _Sessions:

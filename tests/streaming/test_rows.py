@@ -30,7 +30,7 @@ def model():
 
 
 def empty_pool(model) -> PagePool:
-    return PagePool(model.config, 4 * FULL, SIZE, FULL, torch.float32, torch.device("cpu"))
+    return PagePool(model.kv_geometry, 4 * FULL, SIZE, FULL, torch.float32, torch.device("cpu"))
 
 
 def chunks_of(pool: PagePool, image: int) -> list[list[Chunk]]:
@@ -76,7 +76,7 @@ def test_captured_graphs_give_what_a_packed_pass_gives(model):
     image = model.config.grammar_ids["<image>"]
     found = []
     for graphed in (False, True):
-        pool = PagePool(model.config, 4 * FULL, 256, FULL, torch.bfloat16, torch.device("cuda"))
+        pool = PagePool(model.kv_geometry, 4 * FULL, 256, FULL, torch.bfloat16, torch.device("cuda"))
         trunk = PackedTrunk(gpu, pool, VarlenAttention)
         if graphed:
             trunk = GraphedTrunk(trunk, captured_passes(gpu, pool, [4, 8], 256 * FULL))
@@ -99,7 +99,7 @@ def test_what_a_graph_captures_reads_nothing_on_the_host_and_calls_torch_as_torc
     select = varlen._select_backend
     monkeypatch.setattr(varlen, "_select_backend", lambda *args: chosen.append(select(*args)) or chosen[-1])
     model = copy.deepcopy(model).to(torch.bfloat16).eval()
-    pool = PagePool(model.config, 4, 256, FULL, torch.bfloat16, torch.device("cpu"))
+    pool = PagePool(model.kv_geometry, 4, 256, FULL, torch.bfloat16, torch.device("cpu"))
     rows = RowPass(model, pool, 4, 256 * FULL, VarlenRows)
     with FakeTensorMode() as mode, torch.no_grad():
 

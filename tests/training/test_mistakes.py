@@ -117,7 +117,9 @@ def test_a_base_without_a_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_a_base_that_is_no_llama(tmp_path: Path) -> None:
     GPT2Config(n_layer=1, n_embd=8, n_head=1).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=f"is {tmp_path}, a model of type gpt2: only Llama's class fits"):
+    with pytest.raises(
+        CheckpointError, match=f"is {tmp_path}, a model of type gpt2, but a base must be"
+    ):
         base_geometry(ModelSettings(base=str(tmp_path)))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="cannot be loaded"):

@@ -11,9 +11,10 @@ from transformers import LlamaConfig, PreTrainedModel
 
 from prospect.dialogue.vocabulary import GRAMMAR_TOKENS, Vocabulary, extend_tokenizer
 from prospect.errors import CheckpointError, ConfigError
+from prospect.model.backbones import Backbone, backbone_of
 from prospect.model.bases import base_folder, load_tokenizer, load_weights, read_config
 from prospect.model.configuration import DSTProActConfig
-from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.interface import DSTModel
 from prospect.model.settings import LoraSettings, ModelSettings
 from prospect.model.tokenizer import fit_tokenizer
 
@@ -42,7 +43,7 @@ def build_model(
     fingerprint: str,
     cache: Path,
     seed: int = 0,
-) -> DSTProActLlamaForCausalLM:
+) -> DSTModel:
     """The DST model on top of its base, new parts initialised from `seed`, nothing trained yet.
 
     Args:
@@ -60,7 +61,8 @@ def build_model(
     torch.manual_seed(seed)
     folder = "" if settings.base == "tiny" else base_folder(settings.base, cache)
     base = read_config(settings.base, folder) if folder else _tiny_config(settings, tokenizer)
-    config = DSTProActConfig.on(
+    backbone = backbone_of(base, settings.base)
+    config = backbone.config.on(
         base,
         settings,
         vision_dim=vision_dim,
@@ -71,16 +73,16 @@ def build_model(
     )
     dtype = getattr(torch, settings.dtype)
     if folder:
-        model = _on_base(settings.base, folder, config, dtype)
+        model = _on_base(settings.base, folder, backbone, config, dtype)
         model.resize_token_embeddings(max(len(tokenizer), base.vocab_size), mean_resizing=False)
     else:
-        model = cast_parameters(DSTProActLlamaForCausalLM(config), dtype)
+        model = cast_parameters(backbone.model(config), dtype)
     model.config.stop_ids = sorted(Vocabulary(tokenizer, _stop_ids(model)).stop_ids)
     return model
 
 
-def _on_base(name: str, folder: str, config: DSTProActConfig, dtype: torch.dtype) -> DSTProActLlamaForCausalLM:
-    model, missing = load_weights(name, folder, DSTProActLlamaForCausalLM, config, dtype)
+def _on_base(name: str, folder: str, backbone: Backbone, config: DSTProActConfig, dtype: torch.dtype) -> DSTModel:
+    model, missing = load_weights(name, folder, backbone.model, config, dtype)
     foreign = sorted(weight for weight in missing if weight.split(".")[0] not in NEW_MODULES)
     if foreign:
         raise CheckpointError(
@@ -92,7 +94,7 @@ def _on_base(name: str, folder: str, config: DSTProActConfig, dtype: torch.dtype
     return model
 
 
-def cast_parameters(model: DSTProActLlamaForCausalLM, dtype: torch.dtype) -> DSTProActLlamaForCausalLM:
+def cast_parameters(model: DSTModel, dtype: torch.dtype) -> DSTModel:
     """Buffers stay in float32: rounded frequencies of the rotary embedding turn far positions by radians."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
@@ -124,7 +126,7 @@ def _stop_ids(model: PreTrainedModel) -> list[int]:
     return found
 
 
-def adapt(model: DSTProActLlamaForCausalLM, settings: ModelSettings) -> "DSTProActLlamaForCausalLM | PeftModel":
+def adapt(model: DSTModel, settings: ModelSettings) -> "DSTModel | PeftModel":
     """The model as `settings.adaptation` trains it: what shall not learn is frozen.
 
     Raises:
@@ -139,13 +141,13 @@ def adapt(model: DSTProActLlamaForCausalLM, settings: ModelSettings) -> "DSTProA
     return add_lora(model, settings.lora)
 
 
-def learning_modules(model: DSTProActLlamaForCausalLM) -> list[str]:
+def learning_modules(model: DSTModel) -> list[str]:
     """The new modules that a loss reaches: the token back-end decides by rows of `lm_head` and not by heads."""
     idle = () if model.config.decision_backend == "heads" else ("speaking_decision_head", "dst_update_head")
     return [name for name in NEW_MODULES if name not in idle]
 
 
-def add_lora(model: DSTProActLlamaForCausalLM, settings: LoraSettings) -> "PeftModel":
+def add_lora(model: DSTModel, settings: LoraSettings) -> "PeftModel":
     """LoRA on the seven projections; projector, heads and the grammar's token rows train in full, nothing else."""
     from peft import LoraConfig, get_peft_model  # a second or two, which a model without adapters does not wait for
 
@@ -166,7 +168,7 @@ def add_lora(model: DSTProActLlamaForCausalLM, settings: LoraSettings) -> "PeftM
         return get_peft_model(model, config)
 
 
-def quantize(model: DSTProActLlamaForCausalLM) -> None:
+def quantize(model: DSTModel) -> None:
     """Turns the seven projections of every layer into NF4 with quantised scales, 4.13 bits a weight.
 
     On the CPU they are quantised here, otherwise as they move to the device.
@@ -175,7 +177,7 @@ def quantize(model: DSTProActLlamaForCausalLM) -> None:
         ConfigError: bitsandbytes is not installed.
     """
     nn4 = bitsandbytes()
-    for layer in model.model.layers:
+    for layer in model.text.layers:
         for path in [name for name, _ in layer.named_modules() if name.split(".")[-1] in PROJECTIONS]:
             plain = layer.get_submodule(path)
             linear = nn4.Linear4bit(
@@ -189,7 +191,7 @@ def quantize(model: DSTProActLlamaForCausalLM) -> None:
     cast(Any, model).is_loaded_in_4bit = True  # how peft knows
 
 
-def round_to_4_bits(model: DSTProActLlamaForCausalLM) -> None:
+def round_to_4_bits(model: DSTModel) -> None:
     """Gives the projections the values that they have in NF4, in their own type: what QLoRA's adapters were fitted to.
 
     Raises:
@@ -197,7 +199,7 @@ def round_to_4_bits(model: DSTProActLlamaForCausalLM) -> None:
     """
     bitsandbytes()
     functional = importlib.import_module("bitsandbytes.functional")
-    for layer in model.model.layers:
+    for layer in model.text.layers:
         for name, module in layer.named_modules():
             if name.split(".")[-1] in PROJECTIONS:
                 rounded = functional.quantize_4bit(module.weight.data, quant_type="nf4", compress_statistics=True)
@@ -230,9 +232,9 @@ def is_adapted(model: torch.nn.Module) -> "TypeGuard[PeftModel]":
     return hasattr(model, "get_base_model")
 
 
-def unwrap(model: "DSTProActLlamaForCausalLM | PeftModel") -> DSTProActLlamaForCausalLM:
+def unwrap(model: "DSTModel | PeftModel") -> DSTModel:
     """The DST model itself, with or without LoRA around it."""
-    return cast(DSTProActLlamaForCausalLM, model.get_base_model()) if is_adapted(model) else cast(Any, model)
+    return cast(DSTModel, model.get_base_model()) if is_adapted(model) else cast(Any, model)
 
 
 def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

@@ -22,10 +22,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 from transformers.utils import logging as transformers_logging
 
 from prospect.errors import CheckpointError, ProspectError
+from prospect.model.backbones import backbone_of
+from prospect.model.interface import DSTModel
 
 log = logging.getLogger(__name__)
 
-Model = TypeVar("Model", bound=LlamaForCausalLM)
+Model = TypeVar("Model", bound=DSTModel)
 
 Unreadable = (OSError, ValueError, KeyError, HTTPError)
 """What libraries raise for a model that is not there, cannot be reached or cannot be read."""
@@ -86,12 +88,7 @@ def read_config(name: str, folder: str) -> LlamaConfig:
         config = AutoConfig.from_pretrained(folder)
     except Unreadable as error:
         raise unloadable(name, error) from error
-    if config.model_type != "llama":
-        raise CheckpointError(
-            f"`model.base` is {name}, a model of type {config.model_type}: only Llama's class fits, such as Llama-3.2 "
-            "and SmolLM2.",
-            field="model.base",
-        )
+    backbone_of(config, name)
     return config
 
 

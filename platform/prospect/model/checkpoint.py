@@ -19,8 +19,9 @@ from transformers import AutoTokenizer
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import CheckpointError, ConfigError
 from prospect.model.adapters import build_model, round_to_4_bits, unwrap
+from prospect.model.backbones import Backbone, saved_backbone
 from prospect.model.configuration import DSTProActConfig
-from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.interface import DSTModel
 from prospect.model.saved import MANIFEST, read_manifest, require_trained
 from prospect.model.settings import HEADS, ModelSettings
 
@@ -37,7 +38,7 @@ _ALIGNMENT = 64
 class LoadedModel:
     """A model ready for use, in evaluation mode, with its vocabulary."""
 
-    model: DSTProActLlamaForCausalLM
+    model: DSTModel
     vocabulary: Vocabulary
     folder: Path
     manifest: dict[str, Any]
@@ -56,7 +57,7 @@ class LoadedModel:
 
 
 def save_model(
-    model: "DSTProActLlamaForCausalLM | PeftModel",
+    model: "DSTModel | PeftModel",
     tokenizer: Any,
     settings: ModelSettings,
     folder: Path,
@@ -106,8 +107,9 @@ def load_model(
     manifest = read_manifest(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        config = DSTProActConfig.from_pretrained(folder)
-        model = _load_weights(folder, config, tokenizer, manifest, cache or _user_cache())
+        backbone = saved_backbone(json.loads((folder / "config.json").read_text()))
+        config = backbone.config.from_pretrained(folder)
+        model = _load_weights(folder, backbone, config, tokenizer, manifest, cache or _user_cache())
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"model {folder}: unreadable ({str(error).splitlines()[0]})") from error
     where = "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
@@ -126,7 +128,7 @@ def _align(model: torch.nn.Module) -> None:
             parameter.data = parameter.data.clone()
 
 
-def _round(base: DSTProActLlamaForCausalLM, folder: Path) -> None:
+def _round(base: DSTModel, folder: Path) -> None:
     """Where that cannot be, the adapters sit on a base that is a little better than the one they were fitted to."""
     try:
         round_to_4_bits(base)
@@ -141,10 +143,10 @@ def _user_cache() -> Path:
 
 
 def _load_weights(
-    folder: Path, config: DSTProActConfig, tokenizer: Any, manifest: dict[str, Any], cache: Path
-) -> DSTProActLlamaForCausalLM:
+    folder: Path, backbone: Backbone, config: DSTProActConfig, tokenizer: Any, manifest: dict[str, Any], cache: Path
+) -> DSTModel:
     if not (folder / "adapter_config.json").is_file():
-        read: Any = DSTProActLlamaForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
+        read: Any = backbone.model.from_pretrained(folder, dtype="auto", output_loading_info=True)
         model, info = read
         if info["missing_keys"] or info["unexpected_keys"]:
             raise CheckpointError(

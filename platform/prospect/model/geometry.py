@@ -7,9 +7,9 @@ import torch
 from transformers import LlamaConfig
 
 from prospect.dialogue.vocabulary import GRAMMAR_TOKENS
+from prospect.model.backbones import backbone_of
 from prospect.model.bases import base_folder, read_config
-from prospect.model.configuration import DSTProActConfig
-from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.interface import DSTModel
 from prospect.model.settings import ModelSettings
 
 
@@ -55,11 +55,12 @@ def base_geometry(settings: ModelSettings) -> LlamaConfig:
     return read_config(settings.base, base_folder(settings.base, Path()))
 
 
-def empty_model(base: LlamaConfig, settings: ModelSettings, vision_dim: int) -> DSTProActLlamaForCausalLM:
+def empty_model(base: LlamaConfig, settings: ModelSettings, vision_dim: int) -> DSTModel:
     """The DST model of a geometry on torch's meta device: shapes without numbers."""
     vocabulary = base.vocab_size + (0 if settings.base == "tiny" else len(GRAMMAR_TOKENS))
     first = vocabulary - len(GRAMMAR_TOKENS)
-    config = DSTProActConfig.on(
+    backbone = backbone_of(base, settings.base)
+    config = backbone.config.on(
         base,
         settings,
         vocab_size=vocabulary,
@@ -71,6 +72,6 @@ def empty_model(base: LlamaConfig, settings: ModelSettings, vision_dim: int) -> 
     torch.set_default_dtype(getattr(torch, settings.dtype))
     try:
         with torch.device("meta"):
-            return DSTProActLlamaForCausalLM(config)
+            return backbone.model(config)
     finally:
         torch.set_default_dtype(before)

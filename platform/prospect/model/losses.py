@@ -12,7 +12,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from prospect.data.batches import IGNORE, Batch
 from prospect.dialogue.sequence import TextTask
-from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.interface import DSTModel
 from prospect.model.packing import ATTENTION, Packing
 from prospect.model.settings import PARTS, LossSettings
 
@@ -45,23 +45,23 @@ def label_counts(batch: Batch, backend: str) -> Tensor:
     )
 
 
-def loss_sums(model: DSTProActLlamaForCausalLM, batch: Batch, settings: LossSettings) -> Tensor:
+def loss_sums(model: DSTModel, batch: Batch, settings: LossSettings) -> Tensor:
     """[8] sums of each term over this micro-batch, differentiable."""
     return term_sums(model, hidden_states(model, batch), batch, settings)
 
 
-def term_sums(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch, settings: LossSettings) -> Tensor:
+def term_sums(model: DSTModel, flat: Tensor, batch: Batch, settings: LossSettings) -> Tensor:
     """[8] sums of each term, from hidden states [B * S, H]."""
     return torch.stack([*text_sums(model, flat, batch), *decision_sums(model, flat, batch, settings)])
 
 
-def decision_sums(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch, settings: LossSettings) -> list[Tensor]:
+def decision_sums(model: DSTModel, flat: Tensor, batch: Batch, settings: LossSettings) -> list[Tensor]:
     """The terms behind the text's, from hidden states [B * S, H]: decisions by class, then the state head."""
     decide = _head_decisions if model.config.decision_backend == "heads" else _token_decisions
     return [*decide(model, flat, batch, settings), _state(model, flat, batch)]
 
 
-def hidden_states(model: DSTProActLlamaForCausalLM, batch: Batch) -> Tensor:
+def hidden_states(model: DSTModel, batch: Batch) -> Tensor:
     """Of every position, [B * S, H]."""
     if batch.packed:
         packing = Packing.of(batch.lengths, batch.input_ids.device)
@@ -97,7 +97,7 @@ def trained_heads(counts: Tensor, settings: LossSettings) -> dict[str, bool]:
     }
 
 
-def text_sums(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch) -> list[Tensor]:
+def text_sums(model: DSTModel, flat: Tensor, batch: Batch) -> list[Tensor]:
     """The text's three terms, from hidden states [B * S, H].
 
     `lm_head` runs at the labelled positions only, a chunk at a time that the backward pass computes again.
@@ -115,9 +115,7 @@ def text_sums(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch) -> l
     return [(losses * (batch.text_tasks == task)).sum() for task in TextTask if task]
 
 
-def _head_decisions(
-    model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch, settings: LossSettings
-) -> list[Tensor]:
+def _head_decisions(model: DSTModel, flat: Tensor, batch: Batch, settings: LossSettings) -> list[Tensor]:
     speak, update = model.decision_logits(flat[batch.decisions])
     return [*_binary(speak, batch.speak, settings), *_binary(update, batch.update, settings)]
 
@@ -151,9 +149,7 @@ def spoken_labels(batch: Batch, backend: str) -> Tensor:
     return torch.cat([at_image, batch.after_delta_speak])
 
 
-def _token_decisions(
-    model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch, settings: LossSettings
-) -> list[Tensor]:
+def _token_decisions(model: DSTModel, flat: Tensor, batch: Batch, settings: LossSettings) -> list[Tensor]:
     """CE over [SILENT], [DST], [ASST]: at the image the update decides first, after a delta only speech is left."""
     updates = batch.update == 1
     target = torch.where(updates, torch.ones_like(batch.speak), torch.where(batch.speak == 1, 2, 0))
@@ -167,12 +163,12 @@ def _token_decisions(
     return [*speak, *_by_class(image, batch.update)]
 
 
-def state_logits(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch) -> Tensor:
+def state_logits(model: DSTModel, flat: Tensor, batch: Batch) -> Tensor:
     """[E, 3] of the state head, for every frame and step that has a label."""
     head = model.dst_state_head
     steps, frames = head.step_vectors(flat[batch.step_positions]), head.frame_vectors(flat[batch.decisions])
     return head.compare(frames[batch.state_frames], steps[batch.state_steps])
 
 
-def _state(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch) -> Tensor:
+def _state(model: DSTModel, flat: Tensor, batch: Batch) -> Tensor:
     return F.cross_entropy(state_logits(model, flat, batch), batch.state_labels, reduction="sum")

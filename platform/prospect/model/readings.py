@@ -7,8 +7,8 @@ from torch import Tensor
 
 from prospect.data.batches import IGNORE, Batch
 from prospect.model.heads import NUM_STEP_STATES
+from prospect.model.interface import DSTModel
 from prospect.model.losses import hidden_states, spoken_labels, state_logits, term_sums
-from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.model.settings import LossSettings
 
 
@@ -34,15 +34,13 @@ class Readings:
         return Readings(speak, update, self.states + other.states)
 
 
-def loss_sums_and_readings(
-    model: DSTProActLlamaForCausalLM, batch: Batch, settings: LossSettings
-) -> tuple[Tensor, Readings]:
+def loss_sums_and_readings(model: DSTModel, batch: Batch, settings: LossSettings) -> tuple[Tensor, Readings]:
     """`losses.loss_sums` and, from the same forward pass, what was decided; on the CPU."""
     flat = hidden_states(model, batch)
     return term_sums(model, flat, batch, settings), _readings(model, flat, batch)
 
 
-def _readings(model: DSTProActLlamaForCausalLM, flat: Tensor, batch: Batch) -> Readings:
+def _readings(model: DSTModel, flat: Tensor, batch: Batch) -> Readings:
     speak, update = model.decision_probabilities(flat[batch.decisions])
     if model.config.decision_backend == "token":
         speak = torch.cat([speak, model.decision_probabilities(flat[batch.after_delta])[0]])

@@ -264,7 +264,7 @@ class StreamingEngine:
         log = {
             "session_id": session_id,
             "fingerprint": self.loaded.fingerprint,
-            "model": model_hash(self._model.config),
+            "model": model_hash(self._model),
             **exported.to_json(),
         }
         if parked and not exported.stale:

@@ -5,18 +5,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import LlamaConfig
 
 from prospect.dialogue.state import StepState, TaskState
 from prospect.errors import FingerprintError, SessionError, session_error
 from prospect.hashing import fingerprint
 from prospect.model.checkpoint import LoadedModel
-from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.interface import DSTConfig, DSTModel
 from prospect.streaming.kv_cache.parking import Parked, unpack
 from prospect.streaming.session.log import SessionLog
 
 
-def checked_embedding(embedding: np.ndarray, config: LlamaConfig) -> np.ndarray:
+def checked_embedding(embedding: np.ndarray, config: DSTConfig) -> np.ndarray:
     """A frame's features [I, D] as float16.
 
     Raises:
@@ -50,12 +49,13 @@ def changed_state(state: TaskState, changes: Mapping[str, str]) -> TaskState:
     return TaskState(tuple(steps))
 
 
-def model_hash(config: LlamaConfig) -> str:
+def model_hash(model: DSTModel) -> str:
     """Whose tokens a log holds."""
-    return fingerprint([config.vocab_size, config.hidden_size, config.num_hidden_layers, config.grammar_ids])
+    config, text = model.config, model.text_config
+    return fingerprint([config.vocab_size, text.hidden_size, text.num_hidden_layers, config.grammar_ids])
 
 
-def weights_hash(model: DSTProActLlamaForCausalLM) -> str:
+def weights_hash(model: DSTModel) -> str:
     """Whose keys and values a cache holds: sums of the weights' bytes, the same in any order and on any device."""
     sums = [tensor.reshape(-1).view(torch.uint8).sum(dtype=torch.long) for tensor in model.state_dict().values()]
     return fingerprint(torch.stack(sums).tolist())
@@ -74,7 +74,7 @@ def checked_log(log: Mapping[str, Any], loaded: LoadedModel, max_seq_len: int) -
         )
     restored, config = SessionLog.from_json(log), loaded.model.config
     segment = restored.segment
-    if log.get("model") != model_hash(config):
+    if log.get("model") != model_hash(loaded.model):
         raise SessionError("session log: recorded with another model", field="model")
     frames = [*segment.tail, *segment.frames, *restored.tail]
     if any(frame.shape != (config.tokens_per_frame, config.vision_dim) for frame in frames):

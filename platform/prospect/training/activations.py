@@ -20,8 +20,8 @@ from prospect.data.batches import Batch
 from prospect.dialogue.sequence import TextTask
 from prospect.model.adapters import adapt, unwrap
 from prospect.model.geometry import base_geometry, empty_model
+from prospect.model.interface import DSTModel
 from prospect.model.losses import term_sums
-from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.model.packing import ATTENTION, Packing
 from prospect.model.settings import LossSettings, ModelSettings
 from prospect.training.settings import TrainingSettings
@@ -35,9 +35,7 @@ STEPS = 8
 """Of a recipe, for the state head."""
 
 
-def adapted_shape(
-    base: LlamaConfig, settings: ModelSettings, vision_dim: int
-) -> "DSTProActLlamaForCausalLM | PeftModel":
+def adapted_shape(base: LlamaConfig, settings: ModelSettings, vision_dim: int) -> "DSTModel | PeftModel":
     """The model that trains, on the meta device. 4-bit weights hold their place in full width: only their bytes differ.
 
     Args:
@@ -102,13 +100,13 @@ def _pass_bytes(
         _make_fake(model, trained)
         inner.checkpoint_layers(checkpointing)
         inner.logits_in_chunks = not partitioned
-        inner.set_attn_implementation(ATTENTION)
+        inner.text.set_attn_implementation(ATTENTION)
         packing, batch = Packing.of(lengths, "cpu"), fake_batch(lengths, vision_dim)
         embeddings = torch.empty(1, sum(lengths), geometry.hidden_size, dtype=dtype, requires_grad=True)
         known = [*model.parameters(), *model.buffers(), embeddings, *(p.grad for p in model.parameters())]
         with _LiveBytes(known) as live:
             kwargs = {"packing": packing, "position_ids": packing.position_ids, "use_cache": False}
-            flat = inner.model(inputs_embeds=embeddings, **kwargs).last_hidden_state[0]
+            flat = inner.text(inputs_embeds=embeddings, **kwargs).last_hidden_state[0]
             term_sums(inner, flat, batch, losses).sum().backward()
     return live.peak
 

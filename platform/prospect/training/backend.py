@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from prospect.data.batches import Batch
 from prospect.model.adapters import keep_trained_in_float32, trainable_parameters, unwrap
+from prospect.model.interface import DSTModel
 from prospect.model.losses import loss_sums
-from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.model.readings import Readings, loss_sums_and_readings
 from prospect.model.settings import LossSettings
 from prospect.training.checkpoint import MOMENTS, WEIGHTS, Checkpointable
@@ -44,7 +44,7 @@ class Alone:
 class Backend(Checkpointable, Group, Protocol):
     """What a step needs of the machinery. Gradients of all `backward` calls, on all ranks, are added up."""
 
-    model: DSTProActLlamaForCausalLM
+    model: DSTModel
     """The DST model inside whatever wraps it."""
     device: torch.device
 
@@ -62,7 +62,7 @@ class Backend(Checkpointable, Group, Protocol):
         """Clips, updates and clears the gradients; returns their global norm before clipping."""
         ...
 
-    def whole_model(self) -> AbstractContextManager[DSTProActLlamaForCausalLM]:
+    def whole_model(self) -> AbstractContextManager[DSTModel]:
         """The model with all its weights in place, for a rank to use alone between two steps, and not to change.
 
         All ranks enter and leave together.
@@ -109,7 +109,7 @@ class PlainBackend(Alone):
         return float(norm)
 
     @contextmanager
-    def whole_model(self) -> Iterator[DSTProActLlamaForCausalLM]:
+    def whole_model(self) -> Iterator[DSTModel]:
         yield self.model
 
     def state_dict(self) -> dict[str, Tensor] | None:
@@ -148,7 +148,7 @@ class PlainBackend(Alone):
         return state[kind] if kind in state else torch.zeros_like(parameter)
 
 
-def autocast(model: DSTProActLlamaForCausalLM, dtype: torch.dtype | None = None) -> torch.autocast:
+def autocast(model: DSTModel, dtype: torch.dtype | None = None) -> torch.autocast:
     """bfloat16 arithmetic with what trains in float32, for a model of `dtype`, or of its frozen base's."""
     return torch.autocast(model.device.type, torch.bfloat16, enabled=(dtype or model.dtype) == torch.bfloat16)
 

@@ -28,8 +28,8 @@ from prospect.evaluation.records import Placed, VideoDecisions
 from prospect.evaluation.settings import EvaluationSettings
 from prospect.evaluation.stream import pick_dialogues, stream_dialogues
 from prospect.model.checkpoint import LoadedModel
+from prospect.model.interface import DSTModel
 from prospect.model.losses import TERMS, label_counts, total_loss
-from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.model.readings import Readings
 from prospect.model.settings import HEADS
 from prospect.similarity import SentenceSimilarity
@@ -245,9 +245,7 @@ class StreamingValidation:
         found = raise_on_all_ranks(backend, self._score(videos) if backend.rank == 0 else None)
         return _agreed(backend, found)
 
-    def _stream(
-        self, model: DSTProActLlamaForCausalLM, placed: Sequence[Placed]
-    ) -> list[VideoDecisions] | ProspectError:
+    def _stream(self, model: DSTModel, placed: Sequence[Placed]) -> list[VideoDecisions] | ProspectError:
         def read(dialogue: Dialogue, start: int, stop: int) -> np.ndarray:
             return self._read(dialogue.video_id, start, stop)
 
@@ -275,7 +273,7 @@ class StreamingValidation:
 
 
 @contextmanager
-def lent(model: DSTProActLlamaForCausalLM) -> Iterator[None]:
+def lent(model: DSTModel) -> Iterator[None]:
     """For an engine to use: in evaluation mode, heads that have learned nothing yet allowed; as before afterwards."""
     config, training = model.config, model.training
     attention, trained_steps = config._attn_implementation, config.trained_steps

@@ -18,7 +18,7 @@ from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import ProspectError
 from prospect.evaluation.settings import EvaluationSettings
 from prospect.model.adapters import adapt, build_model
-from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.interface import DSTModel
 from prospect.model.settings import ModelSettings
 from prospect.streaming.settings import StreamingSettings
 from prospect.training.memory_plan import MemoryPlan
@@ -67,7 +67,7 @@ class Prepared:
     """What a process makes by itself, before it meets the others."""
 
     tokenizer: Any
-    model: "DSTProActLlamaForCausalLM | PeftModel"
+    model: "DSTModel | PeftModel"
     """The same on every rank."""
     streaming: StreamingValidation
     collate: Collator
@@ -93,9 +93,7 @@ def prepare(job: WorkerJob, data: TrainingData) -> Prepared | ProspectError:
         return error
 
 
-def _build(
-    job: WorkerJob, data: TrainingData, tokenizer: Any, store: EmbeddingStore
-) -> "DSTProActLlamaForCausalLM | PeftModel":
+def _build(job: WorkerJob, data: TrainingData, tokenizer: Any, store: EmbeddingStore) -> "DSTModel | PeftModel":
     model = build_model(
         job.model,
         tokenizer,

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from prospect.data.batches import Batch
 from prospect.model.adapters import is_adapted, trainable_parameters, unwrap
+from prospect.model.interface import DSTModel
 from prospect.model.losses import loss_sums
-from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.model.readings import Readings, loss_sums_and_readings
 from prospect.model.settings import LossSettings
 from prospect.training.backend import make_optimizer, set_learning_rate, set_updates
@@ -136,7 +136,7 @@ class ZeroBackend(Ranks):
         return float(self.engine.get_global_grad_norm())
 
     @contextmanager
-    def whole_model(self) -> Iterator[DSTProActLlamaForCausalLM]:
+    def whole_model(self) -> Iterator[DSTModel]:
         if not self._partitioned:
             yield self.model
             return

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from prospect.benchmarks.engine.model import kv_shape
-from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.interface import DSTModel
 
 BANDWIDTH = {"H200": 4.8e12, "H100": 3.35e12, "A100": 2.04e12, "4090": 1.008e12, "3090": 0.936e12, "L4": 0.30e12}
 """Bytes a second of a GPU's memory, by a part of its name (vendors' data sheets)."""
@@ -17,26 +17,26 @@ _MOST_BYTES = 2 << 30
 _SECONDS = 0.3
 
 
-def bound_seconds(model: DSTProActLlamaForCausalLM, sessions: int, context: int) -> float:
+def bound_seconds(model: DSTModel, sessions: int, context: int) -> float:
     """Seconds of a step that takes one token of each session: linear layers and attention, one after the other."""
     return linear_seconds(model, sessions) + attention_seconds(model, sessions, context)
 
 
-def weight_floor_seconds(model: DSTProActLlamaForCausalLM) -> float | None:
+def weight_floor_seconds(model: DSTModel) -> float | None:
     """Seconds in which the device reads the layers' weights once; None where its bandwidth is not known."""
     if model.device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(model.device)
     speed = next((speed for part, speed in BANDWIDTH.items() if part in name), None)
-    size = sum(parameter.numel() * parameter.element_size() for parameter in model.model.layers.parameters())
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.text.layers.parameters())
     return size / speed if speed else None
 
 
 @torch.inference_mode()
-def linear_seconds(model: DSTProActLlamaForCausalLM, rows: int) -> float:
+def linear_seconds(model: DSTModel, rows: int) -> float:
     """All seven projections of all layers on `rows` tokens."""
-    weight = model.model.norm.weight
-    layers: Any = model.model.layers
+    weight = model.text.norm.weight
+    layers: Any = model.text.layers
     projections = [m for layer in layers for m in layer.modules() if isinstance(m, torch.nn.Linear)]
     inputs = {
         width: torch.randn(rows, width, device=weight.device).to(weight.dtype)
@@ -46,9 +46,9 @@ def linear_seconds(model: DSTProActLlamaForCausalLM, rows: int) -> float:
 
 
 @torch.inference_mode()
-def attention_seconds(model: DSTProActLlamaForCausalLM, sessions: int, context: int) -> float:
+def attention_seconds(model: DSTModel, sessions: int, context: int) -> float:
     """Scaled dot products of all layers, one query a session over `context` keys: the faster of two ways."""
-    config, weight = model.config, model.model.norm.weight
+    config, weight = model.text_config, model.text.norm.weight
     heads, (shared, width) = config.num_attention_heads, kv_shape(model)
     size = 2 * sessions * shared * context * width * weight.element_size()
     copies = int(max(1, min(config.num_hidden_layers, _MOST_BYTES // size)))

@@ -13,13 +13,12 @@ import torch
 
 from prospect.benchmarks.engine.adapter import EngineSystem
 from prospect.benchmarks.engine.load import Driven, Record, Workload, paced, saturated
-from prospect.benchmarks.engine.model import kv_shape
 from prospect.benchmarks.engine.peers import LoopSystem, PaddedSystem
 from prospect.benchmarks.engine.settings import EngineSuite, System
 from prospect.dialogue.timeline import FPS
 from prospect.errors import OutOfPagesError
 from prospect.model.checkpoint import LoadedModel
-from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.interface import DSTModel
 from prospect.streaming.settings import StreamingSettings
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -98,10 +97,9 @@ class Cell:
     paced: Paced | None
 
 
-def kv_bytes(model: DSTProActLlamaForCausalLM) -> int:
+def kv_bytes(model: DSTModel) -> int:
     """Of one token's keys and values in all layers, in the model's precision."""
-    heads, width = kv_shape(model)
-    return 2 * model.config.num_hidden_layers * heads * width * model.model.norm.weight.element_size()
+    return model.kv_geometry.bytes_per_token(model.text.norm.weight.element_size())
 
 
 def build_system(name: System, loaded: LoadedModel, workload: Workload, settings: StreamingSettings) -> Driven:

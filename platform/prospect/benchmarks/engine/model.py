@@ -18,7 +18,7 @@ from prospect.dialogue.vocabulary import GRAMMAR_TOKENS, Vocabulary
 from prospect.model.adapters import build_model, build_tokenizer
 from prospect.model.checkpoint import LoadedModel
 from prospect.model.geometry import base_geometry, empty_model
-from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.interface import DSTModel
 from prospect.model.settings import ModelSettings
 from prospect.model.tokenizer import fit_tokenizer
 
@@ -61,14 +61,12 @@ def frame_features(noise: np.ndarray, speaks: bool) -> np.ndarray:
     return features
 
 
-def kv_shape(model: DSTProActLlamaForCausalLM) -> tuple[int, int]:
+def kv_shape(model: DSTModel) -> tuple[int, int]:
     """Key-value heads and their width."""
-    config = model.config
-    width = config.head_dim or config.hidden_size // config.num_attention_heads
-    return config.num_key_value_heads or config.num_attention_heads, width
+    return model.kv_geometry.heads, model.kv_geometry.head_dim
 
 
-def _random(settings: ModelSettings, suite: EngineSuite, tokenizer: object, device: str) -> DSTProActLlamaForCausalLM:
+def _random(settings: ModelSettings, suite: EngineSuite, tokenizer: object, device: str) -> DSTModel:
     """Normal matrices of deviation 0.02, norms of one."""
     torch.manual_seed(suite.seed)
     model = empty_model(base_geometry(settings), settings, suite.vision_dim).to_empty(device=device)
@@ -79,7 +77,7 @@ def _random(settings: ModelSettings, suite: EngineSuite, tokenizer: object, devi
                 nn.init.normal_(parameter, std=0.02)
             else:
                 nn.init.constant_(parameter, float("norm" in name))
-    model.model.rotary_emb = type(model.model.rotary_emb)(model.config).to(device)
+    model.text.rotary_emb = type(model.text.rotary_emb)(model.text_config).to(device)
     ids = tokenizer.convert_tokens_to_ids(list(GRAMMAR_TOKENS))  # type: ignore[attr-defined]
     model.config.grammar_ids = dict(zip(GRAMMAR_TOKENS, ids, strict=True))
     model.config.stop_ids = [tokenizer.eos_token_id]  # type: ignore[attr-defined]
@@ -88,9 +86,9 @@ def _random(settings: ModelSettings, suite: EngineSuite, tokenizer: object, devi
 
 
 @torch.no_grad()
-def _plant(model: DSTProActLlamaForCausalLM, digit: int) -> None:
+def _plant(model: DSTModel, digit: int) -> None:
     """Two hidden units of the projector pass the mark on, one as it is and one turned round."""
-    norm, projector = model.model.norm.weight, model.mm_projector
+    norm, projector = model.text.norm.weight, model.mm_projector
     axis = int(norm.abs().argmax())
     for unit, sign in enumerate((1.0, -1.0)):
         projector.up.weight[unit] = 0

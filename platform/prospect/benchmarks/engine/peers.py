@@ -33,10 +33,10 @@ class _Peer:
         self._model.set_attn_implementation("sdpa")
 
     def _random_cache(self, batch: int, length: int) -> DynamicCache:
-        weight, (heads, width) = self._model.model.norm.weight, kv_shape(self._model)
+        weight, (heads, width) = self._model.text.norm.weight, kv_shape(self._model)
         cache = DynamicCache()
         noise = torch.randn(batch, heads, length, width, device=weight.device).to(weight.dtype)
-        for layer in range(self._model.config.num_hidden_layers):
+        for layer in range(self._model.kv_geometry.layers):
             cache.update(noise.clone(), noise.clone(), layer)
         return cache
 
@@ -52,7 +52,7 @@ class _Peer:
         return self._model.embed(ids, features.to(self._model.device))
 
     def _embed_token(self, token: int) -> Tensor:
-        return self._model.model.embed_tokens(torch.full((1, 1), token, device=self._model.device))
+        return self._model.text.embed_tokens(torch.full((1, 1), token, device=self._model.device))
 
     def _is_full(self, length: int) -> bool:
         return length + 1 + self._tokens + BLOCK_TOKENS > self._workload.context

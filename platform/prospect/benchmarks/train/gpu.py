@@ -78,7 +78,7 @@ def _measure(
     model = empty_model(base_geometry(settings), settings, vision_dim).to_empty(device=device)
     for tensor in [*model.parameters(), *model.buffers()]:
         nn.init.normal_(tensor, std=0.02)
-    model.model.rotary_emb = type(model.model.rotary_emb)(model.config).to(device)
+    model.text.rotary_emb = type(model.text.rotary_emb)(model.text_config).to(device)
     backend = PlainBackend(adapt(model, settings), training, device)
     batch = fake_batch(lengths, vision_dim)
     batch.input_ids[0, : len(batch.frames)] = unwrap(model).config.grammar_ids["<image>"]

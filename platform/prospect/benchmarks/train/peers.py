@@ -13,14 +13,14 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from prospect.data.batches import IGNORE, Batch, Collator
 from prospect.data.clips import Clip
 from prospect.model.adapters import unwrap
+from prospect.model.interface import DSTModel
 from prospect.model.losses import TERMS, decision_sums, label_counts, total_loss
-from prospect.model.modeling import DSTProActLlamaForCausalLM
 from prospect.model.settings import LossSettings
 from prospect.training.settings import TrainingSettings
 
 
 def train_with_transformers(
-    model: DSTProActLlamaForCausalLM | PeftModel, clips: Sequence[Clip], collate: Collator, settings: TrainingSettings
+    model: DSTModel | PeftModel, clips: Sequence[Clip], collate: Collator, settings: TrainingSettings
 ) -> float:
     """One pass over `clips` in their order, on the CPU, in batches of `settings.batch_size`; returns the mean loss."""
     with TemporaryDirectory() as folder:
@@ -65,7 +65,7 @@ def columns(batch: Batch) -> dict[str, Any]:
     return {"batch": vars(batch), "labels": labels}
 
 
-def usual_loss(model: DSTProActLlamaForCausalLM, batch: Batch, labels: Tensor) -> Tensor:
+def usual_loss(model: DSTModel, batch: Batch, labels: Tensor) -> Tensor:
     """Transformers' own language-model loss over the whole vocabulary at every position, and the other losses."""
     hidden = model.trunk(batch.input_ids, batch.frames, attention_mask=batch.attention_mask)
     text = model.loss_function(model.lm_head(hidden), labels, model.config.vocab_size)

@@ -7,9 +7,9 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
-from transformers import LlamaConfig
 
 from prospect.errors import OutOfPagesError
+from prospect.model.interface import KVGeometry
 from prospect.streaming.kv_cache.prefix_index import PrefixIndex
 
 
@@ -37,19 +37,17 @@ class PagePool:
 
     def __init__(
         self,
-        config: LlamaConfig,
+        geometry: KVGeometry,
         num_pages: int,
         page_size: int,
         stretch: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        heads = config.num_key_value_heads or config.num_attention_heads
-        head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
-        self.groups = config.num_attention_heads // heads
-        shape = (num_pages + 1, page_size, heads, head_dim)
+        self.groups = geometry.groups
+        shape = (num_pages + 1, page_size, geometry.heads, geometry.head_dim)
         self.keys, self.values = (
-            [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)] for _ in range(2)
+            [torch.zeros(shape, dtype=dtype, device=device) for _ in range(geometry.layers)] for _ in range(2)
         )
         self.num_pages, self.page_size, self.stretch = num_pages, page_size, stretch
         self.prefixes = PrefixIndex(page_size)

@@ -6,18 +6,18 @@ import psutil
 import torch
 
 from prospect.errors import OutOfPagesError
-from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.interface import DSTModel
 from prospect.streaming.kv_cache.pool import PagePool
 from prospect.streaming.settings import StreamingSettings
 
 
-def make_pool(model: DSTProActLlamaForCausalLM, settings: StreamingSettings, max_seq_len: int) -> PagePool:
+def make_pool(model: DSTModel, settings: StreamingSettings, max_seq_len: int) -> PagePool:
     """A pool for `max_sessions` sessions of `max_seq_len` tokens, or for as many as `memory_share` has room for.
 
     Raises:
         OutOfPagesError: it has room for none.
     """
-    weight = model.model.norm.weight
+    weight = model.text.norm.weight
     full = -(-max_seq_len // settings.page_tokens)
     num_bytes = bytes_per_token(model) * settings.page_tokens
     wanted = settings.max_sessions * full
@@ -31,15 +31,12 @@ def make_pool(model: DSTProActLlamaForCausalLM, settings: StreamingSettings, max
             "shorten context.max_seq_len or free memory",
             field="pages",
         )
-    return PagePool(model.config, pages, settings.page_tokens, full, weight.dtype, weight.device)
+    return PagePool(model.kv_geometry, pages, settings.page_tokens, full, weight.dtype, weight.device)
 
 
-def bytes_per_token(model: DSTProActLlamaForCausalLM) -> int:
+def bytes_per_token(model: DSTModel) -> int:
     """Of the cache."""
-    config = model.config
-    heads = config.num_key_value_heads or config.num_attention_heads
-    head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * head_dim * model.model.norm.weight.element_size()
+    return model.kv_geometry.bytes_per_token(model.text.norm.weight.element_size())
 
 
 def _free_bytes(device: torch.device) -> int:

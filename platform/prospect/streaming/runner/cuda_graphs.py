@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.interface import DSTModel
 from prospect.streaming.attention.gpu import VarlenOverPages
 from prospect.streaming.kv_cache.pool import PagePool
 from prospect.streaming.runner.forward import Chunk, Trunk
@@ -55,7 +55,7 @@ class CapturedPass(RowPass):
 
     def __init__(
         self,
-        model: DSTProActLlamaForCausalLM,
+        model: DSTModel,
         pool: PagePool,
         num_rows: int,
         num_keys: int,
@@ -78,9 +78,7 @@ class CapturedPass(RowPass):
 
 
 @torch.inference_mode()
-def captured_passes(
-    model: DSTProActLlamaForCausalLM, pool: PagePool, buckets: Sequence[int], num_keys: int
-) -> list[RowPass]:
+def captured_passes(model: DSTModel, pool: PagePool, buckets: Sequence[int], num_keys: int) -> list[RowPass]:
     """One for each number of rows, in rising order."""
     passes: list[CapturedPass] = []
     for rows in sorted(set(buckets), reverse=True):

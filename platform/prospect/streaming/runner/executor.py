@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.interface import DSTModel
 from prospect.streaming.kv_cache.block_table import BlockTable
 from prospect.streaming.runner.forward import Chunk, Trunk
 from prospect.streaming.runner.heads import read_heads
@@ -25,7 +25,7 @@ class Executor:
 
     def __init__(
         self,
-        model: DSTProActLlamaForCausalLM,
+        model: DSTModel,
         trunk: Trunk,
         scheduler: Scheduler,
         one_by_one: bool,

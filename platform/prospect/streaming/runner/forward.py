@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.interface import DSTModel
 from prospect.streaming.attention.interface import ATTENTION, Backend, Part, RaggedStep
 from prospect.streaming.kv_cache.block_table import BlockTable
 from prospect.streaming.kv_cache.pool import PagePool
@@ -37,7 +37,7 @@ class Trunk(Protocol):
 class PackedTrunk:
     """All chunks in one forward pass, of as many tokens as they have."""
 
-    def __init__(self, model: DSTProActLlamaForCausalLM, pool: PagePool, backend: Backend) -> None:
+    def __init__(self, model: DSTModel, pool: PagePool, backend: Backend) -> None:
         self._model, self._pool, self._backend = model, pool, backend
 
     def __call__(self, chunks: Sequence[Chunk]) -> list[Tensor]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.interface import DSTModel
 from prospect.streaming.runner.requests import Reading
 from prospect.streaming.session.decisions import Probabilities
 
@@ -13,7 +13,7 @@ Request = tuple[Tensor, Tensor | None]
 """Hidden states of one session's frames [m, H], with its steps' vectors [K, W]."""
 
 
-def read_heads(model: DSTProActLlamaForCausalLM, requests: Sequence[Request]) -> list[tuple[Reading, ...]]:
+def read_heads(model: DSTModel, requests: Sequence[Request]) -> list[tuple[Reading, ...]]:
     """What the heads say at every frame of every request."""
     counts = [len(hidden) for hidden, _ in requests]
     if not sum(counts):
@@ -25,9 +25,7 @@ def read_heads(model: DSTProActLlamaForCausalLM, requests: Sequence[Request]) ->
     return [tuple(next(readings) for _ in range(count)) for count in counts]
 
 
-def _read_states(
-    model: DSTProActLlamaForCausalLM, hidden: Sequence[Tensor], vectors: Sequence[Tensor | None]
-) -> list[Tensor | None]:
+def _read_states(model: DSTModel, hidden: Sequence[Tensor], vectors: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Logits [K, 3] for each frame, where its request has step vectors."""
     pairs = [(frames, steps) for frames, steps in zip(hidden, vectors, strict=True) if steps is not None]
     if not pairs:

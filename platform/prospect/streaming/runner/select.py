@@ -1,6 +1,6 @@
 """Which trunk an engine runs."""
 
-from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.interface import DSTModel
 from prospect.streaming.attention.select import BACKENDS, attention_backend
 from prospect.streaming.kv_cache.pool import PagePool
 from prospect.streaming.runner.cuda_graphs import GraphedTrunk, captured_passes
@@ -9,9 +9,7 @@ from prospect.streaming.runner.static import FixedTrunk
 from prospect.streaming.settings import StreamingSettings
 
 
-def make_trunk(
-    model: DSTProActLlamaForCausalLM, pool: PagePool, settings: StreamingSettings, max_seq_len: int
-) -> Trunk:
+def make_trunk(model: DSTModel, pool: PagePool, settings: StreamingSettings, max_seq_len: int) -> Trunk:
     """As the settings say."""
     if settings.deterministic:
         return FixedTrunk(model, pool, settings.deterministic_rows, max_seq_len)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.interface import DSTModel
 from prospect.streaming.attention.interface import ATTENTION, Attend, RaggedStep
 from prospect.streaming.kv_cache.pool import PagePool
 from prospect.streaming.runner.forward import Chunk
@@ -79,7 +79,7 @@ class RowPass:
 
     def __init__(
         self,
-        model: DSTProActLlamaForCausalLM,
+        model: DSTModel,
         pool: PagePool,
         num_rows: int,
         num_keys: int,
@@ -105,7 +105,7 @@ class RowPass:
     def _hidden(self) -> Tensor:
         """[R, H]."""
         rows, model = self._rows, self._model
-        text, images = model.model.embed_tokens(rows.tokens), model.mm_projector(rows.frames)
+        text, images = model.text.embed_tokens(rows.tokens), model.mm_projector(rows.frames)
         embeddings = torch.where((rows.tokens == self._image).unsqueeze(-1), images.to(text.dtype), text)
         step = RaggedStep(self._pool, rows.slots, self._attention(self._pool, rows))
         return model.hidden_states(embeddings[None], ATTENTION, position_ids=rows.positions[None], ragged=step)[0]
@@ -114,7 +114,7 @@ class RowPass:
 class FixedTrunk:
     """Every pass has the same shape, so that what a token gives does not depend on its company."""
 
-    def __init__(self, model: DSTProActLlamaForCausalLM, pool: PagePool, num_rows: int, num_keys: int) -> None:
+    def __init__(self, model: DSTModel, pool: PagePool, num_rows: int, num_keys: int) -> None:
         self._pass = RowPass(model, pool, num_rows, num_keys, FixedAttention)
         self._image = (model.config.grammar_ids or {})["<image>"]
 

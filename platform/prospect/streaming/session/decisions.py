@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from prospect.dialogue.state import StepState, TaskState
-from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.interface import DSTModel
 from prospect.streaming.settings import DstDecoder, SamplingSettings, StreamingSettings
 from prospect.streaming.types import SessionSpec, Silence
 
@@ -17,7 +17,7 @@ class Probabilities:
     update: float
 
 
-def speak_after_delta(model: DSTProActLlamaForCausalLM, before: Probabilities, hidden: Tensor) -> float:
+def speak_after_delta(model: DSTModel, before: Probabilities, hidden: Tensor) -> float:
     """Of speaking behind a delta whose stop token has the hidden state [H], where the image said `before`.
 
     What the heads said stands; the token back-end reads again.

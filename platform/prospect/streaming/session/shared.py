@@ -6,7 +6,7 @@ from functools import cached_property
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.state import StatePolicy
 from prospect.dialogue.vocabulary import Vocabulary
-from prospect.model.modeling import DSTProActLlamaForCausalLM
+from prospect.model.interface import DSTModel
 from prospect.streaming.session.grammar import DeltaGrammar
 
 
@@ -14,7 +14,7 @@ from prospect.streaming.session.grammar import DeltaGrammar
 class SessionParts:
     """What the engine shares with every session."""
 
-    model: DSTProActLlamaForCausalLM
+    model: DSTModel
     vocabulary: Vocabulary
     context: ContextSettings
     policy: StatePolicy

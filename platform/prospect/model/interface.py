@@ -1,41 +1,114 @@
-"""A Llama with projected frames, decision heads and a state head (docs/architecture.md#model).
+"""What every backbone offers: a text trunk with projected frames, decision heads and a state head.
+
+Heads, losses, adapters, packing, checkpoints, memory plans, the engine and serving speak to `DSTModel` alone.
+`backbones.py` lists the classes that there are.
 
 Shapes: B sequences, S tokens, H width, D embedding width, I tokens a frame.
 """
 
+from abc import abstractmethod
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaModel, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from prospect.errors import DataError
-from prospect.model.configuration import DSTProActConfig
 from prospect.model.heads import BinaryHead, FrameProjector, StateHead
 
+if TYPE_CHECKING:
+    Module = PreTrainedModel
+else:
+    Module = nn.Module  # a backbone brings the PreTrainedModel that transformers made for it
 
-class DSTProActLlamaForCausalLM(LlamaForCausalLM):
-    """The trunk decides by heads or by three rows of `lm_head`; `lm_head` is otherwise for text alone."""
 
-    config_class = DSTProActConfig
+class DSTConfig(Protocol):
+    """What a saved architecture says beside its text and vision parts."""
+
+    vocab_size: int
+    vision_dim: int
+    tokens_per_frame: int
+    fingerprint: str
+    """Of the embeddings that the model was trained on."""
+    decision_backend: str
+    decision_head: str
+    state_head_size: int
+    whiten_frames: bool
+    frame_noise: float
+    grammar_ids: dict[str, int] | None
+    stop_ids: list[int] | None
+    trained_steps: dict[str, int] | None
+    thresholds: dict[str, dict[str, float]] | None
+
+
+@dataclass(frozen=True)
+class KVGeometry:
+    """Sizes of a token's keys and values."""
+
+    layers: int
+    heads: int
+    """Of keys."""
+    head_dim: int
+    groups: int
+    """Query heads that share a key head."""
+
+    @classmethod
+    def of(cls, config: LlamaConfig) -> "KVGeometry":
+        heads = config.num_key_value_heads or config.num_attention_heads
+        head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
+        return cls(config.num_hidden_layers, heads, head_dim, config.num_attention_heads // heads)
+
+    def bytes_per_token(self, element_size: int) -> int:
+        """Of the cache; `element_size` is that of one number."""
+        return 2 * self.layers * self.heads * self.head_dim * element_size
+
+
+class DSTModel(Module):
+    """The trunk decides by heads or by three rows of `lm_head`; `lm_head` is otherwise for text alone.
+
+    A backbone derives from this and from its class of transformers, calls `add_heads` when it is built, and says
+    where its text trunk is.
+    """
+
+    config: Any
+    """A `DSTConfig` that is also transformers' own."""
+    lm_head: nn.Linear
+    mm_projector: FrameProjector
+    speaking_decision_head: BinaryHead
+    dst_update_head: BinaryHead
+    dst_state_head: StateHead
 
     logits_in_chunks = True
     """The text's loss computes logits a chunk at a time. False where the weights are parted over ranks, which have to
     gather `lm_head` equally often."""
 
-    def __init__(self, config: DSTProActConfig) -> None:
-        super().__init__(config)
-        self.mm_projector = FrameProjector(
-            config.vision_dim, config.hidden_size, config.whiten_frames, config.frame_noise
-        )
-        self.speaking_decision_head = BinaryHead(config.hidden_size, config.decision_head)
-        self.dst_update_head = BinaryHead(config.hidden_size, config.decision_head)
-        self.dst_state_head = StateHead(config.hidden_size, config.state_head_size)
-        self.post_init()
+    @property
+    @abstractmethod
+    def text(self) -> LlamaModel:
+        """The text trunk: `embed_tokens`, `layers`, `norm`."""
+
+    @property
+    @abstractmethod
+    def text_config(self) -> LlamaConfig:
+        """Widths and depths of the text trunk."""
+
+    @property
+    def kv_geometry(self) -> KVGeometry:
+        """Sizes of the cache."""
+        return KVGeometry.of(self.text_config)
+
+    def add_heads(self) -> None:
+        """Add projector and heads, with weights of their own."""
+        config, width = self.config, self.text_config.hidden_size
+        self.mm_projector = FrameProjector(config.vision_dim, width, config.whiten_frames, config.frame_noise)
+        self.speaking_decision_head = BinaryHead(width, config.decision_head)
+        self.dst_update_head = BinaryHead(width, config.decision_head)
+        self.dst_state_head = StateHead(width, config.state_head_size)
 
     def embed(self, input_ids: Tensor, frames: Tensor) -> Tensor:
         """Token embeddings [*, H] with the image tokens' rows replaced by projected `frames` [N, D], in order.
@@ -53,7 +126,7 @@ class DSTProActLlamaForCausalLM(LlamaForCausalLM):
             raise DataError(
                 f"frames: {len(frames)} feature rows for {int(is_image.sum())} image tokens", field="frames"
             )
-        embeddings = self.model.embed_tokens(input_ids)
+        embeddings = self.text.embed_tokens(input_ids)
         projected = self.mm_projector(frames).to(embeddings.dtype)
         return embeddings.masked_scatter(is_image.unsqueeze(-1), projected)
 
@@ -67,12 +140,12 @@ class DSTProActLlamaForCausalLM(LlamaForCausalLM):
     def hidden_states(self, embeddings: Tensor, attention: str = "sdpa", **kwargs: Any) -> Tensor:
         """The same from embeddings [B, S, H]."""
         self._attend_by(attention)
-        return self.model(inputs_embeds=embeddings, use_cache=False, **kwargs).last_hidden_state
+        return self.text(inputs_embeds=embeddings, use_cache=False, **kwargs).last_hidden_state
 
     def _attend_by(self, attention: str) -> None:
         """It stays after the call: checkpointed layers run it again in the backward pass."""
-        if self.config._attn_implementation != attention:
-            self.set_attn_implementation(attention)
+        if self.text_config._attn_implementation != attention:
+            self.text.set_attn_implementation(attention)
 
     def checkpoint_layers(self, on: bool) -> None:
         """Whether training keeps one hidden state a layer and computes the layer again in the backward pass."""
@@ -111,6 +184,3 @@ class DSTProActLlamaForCausalLM(LlamaForCausalLM):
         if inputs_embeds is None and input_ids is not None and frames is not None:
             inputs_embeds, input_ids = self.embed(input_ids, frames), None
         return super().forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)
-
-
-AutoModelForCausalLM.register(DSTProActConfig, DSTProActLlamaForCausalLM)

@@ -1,0 +1,28 @@
+"""`DSTProActLlamaForCausalLM`: Llama's class (Llama 3.2, SmolLM2, tiny) as a backbone."""
+
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
+
+from prospect.model.configuration import DSTProActConfig
+from prospect.model.interface import DSTModel
+
+
+class DSTProActLlamaForCausalLM(DSTModel, LlamaForCausalLM):
+    """A Llama with projected frames, decision heads and a state head."""
+
+    config_class = DSTProActConfig
+
+    def __init__(self, config: DSTProActConfig) -> None:
+        super().__init__(config)
+        self.add_heads()
+        self.post_init()
+
+    @property
+    def text(self) -> LlamaModel:
+        return self.model
+
+    @property
+    def text_config(self) -> LlamaConfig:
+        return self.config
+
+
+AutoModelForCausalLM.register(DSTProActConfig, DSTProActLlamaForCausalLM)
