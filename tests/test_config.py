@@ -163,12 +163,12 @@ def test_a_relative_root_is_refused_inside_a_cluster_job(monkeypatch: pytest.Mon
         ("storage.root=null", ["`storage.root` cannot be null"]),
         ("serving.port=1", ["train does not use `serving`", "storage, corpus"]),
         ("model.base=${nope}", ["`model.base` cannot be resolved", "'nope' not found"]),
-        ("model.base=a,b", ["`model.base=a,b` is no override", "key=[a,b]"]),
-        ("model.base=[a", ["`model.base=[a` is no override", "key=value"]),
-        ("+model.base=a", ["`+model.base=a` is no override"]),
-        ("~model", ["`~model` is no override"]),
-        ("--verbose", ["`--verbose` is no override", "key=value"]),
-        ("model", ["`model` is no override", "key=value"]),
+        ("model.base=a,b", ["`model.base=a,b` is not a valid override", "key=[a,b]"]),
+        ("model.base=[a", ["`model.base=[a` is not a valid override", "key=value"]),
+        ("+model.base=a", ["`+model.base=a` is not a valid override"]),
+        ("~model", ["`~model` is not a valid override"]),
+        ("--verbose", ["`--verbose` is not a valid override", "key=value"]),
+        ("model", ["`model` is not a valid override", "key=value"]),
     ],
 )
 def test_a_mistake_is_one_sentence(override: str, says: list[str]) -> None:

@@ -57,7 +57,7 @@ def test_a_very_long_text_is_cut(encoder):
 
 
 def test_a_missing_model_is_one_sentence(tmp_path):
-    with pytest.raises(ConfigError, match=r"evaluation\.similarity\.model: there is no file .*nowhere\.onnx"):
+    with pytest.raises(ConfigError, match=r"evaluation\.similarity\.model: .*nowhere\.onnx does not exist"):
         SentenceSimilarity(SimilaritySettings(model=tmp_path / "nowhere.onnx"))
 
 

@@ -126,7 +126,7 @@ def _locate(field: str, given: Path | None, packaged: Sequence[tuple[str, str]])
     """The given file, or the first packaged one; packages are looked up without importing them."""
     if given is not None:
         if not given.is_file():
-            raise ConfigError(f"{field}: there is no file {given}", field=field)
+            raise ConfigError(f"{field}: {given} does not exist", field=field)
         return given
     for package, path in packaged:
         spec = find_spec(package)

@@ -32,7 +32,7 @@ def test_goalstep_has_112_videos_with_two_steps_that_have_substeps(shared_data):
 
 
 def test_missing_gold_is_one_sentence(tmp_path):
-    with pytest.raises(DataError, match=r"^suite\.path: there is no file .*goalstep_val\.jsonl\.gz"):
+    with pytest.raises(DataError, match=r"^suite\.path: .*goalstep_val\.jsonl\.gz does not exist"):
         goalstep(tmp_path)
 
 

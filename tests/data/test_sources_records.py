@@ -248,8 +248,8 @@ def test_a_video_of_unknown_length_is_as_long_as_its_events(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"source": "ego5d"}, "data.source: 'ego5d' is none of canonical, dialogues, folder"),
-        ({"datasets": ("garage",)}, "data.datasets: 'garage' is none of kitchen"),
+        ({"source": "ego5d"}, "data.source: 'ego5d' must be one of canonical, dialogues, folder"),
+        ({"datasets": ("garage",)}, "data.datasets: 'garage' must be one of kitchen"),
         ({"holdout": ("v9",)}, "data.holdout: no dialogue is about video 'v9'"),
         ({"holdout": 2}, "data.holdout: 2 of 1 recordings without a split of their own cannot be held out"),
     ],
@@ -265,14 +265,14 @@ def test_a_missing_path_an_empty_folder_and_unreadable_files_are_named(tmp_path:
         with pytest.raises(DataError, match=re.escape(sentence)):
             load_dialogues(DataSettings(source=source, path=path, **settings))
 
-    fails(tmp_path / "nowhere", "there is no file or folder at")
+    fails(tmp_path / "nowhere", "nowhere does not exist")
     fails(tmp_path, "holds no *.jsonl or *.jsonl.gz")
     (tmp_path / "dialogues.json").write_text('{"v1": ')
     fails(tmp_path, "dialogues.json is not valid JSON", source="folder")
     (tmp_path / "cut.jsonl.gz").write_bytes(b"\x1f\x8b\x08\x00cut")
     fails(tmp_path / "cut.jsonl.gz", "cut.jsonl.gz cannot be read")
     (tmp_path / "a.jsonl").write_text(json.dumps(canonical()))
-    fails(tmp_path / "a.jsonl", "data.videos: there is no folder at", videos=tmp_path / "films")
+    fails(tmp_path / "a.jsonl", "films does not exist", videos=tmp_path / "films")
 
 
 def test_two_video_files_of_one_id_are_refused_naming_both(tmp_path: Path) -> None:

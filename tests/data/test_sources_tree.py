@@ -130,13 +130,16 @@ def test_narrations_are_said_when_their_frames_have_been_seen(tree: Path) -> Non
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"datasets": ("ego5d",)}, "data.datasets: 'ego5d' is none of assembly101, ego4d, egoexolearn, epickitchens"),
+        (
+            {"datasets": ("ego5d",)},
+            "data.datasets: 'ego5d' must be one of assembly101, ego4d, egoexolearn, epickitchens",
+        ),
         ({"datasets": ("holoassist",)}, "holds no folder 'holoassist' with dialogues"),
         ({"datasets": ("ego4d",), "suffix": "_x"}, "ego4d/generated_dialogs holds none of train_x.json, val_x.json"),
         ({"suffix": "_x"}, "data.suffix"),
-        ({"prepared": "dialog"}, "data.prepared: 'dialog' is no kind and size, such as dialog-klg_L4096_I1"),
+        ({"prepared": "dialog"}, "data.prepared: 'dialog' is not a kind and size, such as dialog-klg_L4096_I1"),
         ({"prepared": "dialog_L9_I1"}, "data.prepared"),
-        ({"splits": ("dev",)}, "data.splits: 'dev' is none of train, validation, test and val"),
+        ({"splits": ("dev",)}, "data.splits: 'dev' must be one of train, validation, test and val"),
     ],
 )
 def test_a_wrong_setting_is_one_sentence(tree: Path, settings: dict[str, Any], sentence: str) -> None:

@@ -57,7 +57,7 @@ def test_labels_round_trip(state):
 
 
 def test_unknown_labels_and_steps_going_back_are_refused():
-    with pytest.raises(DataError, match="'paused' is none of not_started, in_progress, completed"):
+    with pytest.raises(DataError, match="'paused' must be one of not_started, in_progress, completed"):
         TaskState.from_labels(["paused"])
     with pytest.raises(DataError, match="cannot go back"):
         TaskState.from_labels(["completed"]).delta_to(TaskState.initial(1))

@@ -117,7 +117,7 @@ def test_a_language_model_maps_lines_to_steps_and_is_asked_once(
 
 def test_mistakes_are_one_sentence(tree: Path, tmp_path: Path) -> None:
     for job, argument, sentence in (
-        ("embed", "embedding.import_features=nowhere", "'nowhere' is none of"),
+        ("embed", "embedding.import_features=nowhere", "'nowhere' must be one of"),
         ("label", "preview=R208", "Unknown video `R208`"),
         ("label", "data.suffix=_refined", "data.suffix"),
         ("label", "labels=llm", "OPENAI_API_KEY"),

@@ -60,8 +60,8 @@ def test_documented_http_bodies_parse():
         ("{", None, "message: is not JSON"),
         ("[1]", None, "message: "),
         ("{}", "type", "type: is missing"),
-        ('{"type": "session.upadte"}', "type", "'session.upadte' is none of 'session.update'"),
-        ('{"type": "session.update", "gaol": "x"}', "gaol", "gaol: is no field of this message"),
+        ('{"type": "session.upadte"}', "type", "'session.upadte' must be one of 'session.update'"),
+        ('{"type": "session.update", "gaol": "x"}', "gaol", "gaol: unknown field"),
         ('{"type": "session.update", "session_id": "a/b"}', "session_id", "session_id: "),
         (
             '{"type": "session.update", "thresholds": {"speak": 2}}',

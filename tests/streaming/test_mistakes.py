@@ -31,7 +31,7 @@ def test_mistakes_are_named_and_harm_nobody(random_model):
         engine.open("a", TEA)
     with pytest.raises(SessionError, match="no step 'S9'"):
         engine.patch_state("a", {"S9": "completed"})
-    with pytest.raises(SessionError, match="'paused' is none of"):
+    with pytest.raises(SessionError, match="'paused' must be one of"):
         engine.patch_state("a", {"S1": "paused"})
     with pytest.raises(SessionError, match="has room for"):
         engine.push_text("a", "word " * 5000)

@@ -95,8 +95,8 @@ def sentence_on(base: str, cache: Path) -> str:
         ("empty/llama", "in which HUB has no config.json"),
         ("down/llama", "and HUB answers with status 503: give the path of a folder"),
         ("two words", "neither a folder nor a name: write such as meta-llama"),
-        ("/no/such/folder", "but there is no such folder"),
-        ("a/b/c", "but there is no such folder"),
+        ("/no/such/folder", "but that folder does not exist"),
+        ("a/b/c", "but that folder does not exist"),
         ("package:gpt5", "but there is only package:smollm2_135m"),
     ],
 )
@@ -117,9 +117,7 @@ def test_a_base_without_a_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_a_base_that_is_no_llama(tmp_path: Path) -> None:
     GPT2Config(n_layer=1, n_embd=8, n_head=1).save_pretrained(tmp_path)
-    with pytest.raises(
-        CheckpointError, match=f"is {tmp_path}, a model of type gpt2, but a base must be"
-    ):
+    with pytest.raises(CheckpointError, match=f"is {tmp_path}, a model of type gpt2, but a base must be"):
         base_geometry(ModelSettings(base=str(tmp_path)))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="cannot be loaded"):
@@ -129,7 +127,7 @@ def test_a_base_that_is_no_llama(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["training.num_workers=2", "training.min_workers=3"], "`training.min_workers` is 3, more than training.num"),
+        (["training.num_workers=2", "training.min_workers=3"], "`training.min_workers` (3) must not exceed"),
         (["model.adaptation=qlora", "training.zero_stage=3"], "`training.zero_stage` is 3, which cannot part"),
         (["training.zero_stage=0"], "`training.zero_stage` cannot be 0: input should be 1, 2 or 3"),
         (["model.tiny.num_heads=7"], "`model.tiny` cannot work: hidden_size 128 does not divide into num_heads 7"),

@@ -197,10 +197,10 @@ def test_wrong_pictures_are_named(tiny: FrameEncoder) -> None:
     [
         ({"model": "ViT-X"}, ConfigError, "vision.model 'ViT-X' is unknown to open_clip"),
         ({"backend": "timm", "model": "vit_x"}, ConfigError, "vision.model 'vit_x' is unknown to timm"),
-        ({"weights": "random:x"}, ConfigError, "'random:x' is no random:SEED"),
+        ({"weights": "random:x"}, ConfigError, "'random:x' must be random:SEED"),
         ({"weights": "package:other"}, ConfigError, "package:other is unknown"),
         ({"weights": "package:efficientnet_lite0"}, ConfigError, "needs vision.backend timm"),
-        ({"weights": "/nowhere.safetensors"}, CheckpointError, "'/nowhere.safetensors' is no weights file"),
+        ({"weights": "/nowhere.safetensors"}, CheckpointError, "'/nowhere.safetensors' is not a weights file"),
         ({"weights": __file__}, CheckpointError, "cannot be read as weights of prospect-tiny"),
         ({"device": "cuda:9"}, ConfigError, "vision.device 'cuda:9' is not on this machine"),
         ({"model": "RN50", "tokens_per_frame": 5, "image_size": 224}, ConfigError, "needs a model with a timm image"),

@@ -176,7 +176,7 @@ def embed_videos(
 
 def _check(videos: Sequence[VideoSource], settings: VisionSettings) -> None:
     if not videos:
-        raise DataError("there is no video to embed", field="videos")
+        raise DataError("no video to embed", field="videos")
     seen: dict[str, str] = {}
     for video in videos:
         if video.video_id in seen:

@@ -93,7 +93,7 @@ def _workers(settings: TrainingSettings, room: int, report: Report) -> int:
     if settings.num_workers <= room:
         return settings.num_workers
     if len(ray.nodes()) == 1 and "RAY_ADDRESS" not in os.environ:
-        report(f"train  training.num_workers={settings.num_workers}, which this machine has no room for: {room} it is")
+        report(f"train  only {room} of the {settings.num_workers} requested workers fit on this machine; continuing")
         return room
     least = settings.min_workers or settings.num_workers
     report(f"train  {settings.num_workers} workers wanted, {least} needed to begin, room for {room} now")

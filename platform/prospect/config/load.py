@@ -73,7 +73,7 @@ def _folder() -> Path:
     for folder in candidates:
         if folder.is_dir():
             return folder
-    raise ConfigError(f"There is no configs/ in {Path.cwd()}: start the job from the repository's root.")
+    raise ConfigError(f"{Path.cwd()} holds no configs/; start the job from the repository's root.")
 
 
 def _compose(job: str, overrides: list[str]) -> DictConfig:
@@ -107,9 +107,11 @@ def _checked(job: str, override: str, used: dict[str, list[str]]) -> str:
     try:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException as error:
-        raise ConfigError(f"`{override}` is no override: write key=value, such as storage.root=/data.") from error
+        expected = "expected key=value, for example storage.root=/data"
+        raise ConfigError(f"`{override}` is not a valid override; {expected}.") from error
     if parsed.type is None or parsed.type.name != "CHANGE" or parsed.is_sweep_override():
-        raise ConfigError(f"`{override}` is no override: write key=value, a list as key=[a,b], and nothing before it.")
+        expected = "expected key=value, a list as key=[a,b], with nothing before it"
+        raise ConfigError(f"`{override}` is not a valid override; {expected}.")
     section, _, key = parsed.key_or_group.partition(".")
     if section not in used:
         if section in Config.model_fields:

@@ -94,7 +94,7 @@ class TaskState:
             return cls(tuple(StepState[label.upper()] for label in labels))
         except KeyError as error:
             known = ", ".join(state.label for state in StepState)
-            raise DataError(f"state: {error.args[0].lower()!r} is none of {known}", field="state") from None
+            raise DataError(f"state: {error.args[0].lower()!r} must be one of {known}", field="state") from None
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ def saved_backbone(saved: dict[str, Any]) -> Backbone:
     """The backbone of a saved model, by the JSON of its configuration.
 
     Raises:
-        CheckpointError: it is none of ours.
+        CheckpointError: it belongs to no backbone.
     """
     for backbone in BACKBONES.values():
         if backbone.config.model_type == saved.get("model_type"):

@@ -117,7 +117,7 @@ def _require(name: str) -> None:
         return
     if name.startswith((".", "/", "~")) or name.count("/") > 1:  # no name has these
         raise CheckpointError(
-            f"`model.base` is {name}, but there is no such folder: give the path of one that holds config.json, "
+            f"`model.base` is {name}, but that folder does not exist; give the path of one that holds config.json, "
             "tokenizer and weights.",
             field="model.base",
         )

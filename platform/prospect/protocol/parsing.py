@@ -61,11 +61,11 @@ def _finding(finding: Mapping[str, Any]) -> str:
         case "union_tag_not_found":
             return "is missing; say which message this is"
         case "union_tag_invalid":
-            return f"{context['tag']!r} is none of {context['expected_tags']}"
+            return f"{context['tag']!r} must be one of {context['expected_tags']}"
         case "missing":
             return "is missing"
         case "extra_forbidden":
-            return "is no field of this message"
+            return "unknown field"
         case "value_error":
             return finding["msg"].removeprefix("Value error, ")
     shown = repr(finding["input"])

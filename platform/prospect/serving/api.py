@@ -130,7 +130,7 @@ async def _frames(request: Request, seq: int | None, pts: float | None) -> tuple
             )
     except ValidationError as error:
         raise mistake(error.errors(include_url=False)) from None
-    wrong = SessionError(f"content-type: {kind!r} is none of application/json, image/jpeg, image/png")
+    wrong = SessionError(f"content-type: {kind!r} must be one of application/json, image/jpeg, image/png")
     wrong.code = "unsupported_media"
     raise wrong
 

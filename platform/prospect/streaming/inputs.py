@@ -44,7 +44,7 @@ def changed_state(state: TaskState, changes: Mapping[str, str]) -> TaskState:
             raise SessionError(f"state: no step {step_id!r} in a recipe of {len(steps)}", field="state")
         if label.upper() not in StepState.__members__:
             known = ", ".join(state.label for state in StepState)
-            raise SessionError(f"state.{step_id}: {label!r} is none of {known}", field="state")
+            raise SessionError(f"state.{step_id}: {label!r} must be one of {known}", field="state")
         steps[index] = StepState[label.upper()]
     return TaskState(tuple(steps))
 

@@ -74,8 +74,8 @@ class StreamingSettings(Settings):
     """Where the keys and values of idle sessions go when others need their pages. `off`: no more sessions are opened
     than full ones fit; a session that is parked by hand goes to memory then."""
     parking_folder: Path | None = None
-    """For `disk`. Every engine has a folder of its own in it and removes it at its end; that of one that was
-    killed goes when the next one is made."""
+    """For `disk`. Each engine creates a subfolder here and deletes it on shutdown; subfolders of killed engines are
+    removed when the next engine starts."""
     share_prefixes: bool = True
     """Whether contexts that begin with the same text have those keys and values once."""
     attention: AttentionName = "auto"

@@ -254,7 +254,7 @@ class Tracking:
         """
         if not str(model).startswith("models:/"):
             if not Path(model).is_dir():
-                raise CheckpointError(f"model {str(model)!r}: there is no such folder; train first, or give its path")
+                raise CheckpointError(f"model {str(model)!r}: the folder does not exist; train first, or give its path")
             return Path(model)
         version = self._named_version(str(model))
         source = self.client.get_model_version_download_uri(version.name, version.version)

@@ -19,8 +19,7 @@ def check_settings(model: ModelSettings, training: TrainingSettings) -> None:
     if least > most:
         _refuse(
             "training.min_workers",
-            f"`training.min_workers` is {least}, more than training.num_workers={most}: it is the least of them to go "
-            f"on with; lower it, or raise training.num_workers",
+            f"`training.min_workers` ({least}) must not exceed `training.num_workers` ({most})",
         )
     if model.adaptation == "qlora" and training.zero_stage == 3:
         _refuse(
@@ -47,5 +46,7 @@ def card_bytes(card: str | float) -> int:
     text = str(card).strip().lower()
     size = re.fullmatch(r"(\d+(?:\.\d*)?)\s*(?:gi?b)?", text)
     if not size or not float(size[1]):
-        raise ConfigError(f"`card` is {card}, which is no size: write such as card=24GB or card=80GB.", field="card")
+        raise ConfigError(
+            f"`card` is {card}, which is not a size; expected for example card=24GB or card=80GB.", field="card"
+        )
     return int(float(size[1]) * GIB)

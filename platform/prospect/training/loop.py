@@ -185,7 +185,7 @@ def make_sampler(clips: Sequence[Clip], settings: TrainingSettings) -> ClipSampl
         ConfigError: one is longer than `micro_batch_tokens`.
     """
     if not clips:
-        raise TrainingError("there is no clip to train on; look at what was quarantined, and at the splits")
+        raise TrainingError("no clip to train on; check what was quarantined, and the splits")
     lengths = clip_lengths(clips)
     budget, longest = settings.micro_batch_tokens, max(range(len(clips)), key=lengths.__getitem__)
     if budget and lengths[longest] > budget:

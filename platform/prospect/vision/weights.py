@@ -44,7 +44,9 @@ def find_weights(backend: str, model: str, spec: str) -> Weights:
     kind, _, value = spec.partition(":")
     if kind == "random":
         if not value.isdecimal():
-            raise ConfigError(f"vision.weights {spec!r} is no random:SEED with a whole number", field="vision.weights")
+            raise ConfigError(
+                f"vision.weights {spec!r} must be random:SEED with a whole number", field="vision.weights"
+            )
         libraries = f"torch-{_torch_version()}/timm-{version('timm')}/open_clip-{version('open_clip_torch')}"
         return Weights(f"random:{int(value)}/{libraries}", seed=int(value))
     if kind == "package":
@@ -71,7 +73,7 @@ def _file(backend: str, model: str, spec: str) -> Path:
         path = next((path / name for name in _FILES_IN_A_FOLDER if (path / name).is_file()), path)
     if not path.is_file():
         also = f" nor one of open_clip's tags for {model} ({', '.join(tags)})" if tags else ""
-        raise CheckpointError(f"vision.weights {spec!r} is no weights file{also}", field="vision.weights")
+        raise CheckpointError(f"vision.weights {spec!r} is not a weights file{also}", field="vision.weights")
     return path
 
 

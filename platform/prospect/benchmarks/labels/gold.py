@@ -57,9 +57,7 @@ def read(folder: Path, name: str) -> list[Raw]:
     """
     path = folder / f"{name}.jsonl.gz"
     if not path.is_file():
-        raise DataError(
-            f"suite.path: there is no file {path}; give the folder of the prepared data", field="suite.path"
-        )
+        raise DataError(f"suite.path: {path} does not exist; give the folder of the prepared data", field="suite.path")
     with gzip.open(path, "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 

@@ -61,5 +61,5 @@ def load_dialogues(settings: DataSettings) -> Corpus:
     """
     if settings.source not in READERS:
         known = ", ".join(sorted(READERS))
-        raise ConfigError(f"data.source: {settings.source!r} is none of {known}", field="data.source")
+        raise ConfigError(f"data.source: {settings.source!r} must be one of {known}", field="data.source")
     return read_corpus(READERS[settings.source], settings)

@@ -75,7 +75,7 @@ class Reader:
         if is_file(path):
             return [SourceFile(self, path)]
         if not is_folder(path):
-            raise DataError(f"data.path: there is no file or folder at {path}", field="data.path")
+            raise DataError(f"data.path: {path} does not exist", field="data.path")
         found = list_files(path, *self.patterns)
         if not found:
             raise DataError(f"data.path: {path} holds no {' or '.join(self.patterns)}", field="data.path")

@@ -64,7 +64,9 @@ def _splits(settings: DataSettings) -> set[str]:
     wanted = set(map(split_name, settings.splits))
     unknown = sorted(wanted.difference(SPLITS))
     if unknown:
-        raise ConfigError(f"data.splits: {unknown[0]!r} is none of {', '.join(SPLITS)} and val", field="data.splits")
+        raise ConfigError(
+            f"data.splits: {unknown[0]!r} must be one of {', '.join(SPLITS)} and val", field="data.splits"
+        )
     return wanted
 
 
@@ -87,7 +89,7 @@ def _results(files: list[SourceFile], settings: DataSettings) -> Iterator[Result
     for name in settings.datasets:
         if name not in found:
             known = ", ".join(sorted(filter(None, found)))
-            raise ConfigError(f"data.datasets: {name!r} is none of {known}", field="data.datasets")
+            raise ConfigError(f"data.datasets: {name!r} must be one of {known}", field="data.datasets")
 
 
 def _wanted(dataset: str, datasets: tuple[str, ...]) -> bool:

@@ -29,7 +29,7 @@ class Tree:
             DataError: the tree, a wanted data set or its dialogue files are missing.
         """
         if not is_folder(settings.path):
-            raise DataError(f"data.path: there is no folder at {settings.path}", field="data.path")
+            raise DataError(f"data.path: {settings.path} does not exist", field="data.path")
         found = {dataset: list(_files(settings, dataset)) for dataset in datasets_of(settings)}
         empty = [dataset for dataset, files in found.items() if not files]
         if empty and (settings.datasets or len(empty) == len(found)):
@@ -53,7 +53,7 @@ def datasets_of(settings: DataSettings) -> tuple[str, ...]:
                 f"data.datasets: {settings.path} holds no folder {name!r} with dialogues", field="data.datasets"
             )
         known = ", ".join(sorted({*DATASETS, *present}))
-        raise ConfigError(f"data.datasets: {name!r} is none of {known}", field="data.datasets")
+        raise ConfigError(f"data.datasets: {name!r} must be one of {known}", field="data.datasets")
     if not present:
         raise DataError(f"data.path: {settings.path} holds no <dataset>/generated_dialogs", field="data.path")
     return tuple(dict.fromkeys(settings.datasets)) or tuple(present)
@@ -68,7 +68,7 @@ def _names(settings: DataSettings) -> list[str]:
         return [f"{split}{settings.suffix}.json" for split in _SPLITS]
     kind, size, rest = settings.prepared.partition("_")
     if not (size and rest):
-        example = f"{settings.prepared!r} is no kind and size, such as dialog-klg_L4096_I1"
+        example = f"{settings.prepared!r} is not a kind and size, such as dialog-klg_L4096_I1"
         raise ConfigError(f"data.prepared: {example}", field="data.prepared")
     return [f"{kind}_{split}_{rest}.jsonl" for split in _SPLITS]
 

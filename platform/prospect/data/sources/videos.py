@@ -28,7 +28,7 @@ def find_videos(folder: str, dialogues: Iterable[Dialogue]) -> dict[str, str]:
         DataError: the folder is missing, or two files fit one id.
     """
     if not is_folder(folder):
-        raise DataError(f"data.videos: there is no folder at {folder}", field="data.videos")
+        raise DataError(f"data.videos: {folder} does not exist", field="data.videos")
     files = defaultdict(list)
     for url in list_files(folder, "*.*", recursive=True):
         for name in _names(url):
@@ -85,5 +85,5 @@ def feature_files(settings: DataSettings, dialogues: Iterable[Dialogue], encoder
 def _chosen(encoders: list[str], encoder: str, folder: str) -> str:
     if encoder in encoders or (not encoder and len(encoders) == 1):
         return encoder or encoders[0]
-    what = f"{encoder!r} is none of" if encoder else "name one of"
+    what = f"{encoder!r} must be one of" if encoder else "name one of"
     raise ConfigError(f"encoder: {what} {', '.join(encoders)}, the features in {folder}", field="encoder")

@@ -1,4 +1,4 @@
-"""Passes of one fixed shape: so many rows, one token each, with as many keys to see as a full session has.
+"""Fixed-shape forward passes for CUDA graphs and deterministic mode: R single-token rows, padded.
 
 Shapes: R rows, D a feature's width, W pages of a full session; the others as in `streaming.attention.interface`.
 """

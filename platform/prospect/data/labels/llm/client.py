@@ -122,7 +122,9 @@ class Endpoint:
                 parsed = _Completion.model_validate(completion)
             choice = parsed.choices[0]
         except (ValidationError, IndexError) as error:
-            raise Lost(f"what came is no chat completion: {self.clean(str(completion))[:SHOWN_CHARACTERS]}") from error
+            raise Lost(
+                f"the answer is not a chat completion: {self.clean(str(completion))[:SHOWN_CHARACTERS]}"
+            ) from error
         usage = parsed.usage or _Usage()
         return Answer(
             text=self.clean(choice.message.content or choice.message.refusal or ""),
