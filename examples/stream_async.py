@@ -10,7 +10,14 @@ from pathlib import Path
 from pydantic import BaseModel
 from websockets.asyncio.client import ClientConnection, connect
 
-from prospect.protocol.messages import FrameAppend, FrameDecision, SessionClose, SessionClosed, SessionUpdate
+from prospect.protocol.messages import (
+    FrameAppend,
+    FrameDecision,
+    SessionClose,
+    SessionClosed,
+    SessionCreated,
+    SessionUpdate,
+)
 from prospect.protocol.parsing import parse_server
 
 
@@ -22,6 +29,9 @@ async def stream(url: str, picture: bytes, frames: int, goal: str) -> int:
     """Open a session, send frames, and return how many were decided."""
     async with connect(f"{url}/v1/stream", proxy=None) as socket:
         await send(socket, SessionUpdate(goal=goal, steps=(goal,)))
+        created = parse_server(await socket.recv())
+        if not isinstance(created, SessionCreated):
+            raise ConnectionError(f"the server refused the session: {created}")
         for seq in range(frames):
             await send(socket, FrameAppend(seq=seq, image=picture))
         await send(socket, SessionClose())
