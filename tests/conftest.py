@@ -1,6 +1,7 @@
 """Shared by all tests: where the real data lies, what a machine lacks, and Ray and MLflow kept quiet and local."""
 
 import os
+import signal
 import subprocess
 from collections import Counter
 from collections.abc import Generator, Iterator
@@ -21,6 +22,9 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+# A shell's background job ignores Ctrl-C, and so would every process that a test starts there to interrupt it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ["tests.world"]
 

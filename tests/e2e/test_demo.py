@@ -31,12 +31,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(root: Path, mark: str, overrides: Sequence[str]) -> subprocess.Popen[str]:
-    """The demo in a process group of its own, as a shell starts it in the foreground, wherever the tests run."""
+    """The demo in a process group of its own, as a shell starts it in the foreground."""
     command = [sys.executable, "-u", "jobs/demo.py", f"storage.root={root}", f"serving.port={free_port()}"]
     return subprocess.Popen(
         [*command, *SMALL, *overrides], cwd=REPOSITORY, env={**os.environ, MARK: mark}, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
     )  # fmt: skip
 
 
