@@ -17,7 +17,7 @@ from prospect.model.checkpoint import load_model
 from prospect.similarity import SimilaritySettings
 from prospect.streaming.settings import StreamingSettings
 from prospect.training.backend import PlainBackend
-from prospect.training.calibrate import CalibrationJob, calibrate
+from prospect.training.calibrate import DIALOGUES_AT_ONCE, CalibrationJob, calibrate, max_sessions
 from prospect.training.events import read_events
 from prospect.training.settings import MEASURED, EarlyStopping, TrainingError, TrainingSettings
 from prospect.training.validation import (
@@ -122,6 +122,24 @@ def test_streaming_is_scored_and_disturbs_nothing(world: World, job: WorkerJob) 
     assert "summary_text" in undefined, "which nobody asks for"
     assert all(name.startswith("stream_") for name in undefined - {"summary_text"})
     assert (folder / "curves.json").is_file()
+
+
+def test_calibration_takes_as_many_dialogues_as_memory_holds(
+    world: World, job: WorkerJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, folder = run(job, "roomy", world, stream_videos=0, max_steps=1, eval_every=1)
+    settings = CalibrationSettings(grid=(0.3, 0.5, 0.7))
+    many = [clip.dialogue for clip in world.clips] * 4
+    task = CalibrationJob(
+        folder, job.cache, job.store, many, job.context, settings, StreamingSettings(), EvaluationSettings()
+    )
+    loaded = load_model(folder / "model", allow_untrained=True)
+    one = 3 * job.context.max_seq_len * loaded.model.kv_geometry.bytes_per_token(4)
+    assert max_sessions(loaded, task) == 3 * DIALOGUES_AT_ONCE
+    assert max_sessions(loaded, replace(task, dialogues=many[:2])) == 3 * 2
+    for room, dialogues in ((one - 1, 1), (one, 1), (3 * one, 3)):
+        monkeypatch.setattr("prospect.training.calibrate.CACHE_BYTES", room)
+        assert max_sessions(loaded, task) == 3 * dialogues
 
 
 def test_thresholds_are_found_once_and_travel_with_the_model(world: World, job: WorkerJob) -> None:

@@ -26,6 +26,7 @@ from prospect.messages import first_line
 from prospect.model.checkpoint import LoadedModel, load_model
 from prospect.similarity import SentenceSimilarity
 from prospect.streaming.engine import StreamingEngine
+from prospect.streaming.kv_cache.sizing import bytes_per_token
 from prospect.streaming.settings import StreamingSettings
 from prospect.training.events import EventLog
 from prospect.training.settings import TrainingError
@@ -34,7 +35,10 @@ from prospect.training.worker_spec import TrainingData, WorkerJob
 FILE = "calibration.json"
 
 DIALOGUES_AT_ONCE = 4
-"""At every threshold, where memory has room for them; more would save little."""
+"""At every threshold; more would save little."""
+
+CACHE_BYTES = 2**30
+"""Of keys and values that more than one dialogue at a time may take: on a CPU they lie in the machine's memory."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ def _calibrate(job: CalibrationJob) -> Iterator[str | Calibration]:
     loaded = load_model(job.folder / "model", allow_untrained=True, cache=job.cache, device="auto")
     store = EmbeddingStore(job.store)
     room = {
-        "max_sessions": DIALOGUES_AT_ONCE * len(job.settings.grid),
+        "max_sessions": max_sessions(loaded, job),
         "max_waiting_frames": 10**9,
         "calibrated": False,
     }
@@ -130,6 +134,13 @@ def _calibrate(job: CalibrationJob) -> Iterator[str | Calibration]:
     encoder = SentenceSimilarity(job.evaluation.similarity)
     calibrator = Calibrator(engine, read, job.settings, job.evaluation, encoder, _trained(loaded, job.streaming))
     yield from calibrator.run(placed)
+
+
+def max_sessions(loaded: LoadedModel, job: CalibrationJob) -> int:
+    """Sessions of the engine: each of some dialogues at every threshold."""
+    thresholds = len(job.settings.grid)
+    dialogue_bytes = thresholds * job.context.max_seq_len * bytes_per_token(loaded.model)
+    return thresholds * max(1, min(DIALOGUES_AT_ONCE, len(job.dialogues), CACHE_BYTES // dialogue_bytes))
 
 
 def _trained(loaded: LoadedModel, streaming: StreamingSettings) -> list[Decides]:
