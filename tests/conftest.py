@@ -30,8 +30,8 @@ pytest_plugins = ["tests.world"]
 
 # A run of the tests draws the same examples as the one before it: what a change broke shows, and nothing else does.
 # `--hypothesis-profile=search` draws new ones.
-settings.register_profile("same", derandomize=True)
-settings.register_profile("search", derandomize=False, max_examples=1000)
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("search", derandomize=False, max_examples=1000, deadline=None)
 settings.load_profile("same")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
