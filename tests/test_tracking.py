@@ -134,7 +134,7 @@ def test_a_path_is_its_own_model(tracking: Tracking, tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_is_one_sentence(tracking: Tracking, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no such folder; train first"):
+    with pytest.raises(CheckpointError, match="the folder does not exist; train first"):
         tracking.resolve(tmp_path / "nothing")
     for missing in ("models:/nobody@champion", "models:/nobody/3"):
         with pytest.raises(CheckpointError, match=r"is not registered at sqlite:.*train first"):
