@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -24,15 +24,13 @@ from pathlib import Path
 from prospect.benchmarks.ablation.report import read_scores, write_report
 from prospect.benchmarks.ablation.variants import AblationRun, plan_runs, shared_config
 from prospect.benchmarks.settings import AblationSuite
-from prospect.cluster.common import draw_sample
+from prospect.cluster.common import Report, draw_sample
 from prospect.cluster.embed import embed
 from prospect.cluster.label import make_labels
 from prospect.cluster.runtime import disconnect
 from prospect.config.schema import Config
 from prospect.errors import ConfigError, ProspectError
 from prospect.training.run_folder import exclusive_lock
-
-Report = Callable[[str], None]
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 20.0
