@@ -15,12 +15,13 @@ _EXPORTS = {
     "ProspectClient": "prospect.client",
     "SessionSpec": "prospect.streaming.types",
     "StreamingEngine": "prospect.streaming.engine",
-    "load_config": "prospect.config.load",
+    "load_config": "prospect.config.load:load",
     "load_dialogues": "prospect.data.sources",
     "load_encoder": "prospect.vision.encoder",
     "load_model": "prospect.model.checkpoint",
 }
-"""What `from prospect import NAME` imports when it is asked for: the client brings no torch along."""
+"""Where `from prospect import NAME` finds a name, and what it is called there if otherwise. Nothing is imported before
+it is asked for, so that the client brings no torch along."""
 
 __all__ = [*_EXPORTS, "__version__"]
 
@@ -30,7 +31,8 @@ def __getattr__(name: str) -> Any:
         return metadata.version("prospect")
     if name not in _EXPORTS:
         raise AttributeError(f"module 'prospect' has no attribute {name!r}")
-    return getattr(import_module(_EXPORTS[name]), name.replace("load_config", "load"))
+    module, _, original = _EXPORTS[name].partition(":")
+    return getattr(import_module(module), original or name)
 
 
 def __dir__() -> list[str]:
