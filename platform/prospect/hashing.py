@@ -1,4 +1,4 @@
-"""Where things come from: stable hashes of settings and files. The bottom layer; imports nothing of ours."""
+"""Stable hashes of settings and files, and seeds that follow from names. The bottom layer; imports nothing of ours."""
 
 import hashlib
 import json
