@@ -1,7 +1,7 @@
-"""Readers: one module a format, each turning files into `Dialogue` records. `load_dialogues` is the only entrance.
+"""Readers: one module a format, each turning files into `Dialogue` records. `load_dialogues` is the entry point.
 
 A new format is one module with a `READER`, its line in `READERS`, and one file in configs/data. A new data set in
-a format that is here is its file in configs/data alone.
+an existing format needs only the file in configs/data.
 """
 
 from prospect.data.sources import (

@@ -1,4 +1,4 @@
-"""Timed lines of what annotators wrote, as ProAssist collects them in `all_step_descriptions`."""
+"""Annotators' timed lines, as ProAssist collects them in `all_step_descriptions`."""
 
 import re
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ _NO_BLOCK = re.compile(r'^(?:(?:assistant|user):\s*".*|Summary:.*)$')
 
 
 def read_lines(text: Any, dataset: str, video_id: str) -> tuple[tuple[Annotation, ...], list[QuarantinedRecord]]:
-    """The annotations of a video, ordered by `in_order`, and each line that is none.
+    """The annotations of a video, ordered by `in_order`, and a record for each line that cannot be read.
 
     `[94.4s-105.2s] attach wheels` is a line of depth 0, ` - [111.0s] screw wheel` a part of the one before it,
     `(mistake: wrong order)` or `(ERROR: wrong tool)` behind it the mistake. Brackets may be missing:
@@ -41,7 +41,7 @@ def read_lines(text: Any, dataset: str, video_id: str) -> tuple[tuple[Annotation
 
 
 def _read(line: str, inside: bool) -> list[Annotation]:
-    """No annotation where the line is empty or speech; a part without a line before it stands for itself."""
+    """[] for an empty line or speech; a part without a line before it gets depth 0."""
     match = _LINE.match(line.rstrip())
     text = match[6] if match else line.strip()
     if not text or _NO_BLOCK.match(text):

@@ -1,4 +1,4 @@
-"""What all readers share: files to raw records, raw records to dialogues, and why a record could not be one."""
+"""Shared by all readers: files to raw records, raw records to dialogues, and reasons for what cannot be used."""
 
 import os
 import re
@@ -18,14 +18,14 @@ Raw = dict[str, Any]
 """One record as the file has it."""
 
 Trimmed = Annotated[str, StringConstraints(strip_whitespace=True)]
-"""Text without white space around it, so that a blank utterance is found to be empty."""
+"""Text without white space around it: a blank utterance is empty."""
 
 OneLine = Annotated[str, BeforeValidator(lambda text: " ".join(text.split()) if isinstance(text, str) else text)]
-"""A step's name: it stands on one line of the context, so line breaks inside become spaces."""
+"""A step's name, which takes one line of the context: line breaks become spaces."""
 
 
 class SourceRecord(BaseModel):
-    """Base of the files' own schemas: what a reader uses is validated, what it does not use is ignored."""
+    """Base of the files' own schemas: the fields that a reader uses are validated."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -36,7 +36,7 @@ class QuarantinedRecord:
 
     dataset: str
     id: str
-    """`video_id/dialogue_id` as far as known, else where it stands: `file:record`."""
+    """`video_id/dialogue_id` as far as known, else `file:record`."""
     field: str
     reason: str
     """One sentence."""
@@ -48,20 +48,20 @@ class QuarantinedRecord:
 Result = Dialogue | QuarantinedRecord
 
 
-def _whole(raw: Raw) -> Iterable[Raw]:
+def _one_record(raw: Raw) -> Iterable[Raw]:
     return (raw,)
 
 
 @dataclass(frozen=True)
 class Reader:
-    """One format: which files of a folder it reads, and how a raw record becomes a dialogue."""
+    """One format: its files in a folder, and the way from a raw record to a dialogue."""
 
     patterns: tuple[str, ...]
-    """Names of its files in a folder; a path to a file is read whatever its name."""
+    """Names of its files in a folder. A path to a file is read under any name."""
     convert: Callable[[Raw], Dialogue]
     """Raises ValidationError or DataError for a record that cannot be used."""
-    split: Callable[[Raw], Iterable[Raw | QuarantinedRecord]] = _whole
-    """Cuts one element of the file into the records of one dialogue each, and into what of it cannot be used."""
+    split: Callable[[Raw], Iterable[Raw | QuarantinedRecord]] = _one_record
+    """Splits one element of the file into records, one a dialogue, and into what cannot be used."""
     split_in_name: bool = False
     """Whether a file's name says the split: `train_filtered.json`, `dialog-klg_val_L4096_I1.jsonl`."""
 
@@ -97,7 +97,7 @@ class SourceFile:
     reader: Reader
     url: str
     dataset: str = ""
-    """Data set of all its records, where the file's place says it; else each record names its own."""
+    """Data set of all its records where the folder names it; else each record names its own."""
 
     @property
     def name(self) -> str:
@@ -105,14 +105,14 @@ class SourceFile:
 
     @property
     def split(self) -> str:
-        """The split that the file's name says; empty where it says none."""
+        """The split in the file's name; empty where it has none."""
         match = (
             re.search(r"(?:^|_)(train|val|validation|test)(?=[_.])", self.name) if self.reader.split_in_name else None
         )
         return split_name(match.group(1)) if match else ""
 
     def rows(self) -> Iterator[list[Result]]:
-        """The results of one element of the file after the other, turns sorted by time, equal times in source order.
+        """The results of each element of the file; turns sorted by time, equal times in source order.
 
         Raises:
             DataError: the file is unreadable as a whole.
@@ -142,14 +142,14 @@ class SourceFile:
 
     def _finished(self, dialogue: Dialogue) -> Dialogue:
         turns = tuple(sorted(dialogue.turns, key=lambda turn: turn.time))
-        _slim((*turns, *dialogue.steps, *dialogue.annotations))
+        _share_fields_set((*turns, *dialogue.steps, *dialogue.annotations))
         return dialogue.model_copy(update={"turns": turns, "split": split_name(dialogue.split or self.split)})
 
 
-def _slim(records: Iterable[Record]) -> None:
-    """Gives all records of a class one set of the fields that were given, which nobody asks for.
+def _share_fields_set(records: Iterable[Record]) -> None:
+    """Give all records of a class one `model_fields_set`, which nothing reads.
 
-    Each has its own otherwise: 728 bytes, more than the record itself, of which a source may hold two million.
+    Pydantic makes one a record: 728 bytes, more than the record itself. A source may hold two million records.
     """
     for record in records:
         object.__setattr__(record, "__pydantic_fields_set__", _FIELDS[type(record)])
@@ -159,7 +159,7 @@ _FIELDS: dict[type[Record], set[str]] = {kind: set(kind.model_fields) for kind i
 
 
 def recipe_steps(names: Iterable[str]) -> tuple[Step, ...]:
-    """Steps of which the recipe alone is known, so that they have no times and no transitions."""
+    """Steps known from the recipe alone, without times and transitions."""
     return tuple(Step(id=f"S{n}", name=" ".join(name.split()), source="recipe") for n, name in enumerate(names, 1))
 
 

@@ -1,4 +1,4 @@
-"""Canonical JSON lines, as `prepared/` has them: one video a line with timed steps and turns, seconds everywhere.
+"""Canonical JSON lines: one video a line with timed steps and turns, times in seconds.
 
 {"dataset", "video_id", "goal", "duration", "steps": [{"start", "end", "text", "substeps": [{"start", "end", "text"}]}],
  "turns": [{"time" or "start", "role", "text"}]}
@@ -35,7 +35,7 @@ class CanonicalStep(SourceRecord):
     start: FiniteFloat | None = None
     end: FiniteFloat | None = None
     performed: Any = None
-    """False where skipped; elsewhere CaptainCook4D tells here in words how the step was performed."""
+    """False: skipped. CaptainCook4D describes here in words how the step was performed."""
     errors: tuple[StepError, ...] = ()
     substeps: tuple[Substep, ...] = ()
 
@@ -47,7 +47,7 @@ class CanonicalStep(SourceRecord):
         return Step(**identity, start=self.start, end=self.end)
 
     def lines(self) -> Iterator[Annotation]:
-        """The step and its parts as the lines from which labelling would find when it happened."""
+        """The step and its parts as annotation lines, from which labelling can time it."""
         if self.start is not None and self.start >= 0:
             yield Annotation(start=self.start, end=self.end, text=self.text)
             for part in self.substeps:
@@ -84,7 +84,7 @@ class CanonicalRecord(SourceRecord):
     turns: tuple[CanonicalTurn, ...] = ()
 
     def annotations(self) -> tuple[Annotation, ...]:
-        """Lines where steps have parts; elsewhere the steps' own times say all."""
+        """Annotation lines of steps with parts; without parts the steps' own times say the same."""
         if not any(step.substeps for step in self.steps):
             return ()
         return in_order(line for step in self.steps for line in step.lines())

@@ -1,4 +1,4 @@
-"""From a source's settings to its corpus: which records, which of them are held out, and which videos are there."""
+"""Reads a source into a corpus: its records, their splits, and the files of their videos."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from prospect.errors import ConfigError
 
 
 class Source(Protocol):
-    """What a source is to the corpus: names of its files, for people, and the files that the settings name."""
+    """What `read_corpus` needs of a source: the names of its files, for messages, and the files to read."""
 
     @property
     def patterns(self) -> tuple[str, ...]: ...
@@ -25,19 +25,19 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a source holds."""
+    """The dialogues of a source, and what was found out about them."""
 
     dialogues: list[Dialogue]
     """In file order; every one has a split."""
     videos: dict[str, str]
-    """Path or URL of the video file by video id, of the dialogues' videos that are there; ids may share a file."""
+    """Path or URL of the video file by video id, for every video that was found; ids may share a file."""
     quarantined: list[QuarantinedRecord] = field(default_factory=list)
     duplicates: list[Duplicate] = field(default_factory=list)
-    """Dialogues that the source has twice under different ids, in all its splits."""
+    """Dialogues with the same content under different ids, across all splits."""
 
     @property
     def missing_videos(self) -> list[str]:
-        """Ids of videos that a dialogue is about and no file was found for."""
+        """Ids of the dialogues' videos without a file."""
         return sorted({dialogue.video_id for dialogue in self.dialogues} - self.videos.keys())
 
     def split(self, name: str) -> list[Dialogue]:
@@ -71,7 +71,7 @@ def _splits(settings: DataSettings) -> set[str]:
 
 
 def _results(files: list[SourceFile], settings: DataSettings) -> Iterator[Result]:
-    """The results of the wanted data sets; a broken record that names none stays in the report."""
+    """The results of the wanted data sets; a broken record without a data set stays in the report."""
     found, counts = {file.dataset for file in files}, Counter[str]()
     for file in files:
         for row in file.rows():
@@ -113,7 +113,7 @@ def _unique(results: Iterator[Result]) -> tuple[list[Dialogue], list[Quarantined
 
 
 def _shared(dialogue: Dialogue, first: Dialogue) -> Dialogue:
-    """The dialogue with what it says like the first one of its video held once: up to 881 lines, ten times a video."""
+    """The dialogue, sharing equal fields with the first one of its video: up to 881 lines in ten dialogues."""
     names = ("goal", "knowledge", "steps", "annotations")
     return dialogue.model_copy(
         update={n: getattr(first, n) for n in names if getattr(first, n) == getattr(dialogue, n)}

@@ -1,4 +1,4 @@
-"""Reading from any file system: listing folders, and JSON documents and JSON lines one element at a time."""
+"""Lists folders, and reads JSON documents and JSON lines element by element, on any file system."""
 
 import gzip
 import io
@@ -15,19 +15,19 @@ from prospect.errors import DataError
 from prospect.files import open_filesystem
 
 CHUNK = 1 << 24
-"""Characters of a document held besides the element that they complete."""
+"""Characters of a document read at a time."""
 
 _OPENING = re.compile(r"\s*\[\s*(\])?")
 _NEXT = re.compile(r"\s*(?:(\])|,)\s*")
 
 
 def is_file(url: str) -> bool:
-    """Whether a file lies there; a folder, or nothing, is none."""
+    """Whether `url` is a file."""
     return _kind(url) == fs.FileType.File
 
 
 def is_folder(url: str) -> bool:
-    """Whether a folder lies there."""
+    """Whether `url` is a folder."""
     return _kind(url) == fs.FileType.Directory
 
 
@@ -64,8 +64,8 @@ def _entries(folder: str, recursive: bool, kind: fs.FileType) -> list[str]:
 def read_json(url: str) -> Iterator[Any]:
     """The elements of a JSON list, the one value of another document, or the lines of a `.jsonl` file.
 
-    A line that is not valid JSON comes as the sentence on what is wrong with it. Memory holds one element and
-    a chunk of the file, whatever the file's size. A name that ends in `.gz` is decompressed.
+    A line that is not valid JSON is yielded as a sentence that says why. Memory holds one element and one chunk
+    of the file. A name that ends in `.gz` is decompressed.
 
     Raises:
         DataError: the file cannot be read, or is not a valid JSON document.
@@ -120,7 +120,7 @@ def _document(text: TextIO) -> Iterator[Any]:
 
 
 def _element(buffer: str, at: int, separator: re.Pattern[str]) -> tuple[list[Any], int]:
-    """The next element, or none at the list's end, and where it ends; raises where the buffer is cut inside it."""
+    """The next element ([] at the end of the list) and its end in `buffer`; raises where the buffer cuts it."""
     match = separator.match(buffer, at)
     if match is None:
         raise json.JSONDecodeError("Expecting ',' delimiter", buffer, at)

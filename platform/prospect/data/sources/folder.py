@@ -10,7 +10,7 @@ from prospect.data.sources.canonical import convert
 
 
 def split(document: Raw) -> Iterator[Raw]:
-    """One record for each video; an entry that is no record becomes an empty one, whose missing fields are named."""
+    """One record for each video; another value becomes an empty record, whose missing fields are named."""
     for video_id, entry in document.items():
         yield {**(entry if isinstance(entry, dict) else {}), "video_id": video_id}
 

@@ -18,7 +18,7 @@ UNINTELLIGIBLE = "*unintelligible*"
 LOW_CONFIDENCE = "low-confidence-transcription"
 
 Word = Annotated[str, BeforeValidator(lambda text: "" if text in (None, "none") else text)]
-"""A field of the annotators' form, which says `none` where nothing applies."""
+"""A field of the annotators' form; `none` means empty."""
 
 
 class Coarse(SourceRecord):
@@ -77,7 +77,7 @@ class ConversationEvent(Event):
     attributes: Conversation
 
     def turn(self) -> Turn | None:
-        """None where the annotator is not sure what was said: that is nothing to learn to say."""
+        """None where the annotator is not sure what was said."""
         text = self.attributes.transcription.strip()
         if not text or UNINTELLIGIBLE in text or self.attributes.confidence == LOW_CONFIDENCE:
             return None
@@ -88,7 +88,7 @@ class ConversationEvent(Event):
 
 
 class NarrationEvent(SourceRecord):
-    """A summary of the whole video, which is no event."""
+    """A summary of the whole video, not an event."""
 
     label: Literal["Narration"]
 
@@ -146,7 +146,7 @@ def split(element: Raw) -> Iterator[Raw | QuarantinedRecord]:
 
 
 def _nested(steps: list[Annotation], lines: list[Annotation]) -> Iterator[Annotation]:
-    """Each fine line behind the last step that starts before it; one before all steps stands for itself."""
+    """Each fine line behind the last step that starts before it; lines before all steps get depth 0."""
     both = sorted([*steps, *lines], key=lambda line: (line.start, line.depth))
     first = steps[0].start if steps else float("inf")
     for line in both:
@@ -154,7 +154,7 @@ def _nested(steps: list[Annotation], lines: list[Annotation]) -> Iterator[Annota
 
 
 def convert(raw: Raw) -> Dialogue:
-    """One video, as the one dialogue that it has."""
+    """One video, which has one dialogue."""
     record = HoloAssistRecord.model_validate(raw)
     return Dialogue(
         dataset="holoassist",

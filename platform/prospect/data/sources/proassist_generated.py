@@ -1,7 +1,7 @@
 """ProAssist's generated dialogues: one element a video, several conversations, one dialogue each.
 
-The steps are those of the recipe text; nobody has timed them, so there are no DST labels yet. What annotators
-wrote while they watched comes along as annotations.
+The steps are those of the recipe text, without times, so there are no DST labels yet. The lines that annotators
+wrote while they watched become annotations.
 """
 
 import sys
@@ -53,8 +53,8 @@ class GeneratedRecord(SourceRecord):
 def split(element: Raw) -> Iterator[Raw | QuarantinedRecord]:
     """One record for each conversation of a video, numbered as ProAssist numbers its users: `talk_some_0`.
 
-    What is no conversation becomes an empty one, whose missing fields are named. Steps and annotations are read
-    once and shared by the video's records.
+    Another value becomes an empty record, whose missing fields are named. Steps and annotations are read once and
+    shared by the video's records.
     """
     conversations = element.get("conversations")
     if not isinstance(conversations, list) or not conversations:

@@ -11,15 +11,15 @@ from prospect.dialogue.timeline import FPS
 from prospect.errors import DataError
 
 REQUEST = "Please summarize"
-"""How the system turn begins that stands, with one frame more, before the summary of progress at a clip's end."""
+"""Start of the system turn that asks for the summary at a clip's end; one more frame stands before the summary."""
 
 
 def _requests(turn: Any) -> bool:
     return isinstance(turn, dict) and turn.get("role") == "system" and str(turn.get("content")).startswith(REQUEST)
 
 
-def _parted(raw: Any) -> Any:
-    """The record with what follows the request for a summary apart, as `answer`."""
+def _split_answer(raw: Any) -> Any:
+    """The record with the summary that follows the request moved to `answer`."""
     conversation = raw.get("conversation") if isinstance(raw, dict) else None
     if not isinstance(conversation, list):
         return raw
@@ -29,9 +29,9 @@ def _parted(raw: Any) -> Any:
 
 
 def _utterances(conversation: list[Any]) -> list[Any]:
-    """The turns without system prompts and ranges of frames, which our clips redraw.
+    """The turns without system prompts and frame ranges, which our clips make themselves.
 
-    Narrations have no times: each is said when the frames before it have been seen.
+    Narrations have no times: each is said after the frames before it.
     """
     utterances = []
     seen: Any = None
@@ -85,10 +85,10 @@ def clip_id(name: str, clip: int) -> str:
 def convert(raw: Raw) -> Dialogue:
     """One clip; `first_frame` and `last_frame` are the clip's, absolute and the end exclusive.
 
-    A summary of progress at its end is no utterance: it becomes the record's `summary`, and the frame that it is
-    asked for at is left out. A clip that is there for its summary alone keeps what the user says.
+    A summary of progress at its end becomes the record's `summary`, and the frame of the request is left out. A clip
+    with `summary_only` keeps the user's turns alone.
     """
-    record = PreparedRecord.model_validate(_parted(raw))
+    record = PreparedRecord.model_validate(_split_answer(raw))
     if record.fps != FPS:
         raise DataError(f"its frames are counted at {record.fps:g} fps and not at {FPS}", field="fps")
     alone = record.metadata.summary_only

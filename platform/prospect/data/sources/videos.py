@@ -1,4 +1,4 @@
-"""Which files belong to a video id: pictures, ProAssist's frames and ProAssist's features."""
+"""Finds the files of a video id: the video, ProAssist's frames, or ProAssist's features."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -44,7 +44,7 @@ def find_videos(folder: str, dialogues: Iterable[Dialogue]) -> dict[str, str]:
 
 
 def _names(url: str) -> Iterator[str]:
-    """What a video may be called to lie in this file."""
+    """The ids of videos that this file may hold."""
     *folders, file = url.rsplit("/", 3)
     stem, dot, suffix = file.rpartition(".")
     suffix = f"{dot}{suffix}".lower()
