@@ -25,35 +25,35 @@ _LONGEST_PAUSE = 8.0
 
 
 class AlignerSettings(Settings):
-    """What the aligner listens to, and how much."""
+    """The weights of the aligner's evidence."""
 
     similarity_weight: float = 3.9
     """Log-odds for one unit of cosine similarity."""
     pause_weight: float = 5.6
     """Log-odds for one unit of log(1 + pause / mean pause)."""
     blocks_per_step: int = 1
-    """Containers (blocks.py) are opened only while there are fewer blocks than so many for each step."""
+    """Containers (blocks.py) are opened while there are fewer blocks than this for each step."""
     spans: SpanSettings = SpanSettings()
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """A monotone, complete assignment."""
+    """A monotone assignment of all blocks to all steps."""
 
     assignment: tuple[int, ...]
-    """The index of each block's step: from the first to the last, none left out."""
+    """Index of each block's step; every step has a block."""
     confidences: tuple[float, ...]
     """One in [0, 1] for each step."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What speaks for an alignment, before any weight."""
+    """The evidence for an alignment, without weights."""
 
     similarity: Floats
     """[B, K] cosine between a block's text and a step's."""
     pauses: Floats
-    """[B - 1] how long each block's pause before the next one is (`pauses_between`)."""
+    """[B - 1] pause between each block and the next one (`pauses_between`)."""
 
     def weighted(self, settings: AlignerSettings) -> tuple[Floats, Floats]:
         """Scores of blocks on steps and of boundaries, in log-odds."""
@@ -85,7 +85,7 @@ def evidence(
     encoder: SentenceEncoder,
     settings: SpanSettings,
 ) -> Evidence:
-    """What the texts and the times of the blocks say."""
+    """Compute the evidence of the blocks' texts and times."""
     texts = [block.text for block in blocks]
     similarity = encoder.embed(texts).astype(np.float64) @ encoder.embed(steps).astype(np.float64).T
     return Evidence(similarity, pauses_between(blocks, settings))
@@ -94,8 +94,8 @@ def evidence(
 def pauses_between(blocks: Sequence[Annotation], settings: SpanSettings) -> Floats:
     """[B - 1] log(1 + pause / mean pause of the video): the unit is the video's own, so any pace of work counts.
 
-    A pause is the time in which no block so far goes on; zeros where there is none in the whole video. At most
-    8 mean pauses count: where lines are dense the mean is next to nothing, and one break must not overrule all text.
+    A pause is the time from the end of all blocks so far to the next start; all zeros without any pause. At most
+    8 mean pauses count: where lines are dense the mean is tiny, and one break must not overrule all text.
     """
     starts = np.array([block.start for block in blocks])
     ends = np.maximum.accumulate(block_ends(blocks, settings))
@@ -106,8 +106,8 @@ def pauses_between(blocks: Sequence[Annotation], settings: SpanSettings) -> Floa
 def decode(scores: Floats, boundaries: Floats) -> Alignment:
     """The path with the largest expected number of right blocks.
 
-    Where pauses tell little, the single most probable path is a worse answer (docs/benchmarks.md): where texts
-    repeat, thousands of paths are nearly as good, and it is one from the rim.
+    It is better than the single most probable path where pauses say little and texts repeat (docs/benchmarks.md):
+    thousands of paths are then nearly as probable, and the most probable one is an extreme.
     """
     posterior = marginals(scores, boundaries).steps
     path = best_path(posterior, np.zeros_like(boundaries))
@@ -121,7 +121,7 @@ def support(
     encoder: SentenceEncoder,
     settings: AlignerSettings,
 ) -> tuple[float, ...]:
-    """One confidence in [0, 1] for each step of an assignment that somebody else made."""
+    """One confidence in [0, 1] for each step of a given assignment, such as a language model's."""
     scores, boundaries = evidence(steps, blocks, encoder, settings.spans).weighted(settings)
     return _confidences(np.asarray(assignment), marginals(scores, boundaries).steps)
 

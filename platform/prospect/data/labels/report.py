@@ -1,4 +1,4 @@
-"""What labelling found: counts by data set and split, and everything that was left out, with its reason."""
+"""The report on labels: counts by data set and split, and everything left out with its reason."""
 
 import json
 from collections import Counter, defaultdict
@@ -18,13 +18,13 @@ COLUMNS = ("videos", "hours", "dialogues", "turns", "steps", "labels", "illegal"
 
 @dataclass(frozen=True)
 class DialogueLabels:
-    """The counts of one dialogue and what of it was quarantined."""
+    """The counts of one dialogue."""
 
     num_frames: int
     transitions: int
-    """Transitions that have a frame, legal or not."""
+    """Transitions with a frame, legal or not."""
     illegal: int
-    """Transitions of these that the state machine refuses: counted, never applied."""
+    """Those of them that the state machine refuses: counted, never applied."""
     quarantined: int
 
     @classmethod
@@ -49,11 +49,11 @@ class LabelRow:
     turns: int = 0
     steps: int = 0
     labels: int = 0
-    """DST labels: transitions that have a frame."""
+    """DST labels: transitions with a frame."""
     illegal: int = 0
-    """Labels of these that the state machine refuses."""
+    """Labels that the state machine refuses."""
     unlabelled: int = 0
-    """Dialogues that have steps, and nobody knows when they happened."""
+    """Dialogues whose steps have no times."""
     quarantined: int = 0
 
 
@@ -63,13 +63,13 @@ class LabelReport:
 
     rows: tuple[LabelRow, ...]
     quarantined: tuple[QuarantinedRecord, ...]
-    """Every record, event and mapping that was left out."""
+    """Every record, event and mapping left out."""
     duplicates: tuple[Duplicate, ...] = ()
-    """Dialogues with the same content under different ids; they are kept."""
+    """Dialogues with the same content under different ids; both are kept."""
     overlaps: tuple[QuarantinedRecord, ...] = ()
-    """Spans of neighbouring steps that overlap by more than is trimmed; they are kept as annotated."""
+    """Overlaps of neighbouring steps beyond `max_overlap_s`, kept as annotated."""
     mapping: MappingReport | None = None
-    """What the language model was asked and what it cost, where there was one."""
+    """Requests to the language model and their cost, if one was used."""
     title: str = "Labels"
 
     def metrics(self) -> dict[str, float]:
@@ -81,7 +81,7 @@ class LabelReport:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
 
     def remarks(self) -> Iterator[str]:
-        """What the table does not show, a sentence each; report.json has every case."""
+        """Sentences on what the table does not show; report.json has every case."""
         if self.quarantined:
             yield f"quarantined records and events: {len(self.quarantined)}; the first: {self.quarantined[0]}"
         if self.duplicates:
@@ -101,7 +101,7 @@ class LabelReport:
 
 
 def count_labels(corpus: Corpus, frames_of: Callable[[str], int | None]) -> LabelReport:
-    """The report on a corpus as it is, without labelling anything."""
+    """The report on a corpus that is not labelled here."""
     placed, events = place_all(corpus.dialogues, frames_of)
     labelled = [(dialogue, DialogueLabels.of(timeline)) for dialogue, timeline in placed]
     report = summarize(labelled, corpus.quarantined, events, duplicates=corpus.duplicates)

@@ -1,4 +1,4 @@
-"""The endpoint: one request at a time within its rate limits, its misbehaviour sorted into the kinds of errors.py."""
+"""A client of the endpoint: one request at a time within its rate limits, with failures as errors.py has them."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ import openai
 from pydantic import BaseModel, ValidationError
 
 from prospect.data.labels.llm.cache import Answer
-from prospect.data.labels.llm.errors import EndpointError, Lost
+from prospect.data.labels.llm.errors import EndpointError, LostRequest
 from prospect.data.labels.llm.settings import LLMSettings
 from prospect.errors import ConfigError
 from prospect.messages import first_line
@@ -31,8 +31,8 @@ THIS_VIDEO_ONLY = ("context_length_exceeded", "content_filter", "string_above_ma
 class RateLimit:
     """Spaces requests evenly: as the settings say, and further while the endpoint says that they are too many.
 
-    One 429 holds back all requests for as long as it asks and doubles the spacing, every answer shrinks it by a
-    twentieth; otherwise all videos would come back together after the pause, and all but one be refused again.
+    A 429 pauses all requests for as long as it asks and doubles the spacing; each answer shrinks the spacing by a
+    twentieth. Without this all videos would return together after the pause, and all but one be refused again.
     """
 
     def __init__(self, per_minute: float | None) -> None:
@@ -87,8 +87,8 @@ class Endpoint:
             body: the request as the wire has it.
 
         Raises:
-            Lost: no answer this time.
-            EndpointError: no answer ever.
+            LostRequest: no answer this time.
+            EndpointError: no request can succeed.
         """
         await self._limit.turn()
         completions = self.client.chat.completions.with_raw_response
@@ -113,7 +113,7 @@ class Endpoint:
         """The answer in a chat completion, as text or as decoded JSON.
 
         Raises:
-            Lost: it is no chat completion.
+            LostRequest: it is no chat completion.
         """
         try:
             if isinstance(completion, str):
@@ -122,7 +122,7 @@ class Endpoint:
                 parsed = _Completion.model_validate(completion)
             choice = parsed.choices[0]
         except (ValidationError, IndexError) as error:
-            raise Lost(
+            raise LostRequest(
                 f"the answer is not a chat completion: {self.clean(str(completion))[:SHOWN_CHARACTERS]}"
             ) from error
         usage = parsed.usage or _Usage()
@@ -135,7 +135,7 @@ class Endpoint:
         )
 
     def refusal(self, status: int, body: object, headers: Mapping[str, str]) -> Exception:
-        """What a status of 4xx or 5xx means: `Lost` or `EndpointError`."""
+        """The error for a status of 4xx or 5xx: `LostRequest` or `EndpointError`."""
         code, message = _error_of(body)
         reason = f"HTTP {status}" + (f" ({self.clean(message)[:SHOWN_CHARACTERS]})" if message else "")
         if status >= 500 or (status in REPEATABLE and code != "insufficient_quota"):
@@ -145,17 +145,17 @@ class Endpoint:
                 return self._stop(
                     f"asks to wait {wait:.0f} s, longer than `max_wait_s`, with {reason}; run again later"
                 )
-            return Lost(reason, retry_after=wait, busy=status == 429)
+            return LostRequest(reason, retry_after=wait, busy=status == 429)
         if status in (400, 413, 422) and (self._reached or code in THIS_VIDEO_ONLY or "context length" in message):
-            return Lost(reason, again=False)
+            return LostRequest(reason, again=False)
         advice = {
             401: f"check the key in {self.settings.api_key_env or 'api_key_env'}",
             404: "check `model` and `base_url`",
         }
         return self._stop(f"answered {reason}; {advice.get(status, 'check the settings of the endpoint')}")
 
-    async def back_off(self, lost: Lost, times: int) -> None:
-        """Waits before a request is sent again, as long as the endpoint asks; all others wait if there are too many."""
+    async def back_off(self, lost: LostRequest, times: int) -> None:
+        """Wait before a repetition, as long as the endpoint asks; after a 429 all requests wait."""
         longest = min(self.settings.backoff_s * 2 ** max(times - 1, 0), LONGEST_BACKOFF_S)
         wait = longest * random.uniform(0.75, 1) if lost.retry_after is None else lost.retry_after
         if lost.busy:
@@ -163,11 +163,11 @@ class Endpoint:
         else:
             await asyncio.sleep(wait)
 
-    def give_up(self, lost: Lost) -> None:
-        """One video goes without an answer.
+    def give_up(self, lost: LostRequest) -> None:
+        """Count a video without an answer.
 
         Raises:
-            EndpointError: so will the others, because nobody listens or too many in a row had none.
+            EndpointError: no server listens, or too many videos in a row had no answer.
         """
         if lost.unreachable:
             raise self._stop(f"cannot be reached: {lost}; check `base_url`") from lost
@@ -176,16 +176,16 @@ class Endpoint:
             raise self._stop(f"gave no answer for {self._lost_videos} videos in a row, the last time: {lost}") from lost
 
     async def management(self, call: Awaitable[T]) -> T:
-        """A call about files and batches, on which every video depends: whatever goes wrong stops the run.
+        """Await a call about files or batches, on which every video depends.
 
         Raises:
-            EndpointError: with the reason.
+            EndpointError: the call failed.
         """
         try:
             return await call
         except openai.APIStatusError as error:
             refused = self.refusal(error.status_code, error.body, error.response.headers)
-            raise self._stop(f"answered {refused}") if isinstance(refused, Lost) else refused from error
+            raise self._stop(f"answered {refused}") if isinstance(refused, LostRequest) else refused from error
         except openai.APIConnectionError as error:
             raise self._stop(f"cannot be reached: {self._about(error)}") from error
 
@@ -193,10 +193,10 @@ class Endpoint:
         """Text of the endpoint without the key, which some repeat in their errors."""
         return text.replace(self._key, "***") if self._key else text
 
-    def _no_connection(self, error: Exception, reason: str) -> Lost:
-        """Nobody listening at the first request is a wrong address; later it may be a server that restarts."""
+    def _no_connection(self, error: Exception, reason: str) -> LostRequest:
+        """A refused connection at the first request is a wrong address; later the server may be restarting."""
         nobody = type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout")
-        lost = Lost(reason, unreachable=nobody)
+        lost = LostRequest(reason, unreachable=nobody)
         if nobody and not self._reached:
             self.give_up(lost)
         return lost
@@ -211,7 +211,7 @@ class Endpoint:
 
 
 class _Lenient(BaseModel):
-    """Compatible endpoints add fields and leave some out."""
+    """Unknown fields are ignored: compatible endpoints add some and omit some."""
 
 
 class _Message(_Lenient):
