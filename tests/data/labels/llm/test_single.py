@@ -242,7 +242,7 @@ def test_no_key_is_one_sentence_unless_nothing_is_asked(server, settings, tmp_pa
     run(settings, tmp_path, "tea")
     monkeypatch.delenv(KEY_VARIABLE)
     assert run(settings, tmp_path, "tea").results[0].assignment == RIGHT
-    with pytest.raises(ConfigError, match=rf"api_key_env: the environment variable {KEY_VARIABLE} holds no key"):
+    with pytest.raises(ConfigError, match=rf"api_key_env: the environment variable {KEY_VARIABLE} is missing or blank"):
         run(settings, tmp_path, "soup")
 
 

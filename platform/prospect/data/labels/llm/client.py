@@ -1,15 +1,20 @@
 """A client of the endpoint: one request at a time within its rate limits, with failures as errors.py has them."""
 
 import asyncio
+import base64
+import json
 import os
 import random
+import re
 import time
 from collections.abc import Awaitable, Mapping
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+from urllib.parse import quote, quote_plus
 
+import httpx
 import openai
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from prospect.data.labels.llm.cache import Answer
 from prospect.data.labels.llm.errors import EndpointError, LostRequest
@@ -62,18 +67,20 @@ class Endpoint:
     """A client of one endpoint; answers carry no trace of the key.
 
     Raises:
-        ConfigError: the environment variable that should hold the key is empty.
+        ConfigError: the environment variable holds no key, or one that no header can carry; or the environment names
+            a proxy or certificates that cannot be used.
     """
 
     def __init__(self, settings: LLMSettings) -> None:
         self.settings = settings
-        self._key = os.environ.get(settings.api_key_env, "") if settings.api_key_env else ""
-        if settings.api_key_env and not self._key:
-            variable = f"the environment variable {settings.api_key_env} holds no key for {settings.base_url}"
-            raise ConfigError(f"labels.llm.api_key_env: {variable}; set it.", field="labels.llm.api_key_env")
-        self.client = openai.AsyncOpenAI(
-            base_url=settings.base_url, api_key=self._key or "none", timeout=settings.timeout_s, max_retries=0
-        )
+        key = _read_key(settings)
+        self._secret = _spellings(key) if key else None
+        try:
+            self.client = openai.AsyncOpenAI(
+                base_url=settings.base_url, api_key=key or "none", timeout=settings.timeout_s, max_retries=0
+            )
+        except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:  # httpx reads the environment
+            raise _unusable_environment(error) from None
         self._limit = RateLimit(settings.requests_per_minute)
         self._reached = False
         self._lost_videos = 0
@@ -190,8 +197,8 @@ class Endpoint:
             raise self._stop(f"cannot be reached: {self._about(error)}") from error
 
     def clean(self, text: str) -> str:
-        """Text of the endpoint without the key, which some repeat in their errors."""
-        return text.replace(self._key, "***") if self._key else text
+        """Text of the endpoint without the key, which some repeat in their errors, in whatever spelling."""
+        return self._secret.sub("***", text) if self._secret else text
 
     def _no_connection(self, error: Exception, reason: str) -> LostRequest:
         """A refused connection at the first request is a wrong address; later the server may be restarting."""
@@ -214,8 +221,16 @@ class _Lenient(BaseModel):
     """Unknown fields are ignored: compatible endpoints add some and omit some."""
 
 
+def _joined(content: Any) -> Any:
+    """The text of a content that comes in parts; parts of other types, such as `thinking`, are not the answer."""
+    if not isinstance(content, list):
+        return content
+    texts = (part.get("text") if isinstance(part, dict) else part for part in content)
+    return "".join(text for text in texts if isinstance(text, str))
+
+
 class _Message(_Lenient):
-    content: str | None = None
+    content: Annotated[str | None, BeforeValidator(_joined)] = None
     refusal: str | None = None
 
 
@@ -224,15 +239,60 @@ class _Choice(_Lenient):
     finish_reason: str | None = None
 
 
+Tokens = Annotated[int, BeforeValidator(lambda count: 0 if count is None else count)]
+
+
 class _Usage(_Lenient):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: Tokens = 0
+    completion_tokens: Tokens = 0
 
 
 class _Completion(_Lenient):
     choices: list[_Choice]
     model: str | None = None
     usage: _Usage | None = None
+
+
+def _read_key(settings: LLMSettings) -> str:
+    """The key of the environment, without white space around it, such as the line break of a mounted file."""
+    variable = settings.api_key_env
+    if not variable:
+        return ""
+    key = os.environ.get(variable, "").strip()
+    wrong = ""
+    if not key:
+        wrong = f"is missing or blank; set it to the key for {settings.base_url}"
+    elif not re.fullmatch(r"[!-~]+", key):
+        wrong = "must hold a key of printable ASCII characters without spaces, which a header can carry"
+    if wrong:
+        sentence = f"labels.llm.api_key_env: the environment variable {variable} {wrong}."
+        raise ConfigError(sentence, field="labels.llm.api_key_env")
+    return key
+
+
+def _spellings(key: str) -> re.Pattern[str]:
+    """The key as texts may have it: as it is, escaped for JSON, Python or a URL, and in Base64."""
+    spelt = {key, json.dumps(key)[1:-1], repr(key)[1:-1], quote(key, safe=""), quote(key), quote_plus(key)}
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        spelt.add(encode(key.encode()).decode().rstrip("="))
+    return re.compile("|".join(map(re.escape, sorted(spelt, key=len, reverse=True))), re.IGNORECASE)
+
+
+def _unusable_environment(error: Exception) -> ConfigError:
+    """What to change about proxies and certificates; their values may hold a password and are not repeated."""
+    there = {name.upper(): name for name in os.environ if os.environ[name]}
+    proxies = [there[name] for name in ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY") if name in there]
+    certificates = [there[name] for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if name in there]
+    if isinstance(error, OSError):
+        names = " or ".join(certificates) or "the system"
+        what = f"the certificates of {names} cannot be read ({type(error).__name__}); correct the variable or unset it"
+    elif isinstance(error, ImportError):
+        names = " or ".join(proxies) or "the environment"
+        what = f"{names} names a SOCKS proxy, for which a package is missing: pip install 'httpx[socks]', or unset it"
+    else:
+        names = " or ".join(proxies) or "the environment"
+        what = f"{names} names a proxy that cannot be used; write http://HOST:PORT, or unset it"
+    return ConfigError(f"labels.llm: {what}.", field="labels.llm")
 
 
 def _error_of(body: object) -> tuple[str, str]:
