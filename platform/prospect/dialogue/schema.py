@@ -4,7 +4,6 @@ Times are seconds of the video's own clock, whose zero is the first picture. Not
 (timeline.py) or tokens (sequence.py).
 """
 
-import re
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
@@ -12,6 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 Role = Literal["user", "assistant"]
 TransitionKind = Literal["start", "complete"]
 Text = Annotated[str, Field(min_length=1)]
+AnyText = Annotated[str, Field(max_length=1 << 30)]
+"""Text that can be written: pydantic refuses half an emoji (a lone surrogate) only where it checks a length."""
+Id = Annotated[str, Field(min_length=1, coerce_numbers_to_str=True)]
+"""A name that files may write as a number."""
 
 
 class Record(BaseModel):
@@ -26,8 +29,8 @@ class Turn(Record):
     role: Role
     time: Annotated[FiniteFloat, Field(ge=0)]
     text: Text
-    labels: str = ""
-    progress: str | None = None
+    labels: AnyText = ""
+    progress: AnyText | None = None
     """On assistant turns: summary of the progress including this turn, if the source has one."""
 
 
@@ -44,7 +47,7 @@ class Step(Record):
     end: Annotated[FiniteFloat, Field(ge=0)] | None = None
     performed: bool = True
     confidence: Annotated[float, Field(ge=0, le=1)] | None = None
-    source: str = ""
+    source: AnyText = ""
 
     @model_validator(mode="after")
     def _span(self) -> Self:
@@ -68,7 +71,7 @@ class Annotation(Record):
     text: Text
     depth: Annotated[int, Field(ge=0)] = 0
     """0: a line of the top level; 1: a part of the previous line of depth 0."""
-    mistake: str = ""
+    mistake: AnyText = ""
     """What went wrong, if the annotator marked a mistake."""
 
     @model_validator(mode="after")
@@ -95,13 +98,13 @@ class Dialogue(Record):
             transitions must name one of them.
     """
 
-    dataset: Text
-    video_id: Text
-    dialogue_id: Text
-    user_type: str = ""
-    split: str = ""
-    goal: str = ""
-    knowledge: str = ""
+    dataset: Id
+    video_id: Id
+    dialogue_id: Id
+    user_type: AnyText = ""
+    split: AnyText = ""
+    goal: AnyText = ""
+    knowledge: AnyText = ""
     steps: tuple[Step, ...] = ()
     turns: tuple[Turn, ...] = ()
     annotations: tuple[Annotation, ...] = ()
@@ -115,9 +118,9 @@ class Dialogue(Record):
     """First frame of the record; None: the video's first."""
     last_frame: Annotated[int, Field(gt=0)] | None = None
     """One past the last frame of the record; None: the video's end."""
-    progress: str | None = None
+    progress: AnyText | None = None
     """Summary of the progress before the first frame, if the record is a later part of a dialogue."""
-    summary: str | None = None
+    summary: AnyText | None = None
     """The summary of progress behind the last frame, if the source has one."""
 
     @model_validator(mode="after")
@@ -161,12 +164,3 @@ class Dialogue(Record):
                 for time, kind in ((step.start, "start"), (step.end, "complete"))
             )
         return tuple(sorted(found, key=lambda t: (t.time, t.step, t.kind != "start")))
-
-
-_NUMBERED_STEP = re.compile(r"^\s*(\d+)[.)]\s+(.*\S)\s*$")
-
-
-def parse_recipe(knowledge: str) -> tuple[str, ...]:
-    """Step names of a numbered recipe text; lines without a number (the title) are not steps."""
-    matches = (_NUMBERED_STEP.match(line) for line in knowledge.splitlines())
-    return tuple(match.group(2) for match in matches if match)

@@ -3,15 +3,26 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from rich.table import Table
+from rich.text import Text
 
 from prospect.data.labels.llm.report import MappingReport
-from prospect.data.sources import Corpus, Duplicate, QuarantinedRecord, place_all
+from prospect.data.sources import (
+    Corpus,
+    Duplicate,
+    IgnoredField,
+    QuarantinedRecord,
+    group_reasons,
+    place_all,
+)
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.state import StatePolicy, TaskState
 from prospect.dialogue.timeline import FPS, Timeline
+
+_SHOWN = 10
+"""Reasons of what was left out that are printed; report.json has all."""
 
 COLUMNS = ("videos", "hours", "dialogues", "turns", "steps", "labels", "illegal", "unlabelled", "quarantined")
 
@@ -70,7 +81,15 @@ class LabelReport:
     """Overlaps of neighbouring steps beyond `max_overlap_s`, kept as annotated."""
     mapping: MappingReport | None = None
     """Requests to the language model and their cost, if one was used."""
+    ignored: tuple[IgnoredField, ...] = ()
+    """Fields of the source's files that no reader uses."""
+    nearest: dict[str, str] = field(default_factory=dict)
+    """Of videos without a file: the file with the most similar name, if one is similar."""
     title: str = "Labels"
+
+    def about(self, corpus: Corpus) -> "LabelReport":
+        """The report with what `corpus` ignored and did not find."""
+        return replace(self, ignored=tuple(corpus.ignored), nearest=corpus.nearest)
 
     def metrics(self) -> dict[str, float]:
         """The table's numbers as flat names, `train/holoassist/videos`, for a tracker."""
@@ -78,17 +97,24 @@ class LabelReport:
         return {f"{row.split}/{row.dataset}/{column}": float(value) for row, column, value in numbers}
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+        """All of it, and the reasons of what was left out, with counts."""
+        reasons = [asdict(reason) for reason in group_reasons(self.quarantined)]
+        return json.dumps({**asdict(self), "reasons": reasons}, indent=2, ensure_ascii=False)
 
     def remarks(self) -> Iterator[str]:
         """Sentences on what the table does not show; report.json has every case."""
         if self.quarantined:
-            yield f"quarantined records and events: {len(self.quarantined)}; the first: {self.quarantined[0]}"
+            reasons = group_reasons(self.quarantined)
+            yield f"quarantined records and events: {len(self.quarantined):,}, for {len(reasons)} reasons"
+            yield from (f"quarantined: {reason}" for reason in reasons[:_SHOWN])
         if self.duplicates:
             crossing = sum(pair.crosses_splits for pair in self.duplicates)
             yield f"duplicates: {len(self.duplicates)}, {crossing} across splits; the first: {self.duplicates[0]}"
         if self.overlaps:
             yield f"overlaps of steps, kept as annotated: {len(self.overlaps)}; the first: {self.overlaps[0]}"
+        if self.nearest:
+            video, file = next(iter(self.nearest.items()))
+            yield f"videos without a file, but with a file of a similar name: {len(self.nearest)}; {video!r}: {file}"
 
     def __rich__(self) -> Table:
         table = Table("dataset", "split", title=self.title)
@@ -96,7 +122,10 @@ class LabelReport:
             table.add_column(column, justify="right")
         for row in self.rows:
             values = (getattr(row, column) for column in COLUMNS)
-            table.add_row(row.dataset, row.split, *(f"{v:.2f}" if isinstance(v, float) else f"{v:,}" for v in values))
+            numbers = (f"{v:.2f}" if isinstance(v, float) else f"{v:,}" for v in values)
+            table.add_row(Text(row.dataset), Text(row.split), *numbers)
+        if self.ignored:
+            table.caption = Text(f"Fields that are not read: {', '.join(map(str, self.ignored))}")
         return table
 
 
@@ -105,7 +134,7 @@ def count_labels(corpus: Corpus, frames_of: Callable[[str], int | None]) -> Labe
     placed, events = place_all(corpus.dialogues, frames_of)
     labelled = [(dialogue, DialogueLabels.of(timeline)) for dialogue, timeline in placed]
     report = summarize(labelled, corpus.quarantined, events, duplicates=corpus.duplicates)
-    return replace(report, title="Dialogues")
+    return replace(report.about(corpus), title="Dialogues")
 
 
 def summarize(

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from prospect.data.sources.base import QuarantinedRecord
+from prospect.data.sources.quarantine import QuarantinedRecord
 from prospect.dialogue.schema import Annotation
 
 FIELD = "parsed_video_anns.all_step_descriptions"

@@ -3,46 +3,62 @@
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+)
+from pydantic_core import PydanticCustomError
 
-from prospect.data.sources.files import is_file, is_folder, list_files, read_json
-from prospect.data.sources.names import split_name
+from prospect.data.sources.events import convert_usable
+from prospect.data.sources.fields import Fields
+from prospect.data.sources.files import JsonDecoder, is_file, is_folder, list_files, read_json
+from prospect.data.sources.names import SPLITS, split_name
+from prospect.data.sources.quarantine import QuarantinedRecord, shorten
 from prospect.data.sources.settings import DataSettings
-from prospect.dialogue.schema import Annotation, Dialogue, Record, Step, Turn
+from prospect.dialogue.schema import Annotation, Dialogue, Record, Step, Text, Turn
 from prospect.errors import DataError
 
 Raw = dict[str, Any]
 """One record as the file has it."""
 
-Trimmed = Annotated[str, StringConstraints(strip_whitespace=True)]
-"""Text without white space around it: a blank utterance is empty."""
+Trimmed = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+"""Text without white space around it, which may not be blank."""
 
-OneLine = Annotated[str, BeforeValidator(lambda text: " ".join(text.split()) if isinstance(text, str) else text)]
+OneLine = Annotated[Text, BeforeValidator(lambda text: " ".join(text.split()) if isinstance(text, str) else text)]
 """A step's name, which takes one line of the context: line breaks become spaces."""
+
+Time = Annotated[FiniteFloat, Field(ge=0)]
+"""Seconds."""
+
+Duration = Annotated[FiniteFloat, Field(gt=0)]
+"""Seconds of a video."""
+
+
+def _not_reversed(end: float | None, info: ValidationInfo) -> float | None:
+    start = info.data.get("start")
+    if end is not None and start is not None and end < start:
+        raise PydanticCustomError("reversed", "end must not lie before start ({start} s)", {"start": start})
+    return end
+
+
+End = Annotated[Time, AfterValidator(_not_reversed)]
+"""Seconds, not before the field `start` above it."""
 
 
 class SourceRecord(BaseModel):
     """Base of the files' own schemas: the fields that a reader uses are validated."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-@dataclass(frozen=True)
-class QuarantinedRecord:
-    """A record, or one event of it, that cannot be used."""
-
-    dataset: str
-    id: str
-    """`video_id/dialogue_id` as far as known, else `file:record`."""
-    field: str
-    reason: str
-    """One sentence."""
-
-    def __str__(self) -> str:
-        return f"{self.dataset or 'unknown dataset'} {self.id}: {self.field}: {self.reason}"
 
 
 Result = Dialogue | QuarantinedRecord
@@ -60,6 +76,10 @@ class Reader:
     """Names of its files in a folder. A path to a file is read under any name."""
     convert: Callable[[Raw], Dialogue]
     """Raises ValidationError or DataError for a record that cannot be used."""
+    fields: Fields
+    """The fields of one element that it uses; others are counted and named."""
+    elements: Callable[[Raw], Iterable[Raw]] = _one_record
+    """Opens a document of several videos into one element a video."""
     split: Callable[[Raw], Iterable[Raw | QuarantinedRecord]] = _one_record
     """Splits one element of the file into records, one a dialogue, and into what cannot be used."""
     split_in_name: bool = False
@@ -87,7 +107,16 @@ class Reader:
         Raises:
             DataError: the file is unreadable as a whole.
         """
-        return (result for row in SourceFile(self, os.fspath(path)).rows() for result in row)
+        return (result for row in SourceFile(self, os.fspath(path)).rows() for result in row.results)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one element of a file gave."""
+
+    results: list[Result]
+    ignored: list[tuple[str, Any]]
+    """(dotted path, value) of every field that no reader uses."""
 
 
 @dataclass(frozen=True)
@@ -111,19 +140,29 @@ class SourceFile:
         )
         return split_name(match.group(1)) if match else ""
 
-    def rows(self) -> Iterator[list[Result]]:
-        """The results of each element of the file; turns sorted by time, equal times in source order.
+    def rows(self) -> Iterator[Row]:
+        """What each element of the file gives; turns sorted by time, equal times in source order.
 
         Raises:
             DataError: the file is unreadable as a whole.
         """
-        for number, element in enumerate(read_json(self.url), 1):
-            place = f"{self.name}:{number}"
+        decoder = JsonDecoder()
+        for number, element in enumerate(read_json(self.url, decoder), 1):
+            place, repeated = f"{self.name}:{number}", decoder.take_repeated()
             if isinstance(element, dict):
-                yield list(self._results(element | {"dataset": self.dataset} if self.dataset else element, place))
+                for each in self.reader.elements(element):
+                    yield self._row(each, place, repeated)
             else:
                 reason = element if isinstance(element, str) else f"a {type(element).__name__} is not a record"
-                yield [QuarantinedRecord(self.dataset, place, "record", reason)]
+                yield Row([QuarantinedRecord(self.dataset, place, "record", reason, place)], [])
+
+    def _row(self, element: Raw, place: str, repeated: bool) -> Row:
+        element = element | {"dataset": self.dataset} if self.dataset else element
+        results = list(self._results(element, place))
+        for path, value in self.reader.fields.repeated(element) if repeated else ():
+            reason = f"the field is there twice; the first value is used, and not {shorten(value)}"
+            results.append(_quarantine(element, place, DataError(reason, field=path)))
+        return Row(results, list(self.reader.fields.ignored(element)))
 
     def _results(self, element: Raw, place: str) -> Iterator[Result]:
         try:
@@ -133,17 +172,25 @@ class SourceFile:
             return
         for part in parts:
             if isinstance(part, QuarantinedRecord):
-                yield part
+                yield replace(part, file=place)
                 continue
             try:
-                yield self._finished(self.reader.convert(part))
+                dialogue, problems = convert_usable(self.reader.convert, part)
+                yield self._finished(dialogue)
             except (ValidationError, DataError) as error:
                 yield _quarantine(part, place, error)
+            else:
+                for path, finding in problems:
+                    _, reason = explain(finding)
+                    yield _quarantine(part, place, DataError(reason, field=".".join(map(str, path))))
 
     def _finished(self, dialogue: Dialogue) -> Dialogue:
         turns = tuple(sorted(dialogue.turns, key=lambda turn: turn.time))
         _share_fields_set((*turns, *dialogue.steps, *dialogue.annotations))
-        return dialogue.model_copy(update={"turns": turns, "split": split_name(dialogue.split or self.split)})
+        split = split_name(dialogue.split) or self.split
+        if split and split not in SPLITS:
+            raise DataError(f"{dialogue.split!r} must be one of {', '.join(SPLITS)}", field="split")
+        return dialogue.model_copy(update={"turns": turns, "split": split})
 
 
 def _share_fields_set(records: Iterable[Record]) -> None:
@@ -164,9 +211,16 @@ def recipe_steps(names: Iterable[str]) -> tuple[Step, ...]:
 
 
 def _quarantine(raw: Raw, place: str, error: ValidationError | DataError) -> QuarantinedRecord:
-    names = (raw.get("video_id") or raw.get("video_uid") or raw.get("video_name") or place, raw.get("dialogue_id"))
+    names = (next((raw[key] for key in _VIDEO_IDS if raw.get(key)), place), raw.get("dialogue_id"))
     field, reason = explain(error)
-    return QuarantinedRecord(str(raw.get("dataset") or ""), "/".join(str(n) for n in names if n), field, reason)
+    dataset, identity, field = (
+        text.encode(errors="backslashreplace").decode()  # a report can hold anything but half an emoji
+        for text in (str(raw.get("dataset") or ""), "/".join(str(n) for n in names if n), field)
+    )
+    return QuarantinedRecord(dataset, identity, field, reason, place)
+
+
+_VIDEO_IDS = ("video_id", "video_uid", "video_name", "video")
 
 
 def explain(error: ValidationError | DataError) -> tuple[str, str]:
@@ -174,11 +228,6 @@ def explain(error: ValidationError | DataError) -> tuple[str, str]:
     if isinstance(error, DataError):
         return error.field or "record", str(error)
     first, *others = error.errors(include_url=False)
-    value = "" if first["type"] == "missing" else f", not {_short(first['input'])}"
+    value = "" if first["type"] == "missing" else f", not {shorten(first['input'])}"
     more = f" (and {len(others)} more)" if others else ""
     return ".".join(map(str, first["loc"])) or "record", f"{first['msg']}{value}{more}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -10,8 +10,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from prospect.data.sources.annotations import in_order
-from prospect.data.sources.base import OneLine, QuarantinedRecord, Raw, Reader, SourceRecord, explain
-from prospect.dialogue.schema import Annotation, Dialogue, Role, Step, Turn
+from prospect.data.sources.base import Duration, OneLine, Raw, Reader, SourceRecord, Time, explain
+from prospect.data.sources.fields import fields_of
+from prospect.data.sources.quarantine import QuarantinedRecord
+from prospect.dialogue.schema import Annotation, AnyText, Dialogue, Id, Role, Step, Turn
 from prospect.errors import DataError
 
 UNINTELLIGIBLE = "*unintelligible*"
@@ -48,7 +50,7 @@ class Conversation(SourceRecord):
 class Event(SourceRecord):
     """What all events have; times in seconds of the video."""
 
-    start: Annotated[FiniteFloat, Field(ge=0)]
+    start: Time
     end: FiniteFloat
 
 
@@ -98,19 +100,19 @@ _EVENT: TypeAdapter[Any] = TypeAdapter(
 )
 
 
-class Duration(SourceRecord):
-    seconds: FiniteFloat | None = None
+class StatedDuration(SourceRecord):
+    seconds: Duration | None = None
 
 
 class VideoMetadata(SourceRecord):
-    duration: Duration = Duration()
+    duration: StatedDuration = StatedDuration()
 
 
 class HoloAssistRecord(SourceRecord):
     """One video."""
 
-    video_name: str
-    goal: str = Field(default="", validation_alias="taskType")
+    video_name: Id
+    goal: AnyText = Field(default="", validation_alias="taskType")
     metadata: VideoMetadata = Field(default=VideoMetadata(), validation_alias="videoMetadata")
 
 
@@ -168,4 +170,6 @@ def convert(raw: Raw) -> Dialogue:
     )
 
 
-READER = Reader(patterns=("*.json",), convert=convert, split=split)
+FIELDS = fields_of(HoloAssistRecord, events=fields_of(CoarseEvent, FineEvent, ConversationEvent))
+
+READER = Reader(patterns=("*.json",), fields=FIELDS, convert=convert, split=split)

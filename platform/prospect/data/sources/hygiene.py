@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from prospect.data.sources.base import QuarantinedRecord
 from prospect.data.sources.names import SPLITS, recording_of
+from prospect.data.sources.quarantine import QuarantinedRecord
 from prospect.dialogue.schema import Dialogue
 from prospect.errors import ConfigError
 from prospect.hashing import derived_seed

@@ -5,13 +5,22 @@ import re
 SPLITS = ("train", "validation", "test")
 """From the least to the most held out."""
 
+_SPLIT_SYNONYMS = {
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "dev": "validation",
+    "development": "validation",
+    "testing": "test",
+}
 _FOLDERS = {"ego4d-goalstep": "ego4d", "ego4d_goalstep": "ego4d", "epic_kitchens": "epickitchens"}
 _TASK_PREFIX = re.compile(r"^(?:dis)?assembly_")
 
 
 def split_name(name: str) -> str:
-    """The project's name of a split: ProAssist's `val` is `validation`."""
-    return "validation" if name == "val" else name
+    """The project's name of a split; a name that is not known stays as it is."""
+    plain = name.strip().lower()
+    return _SPLIT_SYNONYMS.get(plain, plain if plain in SPLITS else name)
 
 
 def dataset_name(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from prospect.data.sources.base import QuarantinedRecord
+from prospect.data.sources.quarantine import QuarantinedRecord
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.timeline import Timeline, frame_at, num_frames, place
 
