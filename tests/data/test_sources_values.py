@@ -52,6 +52,7 @@ LEFT_OUT = [
         (1, 2, 1),
     ),
     ({"duration": 0}, "duration", "not 0", (1, 2, 0)),
+    ({"annotations": {"by": "me"}}, "annotations", "not {'by': 'me'}", (1, 2, 0)),
     ({"goal": HALF_EMOJI}, "goal", "ud83d", (1, 2, 0)),
     ({"knowledge": HALF_EMOJI}, "knowledge", "ud83d", (1, 2, 0)),
 ]
@@ -68,6 +69,23 @@ def test_a_bad_value_loses_its_event_and_is_named(
     assert (record.dataset, record.id, record.field, record.file) == ("home", "monday", field, "dialogues.json:1")
     assert reason in record.reason
     json.dumps(record.reason, ensure_ascii=False).encode()
+
+
+def test_null_is_absent(tmp_path: Path) -> None:
+    turns = [SAID | {"labels": None}, SAID | {"text": None}]
+    steps = [{"start": 1, "end": 2, "text": "boil", "substeps": None, "errors": None}]
+    corpus = read(tmp_path, tea(turns=turns, steps=steps, split=None, knowledge=None, duration=None, dialogue_id=None))
+    assert counts(corpus.dialogues[0]) == (1, 1, 0)
+    assert [(record.field, record.reason) for record in corpus.quarantined] == [("turns.1.text", "Field required")]
+
+
+def test_a_nested_value_is_left_out_alone(tmp_path: Path) -> None:
+    talk = {"conversation": [{"role": "user", "time": 1, "content": "Hi"}]}
+    video = {"video_uid": "v", "conversations": [talk], "parsed_video_anns": {"dataset": "wtag", "duration": -1}}
+    (tmp_path / "train.json").write_text(json.dumps([video]))
+    corpus = load_dialogues(DataSettings(source="proassist_generated", path=tmp_path))
+    assert corpus.dialogues[0].duration is None
+    assert [record.field for record in corpus.quarantined] == ["parsed_video_anns.duration"]
 
 
 def test_several_bad_events_keep_the_indices_of_the_file(tmp_path: Path) -> None:

@@ -39,25 +39,27 @@ def convert_usable(convert: Callable[[Raw], Dialogue], raw: Raw) -> tuple[Dialog
             return convert(raw), problems
         except ValidationError as error:
             found = _removable(raw, error, problems)
-        problems += [(_in_file(_location(finding), gone), finding) for finding in found.values()]
-        for path in found:
-            if isinstance(path[-1], int):
-                gone.setdefault(path[:-1], set())
-        indices = [(path[:-1], _in_file(path, gone)[-1]) for path in found if path[:-1] in gone]
-        for parent, index in indices:
-            gone[parent].add(int(index))
+        problems += [(_in_file(_location(finding), gone), finding) for finding in found.values() if finding]
+        entries = [(path[:-1], _in_file(path, gone)[-1]) for path in found if isinstance(path[-1], int)]
+        for parent, index in entries:
+            gone.setdefault(parent, set()).add(int(index))
         raw = _without(raw, found)
 
 
-def _removable(raw: Raw, error: ValidationError, earlier: list[Problem]) -> dict[Path, ValidationError]:
+def _removable(raw: Raw, error: ValidationError, earlier: list[Problem]) -> dict[Path, ValidationError | None]:
     """The paths of events and optional values that must be left out, each with the first finding about it.
+
+    A null counts as absent, with nothing to report unless the field is required.
 
     Raises:
         ValidationError: a finding is about the record itself.
     """
-    found: dict[Path, ValidationError] = {}
+    found: dict[Path, ValidationError | None] = {}
     for details in error.errors(include_url=False):
         path, location = _path(raw, details["loc"])
+        if details["input"] is None and path and path == location:
+            found[path] = None
+            continue
         finding = _single(error.title, details, location)
         index = next((place for place in range(len(path) - 1, -1, -1) if isinstance(path[place], int)), None)
         if index is None and not _optional(path, details["type"]):
@@ -67,8 +69,10 @@ def _removable(raw: Raw, error: ValidationError, earlier: list[Problem]) -> dict
 
 
 def _optional(path: Path, kind: str) -> bool:
-    """Whether a record keeps its meaning without this field; a list of events that is not a list is none of them."""
-    return len(path) == 1 and path[0] not in IDENTITY and kind not in ("missing", "tuple_type", "extra_forbidden")
+    """Whether a record keeps its meaning without this field; without its steps or turns it does not."""
+    if not path or path[0] in IDENTITY or kind in ("missing", "extra_forbidden"):
+        return False
+    return kind != "tuple_type" or path == ("annotations",)
 
 
 def _path(raw: Any, location: tuple[str | int, ...]) -> tuple[Path, Path]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from rich.table import Table
+from rich.text import Text
 
 from prospect.data.labels.llm.cache import Attempt
 from prospect.data.labels.llm.settings import LLMSettings
@@ -87,7 +88,7 @@ class MappingReport:
     def __rich__(self) -> Table:
         total = self.to_dict()
         title = f"LLM mapping by {self.model}: {total['mapped']:,} of {total['videos']:,} videos"
-        table = Table("", title=title)
+        table = Table("", title=Text(title))
         for column in ("requests", "input tokens", "output tokens", "cost"):
             table.add_column(column, justify="right")
         for name, usage in (("this run", self.spent), ("earlier runs", self.cached)):
