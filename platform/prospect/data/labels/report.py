@@ -112,9 +112,6 @@ class LabelReport:
             yield f"duplicates: {len(self.duplicates)}, {crossing} across splits; the first: {self.duplicates[0]}"
         if self.overlaps:
             yield f"overlaps of steps, kept as annotated: {len(self.overlaps)}; the first: {self.overlaps[0]}"
-        if self.nearest:
-            video, file = next(iter(self.nearest.items()))
-            yield f"videos without a file, but with a file of a similar name: {len(self.nearest)}; {video!r}: {file}"
 
     def __rich__(self) -> Table:
         table = Table("dataset", "split", title=self.title)
@@ -124,9 +121,15 @@ class LabelReport:
             values = (getattr(row, column) for column in COLUMNS)
             numbers = (f"{v:.2f}" if isinstance(v, float) else f"{v:,}" for v in values)
             table.add_row(Text(row.dataset), Text(row.split), *numbers)
-        if self.ignored:
-            table.caption = Text(f"Fields that are not read: {', '.join(map(str, self.ignored))}")
+        table.caption = Text("\n".join(self._notes())) if self.ignored or self.nearest else None
         return table
+
+    def _notes(self) -> Iterator[str]:
+        if self.ignored:
+            yield f"Fields that are not read: {', '.join(map(str, self.ignored))}"
+        if self.nearest:
+            first = ", ".join(f"{video!r} ({file})" for video, file in [*self.nearest.items()][:_SHOWN])
+            yield f"Videos without a file, with the file of the nearest name ({len(self.nearest):,}): {first}"
 
 
 def count_labels(corpus: Corpus, frames_of: Callable[[str], int | None]) -> LabelReport:

@@ -12,7 +12,6 @@ from email.utils import parsedate_to_datetime
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote, quote_plus
 
-import httpx
 import openai
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
@@ -79,7 +78,7 @@ class Endpoint:
             self.client = openai.AsyncOpenAI(
                 base_url=settings.base_url, api_key=key or "none", timeout=settings.timeout_s, max_retries=0
             )
-        except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:  # httpx reads the environment
+        except Exception as error:  # the HTTP library reads the environment, and has errors of its own for it
             raise _unusable_environment(error) from None
         self._limit = RateLimit(settings.requests_per_minute)
         self._reached = False
