@@ -41,7 +41,8 @@ class Summary:
 
 
 def score(video: GoldVideo, assignment: NDArray[np.intp], ends: Floats) -> VideoScore:
-    """`assignment` [B] steps, `ends` [B] seconds."""
+    """`assignment` [B] steps, -1 where outside of all; `ends` [B] seconds."""
+    gold = np.where(np.array(video.gold) == len(video.steps), -1, video.gold)
     starts = np.array([block.start for block in video.blocks])
     ious, given = [], []
     for step, (start, end) in enumerate(video.spans):
@@ -50,8 +51,8 @@ def score(video: GoldVideo, assignment: NDArray[np.intp], ends: Floats) -> Video
         given.append(starts[own].min() if own.any() else ends.max())
         ious.append(_iou(starts[mine].min(), ends[mine].max(), start, end) if mine.any() else 0.0)
     offsets = np.abs(np.array(given) - [start for start, _ in video.spans])[1:]
-    missing = 1 - len(np.unique(assignment)) / len(video.steps)
-    return VideoScore(float((assignment == video.gold).mean()), len(assignment), float(np.mean(ious)), missing, offsets)
+    missing = 1 - len(np.unique(assignment[assignment >= 0])) / len(video.steps)
+    return VideoScore(float((assignment == gold).mean()), len(assignment), float(np.mean(ious)), missing, offsets)
 
 
 def summarize(scores: Sequence[VideoScore], samples: int, seed: int) -> Summary:

@@ -72,7 +72,7 @@ def spans_of(
     """The steps with their spans, and the overlaps that are too large to trim.
 
     A span goes from the first start to the last end of the step's blocks. `assignment` has the index of a step
-    for each block, `confidences` one number a step, `source` names the method.
+    for each block, or -1 for one of no step, `confidences` one number a step, `source` names the method.
 
     Raises:
         DataError: a block starts more than 0.5 s past the end of the video.

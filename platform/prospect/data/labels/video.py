@@ -5,13 +5,13 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from prospect.data.labels.aligner import Alignment, align, support
+from prospect.data.labels.aligner import OUTSIDE, Alignment, align, support
 from prospect.data.labels.blocks import blocks_of
 from prospect.data.labels.llm.prompt import MappingRequest
 from prospect.data.labels.llm.report import MappingResult
 from prospect.data.labels.report import DialogueLabels
 from prospect.data.labels.settings import LabelSettings
-from prospect.data.labels.spans import spans_of
+from prospect.data.labels.spans import Overlap, spans_of
 from prospect.data.sources import QuarantinedRecord, place_all
 from prospect.dialogue.schema import Annotation, Dialogue, Record, Step
 from prospect.dialogue.timeline import CLAMP_S
@@ -97,8 +97,9 @@ def label_video(video: Video, settings: LabelSettings) -> VideoLabels:
     problems = [_record(video, "annotations", f"line {line.text!r} starts past its end") for line in video.late]
     if video.lines:
         try:
-            steps, found = _timed(video, settings)
+            steps, found, outside = _timed(video, settings)
             overlaps = [_record(video, "steps", str(overlap)) for overlap in found]
+            problems += [_record(video, "annotations", f"line {line.text!r} belongs to no step") for line in outside]
         except DataError as error:
             problems.append(_record(video, error.field or "annotations", str(error)))
     dialogues = [dialogue.model_copy(update={"steps": steps or dialogue.steps}) for dialogue in video.dialogues]
@@ -112,8 +113,10 @@ def _record(video: Video, field: str, reason: str) -> QuarantinedRecord:
     return QuarantinedRecord(video.dialogues[0].dataset, video.name, field, reason.removeprefix(f"{field}: "))
 
 
-def _timed(video: Video, settings: LabelSettings) -> tuple[tuple[Step, ...], tuple[object, ...]]:
-    """All steps of the recipe; performed ones have spans."""
+def _timed(
+    video: Video, settings: LabelSettings
+) -> tuple[tuple[Step, ...], tuple[Overlap, ...], tuple[Annotation, ...]]:
+    """All steps of the recipe, of which performed ones have spans; overlaps; and lines that belong to no step."""
     blocks, performed = video.blocks(settings), video.performed
     alignment, source = _alignment(video, blocks, settings)
     timed, overlaps = spans_of(
@@ -121,7 +124,8 @@ def _timed(video: Video, settings: LabelSettings) -> tuple[tuple[Step, ...], tup
         video.dialogues[0].end,
     )  # fmt: skip
     by_id = {step.id: step for step in timed}
-    return tuple(by_id.get(step.id, step) for step in video.steps), overlaps
+    outside = (block for block, step in zip(blocks, alignment.assignment, strict=True) if step == OUTSIDE)
+    return tuple(by_id.get(step.id, step) for step in video.steps), overlaps, tuple(outside)
 
 
 def _alignment(video: Video, blocks: Sequence[Annotation], settings: LabelSettings) -> tuple[Alignment, str]:
