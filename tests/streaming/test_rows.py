@@ -12,11 +12,12 @@ from torch.nn.attention import SDPBackend, varlen
 
 from prospect.streaming.attention.cpu import RunAttention
 from prospect.streaming.attention.gpu import VarlenAttention
+from prospect.streaming.attention.interface import Chunk
 from prospect.streaming.attention.select import fastest
 from prospect.streaming.kv_cache.block_table import BlockTable
 from prospect.streaming.kv_cache.pool import PagePool
 from prospect.streaming.runner.cuda_graphs import LONGEST_CHUNK, GraphedTrunk, VarlenRows, captured_passes
-from prospect.streaming.runner.forward import Chunk, PackedTrunk
+from prospect.streaming.runner.forward import PackedTrunk
 from prospect.streaming.runner.static import FixedAttention, RowPass
 from tests.factories import features, tiny_model, tiny_vocabulary
 from tests.needs import needs_cuda

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from prospect.streaming.attention.interface import Part
+from prospect.streaming.attention.interface import Chunk
 from prospect.streaming.kv_cache.pool import PagePool
 
 _GATHER_FROM = 4
@@ -94,26 +94,26 @@ class RunAttention:
     from both by their denominators.
     """
 
-    def __init__(self, pool: PagePool, parts: Sequence[Part]) -> None:
+    def __init__(self, pool: PagePool, chunks: Sequence[Chunk]) -> None:
         self._groups, self._heads = pool.groups, pool.keys[0].shape[2]
         self._last: list[tuple[slice | Tensor, _Piece]] = []
         """Over the newest keys; they cover every token once."""
         earlier: dict[int, dict[tuple[int, int], list[int]]] = defaultdict(lambda: defaultdict(list))
         singles: list[_Single] = []
         start = 0
-        for part in parts:
-            tokens = slice(start, start + part.num_tokens)
+        for chunk in chunks:
+            tokens = slice(start, start + chunk.num_tokens)
             start = tokens.stop
-            *before, (first, length) = part.table.runs(part.end)
-            if len(before) >= _GATHER_FROM or (before and part.end - length > part.past):
-                slots = torch.tensor(part.table.slots(0, part.end))
-                self._add(_Run(tokens, slots, _mask(part.end, part.num_tokens, pool)))
+            *before, (first, length) = chunk.table.runs(chunk.end)
+            if len(before) >= _GATHER_FROM or (before and chunk.end - length > chunk.past):
+                slots = torch.tensor(chunk.table.slots(0, chunk.end))
+                self._add(_Run(tokens, slots, _mask(chunk.end, chunk.num_tokens, pool)))
                 continue
             stretch, behind = divmod(first, pool.stretch * pool.page_size)
-            if part.num_tokens == 1 and behind == 0 and stretch < pool.num_pages // pool.stretch:
+            if chunk.num_tokens == 1 and behind == 0 and stretch < pool.num_pages // pool.stretch:
                 singles.append(_Single(stretch, tokens.start, length))
             else:
-                self._add(_Run(tokens, slice(first, first + length), _mask(length, part.num_tokens, pool)))
+                self._add(_Run(tokens, slice(first, first + length), _mask(length, chunk.num_tokens, pool)))
             for order, run in enumerate(before):
                 earlier[order][run] += range(tokens.start, tokens.stop)
         for group in _grouped(singles, pool):

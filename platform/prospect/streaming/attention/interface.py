@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor
 from transformers import AttentionInterface
 from transformers.models.llama.modeling_llama import LlamaAttention
@@ -19,19 +20,32 @@ ATTENTION = "prospect_ragged"
 
 
 @dataclass(frozen=True)
-class Part:
-    """New tokens of one session behind what its table holds."""
+class Chunk:
+    """New tokens of one session, to run behind the tokens that its table holds.
+
+    Attributes:
+        table: the session's pages, with room for the new tokens.
+        ids: the new tokens.
+        features: [num_images, D] features of the image tokens among them; None: there are no image tokens.
+    """
 
     table: BlockTable
-    num_tokens: int
+    ids: Sequence[int]
+    features: np.ndarray | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.ids)
 
     @property
     def past(self) -> int:
+        """Tokens before the chunk."""
         return self.table.length
 
     @property
     def end(self) -> int:
-        return self.table.length + self.num_tokens
+        """Tokens up to the chunk's last one."""
+        return self.table.length + len(self.ids)
 
 
 class Attend(Protocol):
@@ -43,7 +57,7 @@ class Attend(Protocol):
 class Backend(Protocol):
     """What a step needs of the tables is worked out here, so that layers do not."""
 
-    def __call__(self, pool: PagePool, parts: Sequence[Part]) -> Attend: ...
+    def __call__(self, pool: PagePool, chunks: Sequence[Chunk]) -> Attend: ...
 
 
 class RaggedStep:

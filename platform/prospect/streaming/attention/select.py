@@ -13,7 +13,7 @@ from prospect.errors import ConfigError
 from prospect.messages import first_line
 from prospect.streaming.attention.cpu import RunAttention
 from prospect.streaming.attention.gpu import FlexAttention, VarlenAttention
-from prospect.streaming.attention.interface import Backend, Part
+from prospect.streaming.attention.interface import Backend, Chunk
 from prospect.streaming.kv_cache.block_table import BlockTable
 from prospect.streaming.kv_cache.pool import PagePool
 from prospect.streaming.settings import AttentionName
@@ -101,11 +101,11 @@ def _seconds(backend: Backend, pool: PagePool) -> float:
     """Of one call for some full sessions, its preparation included, after a first one that may compile."""
     keys, values = pool.keys[0], pool.values[0]
     tables = _full_tables(pool)
-    parts = [Part(table, 1) for table in tables]
-    query = torch.zeros(len(parts), keys.shape[2] * pool.groups, keys.shape[3], dtype=keys.dtype, device=pool.device)
+    chunks = [Chunk(table, [0]) for table in tables]
+    query = torch.zeros(len(chunks), keys.shape[2] * pool.groups, keys.shape[3], dtype=keys.dtype, device=pool.device)
 
     def call() -> float:
-        return float(backend(pool, parts)(query, keys, values, 1.0).sum())  # reading a number waits for the GPU
+        return float(backend(pool, chunks)(query, keys, values, 1.0).sum())  # reading a number waits for the GPU
 
     try:
         call()
@@ -136,12 +136,12 @@ def deviation(backend: Backend, pool: PagePool) -> float:
             for pages in (keys, values):
                 for page in table.pages:
                     pages[page] = torch.randn(pages[page].shape, generator=generator).to(pages)
-        parts = [Part(table, 1) for table in tables]
-        shape = len(parts), keys.shape[2] * pool.groups, keys.shape[3]
+        chunks = [Chunk(table, [0]) for table in tables]
+        shape = len(chunks), keys.shape[2] * pool.groups, keys.shape[3]
         query = torch.randn(shape, generator=generator).to(keys)
         scaling = keys.shape[3] ** -0.5
-        found = backend(pool, parts)(query, keys, values, scaling).float()
-        return float((found - plain_attention(pool, parts, query, scaling)).abs().nan_to_num(torch.inf).max())
+        found = backend(pool, chunks)(query, keys, values, scaling).float()
+        return float((found - plain_attention(pool, chunks, query, scaling)).abs().nan_to_num(torch.inf).max())
     finally:
         for table in tables:
             for page in table.pages:
@@ -149,13 +149,13 @@ def deviation(backend: Backend, pool: PagePool) -> float:
             table.truncate(0)
 
 
-def plain_attention(pool: PagePool, parts: Sequence[Part], query: Tensor, scaling: float) -> Tensor:
+def plain_attention(pool: PagePool, chunks: Sequence[Chunk], query: Tensor, scaling: float) -> Tensor:
     """Attention [N, Hq, Dh] of the first layer as torch writes it out, session by session, in float32."""
     outs = []
-    for part, rows in zip(parts, query.float().split([part.num_tokens for part in parts]), strict=True):
-        slots = part.table.slots(0, part.end)
+    for chunk, rows in zip(chunks, query.float().split([chunk.num_tokens for chunk in chunks]), strict=True):
+        slots = chunk.table.slots(0, chunk.end)
         keys, values = (pages[0].flatten(0, 1)[slots].float().transpose(0, 1) for pages in (pool.keys, pool.values))
-        mask = torch.ones(part.num_tokens, part.end, dtype=torch.bool, device=query.device).tril(part.past)
+        mask = torch.ones(chunk.num_tokens, chunk.end, dtype=torch.bool, device=query.device).tril(chunk.past)
         out = scaled_dot_product_attention(
             rows.transpose(0, 1)[None], keys[None], values[None], attn_mask=mask, scale=scaling, enable_gqa=True
         )

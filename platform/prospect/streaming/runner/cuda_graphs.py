@@ -11,8 +11,9 @@ from torch import Tensor
 
 from prospect.model.interface import DSTModel
 from prospect.streaming.attention.gpu import VarlenOverPages
+from prospect.streaming.attention.interface import Chunk
 from prospect.streaming.kv_cache.pool import PagePool
-from prospect.streaming.runner.forward import Chunk, Trunk
+from prospect.streaming.runner.forward import Trunk
 from prospect.streaming.runner.static import RowPass, Rows
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class GraphedTrunk:
         self._packed, self._passes = packed, passes
 
     def __call__(self, chunks: Sequence[Chunk]) -> list[Tensor]:
-        lengths = [len(chunk.ids) for chunk in chunks]
+        lengths = [chunk.num_tokens for chunk in chunks]
         fitting = next((each for each in self._passes if each.num_rows >= sum(lengths)), None)
         if fitting is None or max(lengths) > LONGEST_CHUNK:
             return self._packed(chunks)

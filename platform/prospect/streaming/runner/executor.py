@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from prospect.model.interface import DSTModel
+from prospect.streaming.attention.interface import Chunk
 from prospect.streaming.kv_cache.block_table import BlockTable
-from prospect.streaming.runner.forward import Chunk, Trunk
+from prospect.streaming.runner.forward import Trunk
 from prospect.streaming.runner.heads import read_heads
 from prospect.streaming.runner.requests import Reading, Reply, Run
 from prospect.streaming.runner.scheduler import Job, Scheduler
@@ -64,9 +65,9 @@ class Executor:
             return
         for (job, chunk), hidden in zip(chosen, self._trunk([chunk for _, chunk in chosen]), strict=True):
             job.hidden.append(hidden)
-            job.fed += len(chunk.ids)
-            job.rows_fed += 0 if chunk.rows is None else len(chunk.rows)
-            self.num_tokens += len(chunk.ids)
+            job.fed += chunk.num_tokens
+            job.rows_fed += 0 if chunk.features is None else len(chunk.features)
+            self.num_tokens += chunk.num_tokens
         finished = [job for job, _ in chosen if job.num_left == 0]
         for job, reply in zip(finished, self._replies(finished), strict=True):
             self._resume(job.session_id, job.run, job.table, reply)

@@ -1,7 +1,6 @@
 """One pass through the trunk for tokens of many sessions."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -9,21 +8,8 @@ import torch
 from torch import Tensor
 
 from prospect.model.interface import DSTModel
-from prospect.streaming.attention.interface import ATTENTION, Backend, Part, RaggedStep
-from prospect.streaming.kv_cache.block_table import BlockTable
+from prospect.streaming.attention.interface import ATTENTION, Backend, Chunk, RaggedStep
 from prospect.streaming.kv_cache.pool import PagePool
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Tokens of one session to run behind its table, with a feature row [D] for each image token.
-
-    The table has room for them.
-    """
-
-    table: BlockTable
-    ids: Sequence[int]
-    rows: np.ndarray | None = None
 
 
 class Trunk(Protocol):
@@ -41,13 +27,12 @@ class PackedTrunk:
         self._model, self._pool, self._backend = model, pool, backend
 
     def __call__(self, chunks: Sequence[Chunk]) -> list[Tensor]:
-        lengths = [len(chunk.ids) for chunk in chunks]
-        parts = [Part(chunk.table, length) for chunk, length in zip(chunks, lengths, strict=True)]
-        slots = [slot for part in parts for slot in part.table.slots(part.past, part.num_tokens)]
-        positions = [position for part in parts for position in range(part.past, part.end)]
-        step = RaggedStep(self._pool, self._tensor(slots), self._backend(self._pool, parts))
-        rows = [chunk.rows for chunk in chunks if chunk.rows is not None]
-        frames = np.concatenate(rows) if rows else np.empty((0, self._model.config.vision_dim), np.float16)
+        lengths = [chunk.num_tokens for chunk in chunks]
+        slots = [slot for chunk in chunks for slot in chunk.table.slots(chunk.past, chunk.num_tokens)]
+        positions = [position for chunk in chunks for position in range(chunk.past, chunk.end)]
+        step = RaggedStep(self._pool, self._tensor(slots), self._backend(self._pool, chunks))
+        features = [chunk.features for chunk in chunks if chunk.features is not None]
+        frames = np.concatenate(features) if features else np.empty((0, self._model.config.vision_dim), np.float16)
         hidden = self._model.trunk(
             self._tensor([token for chunk in chunks for token in chunk.ids])[None],
             torch.from_numpy(frames).to(self._pool.device),

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from prospect.model.interface import DSTModel
-from prospect.streaming.attention.interface import ATTENTION, Attend, RaggedStep
+from prospect.streaming.attention.interface import ATTENTION, Attend, Chunk, RaggedStep
 from prospect.streaming.kv_cache.pool import PagePool
-from prospect.streaming.runner.forward import Chunk
 
 
 class Rows:
@@ -50,12 +49,12 @@ class Rows:
         frames = np.zeros(tuple(self.frames.shape), np.float16)
         start = 0
         for chunk in chunks:
-            rows, past = slice(start, start + len(chunk.ids)), chunk.table.length
-            tokens[rows], positions[rows] = chunk.ids, np.arange(past, past + len(chunk.ids))
-            slots[rows] = chunk.table.slots(past, len(chunk.ids))
+            rows, past = slice(start, start + chunk.num_tokens), chunk.table.length
+            tokens[rows], positions[rows] = chunk.ids, np.arange(past, past + chunk.num_tokens)
+            slots[rows] = chunk.table.slots(past, chunk.num_tokens)
             tables[rows, : len(chunk.table.pages)] = chunk.table.pages
-            if chunk.rows is not None:
-                frames[start + np.flatnonzero(tokens[rows] == image)] = chunk.rows
+            if chunk.features is not None:
+                frames[start + np.flatnonzero(tokens[rows] == image)] = chunk.features
             start = rows.stop
         here = self.tokens, self.positions, self.slots, self.tables, self.frames
         for tensor, values in zip(here, (tokens, positions, slots, tables, frames), strict=True):
@@ -95,7 +94,7 @@ class RowPass:
 
     def __call__(self, chunks: Sequence[Chunk]) -> list[Tensor]:
         """Hidden states [n, H] of chunks that have R tokens at most; their tables hold them then."""
-        lengths = [len(chunk.ids) for chunk in chunks]
+        lengths = [chunk.num_tokens for chunk in chunks]
         self._rows.fill(chunks, self._image)
         hidden = self._hidden()[: sum(lengths)]
         for chunk, length in zip(chunks, lengths, strict=True):
@@ -132,7 +131,7 @@ class FixedTrunk:
         for index, chunk in enumerate(chunks):
             for piece in _cut(chunk, self._image, room, most):
                 batch.append((index, piece))
-                room -= len(piece.ids)
+                room -= piece.num_tokens
                 if room == 0:
                     yield batch
                     batch, room = [], most
@@ -169,8 +168,10 @@ class FixedAttention:
 def _cut(chunk: Chunk, image: int, first: int, most: int) -> Iterator[Chunk]:
     """Pieces of a chunk: at most `first` tokens, then `most` each."""
     start = row = 0
-    while start < len(chunk.ids):
+    while start < chunk.num_tokens:
         ids = chunk.ids[start : start + first]
         num_rows = list(ids).count(image)
-        yield Chunk(chunk.table, ids, chunk.rows[row : row + num_rows] if chunk.rows is not None and num_rows else None)
+        yield Chunk(
+            chunk.table, ids, chunk.features[row : row + num_rows] if chunk.features is not None and num_rows else None
+        )
         start, row, first = start + len(ids), row + num_rows, most
