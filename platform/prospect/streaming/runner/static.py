@@ -104,8 +104,7 @@ class RowPass:
     def _hidden(self) -> Tensor:
         """[R, H]."""
         rows, model = self._rows, self._model
-        text, images = model.text.embed_tokens(rows.tokens), model.mm_projector(rows.frames)
-        embeddings = torch.where((rows.tokens == self._image).unsqueeze(-1), images.to(text.dtype), text)
+        embeddings = model.embed(rows.tokens, rows.frames, aligned=True)
         step = RaggedStep(self._pool, rows.slots, self._attention(self._pool, rows))
         return model.hidden_states(embeddings[None], ATTENTION, position_ids=rows.positions[None], ragged=step)[0]
 
