@@ -6,7 +6,7 @@ client ignores the fields of the server's messages that it does not know, so tha
 
 import base64
 import binascii
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from uuid import uuid4
 
 import numpy as np
@@ -20,9 +20,9 @@ from pydantic import (
     model_validator,
 )
 
-from prospect.dialogue.state import TaskState
+from prospect.dialogue.state import TaskState, format_delta
 from prospect.errors import ProspectError
-from prospect.streaming.types import Silence
+from prospect.streaming.types import Decision, Silence
 
 MAX_IMAGE_BYTES = 16 * 2**20
 
@@ -197,10 +197,9 @@ class SessionCreated(_FromServer):
     state: StateMap
 
 
-class FrameDecision(_FromServer):
-    """A frame is decided. What was generated at it came before (`response.delta`) or follows at once."""
+class DecidedFrame(_FromServer):
+    """What is decided at one frame: the fields that `decision` and an answer over HTTP share."""
 
-    type: Literal["decision"] = "decision"
     seq: int
     frame: int
     """Index in the session's stream; decided at (frame + 1) / fps seconds."""
@@ -210,6 +209,23 @@ class FrameDecision(_FromServer):
     """The most probable state, read off this frame without generating text."""
     silence: Silence | None = None
     """Why nothing was said: `threshold`, `cooldown` or `hysteresis`; null where something was."""
+
+    @classmethod
+    def of(cls, seq: int, decision: Decision) -> Self:
+        """Convert the engine's decision at the frame that the client sent as `seq`."""
+        converted = {
+            "seq": seq,
+            "state": state_map(decision.state),
+            "delta": format_delta(decision.delta),
+            "readout": state_map(decision.readout) if decision.readout else None,
+        }
+        return cls.model_validate(vars(decision) | converted)
+
+
+class FrameDecision(DecidedFrame):
+    """A frame is decided. What was generated at it came before (`response.delta`) or follows at once."""
+
+    type: Literal["decision"] = "decision"
 
 
 class StateUpdated(_FromServer):
@@ -318,18 +334,12 @@ class FramesRequest(_FromClient):
     frames: Annotated[tuple[FrameAppend, ...], Field(min_length=1)]
 
 
-class FrameOutcome(_FromServer):
+class FrameOutcome(DecidedFrame):
     """Everything decided at one frame."""
 
-    seq: int
-    frame: int
-    p_speak: float
-    p_update: float
     state: StateMap
     delta: str = ""
     utterance: str | None = None
-    readout: StateMap | None = None
-    silence: Silence | None = None
 
 
 class FramesResponse(_FromServer):

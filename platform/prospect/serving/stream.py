@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from prospect.dialogue.state import format_delta
 from prospect.dialogue.timeline import FPS, frame_at
 from prospect.errors import session_error
 from prospect.protocol.messages import (
@@ -22,7 +21,6 @@ from prospect.protocol.messages import (
     SessionRefreshed,
     SessionUpdate,
     StateUpdated,
-    state_map,
 )
 from prospect.streaming.types import Decision, Event, Refreshed, TextPiece
 
@@ -129,18 +127,8 @@ class Stream:
                 self._decided(self.pending.popleft(), event)
 
     def _decided(self, seq: int, decision: Decision) -> None:
-        outcome = FrameOutcome(
-            seq=seq,
-            frame=decision.frame,
-            p_speak=decision.p_speak,
-            p_update=decision.p_update,
-            state=state_map(decision.state),
-            delta=format_delta(decision.delta),
-            utterance=decision.utterance,
-            readout=state_map(decision.readout) if decision.readout else None,
-            silence=decision.silence,
-        )
-        self.say(FrameDecision(**outcome.model_dump(include=set(FrameDecision.model_fields) - {"type"})))
+        outcome = FrameOutcome.of(seq, decision)
+        self.say(FrameDecision.of(seq, decision))
         if decision.delta:
             self.say(StateUpdated(state=outcome.state, delta=outcome.delta, seq=seq, frame=decision.frame))
         if decision.utterance is not None:
