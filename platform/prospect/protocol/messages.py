@@ -11,7 +11,7 @@ from prospect.protocol.client_messages import (
     TextAppend,
     ThresholdsMessage,
 )
-from prospect.protocol.fields import StateMap, state_map
+from prospect.protocol.fields import StateMap
 from prospect.protocol.server_messages import (
     DecidedFrame,
     ErrorMessage,
@@ -29,6 +29,7 @@ from prospect.protocol.server_messages import (
     SessionRefreshed,
     SessionView,
     StateUpdated,
+    state_map,
 )
 
 __all__ = [

@@ -1,13 +1,19 @@
 """What a server sends: the messages of a stream, and the bodies of its HTTP answers."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from prospect.dialogue.state import format_delta
+from prospect.dialogue.state import TaskState, format_delta
 from prospect.errors import ProspectError
-from prospect.protocol.fields import StateMap, state_map
+from prospect.protocol.fields import StateMap
 from prospect.streaming.types import Decision, Silence
+
+
+def state_map(state: TaskState) -> StateMap:
+    """Return a state as it is written in messages."""
+    labels: tuple[Any, ...] = state.labels
+    return {f"S{number}": label for number, label in enumerate(labels, 1)}
 
 
 class ServerModel(BaseModel):
