@@ -18,14 +18,6 @@ from prospect.dialogue.state import TaskState
 from prospect.errors import FingerprintError, OutOfPagesError, SessionError, UnknownSessionError, session_error
 from prospect.hashing import derived_seed
 from prospect.model.checkpoint import LoadedModel
-from prospect.streaming.inputs import (
-    changed_state,
-    checked_cache,
-    checked_embedding,
-    checked_log,
-    model_hash,
-    weights_hash,
-)
 from prospect.streaming.kv_cache.block_table import BlockTable
 from prospect.streaming.kv_cache.parking import ParkingLot, pack, put_back
 from prospect.streaming.kv_cache.residence import Activity, CachePlacement
@@ -35,6 +27,7 @@ from prospect.streaming.runner.scheduler import Scheduler
 from prospect.streaming.runner.select import make_trunk
 from prospect.streaming.session.decisions import decision_policy
 from prospect.streaming.session.log import Segment, to_dialogue
+from prospect.streaming.session.log_check import checked_cache, checked_log, model_hash, weights_hash
 from prospect.streaming.session.sampling import RandomState
 from prospect.streaming.session.session import Session
 from prospect.streaming.session.shared import Counters, SessionParts
@@ -73,6 +66,7 @@ class StreamingEngine:
             context,
             settings.state_policy,
             settings.catch_up_frames,
+            settings.max_waiting_frames,
             settings.history_events,
         )
         self._pool = make_pool(loaded.model, settings, context.max_seq_len)
@@ -119,10 +113,6 @@ class StreamingEngine:
                 f"the server can declare it as good with vision.equivalent_to=[{fingerprint}]",
                 field="fingerprint",
             )
-        embedding = checked_embedding(embedding, self._model.config)
-        if len(session.frames) >= self.settings.max_waiting_frames:
-            waiting = f"session {session_id}: {len(session.frames)} frames are waiting already"
-            raise session_error("overloaded", waiting, "seq")
         return session.push_frame(embedding)
 
     def push_text(self, session_id: str, text: str) -> None:
@@ -136,7 +126,7 @@ class StreamingEngine:
             SessionError: a step or a state that does not exist; nothing is changed then.
         """
         session = self._session(session_id)
-        session.patch_state(changed_state(session.state, changes))
+        session.patch_state(changes)
         return session.state
 
     def state(self, session_id: str) -> TaskState:

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -83,25 +83,21 @@ def check(pool: PagePool, parked: Mapping[str, Tensor]) -> int:
 class ParkingLot:
     """Where parked sessions wait: in host memory, or as a safetensors file each, in a new folder within `folder`.
 
+    Attributes:
+        held: by session id, the one that was left first comes first.
+
     Raises:
         ConfigError: there can be no such folder.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = None if folder is None else self._new_folder(folder)
-        self._held: dict[str, Parked | Path] = {}
-
-    def __contains__(self, session_id: str) -> bool:
-        return session_id in self._held
-
-    def __iter__(self) -> Iterator[str]:
-        """The one that was left first comes first."""
-        return iter(self._held)
+        self.held: dict[str, Parked | Path] = {}
 
     def leave(self, session_id: str, parked: Parked) -> None:
         """Raises SessionError where it cannot be written."""
         if self._folder is None:
-            self._held[session_id] = parked
+            self.held[session_id] = parked
             return
         path = self._folder / f"{session_id.encode().hex()}.safetensors"
         try:
@@ -109,7 +105,7 @@ class ParkingLot:
         except (OSError, SafetensorError) as error:
             path.unlink(missing_ok=True)
             raise SessionError(f"session {session_id}: cannot be parked in {path.parent} ({error})") from error
-        self._held[session_id] = path
+        self.held[session_id] = path
 
     def look(self, session_id: str) -> Parked:
         """It stays parked.
@@ -117,7 +113,7 @@ class ParkingLot:
         Raises:
             SessionError: its file is gone or damaged.
         """
-        held = self._held[session_id]
+        held = self.held[session_id]
         if not isinstance(held, Path):
             return held
         try:
@@ -145,7 +141,7 @@ class ParkingLot:
         return folder
 
     def forget(self, session_id: str) -> None:
-        held = self._held.pop(session_id, None)
+        held = self.held.pop(session_id, None)
         if isinstance(held, Path):
             held.unlink(missing_ok=True)
 

@@ -99,7 +99,7 @@ class PagePool:
         assert self._holders[page] > 0, f"page {page} is in no table"
         self._holders[page] -= 1
         if self._holders[page] == 0:
-            if page in self.prefixes:
+            if page in self.prefixes.pages:
                 self._cached[page] = None
             else:
                 self._occupied[page // self.stretch] -= 1
@@ -112,7 +112,7 @@ class PagePool:
                 pages[copy] = pages[page]
             self.release(page)
             return copy
-        if page in self.prefixes:
+        if page in self.prefixes.pages:
             self._unlist(page)
         return page
 

@@ -17,15 +17,16 @@ class _Page:
 
 
 class PrefixIndex:
-    """Chains of full pages by their tokens. Only text is listed: an image's key would need its features."""
+    """Chains of full pages by their tokens. Only text is listed: an image's key would need its features.
+
+    Attributes:
+        pages: what is listed, by number.
+    """
 
     def __init__(self, page_size: int) -> None:
         self._page_size = page_size
         self._by_key: dict[Key, int] = {}
-        self._pages: dict[int, _Page] = {}
-
-    def __contains__(self, page: int) -> bool:
-        return page in self._pages
+        self.pages: dict[int, _Page] = {}
 
     def find(self, ids: Sequence[int]) -> list[tuple[int, Tensor]]:
         """The longest known beginning of `ids`: its pages with their hidden states [Z, H]."""
@@ -35,7 +36,7 @@ class PrefixIndex:
             page = self._by_key.get((before, tokens))
             if page is None:
                 break
-            found.append((page, self._pages[page].hidden))
+            found.append((page, self.pages[page].hidden))
             before = page
         return found
 
@@ -46,19 +47,19 @@ class PrefixIndex:
             key, page = (before, tokens), pages[index]
             if self._by_key.setdefault(key, page) != page:
                 return
-            if page not in self._pages:
+            if page not in self.pages:
                 span = slice(index * self._page_size, (index + 1) * self._page_size)
-                self._pages[page] = _Page(key, hidden[span].clone())
+                self.pages[page] = _Page(key, hidden[span].clone())
                 if before >= 0:
-                    self._pages[before].children.append(key)
+                    self.pages[before].children.append(key)
             before = page
 
     def remove(self, page: int) -> list[int]:
         """Unlists a page and all that continue it; returns them."""
-        entry = self._pages.pop(page)
+        entry = self.pages.pop(page)
         del self._by_key[entry.key]
-        if entry.key[0] in self._pages:
-            self._pages[entry.key[0]].children.remove(entry.key)
+        if entry.key[0] in self.pages:
+            self.pages[entry.key[0]].children.remove(entry.key)
         return [page, *(gone for key in entry.children for gone in self.remove(self._by_key[key]))]
 
     def _full(self, ids: Sequence[int]) -> list[tuple[int, ...]]:

@@ -42,7 +42,7 @@ class CachePlacement:
     @property
     def parked(self) -> list[str]:
         """The one that waits longest comes first."""
-        return list(self._lot)
+        return list(self._lot.held)
 
     def enter(self, session_id: str, table: BlockTable) -> None:
         self._residents[session_id] = table
@@ -65,7 +65,7 @@ class CachePlacement:
         Raises:
             SessionError: there is no room for them elsewhere; they stay.
         """
-        if session_id not in self._lot:
+        if session_id not in self._lot.held:
             self._lot.leave(session_id, copy_out(self._pool, self._residents[session_id]))
             self._residents.pop(session_id).truncate(0)
             self._had_turn.discard(session_id)

@@ -7,8 +7,7 @@ import torch
 from prospect.model.interface import DSTModel
 from prospect.streaming.attention.interface import Chunk
 from prospect.streaming.kv_cache.block_table import BlockTable
-from prospect.streaming.runner.forward import Trunk
-from prospect.streaming.runner.heads import read_heads
+from prospect.streaming.runner.forward import Trunk, read_heads
 from prospect.streaming.runner.requests import Reading, Reply, Run
 from prospect.streaming.runner.scheduler import Job, Scheduler
 

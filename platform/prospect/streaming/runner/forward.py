@@ -1,4 +1,4 @@
-"""One pass through the trunk for tokens of many sessions."""
+"""One forward pass for tokens of many sessions: through the trunk, then through the heads at decided frames."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -10,6 +10,7 @@ from torch import Tensor
 from prospect.model.interface import DSTModel
 from prospect.streaming.attention.interface import ATTENTION, Backend, Chunk, RaggedStep
 from prospect.streaming.kv_cache.pool import PagePool
+from prospect.streaming.runner.requests import Reading
 
 
 class Trunk(Protocol):
@@ -46,3 +47,37 @@ class PackedTrunk:
 
     def _tensor(self, numbers: Sequence[int]) -> Tensor:
         return torch.tensor(numbers, device=self._pool.device)
+
+
+Request = tuple[Tensor, Tensor | None]
+"""Hidden states of one session's frames [m, H], with its steps' vectors [K, W]."""
+
+
+def read_heads(model: DSTModel, requests: Sequence[Request]) -> list[tuple[Reading, ...]]:
+    """What the heads say at every frame of every request."""
+    counts = [len(hidden) for hidden, _ in requests]
+    if not sum(counts):
+        return [()] * len(requests)
+    hidden = torch.cat([hidden for hidden, _ in requests])
+    rows = torch.stack(model.decision_probabilities(hidden), 1).tolist()
+    states = iter(_read_states(model, hidden.split(counts), [vectors for _, vectors in requests]))
+    readings = iter([Reading(speak, update, next(states)) for speak, update in rows])
+    return [tuple(next(readings) for _ in range(count)) for count in counts]
+
+
+def _read_states(model: DSTModel, hidden: Sequence[Tensor], vectors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Logits [K, 3] for each frame, where its request has step vectors."""
+    pairs = [(frames, steps) for frames, steps in zip(hidden, vectors, strict=True) if steps is not None]
+    if not pairs:
+        return [None] * sum(map(len, hidden))
+    head = model.dst_state_head
+    frames = head.frame_vectors(torch.cat([frames for frames, _ in pairs]))
+    steps = [vectors for frames, vectors in pairs for _ in range(len(frames))]
+    sizes = [len(vectors) for vectors in steps]
+    repeats = torch.tensor(sizes, device=frames.device)
+    logits = iter(head.compare(frames.repeat_interleave(repeats, 0), torch.cat(steps)).cpu().split(sizes))
+    return [
+        next(logits) if steps is not None else None
+        for frames, steps in zip(hidden, vectors, strict=True)
+        for _ in range(len(frames))
+    ]

@@ -7,8 +7,6 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from prospect.streaming.session.decisions import Probabilities
-
 FeedKind = Literal["frame", "context", "text"]
 """What is fed: images to decide at, a context (or a session's past again), or text of a running generation."""
 
@@ -34,7 +32,8 @@ class Feed:
 class Reading:
     """What the heads say at one frame."""
 
-    probabilities: Probabilities
+    p_speak: float
+    p_update: float
     states: Tensor | None = None
     """Logits [K, 3] of the state head, where the feed brought step vectors."""
 

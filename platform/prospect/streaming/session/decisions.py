@@ -11,19 +11,18 @@ from prospect.streaming.settings import DstDecoder, SamplingSettings, StreamingS
 from prospect.streaming.types import SessionSpec, Silence
 
 
-@dataclass(frozen=True)
-class Probabilities:
-    speak: float
-    update: float
+def speak_after_delta(model: DSTModel, p_speak: float, hidden: Tensor) -> float:
+    """Return the probability of speaking after a delta.
 
+    The `heads` back-end keeps what it read at the image; the `token` back-end reads again.
 
-def speak_after_delta(model: DSTModel, before: Probabilities, hidden: Tensor) -> float:
-    """Of speaking behind a delta whose stop token has the hidden state [H], where the image said `before`.
-
-    What the heads said stands; the token back-end reads again.
+    Args:
+        model: whose back-end decides.
+        p_speak: read at the frame's last image token.
+        hidden: [H] at the delta's stop token.
     """
     if model.config.decision_backend == "heads":
-        return before.speak
+        return p_speak
     speak, _ = model.decision_probabilities(hidden)
     return float(speak)
 

@@ -1,52 +1,16 @@
-"""What clients and other engines give, checked before anything is changed by it."""
+"""Checks that a session log fits this engine, before anything is changed by it."""
 
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
-from prospect.dialogue.state import StepState, TaskState
-from prospect.errors import FingerprintError, SessionError, session_error
+from prospect.errors import FingerprintError, SessionError
 from prospect.hashing import fingerprint
 from prospect.model.checkpoint import LoadedModel
-from prospect.model.interface import DSTConfig, DSTModel
+from prospect.model.interface import DSTModel
 from prospect.streaming.kv_cache.parking import Parked, unpack
 from prospect.streaming.session.log import SessionLog
-
-
-def checked_embedding(embedding: np.ndarray, config: DSTConfig) -> np.ndarray:
-    """A frame's features [I, D] as float16.
-
-    Raises:
-        SessionError: `wrong_shape`, or values that are not finite.
-    """
-    expected = (config.tokens_per_frame, config.vision_dim)
-    if embedding.shape != expected:
-        message = f"embedding: has shape {list(embedding.shape)}, expected {list(expected)}"
-        raise session_error("wrong_shape", message, "embedding")
-    embedding = np.asarray(embedding, np.float16)
-    if not np.isfinite(embedding).all():
-        raise SessionError("embedding: holds values that are not finite", field="embedding")
-    return embedding
-
-
-def changed_state(state: TaskState, changes: Mapping[str, str]) -> TaskState:
-    """With steps set by id, such as {"S2": "completed"}.
-
-    Raises:
-        SessionError: a step or a state that does not exist.
-    """
-    steps = list(state.steps)
-    for step_id, label in changes.items():
-        index = int(step_id[1:]) - 1 if step_id[:1] == "S" and step_id[1:].isdecimal() else -1
-        if not 0 <= index < len(steps):
-            raise SessionError(f"state: no step {step_id!r} in a recipe of {len(steps)}", field="state")
-        if label.upper() not in StepState.__members__:
-            known = ", ".join(state.label for state in StepState)
-            raise SessionError(f"state.{step_id}: {label!r} must be one of {known}", field="state")
-        steps[index] = StepState[label.upper()]
-    return TaskState(tuple(steps))
 
 
 def model_hash(model: DSTModel) -> str:

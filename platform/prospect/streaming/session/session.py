@@ -4,16 +4,17 @@ The engine batches the feeds of all sessions; a session knows nothing of the oth
 """
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
 
 from prospect.dialogue.sequence import image_block, user_block
-from prospect.dialogue.state import Delta, TaskState
+from prospect.dialogue.state import Delta, StepState, TaskState
 from prospect.dialogue.timeline import FrameEvents
-from prospect.errors import SessionError
+from prospect.errors import SessionError, session_error
+from prospect.model.interface import DSTConfig
 from prospect.streaming.kv_cache.block_table import BlockTable
 from prospect.streaming.runner.requests import Feed, Reading, Reply, Run
 from prospect.streaming.session.decisions import DecisionGate, DecisionPolicy, read_state, speak_after_delta
@@ -77,7 +78,14 @@ class Session:
     # What the engine calls ---------------------------------------------------------------------------------
 
     def push_frame(self, embedding: np.ndarray) -> int:
-        """Queues a frame; returns its index in the stream."""
+        """Queue a frame's features [I, D]; return its index in the stream.
+
+        Raises:
+            SessionError: `wrong_shape`, values that are not finite, or `overloaded`.
+        """
+        embedding = _checked_features(embedding, self._parts.model.config)
+        if len(self.frames) >= self._parts.max_waiting_frames:
+            raise session_error("overloaded", f"frame: {len(self.frames)} frames are waiting already", "seq")
         self.frames.append((embedding, tuple(self.texts)))
         self.texts.clear()
         self.num_pushed += 1
@@ -97,9 +105,13 @@ class Session:
             raise SessionError(f"text: takes {length} tokens, this session has room for {room}", field="text")
         self.texts.append(text)
 
-    def patch_state(self, state: TaskState) -> None:
-        """Somebody else knows better; the context is rebuilt before the next frame."""
-        self.state = self._window.opening = state
+    def patch_state(self, changes: Mapping[str, str]) -> None:
+        """Set steps by id, such as {"S2": "completed"}; the context is rebuilt before the next frame.
+
+        Raises:
+            SessionError: the recipe has no such step, or no step has such a state; nothing is changed then.
+        """
+        self.state = self._window.opening = _with_steps(self.state, changes)
         self._window.stale = self.patched = True
 
     def export(self) -> SessionLog:
@@ -199,8 +211,7 @@ class Session:
     ) -> Generator[Feed, Reply, bool]:
         """Decides one frame, whose image ends before position `behind`; returns whether the cache changed there."""
         frame, tracked, lm_head_before = self.counters.frames, self.spec.tracked, self.counters.lm_head_calls
-        p = reading.probabilities
-        p_speak, p_update = p.speak, p.update if tracked else 0.0
+        p_speak, p_update = reading.p_speak, reading.p_update if tracked else 0.0
         readout = self._read_out(reading)
         wanted = None if self.decides.dst_decoder == "generate" else readout or self.state
         delta: Delta = ()
@@ -208,7 +219,7 @@ class Session:
         if updates:
             self.cache.truncate(behind)
             delta, after = yield from self._update(wanted)
-            p_speak = speak_after_delta(self._parts.model, p, after)
+            p_speak = speak_after_delta(self._parts.model, p_speak, after)
         utterance, silence = None, self._restraint.silence(p_speak, frame, bool(texts), bool(delta))
         if silence is None:
             if not updates:
@@ -244,3 +255,37 @@ class Session:
             self.forgot = True
         self.counters.frames += 1
         self.counters.fast_frames += fast
+
+
+def _checked_features(embedding: np.ndarray, config: DSTConfig) -> np.ndarray:
+    """Return a frame's features [I, D] as float16.
+
+    Raises:
+        SessionError: `wrong_shape`, or values that are not finite.
+    """
+    expected = (config.tokens_per_frame, config.vision_dim)
+    if embedding.shape != expected:
+        message = f"embedding: has shape {list(embedding.shape)}, expected {list(expected)}"
+        raise session_error("wrong_shape", message, "embedding")
+    embedding = np.asarray(embedding, np.float16)
+    if not np.isfinite(embedding).all():
+        raise SessionError("embedding: holds values that are not finite", field="embedding")
+    return embedding
+
+
+def _with_steps(state: TaskState, changes: Mapping[str, str]) -> TaskState:
+    """Return `state` with steps set by id, such as {"S2": "completed"}.
+
+    Raises:
+        SessionError: a step or a state that does not exist.
+    """
+    steps = list(state.steps)
+    for step_id, label in changes.items():
+        index = int(step_id[1:]) - 1 if step_id[:1] == "S" and step_id[1:].isdecimal() else -1
+        if not 0 <= index < len(steps):
+            raise SessionError(f"state: no step {step_id!r} in a recipe of {len(steps)}", field="state")
+        if label.upper() not in StepState.__members__:
+            known = ", ".join(state.label for state in StepState)
+            raise SessionError(f"state.{step_id}: {label!r} must be one of {known}", field="state")
+        steps[index] = StepState[label.upper()]
+    return TaskState(tuple(steps))

@@ -20,6 +20,8 @@ class SessionParts:
     policy: StatePolicy
     catch_up_frames: int
     """Most waiting frames of one session that are decided in one chunk."""
+    max_waiting_frames: int
+    """Frames of one session that may wait; one more is refused."""
     history_events: int
     """Frames with events that a session remembers."""
 
@@ -27,7 +29,7 @@ class SessionParts:
     def grammar(self) -> DeltaGrammar:
         return DeltaGrammar(self.vocabulary, self.policy, self.context.max_delta_tokens)
 
-    @property
+    @cached_property
     def tokens_per_frame(self) -> int:
         return self.model.config.tokens_per_frame
 

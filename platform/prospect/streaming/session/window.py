@@ -222,7 +222,7 @@ class Window:
         length = self._cache.length
         reply = yield Feed(question, image, decide_at=(len(question) - 1,))
         self._cache.truncate(length)
-        return reply.readings[0].probabilities.speak > 0.5
+        return reply.readings[0].p_speak > 0.5
 
     # Helpers -----------------------------------------------------------------------------------------------
 
