@@ -12,7 +12,7 @@ from transformers import LlamaConfig
 from prospect.errors import ConfigError
 from prospect.model.interface import KVGeometry
 from prospect.streaming.attention import cpu, gpu
-from prospect.streaming.attention.cpu import RunAttention
+from prospect.streaming.attention.cpu import CpuAttention
 from prospect.streaming.attention.gpu import VarlenAttention
 from prospect.streaming.attention.interface import Attend, Backend, Chunk
 from prospect.streaming.attention.select import (
@@ -25,8 +25,8 @@ from prospect.streaming.attention.select import (
 )
 from prospect.streaming.kv_cache.block_table import BlockTable
 from prospect.streaming.kv_cache.pool import PagePool
-from prospect.streaming.runner.cuda_graphs import VarlenRows
-from prospect.streaming.runner.static import FixedAttention, RowAttention, Rows
+from prospect.streaming.runner.cuda_graphs import SingleTokenVarlen
+from prospect.streaming.runner.static import FixedAttention, StaticAttention, StaticBuffers
 from prospect.streaming.settings import AttentionName
 from tests.needs import needs_cuda
 
@@ -75,7 +75,7 @@ def compare(backend, layout: str, dtype: torch.dtype = torch.float32, device: st
 @pytest.mark.parametrize("dtype", list(EXACT))
 @pytest.mark.parametrize("layout", ["runs", "shared", "scattered"])
 def test_on_a_cpu_it_reads_runs_where_they_stand(layout, dtype):
-    compare(RunAttention, layout, dtype)
+    compare(CpuAttention, layout, dtype)
 
 
 @pytest.mark.parametrize("dtype", list(EXACT))
@@ -96,7 +96,7 @@ def test_neighbours_are_read_in_one_call_where_that_costs_less(call_bytes, calls
     chunks = [Chunk(table, [0]) for index, table in enumerate(tables) if index % 3 != 1]
     query = torch.randn(len(chunks), 4, 16, generator=generator).to(dtype)
     with torch.inference_mode():
-        found = RunAttention(pool, chunks)(query, pool.keys[0], pool.values[0], 0.25)
+        found = CpuAttention(pool, chunks)(query, pool.keys[0], pool.values[0], 0.25)
         assert (found - plain_attention(pool, chunks, query, 0.25)).abs().max() <= EXACT[dtype]
     assert len(seen) == calls
 
@@ -116,15 +116,15 @@ def test_the_last_stretch_of_a_pool_may_be_short(pages, monkeypatch):
     chunks = [Chunk(table, [0]) for table in tables]
     query = torch.randn(len(chunks), 4, 16, generator=generator)
     with torch.inference_mode():
-        found = RunAttention(pool, chunks)(query, pool.keys[0], pool.values[0], 0.25)
+        found = CpuAttention(pool, chunks)(query, pool.keys[0], pool.values[0], 0.25)
         assert (found - plain_attention(pool, chunks, query, 0.25)).abs().max() <= EXACT[torch.float32]
 
 
-def in_rows(attention: RowAttention) -> Backend:
+def in_rows(attention: StaticAttention) -> Backend:
     """The chunks' tokens as rows, and a few rows of padding behind them."""
 
     def backend(pool: PagePool, chunks: list[Chunk]) -> Attend:
-        rows = Rows(pool, sum(NEW) + 3, pool.page_size * FULL, vision_dim=1)
+        rows = StaticBuffers(pool, sum(NEW) + 3, pool.page_size * FULL, vision_dim=1)
         rows.fill(chunks)
         attend = attention(pool, rows)
 
@@ -166,7 +166,7 @@ def documented_varlen(
 
 
 @pytest.mark.parametrize("layout", ["runs", "shared", "scattered"])
-@pytest.mark.parametrize("backend", [VarlenAttention, in_rows(VarlenRows)], ids=["packed", "rows"])
+@pytest.mark.parametrize("backend", [VarlenAttention, in_rows(SingleTokenVarlen)], ids=["packed", "rows"])
 def test_varlen_is_asked_for_the_right_keys(backend, layout, monkeypatch):
     """The kernel runs on CUDA alone (below); what it is given can be read by its documentation anywhere."""
     monkeypatch.setattr(varlen, "varlen_attn", documented_varlen)
@@ -176,7 +176,7 @@ def test_varlen_is_asked_for_the_right_keys(backend, layout, monkeypatch):
 @needs_cuda
 @pytest.mark.parametrize("size", [64, 256])
 @pytest.mark.parametrize("layout", ["runs", "shared", "scattered"])
-@pytest.mark.parametrize("backend", [VarlenAttention, in_rows(VarlenRows)], ids=["packed", "rows"])
+@pytest.mark.parametrize("backend", [VarlenAttention, in_rows(SingleTokenVarlen)], ids=["packed", "rows"])
 def test_varlen_on_a_gpu(backend, layout, size):
     try:
         compare(backend, layout, torch.bfloat16, "cuda", size)
@@ -222,14 +222,14 @@ def test_a_backend_that_reads_other_keys_is_refused(pages, monkeypatch):
     """Whatever the pool holds; on a GPU `auto` passes it over."""
 
     def garbage(pool: PagePool, chunks: list[Chunk]) -> Attend:
-        attend = RunAttention(pool, chunks)
+        attend = CpuAttention(pool, chunks)
         return lambda query, keys, values, scaling: attend(query, keys.flip(1), values + 1, scaling)
 
     monkeypatch.setitem(BACKENDS, "flex", garbage)
     pool = PagePool(KVGeometry.of(CONFIG), pages, SIZE, 1, torch.float32, torch.device("cpu"))
     with pytest.raises(ConfigError, match=r"`streaming.attention` is flex, whose results on this cpu differ"):
         attention_backend("flex", pool)
-    assert fastest({"flex": garbage, "sdpa": RunAttention}, pool) == "sdpa"
+    assert fastest({"flex": garbage, "sdpa": CpuAttention}, pool) == "sdpa"
 
 
 def test_a_backend_that_gives_no_number_is_refused(monkeypatch):

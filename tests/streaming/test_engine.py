@@ -272,7 +272,7 @@ def test_a_sessions_thresholds_come_before_its_datasets_those_before_the_default
 
     def thresholds(engine: StreamingEngine, spec: SessionSpec) -> tuple[float, float]:
         engine.open("a", spec)
-        policy = engine._session("a").decides
+        policy = engine._session("a").policy
         engine.close("a")
         return policy.speak, policy.update
 

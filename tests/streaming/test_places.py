@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from prospect.errors import ConfigError, OutOfPagesError, SessionError, UnknownSessionError
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.kv_cache.parking import ParkingLot
-from prospect.streaming.kv_cache.residence import CachePlacement
+from prospect.streaming.kv_cache.placement import CachePlacement
 from prospect.streaming.settings import StreamingSettings
 from prospect.streaming.types import Decision, SessionSpec
 from tests.factories import CONTEXT, features, tea_dialogue, tiny_model, tiny_vocabulary
@@ -103,7 +103,7 @@ import sys, torch
 from pathlib import Path
 from prospect.streaming.kv_cache.parking import ParkingLot
 lot = ParkingLot(Path({str(tmp_path)!r}))
-lot.leave("a", {{"keys": torch.zeros(3)}})
+lot.store("a", {{"keys": torch.zeros(3)}})
 print("left", flush=True)
 sys.stdin.read()
 """

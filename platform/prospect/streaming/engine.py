@@ -20,7 +20,7 @@ from prospect.hashing import derived_seed
 from prospect.model.checkpoint import LoadedModel
 from prospect.streaming.kv_cache.block_table import BlockTable
 from prospect.streaming.kv_cache.parking import ParkingLot, pack, put_back
-from prospect.streaming.kv_cache.residence import Activity, CachePlacement
+from prospect.streaming.kv_cache.placement import Activity, CachePlacement
 from prospect.streaming.kv_cache.sizing import make_pool
 from prospect.streaming.runner.executor import Executor
 from prospect.streaming.runner.scheduler import Scheduler
@@ -72,11 +72,11 @@ class StreamingEngine:
         self._pool = make_pool(loaded.model, settings, context.max_seq_len)
         lot = ParkingLot(settings.parking_folder if settings.parking == "disk" else None)
         full = self._pool.pages_for(context.max_seq_len)
-        self._residence = CachePlacement(self._pool, self._pool.num_pages // full, lot, self._activity)
+        self._placement = CachePlacement(self._pool, self._pool.num_pages // full, lot, self._activity)
         self._sessions: dict[str, Session] = {}
-        self._past = ClosedSessionTotals()
+        self._closed = ClosedSessionTotals()
         self._step_seconds: deque[float] = deque(maxlen=1000)
-        self._work = Executor(
+        self._executor = Executor(
             loaded.model,
             make_trunk(loaded.model, self._pool, settings, context.max_seq_len),
             Scheduler(settings.step_tokens, settings.chunk_tokens, settings.patience),
@@ -97,8 +97,8 @@ class StreamingEngine:
         seed = derived_seed(self.settings.sampling.seed, session_id) if spec.seed is None else spec.seed
         policy = decision_policy(self.settings, self._model.config.thresholds, spec)
         session = Session(self._parts, spec, self._new_table(), policy, RandomState(seed))
-        self._enter(session_id, session)
-        self._work.start(session_id, session.start(), session.cache)
+        self._add(session_id, session)
+        self._executor.start(session_id, session.start(), session.cache)
 
     def push_frame(self, session_id: str, embedding: np.ndarray, fingerprint: str | None = None) -> int:
         """Queues a frame's features [I, D]; returns its index.
@@ -142,15 +142,15 @@ class StreamingEngine:
 
     def close(self, session_id: str) -> None:
         """Forgets the session and frees its pages."""
-        self._past.add(self._session(session_id).counters)
-        self._work.drop(session_id)
-        self._residence.leave(session_id)
+        self._closed.add(self._session(session_id).counters)
+        self._executor.drop(session_id)
+        self._placement.remove(session_id)
         del self._sessions[session_id]
 
     @property
     def capacity(self) -> int:
         """Sessions that fit when each is as long as a context may be; known before any opens."""
-        return min(self.settings.max_sessions, self._residence.places)
+        return min(self.settings.max_sessions, self._placement.max_residents)
 
     def park(self, session_id: str) -> None:
         """Moves an idle session's keys and values out of the pool; its next frame brings them back.
@@ -158,8 +158,8 @@ class StreamingEngine:
         Raises:
             SessionError: frames are still being decided, or the disk takes no more.
         """
-        self._idle(session_id)
-        self._residence.park(session_id)
+        self._idle_session(session_id)
+        self._placement.park(session_id)
 
     @property
     def session_ids(self) -> list[str]:
@@ -184,18 +184,18 @@ class StreamingEngine:
     # Work --------------------------------------------------------------------------------------------------
 
     def has_work(self) -> bool:
-        return bool(self._work) or any(session.frames or session.outbox for session in self._sessions.values())
+        return bool(self._executor) or any(session.frames or session.outbox for session in self._sessions.values())
 
     def step(self) -> list[tuple[str, Event]]:
         """One ragged forward for the sessions whose turn it is; returns what happened, by session."""
-        for session_id in self._waiting(self._residence.parked):
-            self._bring_in(session_id)
-        for session_id in self._waiting(self._residence.residents):
+        for session_id in self._waiting(self._placement.parked):
+            self._unpark(session_id)
+        for session_id in self._waiting(self._placement.residents):
             session = self._sessions[session_id]
-            self._residence.used(session_id)
-            self._work.start(session_id, session.decide(), session.cache)
-        if self._work:
-            self._step_seconds.append(_timed(self._work.step))
+            self._placement.touch(session_id)
+            self._executor.start(session_id, session.decide(), session.cache)
+        if self._executor:
+            self._step_seconds.append(_timed(self._executor.step))
         events = [(sid, event) for sid, session in self._sessions.items() for event in _drain(session.outbox)]
         for session_id, event in events:
             if isinstance(event, Failed):
@@ -203,32 +203,32 @@ class StreamingEngine:
         return events
 
     def _activity(self, session_id: str) -> Activity:
-        if session_id in self._work:
+        if session_id in self._executor:
             return "working"
         return "waiting" if self._sessions[session_id].frames else "idle"
 
     def _waiting(self, session_ids: Iterable[str]) -> list[str]:
         return [session_id for session_id in session_ids if self._activity(session_id) == "waiting"]
 
-    def _bring_in(self, session_id: str) -> None:
+    def _unpark(self, session_id: str) -> None:
         try:
-            self._residence.bring_in(session_id, self._sessions[session_id].cache)
+            self._placement.unpark(session_id, self._sessions[session_id].cache)
         except SessionError as error:
             self._fail(session_id, error)
 
     def stats(self) -> EngineStats:
         """What was done so far and what is in the pool now."""
-        counters = [self._past.total, *(session.counters for session in self._sessions.values())]
+        counters = [self._closed.total, *(session.counters for session in self._sessions.values())]
         return EngineStats(
             sessions=len(self._sessions),
-            parked=len(self._residence.parked),
+            parked=len(self._placement.parked),
             capacity=self.capacity,
             pages=self._pool.counts(),
             page_bytes=self._pool.bytes_per_page,
             frames=sum(c.frames for c in counters),
             fast_frames=sum(c.fast_frames for c in counters),
-            tokens=self._work.num_tokens,
-            lm_head_rows=self._work.lm_head_rows,
+            tokens=self._executor.num_tokens,
+            lm_head_rows=self._executor.lm_head_rows,
             step_seconds=tuple(self._step_seconds),
         )
 
@@ -249,7 +249,7 @@ class StreamingEngine:
         Raises:
             SessionError: frames are still being decided.
         """
-        session = self._idle(session_id)
+        session = self._idle_session(session_id)
         exported = session.export()
         log = {
             "session_id": session_id,
@@ -259,7 +259,7 @@ class StreamingEngine:
         }
         if parked and not exported.stale:
             vectors = {} if session.step_vectors is None else {"step_vectors": session.step_vectors.cpu()}
-            log["cache"] = pack(self._residence.copy(session_id) | vectors)
+            log["cache"] = pack(self._placement.copy(session_id) | vectors)
             log["weights"] = self._weights
         return log
 
@@ -276,7 +276,7 @@ class StreamingEngine:
         """
         restored = checked_log(log, self.loaded, self.context.max_seq_len)
         session_id = str(log.get("session_id"))
-        policy, randomness = restored.restraint.policy, restored.randomness
+        policy, randomness = restored.gate.policy, restored.randomness
         self._admit(session_id, restored.spec, policy.dst_decoder)
         session = Session(self._parts, restored.spec, self._new_table(), policy, randomness)
         if "cache" in log:
@@ -284,11 +284,11 @@ class StreamingEngine:
             put_back(self._pool, session.cache, parked)
             vectors = parked.get("step_vectors")
             session.restore(restored, None if vectors is None else vectors.to(self._pool.device))
-            self._enter(session_id, session)
+            self._add(session_id, session)
         else:
             session.restore(restored)
-            self._enter(session_id, session)
-            self._work.start(session_id, session.start(), session.cache)
+            self._add(session_id, session)
+            self._executor.start(session_id, session.start(), session.cache)
         return session_id
 
     # Helpers -----------------------------------------------------------------------------------------------
@@ -299,23 +299,23 @@ class StreamingEngine:
         except KeyError:
             raise UnknownSessionError(f"session {session_id!r} is not open here", field="session_id") from None
 
-    def _idle(self, session_id: str) -> Session:
+    def _idle_session(self, session_id: str) -> Session:
         session = self._session(session_id)
         if self._activity(session_id) != "idle" or session.segment is None:
             raise session_error("in_progress", f"session {session_id}: frames are still being decided")
         return session
 
-    def _enter(self, session_id: str, session: Session) -> None:
+    def _add(self, session_id: str, session: Session) -> None:
         self._sessions[session_id] = session
-        self._residence.enter(session_id, session.cache)
+        self._placement.add(session_id, session.cache)
 
     def _admit(self, session_id: str, spec: SessionSpec, dst_decoder: DstDecoder) -> None:
         if session_id in self._sessions:
             raise session_error("session_exists", f"session {session_id!r} is open already", "session_id")
         if len(self._sessions) >= self.settings.max_sessions:
             raise session_error("busy", f"all {self.settings.max_sessions} sessions are taken; try again later")
-        if self._residence.is_full() and (self.settings.parking == "off" or not self._residence.make_place()):
-            places = self._residence.places
+        if self._placement.is_full() and (self.settings.parking == "off" or not self._placement.make_room()):
+            places = self._placement.max_residents
             raise OutOfPagesError(f"all pages are promised to {places} sessions; close one or try again later")
         if spec.tracked:
             self.loaded.require_trained("dst_update", *(["dst_state"] if dst_decoder == "readout" else []))

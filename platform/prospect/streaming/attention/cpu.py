@@ -29,7 +29,7 @@ class _Piece(Protocol):
 
 
 @dataclass(frozen=True)
-class _Run:
+class _Extent:
     """Some tokens over some keys that stand together, or over a copy of scattered ones."""
 
     tokens: slice | Tensor
@@ -87,7 +87,7 @@ def _flash(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, sca
     return out, total
 
 
-class RunAttention:
+class CpuAttention:
     """CPU: a run of pages is read where it stands.
 
     A beginning that several sessions share is read once for all of them, and a softmax over two runs is put together
@@ -104,26 +104,26 @@ class RunAttention:
         for chunk in chunks:
             tokens = slice(start, start + chunk.num_tokens)
             start = tokens.stop
-            *before, (first, length) = chunk.table.runs(chunk.end)
+            *before, (first, length) = chunk.table.extents(chunk.end)
             if len(before) >= _GATHER_FROM or (before and chunk.end - length > chunk.past):
                 slots = torch.tensor(chunk.table.slots(0, chunk.end))
-                self._add(_Run(tokens, slots, _mask(chunk.end, chunk.num_tokens, pool)))
+                self._add(_Extent(tokens, slots, _mask(chunk.end, chunk.num_tokens, pool)))
                 continue
             stretch, behind = divmod(first, pool.stretch * pool.page_size)
             if chunk.num_tokens == 1 and behind == 0 and stretch < pool.num_pages // pool.stretch:
                 singles.append(_Single(stretch, tokens.start, length))
             else:
-                self._add(_Run(tokens, slice(first, first + length), _mask(length, chunk.num_tokens, pool)))
+                self._add(_Extent(tokens, slice(first, first + length), _mask(length, chunk.num_tokens, pool)))
             for order, run in enumerate(before):
                 earlier[order][run] += range(tokens.start, tokens.stop)
         for group in _grouped(singles, pool):
             self._add(_neighbours(group, pool) if len(group) > 1 else group[0].alone(pool))
         self._earlier = [
-            [_Run(torch.tensor(tokens), slice(first, first + length)) for (first, length), tokens in runs.items()]
+            [_Extent(torch.tensor(tokens), slice(first, first + length)) for (first, length), tokens in runs.items()]
             for runs in earlier.values()
         ]
 
-    def _add(self, piece: "_Run | _Neighbours") -> None:
+    def _add(self, piece: "_Extent | _Neighbours") -> None:
         self._last.append((piece.tokens, piece))
 
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
@@ -148,9 +148,9 @@ class _Single:
     token: int
     num_keys: int
 
-    def alone(self, pool: PagePool) -> _Run:
+    def alone(self, pool: PagePool) -> _Extent:
         first = self.stretch * pool.stretch * pool.page_size
-        return _Run(slice(self.token, self.token + 1), slice(first, first + self.num_keys))
+        return _Extent(slice(self.token, self.token + 1), slice(first, first + self.num_keys))
 
 
 def _grouped(singles: Sequence[_Single], pool: PagePool) -> list[list[_Single]]:

@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from prospect.errors import ConfigError
 from prospect.messages import first_line
-from prospect.streaming.attention.cpu import RunAttention
+from prospect.streaming.attention.cpu import CpuAttention
 from prospect.streaming.attention.gpu import FlexAttention, VarlenAttention
 from prospect.streaming.attention.interface import Backend, Chunk
 from prospect.streaming.kv_cache.block_table import BlockTable
@@ -20,7 +20,7 @@ from prospect.streaming.settings import AttentionName
 
 log = logging.getLogger(__name__)
 
-BACKENDS: dict[AttentionName, Backend] = {"sdpa": RunAttention, "flex": FlexAttention, "varlen": VarlenAttention}
+BACKENDS: dict[AttentionName, Backend] = {"sdpa": CpuAttention, "flex": FlexAttention, "varlen": VarlenAttention}
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """By how much a backend's results may differ from plain attention, of values with deviation 1."""
 _MEASURED = 10

@@ -28,9 +28,9 @@ class BlockTable:
         needed, size = self.length + num_tokens, self._pool.page_size
         assert needed <= self._limit, f"{needed} tokens exceed the session's limit of {self._limit}"
         if self.length % size:
-            self.pages[self.length // size] = self._pool.private(self.pages[self.length // size])
+            self.pages[self.length // size] = self._pool.writable(self.pages[self.length // size])
         while len(self.pages) * size < needed:
-            self.pages.append(self._pool.take(self.pages[-1] if self.pages else None))
+            self.pages.append(self._pool.allocate(self.pages[-1] if self.pages else None))
 
     def commit(self, num_tokens: int) -> None:
         self.length += num_tokens
@@ -49,14 +49,14 @@ class BlockTable:
         """Takes the tokens [start, stop) out; those behind move up with the keys of their old positions."""
         size, moved = self._pool.page_size, self.length - stop
         for index in range(start // size, self._pool.pages_for(start + moved)):
-            self.pages[index] = self._pool.private(self.pages[index])
+            self.pages[index] = self._pool.writable(self.pages[index])
         source, target = self.slots(stop, moved), self.slots(start, moved)
         for pages in (*self._pool.keys, *self._pool.values):
             rows = pages.flatten(0, 1)
             rows[target] = rows[source]
         self.truncate(start + moved)
 
-    def adopt(self, ids: Sequence[int]) -> Tensor | None:
+    def reuse_prefix(self, ids: Sequence[int]) -> Tensor | None:
         """Starts an empty table with the pages of the longest known beginning of `ids`, at most all but one token.
 
         Returns the hidden states [length, H] there.
@@ -64,12 +64,12 @@ class BlockTable:
         assert not self.pages
         found = self._pool.prefixes.find(ids[:-1]) if self._shares else []
         for page, _ in found:
-            self._pool.hold(page)
+            self._pool.retain(page)
         self.pages = [page for page, _ in found]
         self.length = len(found) * self._pool.page_size
         return torch.cat([hidden for _, hidden in found]) if found else None
 
-    def publish(self, ids: Sequence[int], hidden: Tensor) -> None:
+    def share_prefix(self, ids: Sequence[int], hidden: Tensor) -> None:
         """Lets other tables start with the full pages of `ids`, which this table starts with; `hidden` [n, H]."""
         if self._shares:
             self._pool.prefixes.add(self.pages, ids, hidden)
@@ -81,7 +81,7 @@ class BlockTable:
             return [self.pages[start // size] * size + start % size]
         return [self.pages[t // size] * size + t % size for t in range(start, start + num_tokens)]
 
-    def runs(self, num_tokens: int) -> Iterator[tuple[int, int]]:
+    def extents(self, num_tokens: int) -> Iterator[tuple[int, int]]:
         """The first `num_tokens` as (first row, number of rows) of contiguous stretches."""
         size, first, end = self._pool.page_size, 0, self._pool.pages_for(num_tokens)
         for index in range(1, end + 1):

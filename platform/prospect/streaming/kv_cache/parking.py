@@ -48,7 +48,7 @@ def put_back(pool: PagePool, table: BlockTable, parked: Mapping[str, Tensor]) ->
         SessionError: the tensors are those of another model.
     """
     assert table.length == 0
-    num_tokens = check(pool, parked)
+    num_tokens = check_parked(pool, parked)
     try:
         table.reserve(num_tokens)
     except SessionError:
@@ -61,7 +61,7 @@ def put_back(pool: PagePool, table: BlockTable, parked: Mapping[str, Tensor]) ->
     table.commit(num_tokens)
 
 
-def check(pool: PagePool, parked: Mapping[str, Tensor]) -> int:
+def check_parked(pool: PagePool, parked: Mapping[str, Tensor]) -> int:
     """How many tokens it holds.
 
     Raises:
@@ -94,7 +94,7 @@ class ParkingLot:
         self._folder = None if folder is None else self._new_folder(folder)
         self.held: dict[str, Parked | Path] = {}
 
-    def leave(self, session_id: str, parked: Parked) -> None:
+    def store(self, session_id: str, parked: Parked) -> None:
         """Raises SessionError where it cannot be written."""
         if self._folder is None:
             self.held[session_id] = parked
@@ -107,7 +107,7 @@ class ParkingLot:
             raise SessionError(f"session {session_id}: cannot be parked in {path.parent} ({error})") from error
         self.held[session_id] = path
 
-    def look(self, session_id: str) -> Parked:
+    def load(self, session_id: str) -> Parked:
         """It stays parked.
 
         Raises:
@@ -140,7 +140,7 @@ class ParkingLot:
         weakref.finalize(self, _remove, folder, lock)
         return folder
 
-    def forget(self, session_id: str) -> None:
+    def remove(self, session_id: str) -> None:
         held = self.held.pop(session_id, None)
         if isinstance(held, Path):
             held.unlink(missing_ok=True)

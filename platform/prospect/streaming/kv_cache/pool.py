@@ -75,7 +75,7 @@ class PagePool:
         cached = len(self._cached)
         return PageCounts(used, sum(n > 1 for n in self._holders), cached, self.num_pages - used - cached)
 
-    def take(self, after: int | None = None) -> int:
+    def allocate(self, after: int | None = None) -> int:
         """A page for a table whose last page is `after`.
 
         Raises:
@@ -88,7 +88,7 @@ class PagePool:
         self._holders[page] = 1
         return page
 
-    def hold(self, page: int) -> None:
+    def retain(self, page: int) -> None:
         """One more table has the page."""
         if page in self._cached:
             del self._cached[page]
@@ -104,10 +104,10 @@ class PagePool:
             else:
                 self._occupied[page // self.stretch] -= 1
 
-    def private(self, page: int) -> int:
+    def writable(self, page: int) -> int:
         """A page with the same content that its one table may overwrite from some token on."""
         if self._holders[page] > 1:
-            copy = self.take(page)
+            copy = self.allocate(page)
             for pages in (*self.keys, *self.values):
                 pages[copy] = pages[page]
             self.release(page)

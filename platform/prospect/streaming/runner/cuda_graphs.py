@@ -14,7 +14,7 @@ from prospect.streaming.attention.gpu import VarlenOverPages
 from prospect.streaming.attention.interface import Chunk
 from prospect.streaming.kv_cache.pool import PagePool
 from prospect.streaming.runner.forward import Trunk
-from prospect.streaming.runner.static import RowPass, Rows
+from prospect.streaming.runner.static import StaticBuffers, StaticPass
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class GraphedTrunk:
         passes: of rising numbers of rows.
     """
 
-    def __init__(self, packed: Trunk, passes: Sequence[RowPass]) -> None:
+    def __init__(self, packed: Trunk, passes: Sequence[StaticPass]) -> None:
         self._packed, self._passes = packed, passes
 
     def __call__(self, chunks: Sequence[Chunk]) -> list[Tensor]:
@@ -43,7 +43,7 @@ class GraphedTrunk:
         return fitting(chunks)
 
 
-class CapturedPass(RowPass):
+class CapturedPass(StaticPass):
     """Captured when it is made, with padding alone; only on CUDA.
 
     Args:
@@ -62,7 +62,7 @@ class CapturedPass(RowPass):
         num_keys: int,
         larger: "CapturedPass | None",
     ) -> None:
-        super().__init__(model, pool, num_rows, num_keys, VarlenRows)
+        super().__init__(model, pool, num_rows, num_keys, SingleTokenVarlen)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -79,7 +79,7 @@ class CapturedPass(RowPass):
 
 
 @torch.inference_mode()
-def captured_passes(model: DSTModel, pool: PagePool, buckets: Sequence[int], num_keys: int) -> list[RowPass]:
+def captured_passes(model: DSTModel, pool: PagePool, buckets: Sequence[int], num_keys: int) -> list[StaticPass]:
     """One for each number of rows, in rising order."""
     passes: list[CapturedPass] = []
     for rows in sorted(set(buckets), reverse=True):
@@ -88,9 +88,9 @@ def captured_passes(model: DSTModel, pool: PagePool, buckets: Sequence[int], num
     return list(reversed(passes))
 
 
-class VarlenRows(VarlenOverPages):
+class SingleTokenVarlen(VarlenOverPages):
     """A row as a sequence with one query, over the pages of its table."""
 
-    def __init__(self, pool: PagePool, rows: Rows) -> None:
+    def __init__(self, pool: PagePool, rows: StaticBuffers) -> None:
         starts = torch.arange(len(rows) + 1, dtype=torch.int32, device=pool.device)
         super().__init__(starts, 1, (rows.positions + 1).int(), rows.tables.shape[1] * pool.page_size, rows.tables)

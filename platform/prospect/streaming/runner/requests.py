@@ -16,7 +16,7 @@ class Feed:
     """Tokens to run behind the session's cache, with a feature row [D] for each image token."""
 
     ids: list[int]
-    rows: np.ndarray | None = None
+    features: np.ndarray | None = None
     wants_logits: bool = False
     """Whether the reply needs the vocabulary logits of the last token: `lm_head` runs for no other."""
     kind: FeedKind = "text"
@@ -48,5 +48,5 @@ class Reply:
     """One for each token of the feed's `decide_at`."""
 
 
-Run = Generator[Feed, Reply, None]
+FeedGenerator = Generator[Feed, Reply, None]
 """A session at work."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from prospect.streaming.kv_cache.block_table import BlockTable
-from prospect.streaming.runner.requests import Feed, FeedKind, Run
+from prospect.streaming.runner.requests import Feed, FeedGenerator, FeedKind
 
 ORDER: dict[FeedKind, int] = {"frame": 0, "context": 1, "text": 2}
 """Frames first, so that no other session's context or utterance delays a decision."""
@@ -18,13 +18,13 @@ class Job:
     """A session's running generator with the feed that it waits for."""
 
     session_id: str
-    run: Run
+    generator: FeedGenerator
     table: BlockTable
     feed: Feed
     hidden: list[torch.Tensor] = field(default_factory=list)
     """Of the tokens fed so far, in parts."""
     fed: int = 0
-    rows_fed: int = 0
+    features_fed: int = 0
     waited: int = 0
     """Steps in which it did not run although others did."""
 

@@ -14,7 +14,7 @@ from prospect.streaming.attention.interface import ATTENTION, Attend, Chunk, Rag
 from prospect.streaming.kv_cache.pool import PagePool
 
 
-class Rows:
+class StaticBuffers:
     """What R tokens need, at addresses that stay.
 
     A row that no token needs is padding: it writes to the pool's last page and sees its first key.
@@ -61,12 +61,12 @@ class Rows:
             tensor.copy_(torch.from_numpy(values))
 
 
-RowAttention = Callable[[PagePool, Rows], Attend]
+StaticAttention = Callable[[PagePool, StaticBuffers], Attend]
 """Made in every pass, from the rows as they are then."""
 
 
-class RowPass:
-    """The trunk over `Rows`; nothing but their content differs from one call to the next.
+class StaticPass:
+    """The trunk over `StaticBuffers`; nothing but their content differs from one call to the next.
 
     Args:
         model: whose trunk.
@@ -82,11 +82,11 @@ class RowPass:
         pool: PagePool,
         num_rows: int,
         num_keys: int,
-        attention: RowAttention,
+        attention: StaticAttention,
     ) -> None:
         self._model, self._pool, self._attention = model, pool, attention
         self._image = (model.config.grammar_ids or {})["<image>"]
-        self._rows = Rows(pool, num_rows, num_keys, model.config.vision_dim)
+        self._rows = StaticBuffers(pool, num_rows, num_keys, model.config.vision_dim)
 
     @property
     def num_rows(self) -> int:
@@ -109,11 +109,11 @@ class RowPass:
         return model.hidden_states(embeddings[None], ATTENTION, position_ids=rows.positions[None], ragged=step)[0]
 
 
-class FixedTrunk:
+class DeterministicTrunk:
     """Every pass has the same shape, so that what a token gives does not depend on its company."""
 
     def __init__(self, model: DSTModel, pool: PagePool, num_rows: int, num_keys: int) -> None:
-        self._pass = RowPass(model, pool, num_rows, num_keys, FixedAttention)
+        self._pass = StaticPass(model, pool, num_rows, num_keys, FixedAttention)
         self._image = (model.config.grammar_ids or {})["<image>"]
 
     def __call__(self, chunks: Sequence[Chunk]) -> list[Tensor]:
@@ -145,7 +145,7 @@ class FixedAttention:
     on an AMD CPU a row's last bits then say which thread worked on it.
     """
 
-    def __init__(self, pool: PagePool, rows: Rows) -> None:
+    def __init__(self, pool: PagePool, rows: StaticBuffers) -> None:
         self._tables = rows.tables
         num_keys = rows.tables.shape[1] * pool.page_size
         later = torch.arange(num_keys, device=pool.device) > rows.positions.unsqueeze(1)

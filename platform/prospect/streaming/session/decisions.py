@@ -83,13 +83,13 @@ class DecisionGate:
     update_armed: bool = True
     """Whether it has since the last update."""
 
-    def updates(self, p_update: float) -> bool:
+    def allows_update(self, p_update: float) -> bool:
         """Whether to update the state at a frame."""
         threshold, hysteresis = self.policy.update, self.policy.update_hysteresis
         self.update_armed |= _came_down(p_update, threshold, hysteresis)
         return p_update > threshold and self.update_armed
 
-    def silence(self, p_speak: float, frame: int, addressed: bool, updated: bool) -> Silence | None:
+    def silence_reason(self, p_speak: float, frame: int, addressed: bool, updated: bool) -> Silence | None:
         """Why to stay silent at a frame; None: speak. A user who has just said something is always answered.
 
         A state that has just moved is something new to speak about: the probability need not have come down.
@@ -102,7 +102,7 @@ class DecisionGate:
             return "cooldown"
         return None if self.speak_armed else "hysteresis"
 
-    def acted(self, frame: int, updated: bool, spoke: bool) -> None:
+    def record(self, frame: int, updated: bool, spoke: bool) -> None:
         """Something was done at a frame; it must not simply go on."""
         if spoke:
             self.last_spoken, self.speak_armed = frame, False

@@ -112,7 +112,7 @@ class DeltaWriter:
             self.state, _ = self.state.apply((complete,), self._grammar.policy)
             self._written, self._ahead = 0, self._grammar.next_pieces(self.delta, self.state)
 
-    def run(self) -> list[int]:
+    def take_forced(self) -> list[int]:
         """Takes and returns the tokens that leave no choice, up to the next one that does."""
         taken = []
         while not self.may_stop and len(self.choices) == 1:

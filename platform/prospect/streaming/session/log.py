@@ -62,7 +62,7 @@ class SessionLog:
     """A session between two frames. `to_json` and `from_json` carry it to another engine."""
 
     spec: SessionSpec
-    restraint: DecisionGate
+    gate: DecisionGate
     """With the thresholds that the session decides by."""
     randomness: RandomState
     state: TaskState
@@ -85,7 +85,7 @@ class SessionLog:
         segment = self.segment
         return {
             "spec": {**vars(self.spec), "state": None if self.spec.state is None else list(self.spec.state.labels)},
-            "restraint": _RESTRAINT.dump_python(self.restraint, mode="json"),
+            "restraint": _GATE.dump_python(self.gate, mode="json"),
             "randomness": vars(self.randomness),
             "state": list(self.state.labels),
             "opening": list(self.opening.labels),
@@ -114,7 +114,7 @@ class SessionLog:
             segment, spec = log["segment"], log["spec"]
             return cls(
                 spec=_SPEC.validate_python({**spec, "state": spec["state"] and TaskState.from_labels(spec["state"])}),
-                restraint=_RESTRAINT.validate_python(log["restraint"]),
+                gate=_GATE.validate_python(log["restraint"]),
                 randomness=_RANDOMNESS.validate_python(log["randomness"]),
                 state=TaskState.from_labels(log["state"]),
                 opening=TaskState.from_labels(log["opening"]),
@@ -139,7 +139,7 @@ class SessionLog:
 
 _SPEC = TypeAdapter(SessionSpec)
 _CONTEXT = TypeAdapter(Context)
-_RESTRAINT = TypeAdapter(DecisionGate)
+_GATE = TypeAdapter(DecisionGate)
 _RANDOMNESS = TypeAdapter(RandomState)
 _COUNTERS = TypeAdapter(Counters)
 

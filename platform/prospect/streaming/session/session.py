@@ -16,12 +16,12 @@ from prospect.dialogue.timeline import FrameEvents
 from prospect.errors import SessionError, session_error
 from prospect.model.interface import DSTConfig
 from prospect.streaming.kv_cache.block_table import BlockTable
-from prospect.streaming.runner.requests import Feed, Reading, Reply, Run
+from prospect.streaming.runner.requests import Feed, FeedGenerator, Reading, Reply
 from prospect.streaming.session.decisions import DecisionGate, DecisionPolicy, read_state, speak_after_delta
 from prospect.streaming.session.log import Segment, SessionLog
 from prospect.streaming.session.sampling import RandomState
 from prospect.streaming.session.shared import Counters, SessionParts
-from prospect.streaming.session.window import Window
+from prospect.streaming.session.window import ContextWindow
 from prospect.streaming.session.writer import Writer
 from prospect.streaming.types import Decision, Event, SessionSpec
 
@@ -59,16 +59,16 @@ class Session:
         self.texts: list[str] = []
         self.num_pushed = self.epoch = 0
         self.patched = self.forgot = False
-        self._restraint = DecisionGate(policy)
+        self._gate = DecisionGate(policy)
         self._randomness = randomness
         self._writer = Writer(parts, cache, policy.sampling, randomness, self.outbox, self.counters)
-        self._window = Window(parts, spec, cache, self._writer)
+        self._window = ContextWindow(parts, spec, cache, self._writer)
         self._window.check_room(self.state)
 
     @property
-    def decides(self) -> DecisionPolicy:
+    def policy(self) -> DecisionPolicy:
         """The thresholds that the session decides by."""
-        return self._restraint.policy
+        return self._gate.policy
 
     @property
     def segment(self) -> Segment | None:
@@ -120,7 +120,7 @@ class Session:
         assert window.segment is not None
         return SessionLog(
             spec=self.spec,
-            restraint=replace(self._restraint),
+            gate=replace(self._gate),
             randomness=replace(self._randomness),
             state=self.state,
             opening=window.opening,
@@ -150,7 +150,7 @@ class Session:
         window = self._window
         self.state, self.history, self.texts = log.state, dict(log.history), list(log.texts)
         self.forgot, self.patched, self.epoch = log.forgot, log.patched, log.epoch + 1
-        self._restraint = replace(log.restraint)
+        self._gate = replace(log.gate)
         vars(self.counters).update(vars(log.counters))
         self.num_pushed = log.counters.frames
         window.segment, window.opening, window.summary = log.segment, log.opening, log.summary
@@ -158,13 +158,13 @@ class Session:
         window.said.clear()
         window.said.extend(log.said)
         window.tail.extend(log.tail)
-        window.take_back(step_vectors)
+        window.restore_step_vectors(step_vectors)
 
-    def start(self) -> Run:
+    def start(self) -> FeedGenerator:
         """Feeds the first context, or a restored segment's tokens."""
         yield from self._window.start(self.state)
 
-    def decide(self) -> Run:
+    def decide(self) -> FeedGenerator:
         """Decides waiting frames in one chunk, up to the first at which something is done; the rest wait again."""
         yield from self._make_room()
         frames, ids, ends = self._catch_up()
@@ -182,7 +182,7 @@ class Session:
 
     # Frames ------------------------------------------------------------------------------------------------
 
-    def _make_room(self) -> Run:
+    def _make_room(self) -> FeedGenerator:
         refreshed = yield from self._window.make_room(self.counters.frames, self.frames[0][1], self.state)
         if refreshed is not None:
             self.counters.refreshes += 1
@@ -198,7 +198,7 @@ class Session:
         ids: list[int] = []
         ends: list[int] = []
         while self.frames and len(taken) < parts.catch_up_frames:
-            if taken and not self._window.holds(len(ids), self.frames[0][1]):
+            if taken and not self._window.fits(len(ids), self.frames[0][1]):
                 break
             taken.append(self.frames.popleft())
             ids += [token for text in taken[-1][1] for token in user_block(parts.vocabulary, text)]
@@ -213,18 +213,18 @@ class Session:
         frame, tracked, lm_head_before = self.counters.frames, self.spec.tracked, self.counters.lm_head_calls
         p_speak, p_update = reading.p_speak, reading.p_update if tracked else 0.0
         readout = self._read_out(reading)
-        wanted = None if self.decides.dst_decoder == "generate" else readout or self.state
+        wanted = None if self.policy.dst_decoder == "generate" else readout or self.state
         delta: Delta = ()
-        updates = tracked and self._restraint.updates(p_update) and self._writer.has_delta(self.state, wanted)
+        updates = tracked and self._gate.allows_update(p_update) and self._writer.can_write_delta(self.state, wanted)
         if updates:
             self.cache.truncate(behind)
             delta, after = yield from self._update(wanted)
             p_speak = speak_after_delta(self._parts.model, p_speak, after)
-        utterance, silence = None, self._restraint.silence(p_speak, frame, bool(texts), bool(delta))
+        utterance, silence = None, self._gate.silence_reason(p_speak, frame, bool(texts), bool(delta))
         if silence is None:
             if not updates:
                 self.cache.truncate(behind)
-            utterance = yield from self._writer.utterance(frame)
+            utterance = yield from self._writer.generate_utterance(frame)
         fast = self.counters.lm_head_calls == lm_head_before
         self._finish(embedding, FrameEvents(texts, delta, utterance), fast)
         self.outbox.append(Decision(frame, p_speak, p_update, self.state, delta, utterance, readout, fast, silence))
@@ -233,9 +233,9 @@ class Session:
     def _update(self, wanted: TaskState | None) -> Generator[Feed, Reply, tuple[Delta, Tensor]]:
         """Moves the state by a delta that the model writes, or to `wanted`, which the state head reads off."""
         if wanted is None:
-            delta, after = yield from self._writer.delta(self.state)
+            delta, after = yield from self._writer.generate_delta(self.state)
         else:
-            delta, after = yield from self._writer.given_delta(self.state, wanted)
+            delta, after = yield from self._writer.write_delta_to(self.state, wanted)
         self.state, late = self.state.apply(delta, self._parts.policy)  # the state may have been set meanwhile
         return tuple(transition for transition in delta if transition not in late), after
 
@@ -246,8 +246,8 @@ class Session:
 
     def _finish(self, embedding: np.ndarray, events: FrameEvents, fast: bool) -> None:
         frame = self.counters.frames
-        self._window.decided(embedding, events)
-        self._restraint.acted(frame, bool(events.delta), events.utterance is not None)
+        self._window.add_frame(embedding, events)
+        self._gate.record(frame, bool(events.delta), events.utterance is not None)
         if events != FrameEvents():
             self.history[frame] = events
         if len(self.history) > self._parts.history_events:

@@ -18,7 +18,7 @@ from prospect.streaming.types import SessionSpec
 
 
 @dataclass(frozen=True)
-class Seen:
+class ContextInputs:
     """What there is to make a context from. F frames were decided since the last one was made."""
 
     opening: TaskState
@@ -65,7 +65,7 @@ class Strategy:
         reserve: tokens that it leaves free at least.
     """
 
-    plan: Callable[[ContextSettings, Seen], ContextPlan]
+    plan: Callable[[ContextSettings, ContextInputs], ContextPlan]
     asks: Literal["", "watched", "state"] = ""
     stateless: bool = False
     cuts: bool = False
@@ -73,32 +73,32 @@ class Strategy:
     reserve: int = 0
 
 
-def _prompt(settings: ContextSettings, seen: Seen) -> ContextPlan:
+def _prompt(settings: ContextSettings, seen: ContextInputs) -> ContextPlan:
     return ContextPlan(seen.state)
 
 
-def _opening_prompt(settings: ContextSettings, seen: Seen) -> ContextPlan:
+def _opening_prompt(settings: ContextSettings, seen: ContextInputs) -> ContextPlan:
     return ContextPlan(seen.opening)
 
 
-def _opening_prompt_and_summary(settings: ContextSettings, seen: Seen) -> ContextPlan:
+def _opening_prompt_and_summary(settings: ContextSettings, seen: ContextInputs) -> ContextPlan:
     return ContextPlan(seen.opening, summary=seen.summary)
 
 
-def _nothing(settings: ContextSettings, seen: Seen) -> ContextPlan:
+def _nothing(settings: ContextSettings, seen: ContextInputs) -> ContextPlan:
     return ContextPlan(seen.state, prompt=False)
 
 
-def _refresh(settings: ContextSettings, seen: Seen) -> ContextPlan:
+def _refresh(settings: ContextSettings, seen: ContextInputs) -> ContextPlan:
     kept = tuple(seen.said[max(0, len(seen.said) - settings.last_utterances) :])
     return ContextPlan(seen.state, kept, min(seen.num_tail, settings.max_tail_frames))
 
 
-def _refresh_and_summary(settings: ContextSettings, seen: Seen) -> ContextPlan:
+def _refresh_and_summary(settings: ContextSettings, seen: ContextInputs) -> ContextPlan:
     return replace(_refresh(settings, seen), summary=seen.summary)
 
 
-def _last_tokens(settings: ContextSettings, seen: Seen) -> ContextPlan:
+def _last_tokens(settings: ContextSettings, seen: ContextInputs) -> ContextPlan:
     kept = frames_within(seen.lengths, min(settings.keep_last_tokens, seen.room))
     return ContextPlan(seen.states[-kept], kept_frames=kept) if kept else ContextPlan(seen.state)
 
@@ -126,7 +126,7 @@ def strategy_of(settings: ContextSettings) -> Strategy:
     return (_PUBLISHED if settings.published else _OURS)[settings.strategy]
 
 
-def plan_context(settings: ContextSettings, seen: Seen, patched: bool) -> ContextPlan:
+def plan_context(settings: ContextSettings, seen: ContextInputs, patched: bool) -> ContextPlan:
     """What the next context shows; a state that was set from outside is shown by every strategy."""
     strategy = strategy_of(settings)
     if patched and not strategy.shows_state:
@@ -134,7 +134,7 @@ def plan_context(settings: ContextSettings, seen: Seen, patched: bool) -> Contex
     return strategy.plan(settings, seen)
 
 
-def plan_opening(settings: ContextSettings, seen: Seen) -> ContextPlan:
+def plan_opening(settings: ContextSettings, seen: ContextInputs) -> ContextPlan:
     """What a session's first context shows: everything that it was opened with."""
     strategy = strategy_of(settings)
     if strategy.stateless:

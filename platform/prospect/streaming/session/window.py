@@ -12,12 +12,12 @@ from prospect.dialogue.state import TaskState
 from prospect.dialogue.timeline import FrameEvents
 from prospect.errors import SessionError
 from prospect.streaming.kv_cache.block_table import BlockTable
-from prospect.streaming.runner.requests import Feed, Reply, Run
+from prospect.streaming.runner.requests import Feed, FeedGenerator, Reply
 from prospect.streaming.session.log import Segment
 from prospect.streaming.session.shared import SessionParts
 from prospect.streaming.session.strategies import (
+    ContextInputs,
     ContextPlan,
-    Seen,
     frame_lengths,
     frames_within,
     full_reserve,
@@ -34,7 +34,7 @@ from prospect.streaming.session.writer import Writer
 from prospect.streaming.types import Refreshed, SessionSpec
 
 
-class Window:
+class ContextWindow:
     """The context, the frames behind it, and what the next context is made from.
 
     Attributes:
@@ -82,7 +82,7 @@ class Window:
         summary = summary_line(self._parts.context)
         return self._parts.context.max_seq_len - text - summary - tail - self._reserve
 
-    def holds(self, num_tokens: int, texts: tuple[str, ...]) -> bool:
+    def fits(self, num_tokens: int, texts: tuple[str, ...]) -> bool:
         """Whether a frame that comes `num_tokens` later fits, whatever comes of it, and with what users said."""
         needed = num_tokens + self._needed(texts)
         return self._cache.length + needed <= self._parts.context.max_seq_len and not self._strategy.stateless
@@ -92,13 +92,13 @@ class Window:
 
     # Contexts ----------------------------------------------------------------------------------------------
 
-    def start(self, state: TaskState) -> Run:
+    def start(self, state: TaskState) -> FeedGenerator:
         """Feeds the first context, or a restored segment's tokens."""
         if self.segment is not None:
             yield from self._feed(self.segment)
             return
         room = self._parts.context.max_seq_len - self._needed(())
-        yield from self._open(plan_opening(self._parts.context, self._seen(state, room)), room, 0)
+        yield from self._open(plan_opening(self._parts.context, self._inputs(state, room)), room, 0)
 
     def make_room(
         self, frame: int, texts: tuple[str, ...], state: TaskState
@@ -106,7 +106,7 @@ class Window:
         """Rebuilds the context where this frame, whatever comes of it, might not fit; says so then."""
         if self._strategy.stateless and self._start_over(frame, state):
             return None
-        if not self.stale and self.holds(0, texts):
+        if not self.stale and self.fits(0, texts):
             return None
         before, patched = self._cache.length, self.stale
         self.stale = False  # a patch that comes while the context is fed makes it stale again
@@ -115,11 +115,11 @@ class Window:
             yield from self._summarise(frame, state)
         room = self._parts.context.max_seq_len - self._needed(texts)
         if patched or not (self._strategy.cuts and self._cut(room)):
-            plan = plan_context(self._parts.context, self._seen(state, room), patched)
+            plan = plan_context(self._parts.context, self._inputs(state, room), patched)
             yield from self._open(plan, room, frame)
         return Refreshed(frame, before, self._cache.length, self.summary if asked else None, asked and self._oracle)
 
-    def decided(self, embedding: np.ndarray, events: FrameEvents) -> None:
+    def add_frame(self, embedding: np.ndarray, events: FrameEvents) -> None:
         """A frame stands in the cache with what happened at it."""
         assert self.segment is not None
         self.segment.frames.append(embedding)
@@ -132,13 +132,13 @@ class Window:
     def _start_over(self, frame: int, state: TaskState) -> bool:
         """Forgets the frames and keeps the context, if it shows the state that a new one would."""
         assert self.segment is not None
-        if self.stale or plan_context(self._parts.context, self._seen(state, 0), False).state != self.segment.state:
+        if self.stale or plan_context(self._parts.context, self._inputs(state, 0), False).state != self.segment.state:
             return False
         self._cache.truncate(len(self.segment.context.ids))
         self.segment = Segment(self.segment.context, frame, self.segment.state, self.segment.tail)
         return True
 
-    def _open(self, plan: ContextPlan, room: int, frame: int) -> Run:
+    def _open(self, plan: ContextPlan, room: int, frame: int) -> FeedGenerator:
         self._cache.truncate(0)
         past, kept = self.segment, plan.kept_frames
         tail = list(self.tail)[len(self.tail) - plan.tail_frames :]
@@ -149,7 +149,7 @@ class Window:
             self.segment.frames, self.segment.events = past.frames[-kept:], past.events[-kept:]
         yield from self._feed(self.segment)
 
-    def _feed(self, segment: Segment) -> Run:
+    def _feed(self, segment: Segment) -> FeedGenerator:
         """Fills the empty cache with a segment: everything in it is known, nothing is decided."""
         parts, rows = self._parts, [*segment.tail, *segment.frames]
         ids = segment.sequence(parts.vocabulary, parts.tokens_per_frame).ids
@@ -161,7 +161,7 @@ class Window:
         )
         self._take_step_vectors(segment.context, reply.hidden)
 
-    def take_back(self, step_vectors: Tensor | None) -> None:
+    def restore_step_vectors(self, step_vectors: Tensor | None) -> None:
         """The step vectors of a segment whose keys and values were put back."""
         assert self.segment is not None
         self.shown, self.step_vectors = self._steps_shown(self.segment.context), step_vectors
@@ -203,7 +203,7 @@ class Window:
     def _oracle(self) -> bool:
         return self._parts.context.published and self._strategy.asks == "state" and bool(self._spec.oracle)
 
-    def _summarise(self, frame: int, state: TaskState) -> Run:
+    def _summarise(self, frame: int, state: TaskState) -> FeedGenerator:
         """Asks for a summary behind the last frame, which is shown once more, where there is one and it fits."""
         parts, settings = self._parts, self._parts.context
         images = [*self.segment.tail, *self.segment.frames] if self.segment is not None else []
@@ -214,7 +214,7 @@ class Window:
         if settings.published and not (yield from self._wants_to_speak(question, images[-1])):
             self.summary = None
             return
-        summary = yield from self._writer.summary(question, images[-1], settings.max_summary_tokens)
+        summary = yield from self._writer.generate_summary(question, images[-1], settings.max_summary_tokens)
         self.summary = summary or self.summary
 
     def _wants_to_speak(self, question: list[int], image: np.ndarray) -> Generator[Feed, Reply, bool]:
@@ -230,17 +230,17 @@ class Window:
         events = self.segment.events if self.segment is not None else []
         return frame_lengths(self._parts.vocabulary, events, self._parts.tokens_per_frame)
 
-    def _seen(self, state: TaskState, room: int) -> Seen:
+    def _inputs(self, state: TaskState, room: int) -> ContextInputs:
         """`room` is what a context may take as a whole."""
         prompt = self._context(ContextPlan(state)).num_text + 2 * len(self._spec.steps)
-        seen = Seen(self.opening, state, tuple(self.said), len(self.tail), self.summary, room=room - prompt)
+        seen = ContextInputs(self.opening, state, tuple(self.said), len(self.tail), self.summary, room=room - prompt)
         if self.segment is None:
             return seen
         before, states = self.segment.state, []
         for events in self.segment.events:
             states.append(before)
             before, _ = before.apply(events.delta, self._parts.policy)
-        return Seen(**{**vars(seen), "lengths": self._lengths(), "states": states})
+        return ContextInputs(**{**vars(seen), "lengths": self._lengths(), "states": states})
 
     def _context(self, plan: ContextPlan, room: int | None = None) -> Context:
         parts = self._parts

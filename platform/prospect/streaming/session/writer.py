@@ -39,22 +39,22 @@ class Writer:
     def vocabulary(self) -> Vocabulary:
         return self.parts.vocabulary
 
-    def has_delta(self, state: TaskState, wanted: TaskState | None) -> bool:
+    def can_write_delta(self, state: TaskState, wanted: TaskState | None) -> bool:
         """Whether there is a legal transition, or one to the state that is wanted, and room for it."""
         if wanted is None:
             return not self.parts.grammar.start(state).done
         return bool(self.parts.grammar.shortened(state.delta_to(wanted)))
 
-    def delta(self, state: TaskState) -> Generator[Feed, Reply, tuple[Delta, Tensor]]:
+    def generate_delta(self, state: TaskState) -> Generator[Feed, Reply, tuple[Delta, Tensor]]:
         """Generates a delta that is legal in `state`; returns it and the hidden state at its stop token."""
         writer, start = self.parts.grammar.start(state), self.cache.length
         fed: list[int] = []
         ahead = [self.vocabulary.dst]
         while True:
-            ahead += writer.run()
+            ahead += writer.take_forced()
             if writer.done:
                 break
-            logits = yield from self._ask(ahead)
+            logits = yield from self._logits(ahead)
             fed, ahead = fed + ahead, []
             stops = sorted(self.vocabulary.stop_ids) if writer.may_stop else []
             token = most_probable(logits, [*writer.choices, *stops])
@@ -63,35 +63,35 @@ class Writer:
                 break
             writer.take(token)
             ahead = [token]
-        hidden = yield from self._settle(start, fed, delta_block(self.vocabulary, writer.delta))
+        hidden = yield from self._leave_exactly(start, fed, delta_block(self.vocabulary, writer.delta))
         return writer.delta, hidden
 
-    def given_delta(self, state: TaskState, wanted: TaskState) -> Generator[Feed, Reply, tuple[Delta, Tensor]]:
+    def write_delta_to(self, state: TaskState, wanted: TaskState) -> Generator[Feed, Reply, tuple[Delta, Tensor]]:
         """Writes the delta from `state` to `wanted` as far as there is room; `lm_head` is not asked for it."""
         delta = self.parts.grammar.shortened(state.delta_to(wanted))
         reply = yield Feed(delta_block(self.vocabulary, delta))
         return delta, reply.hidden[-1]
 
-    def utterance(self, frame: int) -> Generator[Feed, Reply, str | None]:
+    def generate_utterance(self, frame: int) -> Generator[Feed, Reply, str | None]:
         """Generates an utterance; its pieces go out as they come."""
         start, vocabulary, limit = self.cache.length, self.vocabulary, self.parts.context.max_utterance_tokens
         self._num_sent = 0
-        fed, ahead = yield from self._text([vocabulary.asst], None, limit, frame)
-        text = self._within(vocabulary.decode([*fed, *ahead][1:]).strip(), limit)
+        fed, ahead = yield from self._generate([vocabulary.asst], None, limit, frame)
+        text = self._shortened(vocabulary.decode([*fed, *ahead][1:]).strip(), limit)
         if len(text) > self._num_sent:  # it ended in half a character
             self.outbox.append(TextPiece(frame, text[self._num_sent :]))
         if text:
-            yield from self._settle(start, fed, utterance_block(vocabulary, text))
+            yield from self._leave_exactly(start, fed, utterance_block(vocabulary, text))
         else:
             self.cache.truncate(start)
         return text or None
 
-    def summary(self, question: list[int], image: np.ndarray, limit: int) -> Generator[Feed, Reply, str]:
+    def generate_summary(self, question: list[int], image: np.ndarray, limit: int) -> Generator[Feed, Reply, str]:
         """The answer to a `summary_request` with its image's features [I, D]; it stays in no cache."""
-        fed, ahead = yield from self._text([*question, self.vocabulary.asst], image, limit)
-        return self._within(self.vocabulary.decode([*fed, *ahead][len(question) + 1 :]).strip(), limit)
+        fed, ahead = yield from self._generate([*question, self.vocabulary.asst], image, limit)
+        return self._shortened(self.vocabulary.decode([*fed, *ahead][len(question) + 1 :]).strip(), limit)
 
-    def _text(
+    def _generate(
         self, prefix: list[int], image: np.ndarray | None, limit: int, frame: int | None = None
     ) -> Generator[Feed, Reply, tuple[list[int], list[int]]]:
         """Tokens behind `prefix` until a stop id or `limit`: what was fed, and what was not yet."""
@@ -99,7 +99,7 @@ class Writer:
         fed: list[int] = []
         ahead, ids = prefix, list[int]()
         while len(ids) < limit:
-            logits = yield from self._ask(ahead, image if not fed else None)
+            logits = yield from self._logits(ahead, image if not fed else None)
             fed, ahead = fed + ahead, []
             token = next_token(logits, limits, not ids, self.sampling, self.randomness)
             if token in limits.stop_ids:
@@ -110,13 +110,13 @@ class Writer:
                 self._send_piece(frame, ids)
         return fed, ahead
 
-    def _ask(self, ids: list[int], rows: np.ndarray | None = None) -> Generator[Feed, Reply, Tensor]:
+    def _logits(self, ids: list[int], rows: np.ndarray | None = None) -> Generator[Feed, Reply, Tensor]:
         reply = yield Feed(ids, rows, wants_logits=True)
         self.counters.lm_head_calls += 1
         assert reply.logits is not None
         return reply.logits
 
-    def _within(self, text: str, limit: int) -> str:
+    def _shortened(self, text: str, limit: int) -> str:
         """The start of `text` that `limit` tokens hold: half a character generated takes more as text."""
         while len(ids := self.vocabulary.encode(text)) > limit:
             text = self.vocabulary.decode(ids[:limit]).rstrip(_HALF).rstrip()
@@ -129,7 +129,7 @@ class Writer:
             self.outbox.append(TextPiece(frame, text[self._num_sent :]))
             self._num_sent = len(text)
 
-    def _settle(self, start: int, fed: list[int], block: list[int]) -> Generator[Feed, Reply, Tensor]:
+    def _leave_exactly(self, start: int, fed: list[int], block: list[int]) -> Generator[Feed, Reply, Tensor]:
         """Leaves exactly `block` in the cache from `start` on; returns the hidden state at its stop token."""
         missing = block[len(fed) :]
         if block[: len(fed)] != fed:

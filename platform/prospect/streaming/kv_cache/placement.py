@@ -21,14 +21,16 @@ class CachePlacement:
 
     Args:
         pool: of pages.
-        places: sessions that fit when all are full.
+        max_residents: sessions that fit when all are full.
         lot: where the others wait.
         activity: of a session.
     """
 
-    def __init__(self, pool: PagePool, places: int, lot: ParkingLot, activity: Callable[[str], Activity]) -> None:
+    def __init__(
+        self, pool: PagePool, max_residents: int, lot: ParkingLot, activity: Callable[[str], Activity]
+    ) -> None:
         self._pool, self._lot, self._activity = pool, lot, activity
-        self.places = places
+        self.max_residents = max_residents
         self._residents: OrderedDict[str, BlockTable] = OrderedDict()
         """The one that was used longest ago comes first."""
         self._had_turn: set[str] = set()
@@ -44,16 +46,16 @@ class CachePlacement:
         """The one that waits longest comes first."""
         return list(self._lot.held)
 
-    def enter(self, session_id: str, table: BlockTable) -> None:
+    def add(self, session_id: str, table: BlockTable) -> None:
         self._residents[session_id] = table
 
-    def used(self, session_id: str) -> None:
+    def touch(self, session_id: str) -> None:
         self._residents.move_to_end(session_id)
         self._had_turn.add(session_id)
 
-    def leave(self, session_id: str) -> None:
+    def remove(self, session_id: str) -> None:
         """Gives back the pages, or the parked copy."""
-        self._lot.forget(session_id)
+        self._lot.remove(session_id)
         table = self._residents.pop(session_id, None)
         self._had_turn.discard(session_id)
         if table is not None:
@@ -66,25 +68,25 @@ class CachePlacement:
             SessionError: there is no room for them elsewhere; they stay.
         """
         if session_id not in self._lot.held:
-            self._lot.leave(session_id, copy_out(self._pool, self._residents[session_id]))
+            self._lot.store(session_id, copy_out(self._pool, self._residents[session_id]))
             self._residents.pop(session_id).truncate(0)
             self._had_turn.discard(session_id)
 
-    def bring_in(self, session_id: str, table: BlockTable) -> None:
+    def unpark(self, session_id: str, table: BlockTable) -> None:
         """A parked session comes into the pool, if need be in the place of another; it stays out if all are busy.
 
         Raises:
             SessionError: the parked copy is gone or damaged.
         """
-        if self.make_place():
-            put_back(self._pool, table, self._lot.look(session_id))
-            self._lot.forget(session_id)
-            self.enter(session_id, table)
+        if self.make_room():
+            put_back(self._pool, table, self._lot.load(session_id))
+            self._lot.remove(session_id)
+            self.add(session_id, table)
 
     def is_full(self) -> bool:
-        return len(self._residents) >= self.places
+        return len(self._residents) >= self.max_residents
 
-    def make_place(self) -> bool:
+    def make_room(self) -> bool:
         """Whether one more fits, if need be because one was parked that has nothing to do or has had its turn."""
         if not self.is_full():
             return True
@@ -103,4 +105,4 @@ class CachePlacement:
     def copy(self, session_id: str) -> Parked:
         """Keys and values of a session, wherever they are."""
         table = self._residents.get(session_id)
-        return copy_out(self._pool, table) if table is not None else self._lot.look(session_id)
+        return copy_out(self._pool, table) if table is not None else self._lot.load(session_id)
