@@ -105,7 +105,7 @@ def test_sessions_get_stretches_of_their_own_and_give_way_to_one_who_needs_the_l
             table.commit(SIZE)
     assert [table.pages[0] for table in tables] == [0, 5, 10, 15]
     assert all(len(list(table.extents(table.length))) == 1 for table in tables)
-    with pytest.raises(OutOfPagesError, match="all 20 pages of 4 tokens are taken"):
+    with pytest.raises(OutOfPagesError, match="all 20 pages of 4 tokens are in use"):
         BlockTable(pool, SIZE).reserve(1)
     tables[0].share_prefix(list(range(8)), torch.zeros(8, 1))
     tables[0].truncate(0)

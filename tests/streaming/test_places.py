@@ -54,7 +54,7 @@ def test_no_more_are_opened_than_full_ones_fit(loaded):
     assert decided(engine) == {"a": [0, 1, 2]}
     engine.close("b")
     engine.open("c", TEA)
-    with pytest.raises(OutOfPagesError, match=r"2 pages of 64 tokens hold no session of 256"):
+    with pytest.raises(OutOfPagesError, match=r"2 pages of 64 tokens cannot hold a session of 256"):
         StreamingEngine(loaded, SMALL, TWO.model_copy(update={"pages": 2}))
 
 
@@ -119,7 +119,9 @@ sys.stdin.read()
 
 def test_a_parking_folder_that_cannot_be_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"streaming.parking_folder .*/file/parked: no folder can be made there"):
+    with pytest.raises(
+        ConfigError, match=r"`streaming.parking_folder` \(.*/file/parked\) must be a folder that can be written to"
+    ):
         ParkingLot(tmp_path / "file" / "parked")
 
 

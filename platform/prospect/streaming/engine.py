@@ -1,6 +1,6 @@
-"""The streaming engine: many sessions, one forward pass.
+"""The streaming engine: opens sessions, takes their frames, and decides them in one forward pass a step.
 
-A plain Python object that a test, the evaluator and the Serve deployment drive alike.
+A plain Python object: tests, the evaluator and the Serve deployment drive the same one.
 """
 
 import logging
@@ -39,13 +39,13 @@ log = logging.getLogger(__name__)
 
 
 class StreamingEngine:
-    """Opens sessions, takes frames, and decides them in `step`.
+    """Many live sessions of one model.
 
     Args:
         loaded: the model.
-        context: how contexts are made.
+        context: how contexts are built.
         settings: of the engine.
-        equivalent_to: fingerprints of embeddings that are taken beside those of the model's own.
+        equivalent_to: fingerprints of embeddings that are accepted beside the model's own.
     """
 
     def __init__(
@@ -87,11 +87,11 @@ class StreamingEngine:
     # Sessions ----------------------------------------------------------------------------------------------
 
     def open(self, session_id: str, spec: SessionSpec) -> None:
-        """Opens a session; its context is fed by the next steps.
+        """Open a session; the next steps feed its context.
 
         Raises:
-            SessionError: the id is taken, all places are (`busy`), or the context leaves no room.
-            UntrainedHeadError: a recipe is given and the model never learned to track one.
+            SessionError: the id is in use, all sessions are (`busy`), or the context leaves no room for a frame.
+            UntrainedHeadError: a recipe is given, and the heads that track it are untrained.
         """
         self._admit(session_id, spec, self.settings.dst_decoder)
         seed = derived_seed(self.settings.sampling.seed, session_id) if spec.seed is None else spec.seed
@@ -101,10 +101,12 @@ class StreamingEngine:
         self._executor.start(session_id, session.start(), session.cache)
 
     def push_frame(self, session_id: str, embedding: np.ndarray, fingerprint: str | None = None) -> int:
-        """Queues a frame's features [I, D]; returns its index.
+        """Queue a frame's features [I, D]; return its index in the stream.
 
         Raises:
-            UnknownSessionError, FingerprintError, SessionError: `wrong_shape`, `overloaded`.
+            UnknownSessionError: the session is not open here.
+            FingerprintError: the features come from another encoder.
+            SessionError: `wrong_shape`, values that are not finite, or `overloaded`.
         """
         session = self._session(session_id)
         if fingerprint is not None and fingerprint not in self._accepted:
@@ -116,14 +118,14 @@ class StreamingEngine:
         return session.push_frame(embedding)
 
     def push_text(self, session_id: str, text: str) -> None:
-        """Text of the user; it joins the next frame."""
+        """Add a text of the user to the next frame that is pushed."""
         self._session(session_id).push_text(text)
 
     def patch_state(self, session_id: str, changes: Mapping[str, str]) -> TaskState:
-        """Sets steps by id, such as {"S2": "completed"}; returns the new state.
+        """Set steps by id, such as {"S2": "completed"}; return the new state.
 
         Raises:
-            SessionError: a step or a state that does not exist; nothing is changed then.
+            SessionError: a step or a state is unknown; nothing is changed then.
         """
         session = self._session(session_id)
         session.patch_state(changes)
@@ -136,12 +138,12 @@ class StreamingEngine:
         return self._session(session_id).counters
 
     def waiting(self, session_id: str) -> int:
-        """Frames pushed and not decided."""
+        """Return the number of frames pushed and not decided."""
         session = self._session(session_id)
         return session.num_pushed - session.counters.frames
 
     def close(self, session_id: str) -> None:
-        """Forgets the session and frees its pages."""
+        """Forget the session and free its pages."""
         self._closed.add(self._session(session_id).counters)
         self._executor.drop(session_id)
         self._placement.remove(session_id)
@@ -149,14 +151,14 @@ class StreamingEngine:
 
     @property
     def capacity(self) -> int:
-        """Sessions that fit when each is as long as a context may be; known before any opens."""
+        """Sessions that fit when all are as long as a context may be; known before any opens."""
         return min(self.settings.max_sessions, self._placement.max_residents)
 
     def park(self, session_id: str) -> None:
-        """Moves an idle session's keys and values out of the pool; its next frame brings them back.
+        """Move an idle session's keys and values out of the pool; its next frame brings them back.
 
         Raises:
-            SessionError: frames are still being decided, or the disk takes no more.
+            SessionError: frames are still being decided, or the parked copy cannot be written.
         """
         self._idle_session(session_id)
         self._placement.park(session_id)
@@ -166,19 +168,23 @@ class StreamingEngine:
         return list(self._sessions)
 
     def record(self, session_id: str) -> Dialogue:
-        """The session so far as a dialogue record, which converts back to the tokens that were fed."""
+        """Return the session so far as a dialogue record, which converts back to the tokens that were fed.
+
+        Raises:
+            SessionError: the session continued another, its state was set, or its first events are forgotten.
+        """
         session = self._session(session_id)
         given = session.spec.state is not None and session.spec.state != TaskState.initial(len(session.spec.steps))
         if given or session.patched or session.spec.utterances:
-            raise SessionError(f"session {session_id}: it continued another or its state was set; it makes no record")
-        if session.forgot:
             raise SessionError(
-                f"session {session_id}: it has forgotten its first events; raise streaming.history_events"
+                f"session {session_id}: cannot become a record, since it continued another or its state was set"
             )
+        if session.forgot:
+            raise SessionError(f"session {session_id}: has forgotten its first events; raise streaming.history_events")
         return to_dialogue(session_id, session.spec, session.history, session.counters.frames)
 
     def segment(self, session_id: str) -> Segment | None:
-        """What was fed since the context was last built."""
+        """Return what was fed since the context was last built; None until the first context is fed."""
         return self._session(session_id).segment
 
     # Work --------------------------------------------------------------------------------------------------
@@ -187,7 +193,7 @@ class StreamingEngine:
         return bool(self._executor) or any(session.frames or session.outbox for session in self._sessions.values())
 
     def step(self) -> list[tuple[str, Event]]:
-        """One ragged forward for the sessions whose turn it is; returns what happened, by session."""
+        """Run one ragged forward pass for the scheduled sessions; return what happened, as (session id, event)."""
         for session_id in self._waiting(self._placement.parked):
             self._unpark(session_id)
         for session_id in self._waiting(self._placement.residents):
@@ -217,7 +223,7 @@ class StreamingEngine:
             self._fail(session_id, error)
 
     def stats(self) -> EngineStats:
-        """What was done so far and what is in the pool now."""
+        """Return what was done so far, and what is in the pool now."""
         counters = [self._closed.total, *(session.counters for session in self._sessions.values())]
         return EngineStats(
             sessions=len(self._sessions),
@@ -241,10 +247,10 @@ class StreamingEngine:
     # Moving sessions ---------------------------------------------------------------------------------------
 
     def export(self, session_id: str, parked: bool = False) -> dict[str, Any]:
-        """The session's log, from which another engine continues: JSON, without keys and values.
+        """Return the session's log, from which another engine continues it: JSON, without keys and values.
 
-        With `parked` they are in it, as safetensors bytes under `cache`: the other engine then computes nothing again.
-        They are left out where a state that was set makes the next frame build the context anew.
+        With `parked`, `cache` holds these as safetensors bytes, and the other engine computes nothing again. They are
+        left out if a patched state makes the next frame rebuild the context.
 
         Raises:
             SessionError: frames are still being decided.
@@ -268,11 +274,11 @@ class StreamingEngine:
         return weights_hash(self._model)
 
     def import_(self, log: Mapping[str, Any]) -> str:
-        """Opens a session from its log; the cache is put back, or rebuilt from the tokens. Returns its id.
+        """Open a session from its log; put its cache back, or feed its tokens again. Returns its id.
 
         Raises:
-            SessionError: the log is unreadable, or the id is taken here.
-            FingerprintError: it was recorded with another encoder.
+            SessionError: the log is unreadable or does not fit this engine, or the id is in use.
+            FingerprintError: the log was recorded with another encoder.
         """
         restored = checked_log(log, self.loaded, self.context.max_seq_len)
         session_id = str(log.get("session_id"))

@@ -1,4 +1,4 @@
-"""Attention that reads pages by their tables: on a GPU, and wherever torch compiles FlexAttention."""
+"""Attention that reads pages by block tables: `varlen` on CUDA, `flex` wherever torch compiles FlexAttention."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -14,26 +14,26 @@ from prospect.streaming.attention.interface import Chunk
 from prospect.streaming.kv_cache.pool import PagePool
 
 QUERY_BLOCK = 128
-"""Queries that FlexAttention treats together; a session's are never in a block with another's."""
+"""Queries in one block of FlexAttention; a block never holds queries of two sessions."""
 
 
 class VarlenOverPages:
-    """CUDA: `torch.nn.attention.varlen` of S sequences' last tokens, packed, over their pages.
+    """`torch.nn.attention.varlen` of the packed last tokens of S sequences, over their pages; on CUDA.
 
-    On Hopper and data-centre Blackwell cuDNN does it, with pages of any power of two; elsewhere Flash Attention 2, with
-    pages of a multiple of 256 tokens.
+    On Hopper and data-centre Blackwell cuDNN runs it, with pages of any power of two; elsewhere Flash Attention 2
+    does, with pages of a multiple of 256 tokens.
 
     Args:
         starts: int32 [S + 1] where each sequence's queries begin.
-        max_new: queries of the sequence that has most.
-        ends: int32 [S] keys of each sequence, its new ones included.
-        max_keys: of the longest one; its pages are the tables' width.
+        max_new: most queries of one sequence.
+        ends: int32 [S] keys of each sequence, the new ones included.
+        max_keys: most keys of one sequence; W pages hold them.
         tables: int32 [S, W] pages.
     """
 
     def __init__(self, starts: Tensor, max_new: int, ends: Tensor, max_keys: int, tables: Tensor) -> None:
         self._starts, self._max_new, self._ends, self._max_keys, self._tables = starts, max_new, ends, max_keys, tables
-        # Tables and ends say it all, but Flash Attention 2 refuses queries with starts where keys have none.
+        # Redundant beside tables and ends, but Flash Attention 2 refuses starts of queries without starts of keys.
         self._key_starts = pad(ends.cumsum(0, dtype=torch.int32), (1, 0))
 
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
@@ -58,7 +58,7 @@ class VarlenOverPages:
 
 
 class VarlenAttention(VarlenOverPages):
-    """The new tokens of the chunks."""
+    """The `varlen` backend."""
 
     def __init__(self, pool: PagePool, chunks: Sequence[Chunk]) -> None:
         counts = torch.tensor([chunk.num_tokens for chunk in chunks], dtype=torch.int32)
@@ -78,7 +78,7 @@ class VarlenAttention(VarlenOverPages):
 
 
 class FlexAttention:
-    """Block-sparse over pages. Sessions with as many new tokens as each other make one call."""
+    """The `flex` backend: block-sparse over pages, one call for all sessions with equally many new tokens."""
 
     def __init__(self, pool: PagePool, chunks: Sequence[Chunk]) -> None:
         self._pool = pool
@@ -109,7 +109,7 @@ class FlexAttention:
         return result
 
     def _mask(self, chunks: Sequence[Chunk], num_tokens: int) -> BlockMask:
-        """Which pages each session's queries read, and which of their keys."""
+        """Return which pages each session's queries read, and which keys of these."""
         pool, size, num_blocks = self._pool, self._pool.page_size, -(-num_tokens // QUERY_BLOCK)
         used = [pool.pages_for(chunk.end) for chunk in chunks]
         indices = torch.full((len(chunks), pool.num_pages + 1), pool.num_pages, dtype=torch.int32)
@@ -137,6 +137,6 @@ class FlexAttention:
 
 @cache
 def compiled_flex(device_type: str) -> Any:
-    """For any shapes on a GPU, and for one shape after the other on a CPU."""
-    # torch 2.15 writes C++ for open sizes that does not compile: `cur_kvSplitSize0` is not declared
+    """Compile FlexAttention: on a GPU once for all shapes, on a CPU for each shape."""
+    # torch 2.15 generates C++ for dynamic shapes that does not compile: `cur_kvSplitSize0` is not declared.
     return torch.compile(flex_attention, dynamic=device_type != "cpu")

@@ -1,4 +1,4 @@
-"""Which sessions have their keys and values in the pool, and which are parked."""
+"""Cache placement: which sessions have their keys and values in the pool, and which are parked."""
 
 import logging
 from collections import OrderedDict
@@ -13,17 +13,17 @@ from prospect.streaming.kv_cache.pool import PagePool
 log = logging.getLogger(__name__)
 
 Activity = Literal["working", "waiting", "idle"]
-"""A session in the middle of something, one with frames that nobody has begun with, one without any."""
+"""`working`: a feed of the session is running; `waiting`: frames wait to be fed; `idle`: neither."""
 
 
 class CachePlacement:
-    """Each resident session is promised the pages of a full one, so that none runs out on the way.
+    """Keeps a place for a full session in the pool for each resident, and parks residents when others need theirs.
 
     Args:
         pool: of pages.
-        max_residents: sessions that fit when all are full.
-        lot: where the others wait.
-        activity: of a session.
+        max_residents: full sessions that fit into the pool.
+        lot: holds the other sessions.
+        activity: tells what a session is doing.
     """
 
     def __init__(
@@ -32,18 +32,18 @@ class CachePlacement:
         self._pool, self._lot, self._activity = pool, lot, activity
         self.max_residents = max_residents
         self._residents: OrderedDict[str, BlockTable] = OrderedDict()
-        """The one that was used longest ago comes first."""
+        """Least recently used first."""
         self._had_turn: set[str] = set()
-        """Residents that were used since they came in."""
+        """Residents that ran since they were placed in the pool."""
 
     @property
     def residents(self) -> list[str]:
-        """The one that was used longest ago comes first."""
+        """Ids of the sessions in the pool, least recently used first."""
         return list(self._residents)
 
     @property
     def parked(self) -> list[str]:
-        """The one that waits longest comes first."""
+        """Ids of the parked sessions, longest parked first."""
         return list(self._lot.held)
 
     def add(self, session_id: str, table: BlockTable) -> None:
@@ -54,7 +54,7 @@ class CachePlacement:
         self._had_turn.add(session_id)
 
     def remove(self, session_id: str) -> None:
-        """Gives back the pages, or the parked copy."""
+        """Release the session's pages, or its parked copy."""
         self._lot.remove(session_id)
         table = self._residents.pop(session_id, None)
         self._had_turn.discard(session_id)
@@ -62,10 +62,10 @@ class CachePlacement:
             table.truncate(0)
 
     def park(self, session_id: str) -> None:
-        """Keys and values leave the pool, if they are there.
+        """Move a session's keys and values out of the pool, if they are there.
 
         Raises:
-            SessionError: there is no room for them elsewhere; they stay.
+            SessionError: they cannot be written elsewhere; they stay.
         """
         if session_id not in self._lot.held:
             self._lot.store(session_id, copy_out(self._pool, self._residents[session_id]))
@@ -73,10 +73,10 @@ class CachePlacement:
             self._had_turn.discard(session_id)
 
     def unpark(self, session_id: str, table: BlockTable) -> None:
-        """A parked session comes into the pool, if need be in the place of another; it stays out if all are busy.
+        """Move a parked session into the pool, if need be in the place of another; it stays parked if all are busy.
 
         Raises:
-            SessionError: the parked copy is gone or damaged.
+            SessionError: the parked copy is missing or damaged.
         """
         if self.make_room():
             put_back(self._pool, table, self._lot.load(session_id))
@@ -87,7 +87,7 @@ class CachePlacement:
         return len(self._residents) >= self.max_residents
 
     def make_room(self) -> bool:
-        """Whether one more fits, if need be because one was parked that has nothing to do or has had its turn."""
+        """Park an idle resident, or one that has had its turn, if the pool is full; return whether one more fits."""
         if not self.is_full():
             return True
         leaving = next((name for name in self._residents if self._activity(name) == "idle"), None) or next(
@@ -103,6 +103,6 @@ class CachePlacement:
         return True
 
     def copy(self, session_id: str) -> Parked:
-        """Keys and values of a session, wherever they are."""
+        """Copy a session's keys and values, whether they are in the pool or parked."""
         table = self._residents.get(session_id)
         return copy_out(self._pool, table) if table is not None else self._lot.load(session_id)

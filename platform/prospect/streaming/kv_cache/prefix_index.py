@@ -1,4 +1,4 @@
-"""Which pages of the pool hold the beginning of which context, so that sessions with the same one share them."""
+"""The prefix index: finds pages of the pool that hold the prefix of a new context, so that sessions share them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 Key = tuple[int, tuple[int, ...]]
-"""(the page before it or -1, the page's tokens): equal tokens behind equal tokens."""
+"""(the page before or -1, the page's tokens): equal keys mean equal tokens from the start."""
 
 
 @dataclass
@@ -20,7 +20,7 @@ class PrefixIndex:
     """Chains of full pages by their tokens. Only text is listed: an image's key would need its features.
 
     Attributes:
-        pages: what is listed, by number.
+        pages: the listed pages by number.
     """
 
     def __init__(self, page_size: int) -> None:
@@ -29,7 +29,7 @@ class PrefixIndex:
         self.pages: dict[int, _Page] = {}
 
     def find(self, ids: Sequence[int]) -> list[tuple[int, Tensor]]:
-        """The longest known beginning of `ids`: its pages with their hidden states [Z, H]."""
+        """Return the pages of the longest known prefix of `ids`, each with its hidden states [Z, H]."""
         found: list[tuple[int, Tensor]] = []
         before = -1
         for tokens in self._full(ids):
@@ -41,7 +41,7 @@ class PrefixIndex:
         return found
 
     def add(self, pages: Sequence[int], ids: Sequence[int], hidden: Tensor) -> None:
-        """Lists the full pages of `ids`, which stand in `pages` with `hidden` [n, H]; a chain once known stays."""
+        """List the full pages of `ids` [n], held by `pages`, with `hidden` [n, H]; a prefix already known stays."""
         before = -1
         for index, tokens in enumerate(self._full(ids)):
             key, page = (before, tokens), pages[index]
@@ -55,7 +55,7 @@ class PrefixIndex:
             before = page
 
     def remove(self, page: int) -> list[int]:
-        """Unlists a page and all that continue it; returns them."""
+        """Unlist a page and all pages that continue it; return them."""
         entry = self.pages.pop(page)
         del self._by_key[entry.key]
         if entry.key[0] in self.pages:

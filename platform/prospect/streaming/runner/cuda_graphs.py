@@ -1,6 +1,6 @@
-"""Steps of few tokens on a GPU, each as one captured CUDA graph.
+"""CUDA graphs: steps of few tokens on a GPU, each launched as one captured graph.
 
-A step of a few frames is over sooner than a CPU has launched its kernels one by one; a graph is launched as one.
+A GPU finishes a step of a few frames before a CPU has launched its kernels one by one.
 """
 
 import logging
@@ -19,17 +19,17 @@ from prospect.streaming.runner.static import StaticBuffers, StaticPass
 log = logging.getLogger(__name__)
 
 LONGEST_CHUNK = 16
-"""Tokens of one session from which on a pass reads its keys once for all, and not once a row."""
+"""Longest chunk that runs in a graph, which reads a session's keys once for each of the chunk's tokens."""
 _WARM_UPS = 3
-"""Passes before a capture, in which libraries choose their kernels and allocate what they keep."""
+"""Passes before a capture, in which libraries choose kernels and allocate memory that they keep."""
 
 
 class GraphedTrunk:
-    """A step of short chunks runs in the smallest pass that holds it, any other as `packed` does it.
+    """Runs a step of short chunks in the smallest captured pass that holds it, any other step by `packed`.
 
     Args:
-        packed: for everything else.
-        passes: of rising numbers of rows.
+        packed: for all other steps.
+        passes: by rising number of rows.
     """
 
     def __init__(self, packed: Trunk, passes: Sequence[StaticPass]) -> None:
@@ -44,14 +44,14 @@ class GraphedTrunk:
 
 
 class CapturedPass(StaticPass):
-    """Captured when it is made, with padding alone; only on CUDA.
+    """A `StaticPass` as a CUDA graph, captured over padding when it is made.
 
     Args:
-        model: whose trunk.
+        model: whose trunk runs.
         pool: of pages.
-        num_rows: of the pass.
+        num_rows: R.
         num_keys: of a full session.
-        larger: a pass whose memory it shares, since one runs at a time.
+        larger: a pass whose memory this one shares, since they never run at once.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class CapturedPass(StaticPass):
 
 @torch.inference_mode()
 def captured_passes(model: DSTModel, pool: PagePool, buckets: Sequence[int], num_keys: int) -> list[StaticPass]:
-    """One for each number of rows, in rising order."""
+    """Capture a pass for each number of rows in `buckets`; return them in rising order."""
     passes: list[CapturedPass] = []
     for rows in sorted(set(buckets), reverse=True):
         passes.append(CapturedPass(model, pool, rows, num_keys, passes[0] if passes else None))
@@ -89,7 +89,7 @@ def captured_passes(model: DSTModel, pool: PagePool, buckets: Sequence[int], num
 
 
 class SingleTokenVarlen(VarlenOverPages):
-    """A row as a sequence with one query, over the pages of its table."""
+    """Varlen attention of a static pass: each row is a sequence with one query."""
 
     def __init__(self, pool: PagePool, rows: StaticBuffers) -> None:
         starts = torch.arange(len(rows) + 1, dtype=torch.int32, device=pool.device)

@@ -1,4 +1,4 @@
-"""Runs the sessions' generators: feeds what they yield, and sends back what they wait for."""
+"""The executor: runs the feeds that sessions yield, and sends the replies back."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,14 +13,18 @@ from prospect.streaming.runner.scheduler import Job, Scheduler
 
 
 class Executor:
-    """The jobs of an engine.
+    """Drives the generators of all sessions at work, one ragged forward pass a step.
 
     Args:
         model: whose heads are read.
         trunk: one forward pass for chunks of many sessions.
-        scheduler: who runs in a step.
-        one_by_one: whether heads and `lm_head` run for one token at a time, so that company changes nothing.
-        on_failure: called with what went wrong in a session; it ends that one and no other.
+        scheduler: chooses whose tokens run in a step.
+        one_by_one: whether heads and `lm_head` run for one token at a time, for batch invariance.
+        on_failure: called with a session's id and its error; other sessions go on.
+
+    Attributes:
+        num_tokens: tokens that ran through the trunk so far.
+        lm_head_rows: hidden states that ran through `lm_head` so far.
     """
 
     def __init__(
@@ -49,12 +53,12 @@ class Executor:
 
     @torch.inference_mode()
     def start(self, session_id: str, generator: FeedGenerator, table: BlockTable) -> None:
-        """Runs a session up to its first feed."""
+        """Run a session's generator up to its first feed."""
         self._resume(session_id, generator, table, None)
 
     @torch.inference_mode()
     def step(self) -> None:
-        """One ragged forward for the jobs whose turn it is; those whose feed is finished go on to the next one."""
+        """Run one ragged forward pass for the scheduled jobs; those whose feed is finished go on to their next feed."""
         chosen = [
             (job, chunk)
             for job, count in self._scheduler.choose(self._jobs.values())
@@ -72,7 +76,7 @@ class Executor:
             self._resume(job.session_id, job.generator, job.table, reply)
 
     def _chunk(self, job: Job, count: int) -> Chunk | None:
-        """The job's next tokens, with room in its table; None where there is none."""
+        """Reserve room for a job's next tokens and return them; fail the job and return None where that fails."""
         if job.fed == 0 and job.feed.num_shareable and job.table.length == 0:
             known = job.table.reuse_prefix(job.feed.ids[: job.feed.num_shareable])
             if known is not None:
@@ -118,7 +122,7 @@ class Executor:
         return [next(found) if job.feed.decide_at else () for job in jobs]
 
     def _logits(self, hidden: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """[V] of each hidden state [H]; `lm_head` is not touched where there is none."""
+        """Return logits [V] for each hidden state [H]."""
         self.lm_head_rows += len(hidden)
         if self._one_by_one:
             return [self._model.lm_head(states[None])[0] for states in hidden]

@@ -14,15 +14,15 @@ from prospect.streaming.runner.requests import Reading
 
 
 class Trunk(Protocol):
-    """Runs chunks of several sessions."""
+    """A forward pass through the trunk for chunks of several sessions."""
 
     def __call__(self, chunks: Sequence[Chunk]) -> list[Tensor]:
-        """Hidden states [n, H] of each chunk; its keys and values are in its table then."""
+        """Return hidden states [n, H] of each chunk, and commit its keys and values to its table."""
         ...
 
 
 class PackedTrunk:
-    """All chunks in one forward pass, of as many tokens as they have."""
+    """Packs all chunks into one forward pass without padding."""
 
     def __init__(self, model: DSTModel, pool: PagePool, backend: Backend) -> None:
         self._model, self._pool, self._backend = model, pool, backend
@@ -50,11 +50,11 @@ class PackedTrunk:
 
 
 Request = tuple[Tensor, Tensor | None]
-"""Hidden states of one session's frames [m, H], with its steps' vectors [K, W]."""
+"""Hidden states [m, H] of one session's frames, and the step vectors [K, W] of its recipe."""
 
 
 def read_heads(model: DSTModel, requests: Sequence[Request]) -> list[tuple[Reading, ...]]:
-    """What the heads say at every frame of every request."""
+    """Read the heads once for all frames; return one reading for each frame of each request."""
     counts = [len(hidden) for hidden, _ in requests]
     if not sum(counts):
         return [()] * len(requests)
@@ -66,7 +66,7 @@ def read_heads(model: DSTModel, requests: Sequence[Request]) -> list[tuple[Readi
 
 
 def _read_states(model: DSTModel, hidden: Sequence[Tensor], vectors: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Logits [K, 3] for each frame, where its request has step vectors."""
+    """Return the state head's logits [K, 3] for each frame whose request has step vectors, else None."""
     pairs = [(frames, steps) for frames, steps in zip(hidden, vectors, strict=True) if steps is not None]
     if not pairs:
         return [None] * sum(map(len, hidden))

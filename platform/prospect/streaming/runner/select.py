@@ -1,4 +1,4 @@
-"""Which trunk an engine runs."""
+"""Select how an engine runs the trunk: packed, as CUDA graphs, or in fixed shapes (`streaming.deterministic`)."""
 
 from prospect.model.interface import DSTModel
 from prospect.streaming.attention.select import BACKENDS, attention_backend
@@ -10,7 +10,7 @@ from prospect.streaming.settings import StreamingSettings
 
 
 def make_trunk(model: DSTModel, pool: PagePool, settings: StreamingSettings, max_seq_len: int) -> Trunk:
-    """As the settings say."""
+    """Make the trunk that `settings` ask for."""
     if settings.deterministic:
         return DeterministicTrunk(model, pool, settings.deterministic_rows, max_seq_len)
     backend = attention_backend(settings.attention, pool)

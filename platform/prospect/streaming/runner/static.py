@@ -1,6 +1,7 @@
 """Fixed-shape forward passes for CUDA graphs and deterministic mode: R single-token rows, padded.
 
-Shapes: R rows, D a feature's width, W pages of a full session; the others as in `streaming.attention.interface`.
+Shapes: R rows, D features of an image token, W pages of a full session; others as in
+`prospect.streaming.attention.interface`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,16 +16,16 @@ from prospect.streaming.kv_cache.pool import PagePool
 
 
 class StaticBuffers:
-    """What R tokens need, at addresses that stay.
+    """Static buffers: the inputs of R tokens, at addresses that do not change.
 
-    A row that no token needs is padding: it writes to the pool's last page and sees its first key.
+    A row without a token is padding: it writes to the pool's last page and attends to that page's first key.
 
     Attributes:
         tokens: [R].
-        frames: [R, D] features of the image tokens.
-        positions: [R] in their sessions.
-        slots: [R] where keys and values go, in the pool's rows.
-        tables: [R, W] pages of each row's session.
+        frames: [R, D] features of image tokens; zeros for other tokens.
+        positions: [R] of each token in its session.
+        slots: [R] where keys and values go, in the pool's slots.
+        tables: [R, W] pages of each token's session.
     """
 
     def __init__(self, pool: PagePool, num_rows: int, num_keys: int, vision_dim: int) -> None:
@@ -41,7 +42,7 @@ class StaticBuffers:
         return len(self.tokens)
 
     def fill(self, chunks: Sequence[Chunk], image: int | None = None) -> None:
-        """The chunks' tokens one after the other, with `image` that of an image."""
+        """Write the chunks' tokens into the buffers one after the other; `image` is the id of an image token."""
         padding = self._pool.num_pages
         tokens, positions = np.zeros(len(self), np.int64), np.zeros(len(self), np.int64)
         slots = np.full(len(self), padding * self._pool.page_size)
@@ -62,18 +63,18 @@ class StaticBuffers:
 
 
 StaticAttention = Callable[[PagePool, StaticBuffers], Attend]
-"""Made in every pass, from the rows as they are then."""
+"""Makes a pass's attention from the buffers as they are filled."""
 
 
 class StaticPass:
-    """The trunk over `StaticBuffers`; nothing but their content differs from one call to the next.
+    """A forward pass through the trunk over `StaticBuffers`: calls differ in their content only.
 
     Args:
-        model: whose trunk.
+        model: whose trunk runs.
         pool: of pages.
         num_rows: R.
         num_keys: of a full session.
-        attention: of a row over its session's keys.
+        attention: of each row over its session's keys.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class StaticPass:
         return len(self._rows)
 
     def __call__(self, chunks: Sequence[Chunk]) -> list[Tensor]:
-        """Hidden states [n, H] of chunks that have R tokens at most; their tables hold them then."""
+        """Return hidden states [n, H] of each chunk and commit it to its table; all have R tokens together at most."""
         lengths = [chunk.num_tokens for chunk in chunks]
         self._rows.fill(chunks, self._image)
         hidden = self._hidden()[: sum(lengths)]
@@ -102,7 +103,7 @@ class StaticPass:
         return list(hidden.split(lengths))
 
     def _hidden(self) -> Tensor:
-        """[R, H]."""
+        """Run the trunk; return [R, H]."""
         rows, model = self._rows, self._model
         embeddings = model.embed(rows.tokens, rows.frames, aligned=True)
         step = RaggedStep(self._pool, rows.slots, self._attention(self._pool, rows))
@@ -110,7 +111,7 @@ class StaticPass:
 
 
 class DeterministicTrunk:
-    """Every pass has the same shape, so that what a token gives does not depend on its company."""
+    """Runs every pass in one fixed shape: a token's result does not depend on its company (batch invariance)."""
 
     def __init__(self, model: DSTModel, pool: PagePool, num_rows: int, num_keys: int) -> None:
         self._pass = StaticPass(model, pool, num_rows, num_keys, FixedAttention)
@@ -124,7 +125,7 @@ class DeterministicTrunk:
         return [torch.cat(parts) for parts in hidden]
 
     def _batches(self, chunks: Sequence[Chunk]) -> Iterator[list[tuple[int, Chunk]]]:
-        """The chunks cut and packed into passes, with each piece's index."""
+        """Cut the chunks and pack the pieces into passes; each piece comes with its chunk's index."""
         batch: list[tuple[int, Chunk]] = []
         most = room = self._pass.num_rows
         for index, chunk in enumerate(chunks):
@@ -139,10 +140,10 @@ class DeterministicTrunk:
 
 
 class FixedAttention:
-    """Each row over the same number of gathered keys, later ones hidden: its result depends on nothing but the row.
+    """Attends each row to the same number of gathered keys, later ones masked: its result depends on the row alone.
 
-    Written out, for torch's SDPA on a CPU takes a buffer per thread, and where these start is not the same for each:
-    on an AMD CPU a row's last bits then say which thread worked on it.
+    Written out because torch's SDPA on a CPU gives each thread a buffer of its own alignment: on an AMD CPU a row's
+    last bits then depend on the thread that computed it.
     """
 
     def __init__(self, pool: PagePool, rows: StaticBuffers) -> None:
@@ -160,12 +161,12 @@ class FixedAttention:
         return (weights @ self._gather(values)).to(query.dtype).reshape(num, num_heads, width)
 
     def _gather(self, pages: Tensor) -> Tensor:
-        """[pages, page size, heads, width] -> float32 [R, heads, keys, width]."""
+        """Gather [P, Z, Hkv, Dh] by the tables -> float32 [R, Hkv, keys, Dh]."""
         return pages[self._tables].flatten(1, 2).transpose(1, 2).float()
 
 
 def _cut(chunk: Chunk, image: int, first: int, most: int) -> Iterator[Chunk]:
-    """Pieces of a chunk: at most `first` tokens, then `most` each."""
+    """Cut a chunk into pieces: at most `first` tokens, then `most` each."""
     start = row = 0
     while start < chunk.num_tokens:
         ids = chunk.ids[start : start + first]

@@ -14,23 +14,23 @@ from prospect.streaming.session.log import SessionLog
 
 
 def model_hash(model: DSTModel) -> str:
-    """Whose tokens a log holds."""
+    """Hash what gives a log's tokens their meaning: vocabulary, grammar and size of the model."""
     config, text = model.config, model.text_config
     return fingerprint([config.vocab_size, text.hidden_size, text.num_hidden_layers, config.grammar_ids])
 
 
 def weights_hash(model: DSTModel) -> str:
-    """Whose keys and values a cache holds: sums of the weights' bytes, the same in any order and on any device."""
+    """Hash the weights that a cache was computed with: sums of their bytes, equal on every device."""
     sums = [tensor.reshape(-1).view(torch.uint8).sum(dtype=torch.long) for tensor in model.state_dict().values()]
     return fingerprint(torch.stack(sums).tolist())
 
 
 def checked_log(log: Mapping[str, Any], loaded: LoadedModel, max_seq_len: int) -> SessionLog:
-    """Reads a log; what a foreign or damaged one would break is refused.
+    """Read a log, and refuse one that does not fit this engine.
 
     Raises:
         FingerprintError: it was recorded with another encoder.
-        SessionError: with another model, longer than `max_seq_len` tokens, or it is unreadable.
+        SessionError: it was recorded with another model, is longer than `max_seq_len` tokens, or is unreadable.
     """
     if log.get("fingerprint") != loaded.fingerprint:
         raise FingerprintError(
@@ -42,20 +42,20 @@ def checked_log(log: Mapping[str, Any], loaded: LoadedModel, max_seq_len: int) -
         raise SessionError("session log: recorded with another model", field="model")
     frames = [*segment.tail, *segment.frames, *restored.tail]
     if any(frame.shape != (config.tokens_per_frame, config.vision_dim) for frame in frames):
-        raise SessionError("session log: frames of another shape than the model's", field="segment")
+        raise SessionError("session log: its frames have another shape than the model's", field="segment")
     if len(segment.frames) != len(segment.events) or len(segment.tail) != segment.context.tail_frames:
         raise SessionError("session log: its frames and its events differ in number", field="segment")
     length = len(segment.sequence(loaded.vocabulary, config.tokens_per_frame).ids)
     if length > max_seq_len:
-        raise SessionError(f"session log: {length} tokens, this engine holds {max_seq_len}")
+        raise SessionError(f"session log: has {length} tokens, this engine holds {max_seq_len}")
     return restored
 
 
 def checked_cache(log: Mapping[str, Any], restored: SessionLog, loaded: LoadedModel, weights: str) -> Parked:
-    """The keys and values in a log: as many as its segment has tokens, with the vectors of its steps.
+    """Read the keys and values in a log, and refuse those that do not fit its segment.
 
     Raises:
-        SessionError: they are unreadable, of another segment, or computed with other weights.
+        SessionError: they are unreadable, belong to another segment, or were computed with other weights.
     """
     if log.get("weights") != weights:
         raise SessionError("session log: its cache was computed with other weights; leave it out", field="cache")

@@ -1,6 +1,6 @@
-"""One live stream, its control flow written straight down: it yields tokens to feed and receives hidden states.
+"""A session: the control flow of one live stream, as a generator that yields feeds and receives replies.
 
-The engine batches the feeds of all sessions; a session knows nothing of the others.
+The engine batches the feeds of all sessions; a session does not know the others.
 """
 
 from collections import deque
@@ -30,19 +30,25 @@ QueuedFrame = tuple[np.ndarray, tuple[str, ...]]
 
 
 class Session:
-    """State, cache and queue of one stream.
+    """One live stream: its queued frames, its task state, its cache and its context.
 
     Args:
-        parts: what it shares with the others.
-        spec: what it starts from.
-        cache: its own.
-        policy: the thresholds that it decides by.
-        randomness: its own; drawn from where texts are sampled.
+        parts: what all sessions of an engine share.
+        spec: what the session starts from.
+        cache: its block table.
+        policy: its thresholds.
+        randomness: random numbers for sampled texts.
 
     Attributes:
+        state: the tracked task state.
+        frames: queued frames.
+        texts: of the user; they join the next frame.
         outbox: events that the engine has not collected yet.
-        history: events of the last frames at which something happened.
-        epoch: how many engines had the session before.
+        history: events by frame, of the last frames that have any.
+        num_pushed: frames pushed so far.
+        patched: whether a client ever set the state.
+        forgot: whether `history` lacks the first events.
+        epoch: number of engines that had the session before.
     """
 
     def __init__(
@@ -67,15 +73,15 @@ class Session:
 
     @property
     def policy(self) -> DecisionPolicy:
-        """The thresholds that the session decides by."""
+        """The session's thresholds."""
         return self._gate.policy
 
     @property
     def segment(self) -> Segment | None:
-        """What stands in the cache; None until the first context is made."""
+        """What the cache holds; None until the first context is fed."""
         return self._window.segment
 
-    # What the engine calls ---------------------------------------------------------------------------------
+    # Called by the engine ---------------------------------------------------------------------------------
 
     def push_frame(self, embedding: np.ndarray) -> int:
         """Queue a frame's features [I, D]; return its index in the stream.
@@ -92,10 +98,10 @@ class Session:
         return self.num_pushed - 1
 
     def push_text(self, text: str) -> None:
-        """The text joins the next frame that is pushed and not yet decided.
+        """Add a text of the user to the next frame that is pushed.
 
         Raises:
-            SessionError: empty, or longer than a context can hold beside it.
+            SessionError: the text is empty, or longer than the context has room for.
         """
         if not text.strip():
             raise SessionError("text: is empty", field="text")
@@ -115,7 +121,7 @@ class Session:
         self._window.stale = self.patched = True
 
     def export(self) -> SessionLog:
-        """Everything but keys and values; call it between frames."""
+        """Return everything but keys and values; call it between frames."""
         window = self._window
         assert window.segment is not None
         return SessionLog(
@@ -139,13 +145,15 @@ class Session:
 
     @property
     def step_vectors(self) -> Tensor | None:
-        """[K, W] of the steps that stand in the context; they belong to what is in the cache."""
+        """[K, W] of the steps in the context; they belong to what the cache holds."""
         return self._window.step_vectors
 
     def restore(self, log: SessionLog, step_vectors: Tensor | None = None) -> None:
-        """Continues `log`, from which the policy and the random numbers come too.
+        """Continue `log`, with its policy and its random numbers.
 
-        `start` then rebuilds the cache, unless it was put back; that comes with its step vectors.
+        Args:
+            log: of the session.
+            step_vectors: [K, W], if the cache was put back; without it, `start` rebuilds both.
         """
         window = self._window
         self.state, self.history, self.texts = log.state, dict(log.history), list(log.texts)
@@ -161,11 +169,11 @@ class Session:
         window.restore_step_vectors(step_vectors)
 
     def start(self) -> FeedGenerator:
-        """Feeds the first context, or a restored segment's tokens."""
+        """Feed the first context, or the tokens of a restored segment."""
         yield from self._window.start(self.state)
 
     def decide(self) -> FeedGenerator:
-        """Decides waiting frames in one chunk, up to the first at which something is done; the rest wait again."""
+        """Feed waiting frames in one chunk and decide them; frames after one that acts are queued again."""
         yield from self._make_room()
         frames, ids, ends = self._catch_up()
         start = self.cache.length
@@ -189,9 +197,9 @@ class Session:
             self.outbox.append(refreshed)
 
     def _catch_up(self) -> tuple[list[QueuedFrame], list[int], list[int]]:
-        """Takes waiting frames with their tokens and the index of each one's last image token.
+        """Take waiting frames; return them with their tokens and the index of each frame's last image token.
 
-        The first has its room; a later one comes along if it needs no new context even then.
+        There is room for the first frame; later ones are taken while they fit into this context.
         """
         parts = self._parts
         taken: list[QueuedFrame] = []
@@ -209,7 +217,7 @@ class Session:
     def _decide_at(
         self, embedding: np.ndarray, texts: tuple[str, ...], reading: Reading, behind: int
     ) -> Generator[Feed, Reply, bool]:
-        """Decides one frame, whose image ends before position `behind`; returns whether the cache changed there."""
+        """Decide one frame, whose image ends before position `behind`; return whether anything was written after it."""
         frame, tracked, lm_head_before = self.counters.frames, self.spec.tracked, self.counters.lm_head_calls
         p_speak, p_update = reading.p_speak, reading.p_update if tracked else 0.0
         readout = self._read_out(reading)
@@ -231,12 +239,12 @@ class Session:
         return updates or silence is None
 
     def _update(self, wanted: TaskState | None) -> Generator[Feed, Reply, tuple[Delta, Tensor]]:
-        """Moves the state by a delta that the model writes, or to `wanted`, which the state head reads off."""
+        """Update the state by a delta that the model generates, or to `wanted`, which the state head read."""
         if wanted is None:
             delta, after = yield from self._writer.generate_delta(self.state)
         else:
             delta, after = yield from self._writer.write_delta_to(self.state, wanted)
-        self.state, late = self.state.apply(delta, self._parts.policy)  # the state may have been set meanwhile
+        self.state, late = self.state.apply(delta, self._parts.policy)  # a patch may have come meanwhile
         return tuple(transition for transition in delta if transition not in late), after
 
     def _read_out(self, reading: Reading) -> TaskState | None:

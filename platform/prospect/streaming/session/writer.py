@@ -1,6 +1,6 @@
-"""How a session writes: deltas, utterances and summaries, so that its cache holds exactly their own tokens.
+"""The writer: generates deltas, utterances and summaries, and leaves the tokens of their text in the cache.
 
-What was generated may be tokenised otherwise than its text; training and a replay see the text's own tokens.
+Generated tokens may differ from the tokens of their own text; training and a replay see the latter.
 """
 
 from collections.abc import Generator
@@ -20,12 +20,12 @@ from prospect.streaming.settings import SamplingSettings
 from prospect.streaming.types import Event, TextPiece
 
 _HALF = "\N{REPLACEMENT CHARACTER}"
-"""What half a character decodes to."""
+"""What an incomplete character decodes to."""
 
 
 @dataclass
 class Writer:
-    """Writes at the end of one session's cache."""
+    """Writes at the end of one session's cache; pieces of utterances go to `outbox`."""
 
     parts: SessionParts
     cache: BlockTable
@@ -40,13 +40,13 @@ class Writer:
         return self.parts.vocabulary
 
     def can_write_delta(self, state: TaskState, wanted: TaskState | None) -> bool:
-        """Whether there is a legal transition, or one to the state that is wanted, and room for it."""
+        """Return whether any delta from `state` is legal and short enough; given `wanted`, whether one leads there."""
         if wanted is None:
             return not self.parts.grammar.start(state).done
         return bool(self.parts.grammar.shortened(state.delta_to(wanted)))
 
     def generate_delta(self, state: TaskState) -> Generator[Feed, Reply, tuple[Delta, Tensor]]:
-        """Generates a delta that is legal in `state`; returns it and the hidden state at its stop token."""
+        """Generate a delta that is legal in `state`; return it and the hidden state [H] at its stop token."""
         writer, start = self.parts.grammar.start(state), self.cache.length
         fed: list[int] = []
         ahead = [self.vocabulary.dst]
@@ -67,18 +67,21 @@ class Writer:
         return writer.delta, hidden
 
     def write_delta_to(self, state: TaskState, wanted: TaskState) -> Generator[Feed, Reply, tuple[Delta, Tensor]]:
-        """Writes the delta from `state` to `wanted` as far as there is room; `lm_head` is not asked for it."""
+        """Write the delta from `state` to `wanted`, shortened to the limit, without `lm_head`.
+
+        Returns it and the hidden state [H] at its stop token.
+        """
         delta = self.parts.grammar.shortened(state.delta_to(wanted))
         reply = yield Feed(delta_block(self.vocabulary, delta))
         return delta, reply.hidden[-1]
 
     def generate_utterance(self, frame: int) -> Generator[Feed, Reply, str | None]:
-        """Generates an utterance; its pieces go out as they come."""
+        """Generate an utterance and send its pieces as they come; None: the model had no words."""
         start, vocabulary, limit = self.cache.length, self.vocabulary, self.parts.context.max_utterance_tokens
         self._num_sent = 0
         fed, ahead = yield from self._generate([vocabulary.asst], None, limit, frame)
         text = self._shortened(vocabulary.decode([*fed, *ahead][1:]).strip(), limit)
-        if len(text) > self._num_sent:  # it ended in half a character
+        if len(text) > self._num_sent:  # it ended in an incomplete character
             self.outbox.append(TextPiece(frame, text[self._num_sent :]))
         if text:
             yield from self._leave_exactly(start, fed, utterance_block(vocabulary, text))
@@ -87,14 +90,14 @@ class Writer:
         return text or None
 
     def generate_summary(self, question: list[int], image: np.ndarray, limit: int) -> Generator[Feed, Reply, str]:
-        """The answer to a `summary_request` with its image's features [I, D]; it stays in no cache."""
+        """Generate the answer to a `summary_request`, whose image has features [I, D]; the caller drops its tokens."""
         fed, ahead = yield from self._generate([*question, self.vocabulary.asst], image, limit)
         return self._shortened(self.vocabulary.decode([*fed, *ahead][len(question) + 1 :]).strip(), limit)
 
     def _generate(
         self, prefix: list[int], image: np.ndarray | None, limit: int, frame: int | None = None
     ) -> Generator[Feed, Reply, tuple[list[int], list[int]]]:
-        """Tokens behind `prefix` until a stop id or `limit`: what was fed, and what was not yet."""
+        """Generate after `prefix` until a stop id or `limit`; return the tokens fed, and those not yet fed."""
         limits = TextLimits(limit, self.vocabulary.stop_ids, self.vocabulary.never_generated)
         fed: list[int] = []
         ahead, ids = prefix, list[int]()
@@ -117,20 +120,20 @@ class Writer:
         return reply.logits
 
     def _shortened(self, text: str, limit: int) -> str:
-        """The start of `text` that `limit` tokens hold: half a character generated takes more as text."""
+        """Return the longest start of `text` within `limit` tokens: an incomplete character takes more as text."""
         while len(ids := self.vocabulary.encode(text)) > limit:
             text = self.vocabulary.decode(ids[:limit]).rstrip(_HALF).rstrip()
         return text
 
     def _send_piece(self, frame: int, ids: list[int]) -> None:
-        """A token may hold half a character; a piece goes out when the text so far is whole."""
+        """Send the new part of the text, unless it ends in an incomplete character."""
         text = self.vocabulary.decode(ids).lstrip()
         if len(text) > self._num_sent and not text.endswith(_HALF):
             self.outbox.append(TextPiece(frame, text[self._num_sent :]))
             self._num_sent = len(text)
 
     def _leave_exactly(self, start: int, fed: list[int], block: list[int]) -> Generator[Feed, Reply, Tensor]:
-        """Leaves exactly `block` in the cache from `start` on; returns the hidden state at its stop token."""
+        """Make the cache hold exactly `block` from `start` on; return the hidden state [H] at its stop token."""
         missing = block[len(fed) :]
         if block[: len(fed)] != fed:
             self.cache.truncate(start)
