@@ -118,7 +118,7 @@ class CpuAttention:
             for order, extent in enumerate(before):
                 earlier[order][extent] += range(tokens.start, tokens.stop)
         for group in _grouped(singles, pool):
-            self._add(_neighbours(group, pool) if len(group) > 1 else group[0].alone(pool))
+            self._add(_neighbours(group, pool) if len(group) > 1 else group[0].as_extent(pool))
         self._earlier = [
             [_Extent(torch.tensor(tokens), slice(first, first + length)) for (first, length), tokens in extents.items()]
             for extents in earlier.values()
@@ -149,7 +149,7 @@ class _Single:
     token: int
     num_keys: int
 
-    def alone(self, pool: PagePool) -> _Extent:
+    def as_extent(self, pool: PagePool) -> _Extent:
         first = self.stretch * pool.stretch * pool.page_size
         return _Extent(slice(self.token, self.token + 1), slice(first, first + self.num_keys))
 

@@ -208,8 +208,8 @@ class ContextWindow:
         """Ask the model for a summary; the question shows the last frame once more. Skipped if it does not fit."""
         parts, settings = self._parts, self._parts.context
         images = [*self.segment.tail, *self.segment.frames] if self.segment is not None else []
-        told = oracle_state(self._spec, frame, parts.policy) if self._oracle else state
-        question = summary_question(parts.vocabulary, self._strategy, told, parts.tokens_per_frame)
+        known = oracle_state(self._spec, frame, parts.policy) if self._oracle else state
+        question = summary_question(parts.vocabulary, self._strategy, known, parts.tokens_per_frame)
         if not images or self._cache.length + len(question) + settings.max_summary_tokens + 1 > settings.max_seq_len:
             return
         if settings.published and not (yield from self._wants_to_speak(question, images[-1])):
