@@ -1,4 +1,4 @@
-"""What a client sends: the messages of a stream, and the bodies of its HTTP requests."""
+"""Messages that a client sends over a WebSocket, and the bodies of its HTTP requests."""
 
 import base64
 import binascii
@@ -19,6 +19,7 @@ from pydantic import (
 from prospect.protocol.fields import StateMap
 
 MAX_IMAGE_BYTES = 16 * 2**20
+"""Most bytes of a picture or an embedding."""
 
 
 def _from_base64(value: object) -> object:
@@ -37,7 +38,7 @@ Base64 = Annotated[
     WithJsonSchema({"type": "string", "contentEncoding": "base64"}),
     Field(max_length=MAX_IMAGE_BYTES),
 ]
-"""Bytes; base64 in JSON."""
+"""Bytes, written as base64 in JSON."""
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 SessionId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
@@ -50,30 +51,30 @@ class ClientModel(BaseModel):
 
 
 class ThresholdsMessage(ClientModel):
-    """Probabilities above which the assistant acts; what is left out is the model's own."""
+    """Probabilities above which the assistant acts; a threshold left out is the model's own."""
 
     speak: Probability | None = None
     update: Probability | None = None
 
 
 class SessionUpdate(ClientModel):
-    """Opens a session, or continues one."""
+    """Open a session, or continue one."""
 
     type: Literal["session.update"] = "session.update"
     session_id: SessionId | None = None
-    """Chosen by the server if left out. Whoever knows it can reach the session over HTTP."""
+    """Chosen by the server if left out. Anybody who knows it can reach the session over HTTP."""
     goal: str = ""
     steps: tuple[str, ...] = ()
     """Names of the recipe's steps, S1 first; may be empty."""
     knowledge: str = ""
     dataset: str = ""
-    """Name of a training dataset that the stream is most like: its calibrated thresholds are taken. Without, or with
-    one that the model was not calibrated on, those of all datasets together."""
+    """Training data set that is most like the stream: its calibrated thresholds apply. Left out, or unknown to the
+    model's calibration: those of all data sets together."""
     thresholds: ThresholdsMessage = ThresholdsMessage()
     keep: bool = False
-    """Whether the session outlives the WebSocket that opened it, until it is resumed, closed or idle too long."""
+    """Whether the session outlives its WebSocket, until it is resumed, closed or idle too long."""
     resume: str | None = None
-    """Handle from `session.created`: continue that session; all other fields are left out then."""
+    """Handle from `session.created` of the session to continue; all other fields must be left out."""
 
     @model_validator(mode="after")
     def _resumes_alone(self) -> "SessionUpdate":
@@ -86,7 +87,7 @@ class SessionUpdate(ClientModel):
         return self
 
     def with_id(self) -> "SessionUpdate":
-        """The gateway chooses the id: it decides which engine the session lives on."""
+        """Return the message with a session id. The gateway chooses it: the id decides which engine has the session."""
         return self if self.session_id else self.model_copy(update={"session_id": uuid4().hex})
 
 
@@ -96,9 +97,9 @@ class EmbeddingMessage(ClientModel):
     data: Base64
     """float16, little endian, row by row."""
     shape: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
-    """[I, D]: tokens a frame, features a token."""
+    """[I, D]: I tokens of D features."""
     fingerprint: str
-    """Of the encoder; it must be the model's (`GET /v1/model`)."""
+    """Fingerprint of the encoder; it must be the model's (`GET /v1/model`)."""
 
     @model_validator(mode="after")
     def _complete(self) -> "EmbeddingMessage":
@@ -109,23 +110,23 @@ class EmbeddingMessage(ClientModel):
 
     @classmethod
     def of(cls, embedding: np.ndarray, fingerprint: str) -> "EmbeddingMessage":
-        """From [I, D] or, for one token, [D]."""
+        """Make a message from features [I, D] or, for one token, [D]."""
         rows = np.atleast_2d(embedding).astype("<f2")
         return cls(data=rows.tobytes(), shape=(rows.shape[0], rows.shape[1]), fingerprint=fingerprint)
 
     def array(self) -> np.ndarray:
-        """float16 [I, D]."""
+        """Return the features, float16 [I, D]."""
         return np.frombuffer(self.data, "<f2").reshape(self.shape)
 
 
 class FrameAppend(ClientModel):
-    """The next frame: a picture or an embedding."""
+    """Send the next frame: a picture or an embedding."""
 
     type: Literal["input_frame.append"] = "input_frame.append"
     seq: Annotated[int, Field(ge=0)] | None = None
-    """0, 1, 2, ... by session. Left out: the next one; a message sent twice is then taken twice."""
+    """0, 1, 2, ... in the session. Left out, it is the next one, and a message sent twice is taken twice."""
     pts: Annotated[float, Field(ge=0)] | None = None
-    """Time of the picture in the client's stream, seconds. If given, each must lie in a later frame than the last."""
+    """Time of the picture in the client's stream, seconds; it must lie in a later frame than the last one."""
     image: Base64 | None = None
     """JPEG or PNG."""
     embedding: EmbeddingMessage | None = None
@@ -138,27 +139,27 @@ class FrameAppend(ClientModel):
 
 
 class TextAppend(ClientModel):
-    """What the user says; it joins the next frame that is pushed."""
+    """Send a text of the user; it joins the next frame."""
 
     type: Literal["input_text.append"] = "input_text.append"
     text: Annotated[str, Field(min_length=1)]
 
 
 class StatePatch(ClientModel):
-    """Corrects the tracked state: somebody knows better."""
+    """Correct the tracked state."""
 
     type: Literal["state.patch"] = "state.patch"
     state: StateMap
 
 
 class SessionClose(ClientModel):
-    """Ends the session after the frames that were sent before it."""
+    """Close the session once the frames sent before are decided."""
 
     type: Literal["session.close"] = "session.close"
 
 
 class FramesRequest(ClientModel):
-    """Several frames at once, in order."""
+    """Several frames in order: a body of `POST /v1/sessions/ID/frames`."""
 
     frames: Annotated[tuple[FrameAppend, ...], Field(min_length=1)]
 

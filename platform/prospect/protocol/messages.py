@@ -1,4 +1,4 @@
-"""The messages of the session protocol (docs/protocol.md), all in one place to import from."""
+"""All messages of the session protocol (docs/protocol.md), to import from one place."""
 
 from prospect.protocol.client_messages import (
     ClientMessage,

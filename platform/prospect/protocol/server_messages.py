@@ -1,4 +1,4 @@
-"""What a server sends: the messages of a stream, and the bodies of its HTTP answers."""
+"""Messages that a server sends over a WebSocket, and the bodies of its HTTP answers."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -11,7 +11,7 @@ from prospect.streaming.types import Decision, Silence
 
 
 def state_map(state: TaskState) -> StateMap:
-    """Return a state as it is written in messages."""
+    """Convert a state to its form in messages."""
     labels: tuple[Any, ...] = state.labels
     return {f"S{number}": label for number, label in enumerate(labels, 1)}
 
@@ -28,7 +28,7 @@ class SessionCreated(ServerModel):
     type: Literal["session.created"] = "session.created"
     session_id: str
     resume: str
-    """Handle with which another stream continues the session; good once, the other stream gets a new one."""
+    """Handle with which another WebSocket continues the session, once; that one gets a new handle."""
     fps: float
     fingerprint: str
     tokens_per_frame: int
@@ -37,7 +37,7 @@ class SessionCreated(ServerModel):
 
 
 class DecidedFrame(ServerModel):
-    """What is decided at one frame: the fields that `decision` and an answer over HTTP share."""
+    """A decided frame: the fields that `decision` and `FrameOutcome` share."""
 
     seq: int
     frame: int
@@ -45,9 +45,9 @@ class DecidedFrame(ServerModel):
     p_speak: float
     p_update: float
     readout: StateMap | None = None
-    """The most probable state, read off this frame without generating text."""
+    """The most probable state, read at this frame without generating text."""
     silence: Silence | None = None
-    """Why nothing was said: `threshold`, `cooldown` or `hysteresis`; null where something was."""
+    """Why nothing was said: `threshold`, `cooldown` or `hysteresis`; null if something was."""
 
     @classmethod
     def of(cls, seq: int, decision: Decision) -> Self:
@@ -62,7 +62,7 @@ class DecidedFrame(ServerModel):
 
 
 class FrameDecision(DecidedFrame):
-    """A frame is decided. What was generated at it came before (`response.delta`) or follows at once."""
+    """A frame is decided. Pieces of its utterance came before (`response.delta`); the results follow at once."""
 
     type: Literal["decision"] = "decision"
 
@@ -73,7 +73,7 @@ class StateUpdated(ServerModel):
     type: Literal["state.updated"] = "state.updated"
     state: StateMap
     delta: str = ""
-    """`S1->complete; S2->start`; empty where the client patched the state."""
+    """`S1->complete; S2->start`; empty if the client patched the state."""
     seq: int | None = None
     frame: int | None = None
 
@@ -97,7 +97,7 @@ class ResponseDone(ServerModel):
 
 
 class FrameDropped(ServerModel):
-    """The frame was not taken: too many are waiting. The stream goes on with the next seq."""
+    """The frame was dropped, since too many are waiting. The stream goes on with the next seq."""
 
     type: Literal["frame.dropped"] = "frame.dropped"
     seq: int
@@ -105,20 +105,20 @@ class FrameDropped(ServerModel):
 
 
 class SessionRefreshed(ServerModel):
-    """The context was full, or the state was patched, and it is rebuilt before `frame`."""
+    """The context was full or the state was patched: the context is rebuilt before `frame`."""
 
     type: Literal["session.refreshed"] = "session.refreshed"
     frame: int
     tokens_before: int
     tokens_after: int
     summary: str | None = None
-    """Of the progress, where the model was asked for one."""
+    """Summary of the progress, if the model was asked for one."""
     oracle: bool = False
-    """Whether it was told a reference's state then; in evaluation only."""
+    """Whether the model was told a reference's state for the summary; in evaluation only."""
 
 
 class SessionGoingAway(ServerModel):
-    """This server stops; continue elsewhere with the handle."""
+    """This server stops; continue the session elsewhere with the handle."""
 
     type: Literal["session.going_away"] = "session.going_away"
     resume: str
@@ -132,18 +132,18 @@ class SessionClosed(ServerModel):
     session_id: str
     reason: Literal["client", "idle", "disconnected"]
     frames: int
-    """Frames decided."""
+    """Decided frames."""
 
 
 class ErrorMessage(ServerModel):
-    """A message that was not accepted. The stream stays open."""
+    """A message was refused. The stream stays open."""
 
     type: Literal["error"] = "error"
     code: str
     message: str
     field: str | None = None
     seq: int | None = None
-    """Of the frame at fault, which may be sent again or left out."""
+    """The refused frame, which may be sent again or left out."""
 
     @classmethod
     def of(cls, error: ProspectError, seq: int | None = None) -> "ErrorMessage":
@@ -154,7 +154,7 @@ class ErrorMessage(ServerModel):
 
 
 class FrameOutcome(DecidedFrame):
-    """Everything decided at one frame."""
+    """Everything decided at one frame, for HTTP."""
 
     state: StateMap
     delta: str = ""
@@ -162,13 +162,13 @@ class FrameOutcome(DecidedFrame):
 
 
 class FramesResponse(ServerModel):
-    """One outcome for each frame of the request, in its order."""
+    """One outcome for each frame of the request, in the same order."""
 
     frames: list[FrameOutcome]
 
 
 class SessionView(ServerModel):
-    """A session as it stands."""
+    """What is known of a session now."""
 
     session_id: str
     goal: str
@@ -176,12 +176,12 @@ class SessionView(ServerModel):
     state: StateMap
     next_seq: int
     waiting: int
-    """Frames taken and not decided."""
+    """Frames taken and not yet decided."""
     counters: dict[str, int]
 
 
 class ModelCard(ServerModel):
-    """What a client has to know about the served model."""
+    """What a client must know about the served model."""
 
     name: str
     fingerprint: str
@@ -190,7 +190,7 @@ class ModelCard(ServerModel):
     dim: int
     """D of an embedding [tokens_per_frame, dim]."""
     accepts_images: bool
-    """False where the model's encoder is not there: send embeddings."""
+    """False if the model's encoder is missing: send embeddings."""
 
 
 ServerMessage = Annotated[
