@@ -114,7 +114,7 @@ def test_what_a_graph_captures_reads_nothing_on_the_host_and_calls_torch_as_torc
                 setattr(module, name, on_cuda(buffer))
         pool.keys, pool.values = ([on_cuda(pages) for pages in layers] for layers in (pool.keys, pool.values))
         for name in ("tokens", "frames", "positions", "slots", "tables"):
-            setattr(rows._rows, name, on_cuda(getattr(rows._rows, name)))
+            setattr(rows._buffers, name, on_cuda(getattr(rows._buffers, name)))
         hidden = rows._hidden()
     assert (hidden.shape, hidden.device.type) == ((4, model.config.hidden_size), "cuda")
     assert chosen == [kernel.value] * model.config.num_hidden_layers

@@ -58,8 +58,8 @@ class BlockTable:
             self.pages[index] = self._pool.writable(self.pages[index])
         source, target = self.slots(stop, moved), self.slots(start, moved)
         for pages in (*self._pool.keys, *self._pool.values):
-            rows = pages.flatten(0, 1)
-            rows[target] = rows[source]
+            flat = pages.flatten(0, 1)
+            flat[target] = flat[source]
         self.truncate(start + moved)
 
     def reuse_prefix(self, ids: Sequence[int]) -> Tensor | None:

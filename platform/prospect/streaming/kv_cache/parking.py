@@ -33,9 +33,9 @@ _PREFIX, _LOCK = "engine-", "lock"
 
 def copy_out(pool: PagePool, table: BlockTable) -> Parked:
     """Copy the keys and values of a table's tokens to host memory."""
-    rows = torch.tensor(table.slots(0, table.length), dtype=torch.long, device=pool.device)
+    slots = torch.tensor(table.slots(0, table.length), dtype=torch.long, device=pool.device)
     return {
-        name: torch.stack([layer.flatten(0, 1)[rows].cpu() for layer in layers])
+        name: torch.stack([layer.flatten(0, 1)[slots].cpu() for layer in layers])
         for name, layers in (("keys", pool.keys), ("values", pool.values))
     }
 
@@ -54,10 +54,10 @@ def put_back(pool: PagePool, table: BlockTable, parked: Mapping[str, Tensor]) ->
     except SessionError:
         table.truncate(0)
         raise
-    rows = torch.tensor(table.slots(0, num_tokens), dtype=torch.long, device=pool.device)
+    slots = torch.tensor(table.slots(0, num_tokens), dtype=torch.long, device=pool.device)
     for name, layers in (("keys", pool.keys), ("values", pool.values)):
         for layer, held in zip(layers, parked[name], strict=True):
-            layer.flatten(0, 1)[rows] = held.to(layer.device)
+            layer.flatten(0, 1)[slots] = held.to(layer.device)
     table.commit(num_tokens)
 
 

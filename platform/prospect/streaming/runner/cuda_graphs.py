@@ -91,6 +91,8 @@ def captured_passes(model: DSTModel, pool: PagePool, buckets: Sequence[int], num
 class SingleTokenVarlen(VarlenOverPages):
     """Varlen attention of a static pass: each row is a sequence with one query."""
 
-    def __init__(self, pool: PagePool, rows: StaticBuffers) -> None:
-        starts = torch.arange(len(rows) + 1, dtype=torch.int32, device=pool.device)
-        super().__init__(starts, 1, (rows.positions + 1).int(), rows.tables.shape[1] * pool.page_size, rows.tables)
+    def __init__(self, pool: PagePool, buffers: StaticBuffers) -> None:
+        starts = torch.arange(len(buffers) + 1, dtype=torch.int32, device=pool.device)
+        super().__init__(
+            starts, 1, (buffers.positions + 1).int(), buffers.tables.shape[1] * pool.page_size, buffers.tables
+        )

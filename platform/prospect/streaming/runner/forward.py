@@ -59,9 +59,9 @@ def read_heads(model: DSTModel, requests: Sequence[Request]) -> list[tuple[Readi
     if not sum(counts):
         return [()] * len(requests)
     hidden = torch.cat([hidden for hidden, _ in requests])
-    rows = torch.stack(model.decision_probabilities(hidden), 1).tolist()
+    scores = torch.stack(model.decision_probabilities(hidden), 1).tolist()
     states = iter(_read_states(model, hidden.split(counts), [vectors for _, vectors in requests]))
-    readings = iter([Reading(speak, update, next(states)) for speak, update in rows])
+    readings = iter([Reading(speak, update, next(states)) for speak, update in scores])
     return [tuple(next(readings) for _ in range(count)) for count in counts]
 
 

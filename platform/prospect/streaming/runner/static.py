@@ -87,16 +87,16 @@ class StaticPass:
     ) -> None:
         self._model, self._pool, self._attention = model, pool, attention
         self._image = (model.config.grammar_ids or {})["<image>"]
-        self._rows = StaticBuffers(pool, num_rows, num_keys, model.config.vision_dim)
+        self._buffers = StaticBuffers(pool, num_rows, num_keys, model.config.vision_dim)
 
     @property
     def num_rows(self) -> int:
-        return len(self._rows)
+        return len(self._buffers)
 
     def __call__(self, chunks: Sequence[Chunk]) -> list[Tensor]:
         """Return hidden states [n, H] of each chunk and commit it to its table; all have R tokens together at most."""
         lengths = [chunk.num_tokens for chunk in chunks]
-        self._rows.fill(chunks, self._image)
+        self._buffers.fill(chunks, self._image)
         hidden = self._hidden()[: sum(lengths)]
         for chunk, length in zip(chunks, lengths, strict=True):
             chunk.table.commit(length)
@@ -104,10 +104,10 @@ class StaticPass:
 
     def _hidden(self) -> Tensor:
         """Run the trunk; return [R, H]."""
-        rows, model = self._rows, self._model
-        embeddings = model.embed(rows.tokens, rows.frames, aligned=True)
-        step = RaggedStep(self._pool, rows.slots, self._attention(self._pool, rows))
-        return model.hidden_states(embeddings[None], ATTENTION, position_ids=rows.positions[None], ragged=step)[0]
+        buffers, model = self._buffers, self._model
+        embeddings = model.embed(buffers.tokens, buffers.frames, aligned=True)
+        step = RaggedStep(self._pool, buffers.slots, self._attention(self._pool, buffers))
+        return model.hidden_states(embeddings[None], ATTENTION, position_ids=buffers.positions[None], ragged=step)[0]
 
 
 class DeterministicTrunk:
@@ -146,10 +146,10 @@ class FixedAttention:
     last bits then depend on the thread that computed it.
     """
 
-    def __init__(self, pool: PagePool, rows: StaticBuffers) -> None:
-        self._tables = rows.tables
-        num_keys = rows.tables.shape[1] * pool.page_size
-        later = torch.arange(num_keys, device=pool.device) > rows.positions.unsqueeze(1)
+    def __init__(self, pool: PagePool, buffers: StaticBuffers) -> None:
+        self._tables = buffers.tables
+        num_keys = buffers.tables.shape[1] * pool.page_size
+        later = torch.arange(num_keys, device=pool.device) > buffers.positions.unsqueeze(1)
         self._later = later[:, None, None]
         self._groups, self._heads = pool.groups, pool.keys[0].shape[2]
 

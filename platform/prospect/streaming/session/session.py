@@ -177,8 +177,8 @@ class Session:
         yield from self._make_room()
         frames, ids, ends = self._catch_up()
         start = self.cache.length
-        rows = np.concatenate([embedding for embedding, _ in frames])
-        reply = yield Feed(ids, rows, kind="frame", decide_at=tuple(ends), step_vectors=self._window.step_vectors)
+        features = np.concatenate([embedding for embedding, _ in frames])
+        reply = yield Feed(ids, features, kind="frame", decide_at=tuple(ends), step_vectors=self._window.step_vectors)
         for index, (embedding, texts) in enumerate(frames):
             behind = start + ends[index] + 1
             acted = yield from self._decide_at(embedding, texts, reply.readings[index], behind)

@@ -151,13 +151,13 @@ class ContextWindow:
 
     def _feed(self, segment: Segment) -> FeedGenerator:
         """Feed a segment to the empty cache; nothing in it is decided again."""
-        parts, rows = self._parts, [*segment.tail, *segment.frames]
+        parts, frames = self._parts, [*segment.tail, *segment.frames]
         ids = segment.sequence(parts.vocabulary, parts.tokens_per_frame).ids
         if not ids:
             self.shown, self.step_vectors = [], None
             return
         reply = yield Feed(
-            ids, np.concatenate(rows) if rows else None, kind="context", num_shareable=segment.context.num_text
+            ids, np.concatenate(frames) if frames else None, kind="context", num_shareable=segment.context.num_text
         )
         self._take_step_vectors(segment.context, reply.hidden)
 

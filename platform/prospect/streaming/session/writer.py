@@ -113,8 +113,8 @@ class Writer:
                 self._send_piece(frame, ids)
         return fed, ahead
 
-    def _logits(self, ids: list[int], rows: np.ndarray | None = None) -> Generator[Feed, Reply, Tensor]:
-        reply = yield Feed(ids, rows, wants_logits=True)
+    def _logits(self, ids: list[int], features: np.ndarray | None = None) -> Generator[Feed, Reply, Tensor]:
+        reply = yield Feed(ids, features, wants_logits=True)
         self.counters.lm_head_calls += 1
         assert reply.logits is not None
         return reply.logits
