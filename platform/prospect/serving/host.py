@@ -41,7 +41,7 @@ CloseReason = Literal["client", "idle", "disconnected"]
 
 
 def shielded(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Runs to its end even where the caller is cancelled: a client that hangs up leaves nothing half done."""
+    """Let a method run to its end even if its caller is cancelled: a client that hangs up leaves nothing half done."""
     running: set[asyncio.Task[T]] = set()
 
     @functools.wraps(method)
@@ -55,7 +55,10 @@ def shielded(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Corouti
 
 
 class SessionHost:
-    """See `prospect.serving.core.Core`. Its loop starts with the first session, in that session's event loop."""
+    """The sessions of one engine: the `prospect.serving.core.Core` of this process.
+
+    The engine's loop starts with the first session, in that session's event loop.
+    """
 
     def __init__(
         self, engine: "StreamingEngine", encoder: "LiveEncoder | None" = None, settings: SessionLimits | None = None
@@ -86,7 +89,7 @@ class SessionHost:
 
     @shielded
     async def create(self, update: SessionUpdate, stream: bool = False) -> SessionCreated:
-        """Opens a session. With `stream`, its messages are kept for `events` from the first one on."""
+        """Open a session. With `stream`, its messages are kept for `events` from the first one on."""
         self._ensure_running()
         session_id = update.session_id or secrets.token_hex(16)
         spec = SessionSpec(
@@ -105,7 +108,7 @@ class SessionHost:
         return await self._created(opened)
 
     async def resume(self, handle: str) -> SessionCreated:
-        """Continues a session on a new stream; the old one ends, and what it has not read moves over."""
+        """Continue a session on a new stream; the old one ends, and its unread messages move over."""
         session_id, _, token = handle.partition(":")
         stream = self._streams.get(session_id)
         if stream is None or not secrets.compare_digest(stream.token.encode(), token.encode()):
@@ -117,7 +120,7 @@ class SessionHost:
 
     @shielded
     async def close(self, session_id: str) -> SessionClosed:
-        """Closes the session once the frames taken so far are decided."""
+        """Close the session once the frames taken so far are decided."""
         stream = self._stream(session_id)
         async with stream.lock:
             await asyncio.gather(*(stream.outcome(seq) for seq in stream.pending))
@@ -125,7 +128,7 @@ class SessionHost:
 
     @shielded
     async def leave(self, session_id: str, handle: str) -> None:
-        """The client of the stream that got `handle` is gone: closes the session, unless it was to be kept."""
+        """Close the session whose stream, named by `handle`, has lost its client, unless the session is to be kept."""
         stream = self._streams.get(session_id)
         if stream is None or stream.handle != handle:  # closed, or continued by another stream
             return
@@ -150,7 +153,7 @@ class SessionHost:
         )
 
     async def events(self, session_id: str) -> AsyncIterator[ServerMessage]:
-        """What happens in a session created for a stream or resumed, until it is closed or taken over."""
+        """Yield the messages of a session on a stream until it is closed or another stream takes it over."""
         stream = self._streams.get(session_id)
         outbox = stream.outbox if stream is not None else None
         while outbox is not None and (message := await outbox.get()) is not None:
@@ -196,7 +199,7 @@ class SessionHost:
                     await self._end(stream, "idle")
 
     def _abandon(self, drive: asyncio.Task[None]) -> None:
-        """The loop ended, by a defect or by `stop`: nobody is left waiting for an answer that cannot come."""
+        """Tell every client that the loop has ended, by a defect or by `stop`."""
         reason = "the server stops" if drive.cancelled() else "the engine failed"
         if not drive.cancelled():
             log.error(reason, exc_info=drive.exception())
@@ -205,12 +208,12 @@ class SessionHost:
         self._streams.clear()
 
     def check_health(self) -> None:
-        """Raises what ended the loop, if something did."""
+        """Raise the error that ended the loop, if one did."""
         if self._tasks and self._tasks[0].done():
             self._tasks[0].result()
 
     async def stop(self) -> None:
-        """Says `session.going_away` to every stream and ends the loop."""
+        """Say `session.going_away` to every stream and end the loop."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -225,7 +228,7 @@ class SessionHost:
         return closed
 
     def _forget(self, session_id: str) -> int:
-        """On the engine's thread, in one go: whoever opens the id again comes after it."""
+        """Close a session on the engine's thread, in one call, so that its id can be opened again after it."""
         frames = self._engine.counters(session_id).frames
         self._engine.close(session_id)
         return frames
