@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from prospect.dialogue.state import format_delta
 from prospect.dialogue.timeline import FPS, frame_at
 from prospect.errors import ProspectError, session_error
 from prospect.protocol.messages import (
@@ -227,15 +228,15 @@ class Stream:
                 self._decided(self.pending.popleft(), event)
 
     def _decided(self, seq: int, decision: Decision) -> None:
-        outcome = FrameOutcome.of(seq, decision)
         self.say(FrameDecision.of(seq, decision))
         if decision.delta:
-            self.say(StateUpdated(state=outcome.state, delta=outcome.delta, seq=seq, frame=decision.frame))
+            state, delta = state_map(decision.state), format_delta(decision.delta)
+            self.say(StateUpdated(state=state, delta=delta, seq=seq, frame=decision.frame))
         if decision.utterance is not None:
             self.say(ResponseDone(seq=seq, frame=decision.frame, text=decision.utterance))
         waiter = self._awaited.pop(seq, None)
         if waiter is not None and not waiter.done():  # the request may have been given up
-            waiter.set_result(outcome)
+            waiter.set_result(FrameOutcome.of(seq, decision))
 
     def say(self, message: ServerMessage) -> None:
         """Queue a message; a client that does not read is cut off, so that it delays nobody."""
