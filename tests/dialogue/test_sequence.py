@@ -9,7 +9,7 @@ from tokenizers import AddedToken
 
 from prospect.data.batches import Collator
 from prospect.data.clips import clip_sequence
-from prospect.data.settings import SamplingSettings
+from prospect.data.settings import LabelSamplingSettings
 from prospect.dialogue.prompt import build_context
 from prospect.dialogue.sequence import TextTask, build_sequence, parse_sequence, shifted, split_summary
 from prospect.dialogue.state import StepState, TaskState, Transition
@@ -128,7 +128,7 @@ def test_without_the_recipe_the_goal_stands_alone_whoever_calls():
     assert not any(step in live.text for step in ("Steps:", "S1", "boil", "not shown"))
     trained = clip_sequence(clip, VOCABULARY, bare, 1)
     assert trained.step_positions == live.step_positions == (-1, -1, -1)
-    batch = Collator(VOCABULARY, features, bare, 1, SamplingSettings(watch_only_share=0.99))([clip])
+    batch = Collator(VOCABULARY, features, bare, 1, LabelSamplingSettings(watch_only_share=0.99))([clip])
     assert len(batch.state_labels) == 0
     assert batch.update.max() == 1, "deltas are still learned, and no clip is shown for the state head alone"
 

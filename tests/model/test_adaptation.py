@@ -10,7 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from prospect.data.settings import SamplingSettings
+from prospect.data.settings import LabelSamplingSettings
 from prospect.errors import ConfigError
 from prospect.model.adapters import adapt, build_model, build_tokenizer, trainable_parameters
 from prospect.model.checkpoint import load_model, save_model
@@ -50,7 +50,7 @@ def adapted(
 def train(model: torch.nn.Module, steps: int = 3) -> PlainBackend:
     backend = PlainBackend(model, SETTINGS)
     for _ in range(steps):
-        train_step(backend, [MicroBatch(collator(VOCABULARY, SamplingSettings())([tea_clip()]))], SETTINGS, 1e-2)
+        train_step(backend, [MicroBatch(collator(VOCABULARY, LabelSamplingSettings())([tea_clip()]))], SETTINGS, 1e-2)
     return backend
 
 
@@ -133,7 +133,7 @@ def test_small_updates_of_bfloat16_weights_add_up(tmp_path):
     model, _ = adapted(tmp_path / "base", "full", dtype="bfloat16")
     before = model.model.layers[0].mlp.up_proj.weight.detach().float().clone()
     backend = PlainBackend(model, SETTINGS)
-    batch = MicroBatch(collator(VOCABULARY, SamplingSettings())([tea_clip()]))
+    batch = MicroBatch(collator(VOCABULARY, LabelSamplingSettings())([tea_clip()]))
     for _ in range(10):
         train_step(backend, [batch], SETTINGS, 1e-6)
     moved = (model.model.layers[0].mlp.up_proj.weight.detach() - before).abs()

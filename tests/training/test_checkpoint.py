@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from prospect.data.clips import split_clips
-from prospect.data.settings import ClipSettings, SamplingSettings
+from prospect.data.settings import ClipSettings, LabelSamplingSettings
 from prospect.errors import CheckpointError
 from prospect.model.checkpoint import load_model
 from prospect.model.settings import HEADS, LoraSettings
@@ -56,7 +56,7 @@ def job(world: World, tmp_path: Path) -> WorkerJob:
         warmup_steps=2,
         save_every=2,
         eval_every=3,
-        sampling=SamplingSettings(),
+        sampling=LabelSamplingSettings(),
     )
     lora = LoraSettings(r=4, alpha=8, dropout=0.1)
     model = MODEL.model_copy(update={"frame_noise": 0.1, "lora": lora})

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from prospect.data.settings import SamplingSettings
+from prospect.data.settings import LabelSamplingSettings
 from prospect.errors import ConfigError
 from prospect.model.losses import TERMS
 from prospect.training.backend import PlainBackend
@@ -36,7 +36,7 @@ def test_accumulated_gradients_are_those_of_one_batch(world: World, decisions: s
 
     The order of additions differs, nothing else.
     """
-    collate, results = world.collate(SamplingSettings()), []
+    collate, results = world.collate(LabelSamplingSettings()), []
     collate.packed = packed
     for sizes in ((8,), (1, 7), (4, 4), (2,) * 4, (1,) * 8):
         backend, ends = GradientBackend(world.model(decision_backend=decisions), SETTINGS), np.cumsum(sizes)
@@ -80,7 +80,10 @@ def test_a_token_budget_gives_the_loss_curve_of_a_clip_budget(world: World) -> N
     """Up to 1e-4: two epochs of updates, summed in another order."""
     by_tokens = SETTINGS.model_copy(update={"micro_batch_tokens": max(clip.num_tokens or 0 for clip in world.clips)})
     curves = [
-        [r.loss for r in train_steps(PlainBackend(world.model(), s), world.clips, world.collate(SamplingSettings()), s)]
+        [
+            r.loss
+            for r in train_steps(PlainBackend(world.model(), s), world.clips, world.collate(LabelSamplingSettings()), s)
+        ]
         for s in (SETTINGS, by_tokens)
     ]
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
@@ -112,7 +115,7 @@ def test_a_micro_batch_that_does_not_count_changes_nothing(world: World) -> None
 
 def test_the_loss_falls_and_heads_count_as_trained(world: World) -> None:
     settings = SETTINGS.model_copy(update={"epochs": 40, "learning_rate": 1e-2})
-    backend, collate = PlainBackend(world.model(), settings), world.collate(SamplingSettings())
+    backend, collate = PlainBackend(world.model(), settings), world.collate(LabelSamplingSettings())
     before = validate(backend, world.clips, world.collate(), settings).losses
     results = list(train_steps(backend, world.clips, collate, settings))
     after = validate(backend, world.clips, world.collate(), settings).losses
@@ -125,7 +128,7 @@ def test_the_loss_falls_and_heads_count_as_trained(world: World) -> None:
 
 
 def test_a_run_that_starts_in_the_middle_continues_the_unbroken_one(world: World) -> None:
-    collate = world.collate(SamplingSettings())
+    collate = world.collate(LabelSamplingSettings())
     whole = [
         result.loss for result in train_steps(PlainBackend(world.model(), SETTINGS), world.clips, collate, SETTINGS)
     ]

@@ -16,7 +16,7 @@ AttentionName = Literal["auto", "sdpa", "flex", "varlen"]
 """`auto`: `sdpa` on a CPU, on a GPU the faster one of `varlen` and `flex`, measured when the engine starts."""
 
 
-class SamplingSettings(Settings):
+class GenerationSettings(Settings):
     """How utterances and summaries are generated. Deltas are always the most probable ones."""
 
     decoding: Literal["greedy", "sampled"] = "greedy"
@@ -51,7 +51,7 @@ class StreamingSettings(Settings):
     """`generate` writes a delta as text; `readout` takes it from the state head without generating a token."""
     state_policy: StatePolicy = "strict"
     """Whether a step may complete without having started."""
-    sampling: SamplingSettings = SamplingSettings()
+    sampling: GenerationSettings = GenerationSettings()
     """How utterances are generated."""
     history_events: int = Field(default=4096, ge=0)
     """Frames with events that a session remembers; one that has forgotten some makes no record."""

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from prospect.data.settings import ClipSettings, SamplingSettings
+from prospect.data.settings import ClipSettings, LabelSamplingSettings
 from prospect.errors import ProspectError
 from prospect.evaluation.settings import CalibrationSettings
 from prospect.messages import unknown
@@ -135,7 +135,7 @@ class TrainingSettings(Settings):
     early_stopping: EarlyStopping | None = None
     """Default: train to the last step, and keep its weights."""
     losses: LossSettings = LossSettings()
-    sampling: SamplingSettings = SamplingSettings()
+    sampling: LabelSamplingSettings = LabelSamplingSettings()
     clips: ClipSettings = ClipSettings()
 
     @model_validator(mode="after")

@@ -31,7 +31,7 @@ from prospect.corpus.draw import plan_corpus
 from prospect.data.batches import IGNORE, Batch, Collator
 from prospect.data.clips import Clip
 from prospect.data.prepare import make_clips
-from prospect.data.settings import ClipSettings, SamplingSettings
+from prospect.data.settings import ClipSettings, LabelSamplingSettings
 from prospect.data.sources import load_dialogues, place_all
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue
@@ -216,7 +216,7 @@ class _Collator(Collator):
     """Batches with random frames; padded ones are labelled everywhere, with nothing but text counting."""
 
     def __init__(self, vocabulary: Vocabulary, suite: TrainSuite, packed: bool) -> None:
-        sampling = SamplingSettings(negative_rate=suite.negative_rate)
+        sampling = LabelSamplingSettings(negative_rate=suite.negative_rate)
         context = ContextSettings(max_seq_len=suite.max_seq_len)
         super().__init__(vocabulary, self._random_frames, context, 1, sampling, packed)
         self.dim = suite.vision_dim
