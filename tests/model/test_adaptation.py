@@ -17,7 +17,7 @@ from prospect.model.checkpoint import load_model, save_model
 from prospect.model.parameters import parameter_groups, parameter_table
 from prospect.model.settings import LoraSettings, ModelSettings
 from prospect.training.backend import PlainBackend
-from prospect.training.loop import MicroBatch, train_step
+from prospect.training.loop import MicroBatch, StepBatch, train_step
 from prospect.training.settings import TrainingSettings
 from tests.factories import DIM, collator, tea_clip, tiny_vocabulary
 from tests.needs import skip_without
@@ -50,7 +50,8 @@ def adapted(
 def train(model: torch.nn.Module, steps: int = 3) -> PlainBackend:
     backend = PlainBackend(model, SETTINGS)
     for _ in range(steps):
-        train_step(backend, [MicroBatch(collator(VOCABULARY, LabelSamplingSettings())([tea_clip()]))], SETTINGS, 1e-2)
+        micro = MicroBatch(collator(VOCABULARY, LabelSamplingSettings())([tea_clip()]))
+        train_step(backend, StepBatch([micro], 1e-2), SETTINGS)
     return backend
 
 
@@ -135,7 +136,7 @@ def test_small_updates_of_bfloat16_weights_add_up(tmp_path):
     backend = PlainBackend(model, SETTINGS)
     batch = MicroBatch(collator(VOCABULARY, LabelSamplingSettings())([tea_clip()]))
     for _ in range(10):
-        train_step(backend, [batch], SETTINGS, 1e-6)
+        train_step(backend, StepBatch([batch], 1e-6), SETTINGS)
     moved = (model.model.layers[0].mlp.up_proj.weight.detach() - before).abs()
     assert moved.median() > 5e-6
 

@@ -23,7 +23,7 @@ from prospect.model.geometry import base_geometry
 from prospect.model.settings import LossSettings, ModelSettings
 from prospect.training.checks import GIB
 from prospect.training.memory_plan import MemoryPlan
-from prospect.training.preflight import Device, check_device, explain_oom
+from prospect.training.preflight import DeviceInfo, check_device, explain_oom
 from prospect.training.settings import OPERATIONAL, EarlyStopping, OutOfMemoryError, TrainingSettings
 from tests.conftest import REPOSITORY
 from tests.e2e.training_runs import prepared
@@ -192,7 +192,7 @@ def test_a_plan_that_does_not_fit_says_what_to_change(tmp_path: Path) -> None:
 
 LORA, PACKED = ModelSettings(dtype="bfloat16"), TrainingSettings(micro_batch_tokens=8192)
 NEEDS_30 = MemoryPlan(6 * GIB, 1 * GIB, 2 * GIB, 1 * GIB, 0, 20 * GIB, 0, 0, 1, 1, 8192)
-CARD, MACHINE = Device("an A10", 24 * GIB, True), Device("this machine", 64 * GIB, False)
+CARD, MACHINE = DeviceInfo("an A10", 24 * GIB, True), DeviceInfo("this machine", 64 * GIB, False)
 
 
 def test_a_batch_that_cannot_fit_stops_with_what_to_change() -> None:
@@ -205,9 +205,9 @@ def test_a_batch_that_cannot_fit_stops_with_what_to_change() -> None:
     )
     with pytest.raises(ConfigError, match=r"under another training.run_name and .* set model.adaptation=qlora"):
         check_device(LORA, PACKED, NEEDS_30, CARD, begun=True)
-    assert check_device(LORA, PACKED, NEEDS_30, Device("an A100", 80 * GIB, True)) == ""
+    assert check_device(LORA, PACKED, NEEDS_30, DeviceInfo("an A100", 80 * GIB, True)) == ""
     assert "memory will be tight: about 30.0 of 31.0 GiB" in check_device(
-        LORA, PACKED, NEEDS_30, Device("a V100", 31 * GIB, True)
+        LORA, PACKED, NEEDS_30, DeviceInfo("a V100", 31 * GIB, True)
     )
 
 
@@ -219,7 +219,7 @@ def test_workers_share_a_machine_s_memory_and_offloading_counts_there() -> None:
 
 def test_a_device_that_lacks_something_is_named() -> None:
     with pytest.raises(ConfigError, match=r"`model\.dtype` is bfloat16, in which a T4 does not compute: set "):
-        check_device(LORA, PACKED, NEEDS_30, Device("a T4", 80 * GIB, True, bfloat16=False))
+        check_device(LORA, PACKED, NEEDS_30, DeviceInfo("a T4", 80 * GIB, True, bfloat16=False))
 
 
 def test_a_device_that_runs_full_is_told_with_its_step() -> None:

@@ -27,7 +27,7 @@ from prospect.training.validation import (
     state_scores,
     validate,
 )
-from prospect.training.worker import work
+from prospect.training.worker import TrainingRun
 from prospect.training.worker_spec import TrainingData, WorkerJob
 from tests.world import BRIEF, CONTEXT, MODEL, World, stored
 
@@ -100,7 +100,8 @@ def run(job: WorkerJob, name: str, world: World, **training: object) -> tuple[di
     world.tokenizer.save_pretrained(folder / "tokenizer")  # type: ignore[attr-defined]
     settings = TrainingSettings.model_validate({**SETTINGS.model_dump(), **training})
     data = TrainingData(world.clips[:6], world.clips[6:])
-    summary = work(replace(job, folder=folder, training=settings), data, lambda model: PlainBackend(model, settings))
+    job = replace(job, folder=folder, training=settings)
+    summary = TrainingRun(job, data, lambda model: PlainBackend(model, settings)).run()
     events = [event for event, _ in read_events(folder / "metrics.jsonl") if event["kind"] == "validation"]
     return summary, events, folder
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from prospect.config.schema import Config
 from prospect.training.checks import GIB, card_bytes
 from prospect.training.memory_plan import MemoryPlan, largest_micro_batch, plan_zero
-from prospect.training.preflight import any_of, own_device, savings, trained_parameters
+from prospect.training.preflight import describe_device, join_savings, savings, trained_parameters
 from prospect.vision.towers import tower_width
 
 USUAL_CARD = "24GB"
@@ -30,13 +30,13 @@ def show_plan(config: Config) -> None:
     if planned.fits(room / GIB):
         console.print(f"\nThe run fits {name}: {peak}.", soft_wrap=True)
         return
-    change = any_of(savings(config.model, config.training, planned))
+    change = join_savings(savings(config.model, config.training, planned))
     console.print(f"\nThe run does not fit {name}: {peak}. To save memory, {change}.", soft_wrap=True)
 
 
 def _judged_by(card: str | None) -> tuple[str, int]:
     """Name and bytes of the card that is meant: the one named, this machine's own, or `USUAL_CARD`."""
-    own = own_device()
+    own = describe_device()
     if card is None and own.gpu:
         return own.name, own.num_bytes
     return f"a card of {card or USUAL_CARD}", card_bytes(card or USUAL_CARD)

@@ -4,6 +4,8 @@ A rank computes the sums of its micro-batch; the counts come from the labels alo
 and accumulation before the backward pass. World size therefore changes neither loss nor gradient.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -47,7 +49,7 @@ def label_counts(batch: Batch, backend: str) -> Tensor:
 
 def loss_sums(model: DSTModel, batch: Batch, settings: LossSettings) -> Tensor:
     """[8] sums of each term over this micro-batch, differentiable."""
-    return term_sums(model, hidden_states(model, batch), batch, settings)
+    return term_sums(model, model.trunk(**trunk_inputs(batch)).flatten(0, 1), batch, settings)
 
 
 def term_sums(model: DSTModel, flat: Tensor, batch: Batch, settings: LossSettings) -> Tensor:
@@ -61,13 +63,13 @@ def decision_sums(model: DSTModel, flat: Tensor, batch: Batch, settings: LossSet
     return [*decide(model, flat, batch, settings), _state(model, flat, batch)]
 
 
-def hidden_states(model: DSTModel, batch: Batch) -> Tensor:
-    """Of every position, [B * S, H]."""
-    if batch.packed:
-        packing = Packing.of(batch.lengths, batch.input_ids.device)
-        kwargs = {"packing": packing, "position_ids": packing.position_ids}
-        return model.trunk(batch.input_ids, batch.frames, ATTENTION, **kwargs)[0]
-    return model.trunk(batch.input_ids, batch.frames, attention_mask=batch.attention_mask).flatten(0, 1)
+def trunk_inputs(batch: Batch) -> dict[str, Any]:
+    """Arguments with which `DSTModel.trunk` reads a batch, packed into one row or padded."""
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "frames": batch.frames}
+    if not batch.packed:
+        return {**inputs, "attention_mask": batch.attention_mask}
+    packing = Packing.of(batch.lengths, batch.input_ids.device)
+    return {**inputs, "attention": ATTENTION, "packing": packing, "position_ids": packing.position_ids}
 
 
 def total_loss(sums: Tensor, counts: Tensor, settings: LossSettings) -> tuple[Tensor, dict[str, Tensor]]:

@@ -85,7 +85,7 @@ def read_checkpoint(backend: Checkpointable, folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is damaged, or belongs to another model.
     """
-    if mistake := unfit(backend, folder):
+    if mistake := find_mismatch(backend, folder):
         raise mistake
     state = _state(folder)
     backend.updates = state["updates"]
@@ -96,7 +96,7 @@ def read_checkpoint(backend: Checkpointable, folder: Path) -> dict[str, Any]:
     return state["progress"]
 
 
-def unfit(backend: Checkpointable, folder: Path) -> CheckpointError | None:
+def find_mismatch(backend: Checkpointable, folder: Path) -> CheckpointError | None:
     """Why `backend` cannot be restored from a checkpoint, as far as sizes and shapes tell; quick, by itself."""
     if reason := _incomplete(folder):
         return CheckpointError(f"checkpoint {folder}: {reason}")

@@ -14,7 +14,7 @@ from typing import Any
 
 from prospect.files import write_text
 
-Event = dict[str, Any]
+RunEvent = dict[str, Any]
 """`kind` (start, step, validation, streaming, checkpoint, warning, failure, stopped, done, calibration), `time` in
 seconds since 1970, `step`, and the kind's numbers."""
 
@@ -34,7 +34,7 @@ class EventLog:
         self._file.flush()
 
 
-def read_events(file: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
+def read_events(file: Path, offset: int = 0) -> Iterator[tuple[RunEvent, int]]:
     """Complete events from byte `offset` on, each with the offset behind it; half a line of a killed writer is none."""
     if not file.is_file():
         return
@@ -55,16 +55,16 @@ _ONCE = ("step", "validation", "streaming")
 """Kinds that a restarted run repeats, for steps after its checkpoint."""
 
 
-def once(events: Iterable[Event]) -> Iterator[Event]:
+def drop_repeats(events: Iterable[RunEvent]) -> Iterator[RunEvent]:
     """Without what a restarted run repeats: the first of each step and validation counts, wherever a run is shown.
 
     They differ by rounding at most, and a tracker that has the first takes no other in its place.
     """
     latest: dict[str, int] = {}
-    return (event for event in events if _counts(event, latest))
+    return (event for event in events if _is_new(event, latest))
 
 
-def _counts(event: Event, latest: dict[str, int]) -> bool:
+def _is_new(event: RunEvent, latest: dict[str, int]) -> bool:
     """Whether it is no repetition; `latest` has the last step by kind, and learns of this one."""
     kind, step = event["kind"], event.get("step", -1)
     if kind in _ONCE and step <= latest.get(kind, -1):
@@ -73,13 +73,13 @@ def _counts(event: Event, latest: dict[str, int]) -> bool:
     return True
 
 
-def training_seconds(events: Iterable[Event]) -> float:
+def training_seconds(events: Iterable[RunEvent]) -> float:
     """Between a training's first event and its last, without the time that passed before it was continued."""
     trained = (event for event in events if event["kind"] != "calibration")
     return sum(after["time"] - before["time"] for before, after in pairwise(trained) if after["kind"] != "start")
 
 
-class Follower:
+class EventFollower:
     """Shows a run's events and hands them on while they are written, in batches, each once whatever dies when.
 
     Handing on has a thread of its own: a server that is slow or away holds up neither the console nor the run.
@@ -95,8 +95,8 @@ class Follower:
     def __init__(
         self,
         file: Path,
-        hand_on: Callable[[Sequence[Event]], None],
-        show: Callable[[Event], None],
+        hand_on: Callable[[Sequence[RunEvent]], None],
+        show: Callable[[RunEvent], None],
         report: Callable[[str], None] = print,
         patience: float = 120,
     ) -> None:
@@ -108,7 +108,7 @@ class Follower:
         self._latest: dict[str, int] = {}
         for event, end in read_events(file):
             if end <= self._offset:
-                _counts(event, self._latest)
+                _is_new(event, self._latest)
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=run, name=f"training-{run.__name__}", daemon=True)
@@ -117,7 +117,7 @@ class Follower:
         self.failure: Exception | None = None
         """Why the last batch could not be handed on, if so."""
 
-    def __enter__(self) -> "Follower":
+    def __enter__(self) -> "EventFollower":
         for thread in self._threads:
             thread.start()
         return self
@@ -155,7 +155,7 @@ class Follower:
         batch, offset, latest = [], self._offset, dict(self._latest)
         for event, end in read_events(self._file, self._offset):
             offset = end
-            if _counts(event, latest):
+            if _is_new(event, latest):
                 batch.append(event)
         if offset == self._offset:
             return True

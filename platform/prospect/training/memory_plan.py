@@ -120,7 +120,7 @@ def plan_zero(
         weights=weights // (training.num_workers if stage == 3 else 1),
         master=part * on_device,
         optimizer=2 * part * on_device,
-        gradients=summed * on_device + width * bucket(trained),
+        gradients=summed * on_device + width * reduce_bucket(trained),
         gathered=min(weights, width * LIVE) if stage == 3 else 0,
         activations=activation_bytes(model, training, lengths, vision_dim, dtype),
         update=(3 if stage == 3 else 2) * part * on_device,  # the last is ZeRO-3's float32 copy of the gradients
@@ -151,7 +151,7 @@ def plan_plain(
     )
 
 
-def bucket(trained: int) -> int:
+def reduce_bucket(trained: int) -> int:
     """Gradients that DeepSpeed reduces at once; it makes room for as many, however few there are."""
     return min(BUCKET, trained)
 

@@ -29,7 +29,7 @@ _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True)
-class Device:
+class DeviceInfo:
     """What a worker computes on.
 
     Attributes:
@@ -45,14 +45,14 @@ class Device:
     bfloat16: bool = True
 
 
-def own_device() -> Device:
+def describe_device() -> DeviceInfo:
     """The GPU of this process, or the machine's memory as far as we may use it."""
     if torch.cuda.is_available():
         about = torch.cuda.get_device_properties(torch.cuda.current_device())
-        return Device(about.name, about.total_memory, True, torch.cuda.is_bf16_supported(including_emulation=False))
+        return DeviceInfo(about.name, about.total_memory, True, torch.cuda.is_bf16_supported(including_emulation=False))
     limit = _CGROUP.read_text().strip() if _CGROUP.is_file() else "max"
     memory = psutil.virtual_memory().total
-    return Device("this machine", min(memory, int(limit)) if limit.isdecimal() else memory, False)
+    return DeviceInfo("this machine", min(memory, int(limit)) if limit.isdecimal() else memory, False)
 
 
 def trained_parameters(model: ModelSettings, vision_dim: int) -> Table:
@@ -64,7 +64,7 @@ def check_device(
     model: ModelSettings,
     training: TrainingSettings,
     planned: MemoryPlan,
-    device: Device,
+    device: DeviceInfo,
     workers: int = 1,
     begun: bool = False,
 ) -> str:
@@ -101,7 +101,7 @@ def check_device(
         raise ConfigError(
             f"`training` cannot run on {device.name}, which has {room:.1f} GiB: {who} would take "
             f"{needed / GIB:.1f} GiB, {share:.0%} of it for the {planned.tokens:,} tokens that are computed at once; "
-            f"{_then_again(changes) if begun else any_of(changes)}.",
+            f"{_then_again(changes) if begun else join_savings(changes)}.",
             field="training",
         )
     if needed > USABLE * device.num_bytes:
@@ -158,11 +158,11 @@ def _savings(
         yield "raise", "training.num_workers"
 
 
-def any_of(changes: Sequence[Saving]) -> str:
+def join_savings(changes: Sequence[Saving]) -> str:
     return ", or ".join(change.how for change in changes)
 
 
-def ran_full(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether it says that a device, or the machine, has no memory left."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
@@ -179,7 +179,7 @@ def explain_oom(
     try:
         yield
     except RuntimeError as error:
-        if not ran_full(error):
+        if not is_out_of_memory(error):
             raise
         gpu = torch.cuda.is_available()
         changes = savings(model, training, planned, gpu) if planned else [_saving("lower", "training.micro_batch_size")]
@@ -189,6 +189,6 @@ def explain_oom(
 def _then_again(changes: Sequence[Saving]) -> str:
     """How a run that has begun may come further: by other settings, or under another name."""
     same, other = ([change for change in changes if change.same_run is kind] for kind in (True, False))
-    ways = [f"{any_of(same)}, and start the run again"] if same else []
-    ways += [f"start it under another training.run_name and {any_of(other)}"] if other else []
+    ways = [f"{join_savings(same)}, and start the run again"] if same else []
+    ways += [f"start it under another training.run_name and {join_savings(other)}"] if other else []
     return "; or ".join(ways)

@@ -35,9 +35,9 @@ from prospect.model.settings import HEADS
 from prospect.similarity import SentenceSimilarity
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings
-from prospect.training.backend import Backend, autocast, raise_on_all_ranks
+from prospect.training.backend import TrainingBackend, autocast, raise_on_all_ranks
 from prospect.training.loop import Collate, labelled_parts
-from prospect.training.preflight import ran_full
+from prospect.training.preflight import is_out_of_memory
 from prospect.training.settings import STREAM_SCORES, STREAMED, TrainingError, TrainingSettings
 
 _POINTS = 200
@@ -61,7 +61,7 @@ class Validation:
 
 @torch.no_grad()
 def validate(
-    backend: Backend,
+    backend: TrainingBackend,
     clips: Sequence[Clip],
     collate: Collate,
     settings: TrainingSettings,
@@ -101,7 +101,7 @@ def _collated(collate: Collate, clips: Sequence[Clip]) -> Batch | DataError:
         return error
 
 
-def _agreed(backend: Backend, found: Any) -> Any:
+def _agreed(backend: TrainingBackend, found: Any) -> Any:
     """Rank 0's numbers, on every rank: what is decided from them must be decided alike."""
     [agreed] = backend.gather([json.dumps(found)] if backend.rank == 0 else [])
     return json.loads(agreed)
@@ -232,7 +232,7 @@ class StreamingValidation:
         """Whether there is anything to stream."""
         return bool(self._placed)
 
-    def scores(self, backend: Backend) -> dict[str, float]:
+    def scores(self, backend: TrainingBackend) -> dict[str, float]:
         """The defined ones of `STREAM_SCORES`, under `stream_...`.
 
         Raises:
@@ -250,14 +250,14 @@ class StreamingValidation:
             return self._read(dialogue.video_id, start, stop)
 
         try:
-            with lent(model), autocast(model):
+            with ready_to_stream(model), autocast(model):
                 loaded = LoadedModel(model, self._vocabulary, Path(), {})
                 engine = StreamingEngine(loaded, self._context, self._streaming)
                 return stream_dialogues(engine, placed, read)
         except ProspectError as error:
             return error
         except RuntimeError as error:
-            if not ran_full(error):
+            if not is_out_of_memory(error):
                 raise
             return TrainingError(
                 f"the device ran out of memory while {len(placed)} held-out videos were streamed side by side: lower "
@@ -273,7 +273,7 @@ class StreamingValidation:
 
 
 @contextmanager
-def lent(model: DSTModel) -> Iterator[None]:
+def ready_to_stream(model: DSTModel) -> Iterator[None]:
     """For an engine to use: in evaluation mode, heads that have learned nothing yet allowed; as before afterwards."""
     config, training = model.config, model.training
     attention, trained_steps = config._attn_implementation, config.trained_steps

@@ -43,7 +43,7 @@ from prospect.hashing import derived_seed
 from prospect.model.adapters import adapt, build_model, build_tokenizer
 from prospect.model.settings import LoraSettings, ModelSettings
 from prospect.training.backend import PlainBackend
-from prospect.training.loop import MicroBatch, make_sampler, train_step
+from prospect.training.loop import MicroBatch, StepBatch, make_sampler, train_step
 from prospect.training.settings import TrainingSettings
 
 WAYS = {
@@ -248,7 +248,7 @@ def _train(model: Any, clips: Sequence[Clip], collate: Collator, settings: Train
     for step, first in enumerate(range(0, len(clips), size)):
         batch = clips[first : first + size]
         micro = [MicroBatch(collate(part)) for part in _parts(batch, settings.micro_batch_size)]
-        losses.append(train_step(backend, micro, settings, settings.learning_rate, step=step).loss)
+        losses.append(train_step(backend, StepBatch(micro, settings.learning_rate, step), settings).loss)
     return fmean(losses)
 
 
