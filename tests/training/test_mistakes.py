@@ -128,7 +128,7 @@ def test_a_base_that_is_no_llama(tmp_path: Path) -> None:
     ("overrides", "says"),
     [
         (["training.num_workers=2", "training.min_workers=3"], "`training.min_workers` (3) must not exceed"),
-        (["model.adaptation=qlora", "training.zero_stage=3"], "`training.zero_stage` is 3, which cannot part"),
+        (["model.adaptation=qlora", "training.zero_stage=3"], "`training.zero_stage` (3) must not be combined with"),
         (["training.zero_stage=0"], "`training.zero_stage` cannot be 0: input should be 1, 2 or 3"),
         (["model.tiny.num_heads=7"], "`model.tiny` cannot work: hidden_size 128 does not divide into num_heads 7"),
         (
@@ -140,7 +140,7 @@ def test_a_base_that_is_no_llama(tmp_path: Path) -> None:
         (["model.dtype=float16"], "`model.dtype` cannot be 'float16': input should be 'float32' or 'bfloat16'"),
         (
             [f"training.losses.{name}=0" for name in LossSettings.model_fields if name not in LOSS_KINDS],
-            "`training.losses` are all weighted 0, so that nothing is learned",
+            "`training.losses` must have a weight above 0",
         ),
     ],
 )  # fmt: skip
@@ -218,7 +218,7 @@ def test_workers_share_a_machine_s_memory_and_offloading_counts_there() -> None:
 
 
 def test_a_device_that_lacks_something_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"`model\.dtype` is bfloat16, in which a T4 does not compute: set "):
+    with pytest.raises(ConfigError, match=r"`model\.dtype` .bfloat16. must be float32 on a T4, which has no bfl"):
         check_device(LORA, PACKED, NEEDS_30, DeviceInfo("a T4", 80 * GIB, True, bfloat16=False))
 
 

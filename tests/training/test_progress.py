@@ -65,11 +65,11 @@ def test_what_the_tracker_refused_comes_again(tmp_path: Path) -> None:
         raise ConnectionError("the server is away")
 
     lines: list[str] = []
-    with EventFollower(file, refuse, LineConsole(1, lambda line: None), lines.append, patience=0) as follower:
+    with EventFollower(file, refuse, LineConsole(1, lambda line: None), lines.append, timeout=0) as follower:
         step(EventLog(file), 0)
     assert isinstance(follower.failure, ConnectionError)
     assert lines == [
-        "train  metrics are not handed on for now: the server is away",
+        "train  metrics cannot be uploaded for now: the server is away",
         f"train  metrics wait in {file} for the tracking server, and for this run's next start",
     ]
     batches: list[Sequence[RunEvent]] = []

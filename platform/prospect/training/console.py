@@ -1,4 +1,4 @@
-"""What a user sees of a run: a live bar on a terminal, plain lines in a pipe, and a table at the end."""
+"""A training run in the terminal: a progress bar or plain lines while it runs, and a summary table at the end."""
 
 import io
 import sys
@@ -18,20 +18,20 @@ from prospect.training.result import TrainResult
 Write = Callable[[str], None]
 
 _SHOWN = ("loss", "speak_f1", "update_f1", "state_accuracy", "stream_turn_f1", "stream_joint_goal_accuracy")
-"""Of a validation, in the table at the end; its scores in a line too."""
+"""Losses and scores of a validation that are printed."""
 RECENT_STEPS = 20
-"""Over which the bar's speed and time left are taken."""
+"""Steps over which the bar averages speed and time left."""
 
 
 def console_for(every: int, write: Write = print) -> "LineConsole":
-    """A live bar where standard output is a terminal, otherwise a line every `every` steps."""
+    """A progress bar where standard output is a terminal, otherwise a line every `every` steps."""
     terminal = Terminal()
     live = sys.stdout.isatty() and not terminal.is_dumb_terminal
     return LiveConsole(every, write, terminal) if live else LineConsole(every, write)
 
 
 class LineConsole:
-    """One readable line for every `every` steps, and for everything else that happens."""
+    """Prints a line every `every` steps, and one for every other event."""
 
     def __init__(self, every: int, write: Write = print) -> None:
         self._every, self._write = every, write
@@ -42,7 +42,7 @@ class LineConsole:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing is held."""
+        """Nothing to clean up."""
 
     def __call__(self, event: RunEvent) -> None:
         text = getattr(self, f"_{event['kind']}")(event)
@@ -99,7 +99,7 @@ class LineConsole:
 
 
 class LiveConsole(LineConsole):
-    """A bar that moves with every step; everything else that happens stands in lines above it."""
+    """A progress bar that moves with every step; other events are lines above it."""
 
     def __init__(self, every: int, write: Write, terminal: Terminal) -> None:
         super().__init__(every, write)
@@ -118,7 +118,7 @@ class LiveConsole(LineConsole):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leaves the bar as it is, and the terminal with its cursor."""
+        """Stop the bar, which shows the cursor again."""
         self._progress.stop()
 
     def _start(self, event: RunEvent) -> str:
@@ -143,14 +143,14 @@ class LiveConsole(LineConsole):
 
 
 def format_duration(seconds: float) -> str:
-    """Minutes and seconds, and hours where there are any."""
+    """`M:SS`, or `H:MM:SS` from an hour on."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def write_table(table: Table, write: Write, width: int = 100) -> None:
-    """Hands a table on as plain lines."""
+    """Write a table as plain lines."""
     text = io.StringIO()
     Terminal(file=text, width=width).print(table)
     for line in text.getvalue().splitlines():
@@ -158,11 +158,11 @@ def write_table(table: Table, write: Write, width: int = 100) -> None:
 
 
 def summary_table(result: TrainResult, events: Sequence[RunEvent]) -> Table:
-    """The end of a run: what was done and how fast, what came of it, and where it lies.
+    """Steps, speed, losses, scores and paths of a finished run.
 
     Args:
         result: of the run.
-        events: all of the run's; a step that was repeated after a restart counts once.
+        events: of the run; a step that was repeated after a restart counts once.
     """
     steps = [event for event in drop_repeats(events) if event["kind"] == "step"]
     tokens, computing = (sum(event.get(name, 0) for event in steps) for name in ("tokens", "seconds"))

@@ -1,7 +1,7 @@
-"""What happens in a run, as JSON lines: rank 0 writes, the driver reads, shows and hands on to the tracker.
+"""A run's event log, `metrics.jsonl`: rank 0 writes it, the driver shows it and uploads it to the tracker.
 
-The file is the tracker's spool: what was not handed on, because the driver died or the server was away, is handed on
-by the next job of the same run.
+Events that could not be uploaded, because the driver died or the server was unreachable, are uploaded by the next job
+of the same run.
 """
 
 import json
@@ -22,7 +22,7 @@ _POLL_SECONDS, _LONGEST_PAUSE = 0.5, 10.0
 
 
 class EventLog:
-    """Appends events, each complete as soon as `write` returns."""
+    """Appends events to a file, each flushed when `write` returns."""
 
     def __init__(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ class EventLog:
 
 
 def read_events(file: Path, offset: int = 0) -> Iterator[tuple[RunEvent, int]]:
-    """Complete events from byte `offset` on, each with the offset behind it; half a line of a killed writer is none."""
+    """Events from byte `offset` on, each with the offset behind it; half-written lines are skipped."""
     if not file.is_file():
         return
     with file.open("rb") as lines:
@@ -51,58 +51,59 @@ def read_events(file: Path, offset: int = 0) -> Iterator[tuple[RunEvent, int]]:
             yield event, offset
 
 
-_ONCE = ("step", "validation", "streaming")
-"""Kinds that a restarted run repeats, for steps after its checkpoint."""
+_REPEATED = ("step", "validation", "streaming")
+"""Event kinds that a restarted run writes again, for the steps after its checkpoint."""
 
 
 def drop_repeats(events: Iterable[RunEvent]) -> Iterator[RunEvent]:
-    """Without what a restarted run repeats: the first of each step and validation counts, wherever a run is shown.
+    """Leave out what a restarted run repeats: the first event of each step and validation counts.
 
-    They differ by rounding at most, and a tracker that has the first takes no other in its place.
+    Repetitions differ by rounding at most, and a tracker does not replace the first.
     """
     latest: dict[str, int] = {}
     return (event for event in events if _is_new(event, latest))
 
 
 def _is_new(event: RunEvent, latest: dict[str, int]) -> bool:
-    """Whether it is no repetition; `latest` has the last step by kind, and learns of this one."""
+    """Whether the event is no repetition; updates `latest`, the last step by kind."""
     kind, step = event["kind"], event.get("step", -1)
-    if kind in _ONCE and step <= latest.get(kind, -1):
+    if kind in _REPEATED and step <= latest.get(kind, -1):
         return False
     latest[kind] = max(step, latest.get(kind, -1))
     return True
 
 
 def training_seconds(events: Iterable[RunEvent]) -> float:
-    """Between a training's first event and its last, without the time that passed before it was continued."""
+    """Seconds of training, without the time between a stop and the next start."""
     trained = (event for event in events if event["kind"] != "calibration")
     return sum(after["time"] - before["time"] for before, after in pairwise(trained) if after["kind"] != "start")
 
 
 class EventFollower:
-    """Shows a run's events and hands them on while they are written, in batches, each once whatever dies when.
+    """Shows a run's events while they are written, and uploads each of them once, in batches.
 
-    Handing on has a thread of its own: a server that is slow or away holds up neither the console nor the run.
+    Uploads have their own thread: a slow or unreachable server delays neither the console nor the run. The position in
+    the file is saved, so that no event is lost or uploaded twice, whichever process dies.
 
     Args:
         file: that `EventLog` writes.
-        hand_on: takes a batch. If it raises, the batch stays and comes again, with later ones.
-        show: called with each event of this job, for the console.
-        report: told when handing on fails, and when it works again.
-        patience: seconds for which the end waits for what was not handed on yet.
+        upload: takes a batch. If it raises, the batch is uploaded again later, with newer events.
+        show: called with each event of this job.
+        report: takes a line when uploads fail, and when they work again.
+        timeout: seconds for which the end waits for uploads.
     """
 
     def __init__(
         self,
         file: Path,
-        hand_on: Callable[[Sequence[RunEvent]], None],
+        upload: Callable[[Sequence[RunEvent]], None],
         show: Callable[[RunEvent], None],
         report: Callable[[str], None] = print,
-        patience: float = 120,
+        timeout: float = 120,
     ) -> None:
         self._file = file
         self._mark = file.with_suffix(".offset")
-        self._hand_on, self._show, self._report, self._patience = hand_on, show, report, patience
+        self._upload, self._show, self._report, self._timeout = upload, show, report, timeout
         self._offset = int(self._mark.read_text() or 0) if self._mark.is_file() else 0
         self._shown = file.stat().st_size if file.is_file() else 0
         self._latest: dict[str, int] = {}
@@ -112,10 +113,10 @@ class EventFollower:
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=run, name=f"training-{run.__name__}", daemon=True)
-            for run in (self._run_show, self._run_drain)
+            for run in (self._run_show, self._run_upload)
         ]
         self.failure: Exception | None = None
-        """Why the last batch could not be handed on, if so."""
+        """The error of the last upload, if it failed."""
 
     def __enter__(self) -> "EventFollower":
         for thread in self._threads:
@@ -124,7 +125,7 @@ class EventFollower:
 
     def __exit__(self, failed: object, *_: object) -> None:
         if failed:
-            self._patience = 0  # who waits for a reason is told it at once
+            self._timeout = 0  # the error is shown at once
         self._stop.set()
         for thread in self._threads:
             thread.join()
@@ -141,17 +142,17 @@ class EventFollower:
             self._show(event)
             self._shown = end
 
-    def _run_drain(self) -> None:
+    def _run_upload(self) -> None:
         pause = _POLL_SECONDS
         while not self._stop.wait(pause):
-            pause = min(2 * pause, _LONGEST_PAUSE) if not self._drain() else _POLL_SECONDS
-        deadline, pause = time.monotonic() + self._patience, _POLL_SECONDS
-        while not self._drain() and time.monotonic() + pause < deadline:
+            pause = min(2 * pause, _LONGEST_PAUSE) if not self._upload_new() else _POLL_SECONDS
+        deadline, pause = time.monotonic() + self._timeout, _POLL_SECONDS
+        while not self._upload_new() and time.monotonic() + pause < deadline:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _drain(self) -> bool:
-        """Hands on what is new; whether nothing is left."""
+        """Upload new events; whether all are uploaded."""
         batch, offset, latest = [], self._offset, dict(self._latest)
         for event, end in read_events(self._file, self._offset):
             offset = end
@@ -160,14 +161,14 @@ class EventFollower:
         if offset == self._offset:
             return True
         try:
-            self._hand_on(batch)
+            self._upload(batch)
             write_text(self._mark, str(offset))
-        except Exception as error:  # any: a tracker that fails is reported, and never the end of a training
+        except Exception as error:  # any: a failing tracker is reported, and never ends a training
             if self.failure is None:
-                self._report(f"train  metrics are not handed on for now: {str(error).strip().splitlines()[0]}")
+                self._report(f"train  metrics cannot be uploaded for now: {str(error).strip().splitlines()[0]}")
             self.failure = error
             return False
         if self.failure:
-            self._report("train  metrics are handed on again")
+            self._report("train  metrics are uploaded again")
         self.failure, self._offset, self._latest = None, offset, latest
         return True

@@ -27,7 +27,7 @@ Collate = Callable[[Sequence[Clip], int], Batch]
 
 
 def lr_at(step: int, settings: TrainingSettings, total_steps: int) -> float:
-    """The learning rate of step `step` (from 0): linear warm-up, then the schedule down to 0 after the last step."""
+    """Learning rate of a step (from 0): linear warm-up, then the schedule, which reaches 0 after the last step."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
     if settings.schedule == "constant":
@@ -43,8 +43,8 @@ class StepResult:
 
     Attributes:
         loss: before the update.
-        parts: unweighted losses by name, of those that had labels.
-        labels: how many of each of the losses' terms that have any; a decision has one term for each class.
+        parts: unweighted losses by name; losses without labels are left out.
+        labels: labels of each loss term that has any; a decision has a term for each class.
         trained: which heads had labels.
         grad_norm: before clipping.
         clips, tokens: how many, padding not counted.

@@ -1,4 +1,4 @@
-"""A run's events as the tracker's metrics and tags (docs/training.md has the table of names)."""
+"""Turns a run's events into the tracker's metrics and tags (docs/training.md has the table of names)."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ MetricRow = tuple[int, float, dict[str, float]]
 def metric_rows(events: Sequence[RunEvent]) -> list[MetricRow]:
     """Rows under stable grouped names: `train/loss`, `train/loss_speak`, `speed/tokens_per_second`, ...
 
-    A step is counted from 0; what happens between two steps stands at the one before it, a start at the one after.
+    Steps count from 0; an event between two steps gets the step before it, a start the step after it.
     """
     rows = []
     for event in events:
@@ -25,7 +25,7 @@ def metric_rows(events: Sequence[RunEvent]) -> list[MetricRow]:
 
 
 def run_tags(events: Sequence[RunEvent]) -> dict[str, str]:
-    """Where the newest checkpoint lies, what failed when, and which step's weights an early stop keeps."""
+    """The newest checkpoint's folder, failures by time, and the step whose weights an early stop keeps."""
     tags = {}
     for event in events:
         if event["kind"] == "checkpoint" and "folder" in event:
@@ -45,7 +45,7 @@ def failure_tag(when: float, reason: str) -> dict[str, str]:
 
 
 def threshold_metrics(thresholds: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """`validation/speak_threshold_DATASET`, out of data set -> decision -> threshold."""
+    """`validation/speak_threshold_DATASET` and the like, from data set -> decision -> threshold."""
     return {
         f"validation/{decision}_threshold_{dataset}": value
         for dataset, chosen in thresholds.items()
@@ -71,7 +71,7 @@ def _step(event: RunEvent) -> tuple[int, dict[str, float]]:
 
 
 def validation_metrics(values: Mapping[str, float], group: str = "validation") -> dict[str, float]:
-    """`validation/loss`, `validation/loss_speak`, `validation/speak_f1`, ..., out of what validation calls them."""
+    """Losses and scores under the tracker's names, such as `validation/loss_speak` and `validation/speak_f1`."""
     return {f"{group}/{'loss_' if name in PARTS else ''}{name}": float(value) for name, value in values.items()}
 
 

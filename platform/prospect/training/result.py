@@ -1,4 +1,4 @@
-"""What a finished run leaves behind."""
+"""The result of a finished run, `result.json`."""
 
 import json
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished run."""
+    """Losses, scores and the registered model of a finished run."""
 
     run_name: str
     model: Path
@@ -28,11 +28,11 @@ class TrainResult:
     quarantined: int
     """Records and events that were left out."""
     reused: bool = False
-    """The run had been finished before; nothing was computed."""
+    """Whether the run was finished before, so that nothing was computed."""
 
 
 def read_result(folder: Path) -> TrainResult | None:
-    """The result of the run in `folder`; None where it has not ended."""
+    """The result of the run in `folder`; None where the run is not finished."""
     file = folder / "result.json"
     if not file.is_file() or not (folder / "model").is_dir():
         return None

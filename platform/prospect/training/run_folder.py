@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, and that one process at a time works in it."""
+"""A run's folder: one process at a time may use it, and only for the configuration that began the run."""
 
 import fcntl
 import json
@@ -28,7 +28,7 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             lock.seek(0)
             raise ConfigError(
-                f"`training.run_name` is {folder.name}, a run that goes on now in {lock.read() or 'another process'}: "
+                f"`training.run_name` is {folder.name}, a run that is active in {lock.read() or 'another process'}: "
                 "wait for its end, or give training.run_name another name.",
                 field="training.run_name",
             ) from None
@@ -39,10 +39,10 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
 
 
 def require_same(folder: Path, identity: dict[str, Any]) -> None:
-    """Finds that a run's folder is free or this configuration's own.
+    """Check that a run's folder is free or was begun with this configuration.
 
     Raises:
-        ConfigError: it is another's.
+        ConfigError: it was begun with another configuration.
     """
     file = folder / "identity.json"
     if not file.is_file():
@@ -58,5 +58,5 @@ def require_same(folder: Path, identity: dict[str, Any]) -> None:
 
 
 def write_identity(folder: Path, identity: dict[str, Any]) -> None:
-    """Write what makes the run itself, once no mistake is left: until then the name is free."""
+    """Write the configuration that identifies the run, after all checks: until then the name stays free."""
     write_json(folder / "identity.json", identity)

@@ -1,4 +1,4 @@
-"""How a model is fitted."""
+"""Settings of training, names of its metrics, and its errors. Imports no torch."""
 
 from typing import Literal, Self
 
@@ -17,17 +17,17 @@ OPERATIONAL = {
     "micro_batch_size", "micro_batch_tokens", "activation_checkpointing", "log_every", "save_every",
     "keep_checkpoints", "eval_every", "stream_every", "stream_videos", "stream_minutes", "calibration",
 }  # fmt: skip
-"""Training settings that may change while a run goes on: they change its course by rounding at most."""
+"""Settings that may change when a run is continued: they change its losses by rounding at most."""
 
 STREAMED = "stream_"
-"""What the names of streaming validation's scores begin with."""
+"""Prefix of streaming validation's scores."""
 STREAM_SCORES = (
     "turn_f1", "turn_precision", "turn_recall", "dst_f1", "joint_goal_accuracy", "readout_joint_goal_accuracy",
     "slot_accuracy", "utterances_per_minute",
 )  # fmt: skip
-"""Of an evaluation's metrics, those that streaming validation gives."""
+"""Metrics of an evaluation that streaming validation reports."""
 HEAD_SCORES = ("precision", "recall", "f1", "average_precision", "best_f1", "best_threshold")
-"""Of each of the two decisions, with the reference's events in sight."""
+"""Scores of each decision head, with the reference's events in the context."""
 MEASURED = (
     "loss", *PARTS, *(f"{head}_{score}" for head in ("speak", "update") for score in HEAD_SCORES),
     "state_accuracy", "state_macro_f1", *(f"{STREAMED}{score}" for score in STREAM_SCORES),
@@ -42,7 +42,7 @@ class TrainingError(ProspectError):
 
 
 class OutOfMemoryError(TrainingError):
-    """A device ran full. The only training error that one worker may meet alone."""
+    """The device ran out of memory. The only training error that may be raised on one rank only."""
 
 
 class EarlyStopping(Settings):

@@ -1,6 +1,7 @@
-"""What validation measures: losses and scores with the reference's events in sight, and scores of real streaming.
+"""Validation during training: losses and head scores on clips, and scores of streamed dialogues.
 
-Every rank does a share; all of them get the same numbers. Neither changes the model, nor a random draw of training.
+On clips the reference's events are in the context; streaming runs the engine. Ranks share the work and get the same
+numbers. Neither changes the model or the random draws of training.
 """
 
 import json
@@ -41,12 +42,12 @@ from prospect.training.preflight import is_out_of_memory
 from prospect.training.settings import STREAM_SCORES, STREAMED, TrainingError, TrainingSettings
 
 _POINTS = 200
-"""Most points of a curve that is kept."""
+"""Most points of a saved curve."""
 
 
 @dataclass(frozen=True)
 class Validation:
-    """A pass over the validation clips.
+    """Results of a pass over the validation clips.
 
     Attributes:
         losses: `loss` and its parts.
@@ -67,7 +68,7 @@ def validate(
     settings: TrainingSettings,
     streaming: StreamingSettings | None = None,
 ) -> Validation:
-    """One pass over `clips`; `collate` should label every frame, `streaming` has the thresholds in force.
+    """Compute losses and scores on `clips`; `collate` should label every frame, `streaming` has the thresholds.
 
     Raises:
         TrainingError: an embedding cannot be read; on every rank alike.
@@ -102,7 +103,7 @@ def _collated(collate: Collate, clips: Sequence[Clip]) -> Batch | DataError:
 
 
 def _agreed(backend: TrainingBackend, found: Any) -> Any:
-    """Rank 0's numbers, on every rank: what is decided from them must be decided alike."""
+    """Rank 0's numbers on every rank, so that all ranks decide the same from them."""
     [agreed] = backend.gather([json.dumps(found)] if backend.rank == 0 else [])
     return json.loads(agreed)
 
@@ -126,7 +127,7 @@ def head_scores(probabilities: Tensor, labels: Tensor, threshold: float) -> dict
 
     Args:
         probabilities: [N].
-        labels: [N] 0 or 1; without a 1 nothing is defined, and nothing comes back.
+        labels: [N] 0 or 1; without a 1 no score is defined, and the result is empty.
         threshold: above which the engine acts.
     """
     truth, acts = labels.bool(), probabilities > threshold
@@ -145,7 +146,7 @@ def head_scores(probabilities: Tensor, labels: Tensor, threshold: float) -> dict
 
 
 def _best_f1(probabilities: Tensor, labels: Tensor) -> tuple[float, float]:
-    """The best F1, and a threshold half-way between the probabilities that it has to part."""
+    """The best F1 over all thresholds, and a threshold half-way between the probabilities that it separates."""
     from sklearn.metrics import precision_recall_curve
 
     precision, recall, lowest = precision_recall_curve(labels.numpy(), probabilities.numpy())
@@ -156,7 +157,7 @@ def _best_f1(probabilities: Tensor, labels: Tensor) -> tuple[float, float]:
 
 
 def head_curve(probabilities: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Precision over recall as the threshold falls, thinned out to what a plot shows.
+    """Precision-recall curve by falling threshold, with at most `_POINTS` points.
 
     Returns:
         `recall`, `precision` and `threshold` (lists of equal length), `labels` and `positives` (how many).
@@ -175,7 +176,7 @@ def head_curve(probabilities: Tensor, labels: Tensor) -> dict[str, Any]:
 
 
 def state_scores(states: Tensor) -> dict[str, float]:
-    """`state_accuracy` over frames and steps, and `state_macro_f1`, the mean of F1 over the classes that have labels.
+    """`state_accuracy` over frames and steps, and `state_macro_f1`, the mean F1 of classes with labels.
 
     Args:
         states: [3, 3] counts, label by prediction.
@@ -193,16 +194,16 @@ def state_scores(states: Tensor) -> dict[str, float]:
 
 
 class StreamingValidation:
-    """Streams a few held-out dialogues with the engine, while the model is in training.
+    """Streams a few held-out dialogues through the engine during training.
 
     Args:
-        clips: of validation; their dialogues are streamed.
-        store: their videos' embeddings.
-        vocabulary: the model's.
-        context: how contexts are made.
-        streaming: the engine's settings.
-        evaluation: how what was said and tracked is scored.
-        settings: how much is streamed.
+        clips: validation clips, whose dialogues are streamed.
+        store: embeddings of their videos.
+        vocabulary: of the model.
+        context: settings of contexts.
+        streaming: settings of the engine.
+        evaluation: settings of the scores.
+        settings: how many videos and minutes are streamed.
     """
 
     def __init__(
@@ -229,14 +230,14 @@ class StreamingValidation:
 
     @property
     def wanted(self) -> bool:
-        """Whether there is anything to stream."""
+        """Whether any dialogue is to be streamed."""
         return bool(self._placed)
 
     def scores(self, backend: TrainingBackend) -> dict[str, float]:
-        """The defined ones of `STREAM_SCORES`, under `stream_...`.
+        """`STREAM_SCORES` that are defined, with the prefix `stream_`.
 
         Raises:
-            TrainingError: a dialogue cannot be streamed, or there is no memory for so many; on every rank alike.
+            TrainingError: a dialogue cannot be streamed, or the device runs out of memory; on every rank alike.
         """
         mine = self._placed[backend.rank :: backend.world_size]
         with backend.whole_model() as model:
@@ -260,7 +261,7 @@ class StreamingValidation:
             if not is_out_of_memory(error):
                 raise
             return TrainingError(
-                f"the device ran out of memory while {len(placed)} held-out videos were streamed side by side: lower "
+                f"the device ran out of memory while {len(placed)} held-out videos were streamed at once: lower "
                 "training.stream_videos, and start the run again"
             )
 
@@ -274,7 +275,7 @@ class StreamingValidation:
 
 @contextmanager
 def ready_to_stream(model: DSTModel) -> Iterator[None]:
-    """For an engine to use: in evaluation mode, heads that have learned nothing yet allowed; as before afterwards."""
+    """Put a model in training into the state that the engine needs, untrained heads allowed; restore it afterwards."""
     config, training = model.config, model.training
     attention, trained_steps = config._attn_implementation, config.trained_steps
     devices = [model.device] if model.device.type == "cuda" else []
