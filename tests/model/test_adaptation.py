@@ -99,7 +99,7 @@ def test_heads_that_no_loss_reaches_do_not_train(tmp_path):
 def test_4_bits_without_the_library_is_one_sentence(tmp_path, monkeypatch):
     model, settings = adapted(tmp_path / "base", "full")
     monkeypatch.setitem(sys.modules, "bitsandbytes.nn", None)
-    with pytest.raises(ConfigError, match=r"`model\.adaptation` is qlora, which needs the package bitsandbytes"):
+    with pytest.raises(ConfigError, match=r"`model\.adaptation` .qlora. needs the package bitsandbytes"):
         adapt(model, settings.model_copy(update={"adaptation": "qlora"}))
 
 

@@ -99,7 +99,7 @@ def test_all_frames_count_in_evaluation():
 def test_logits_in_chunks_give_the_gradients_of_logits_at_once(monkeypatch):
     batch, gradients = collator(VOCABULARY)([tea_clip()]), []
     for logits in (2**25, 7 * 512):
-        monkeypatch.setattr("prospect.model.losses.LOGITS", logits)
+        monkeypatch.setattr("prospect.model.losses.MAX_LOGITS", logits)
         model = tiny_model(VOCABULARY).model
         loss_sums(model, batch, LossSettings()).sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))

@@ -326,7 +326,7 @@ def test_a_mistake_that_one_rank_meets_ends_the_run_on_all(
     job = at(job, "alone", world)
     lacks_base = built(job, base="/nowhere")
     sentences = groups[2].run(ranks.sentence_on, "zero", [job, lacks_base], data)
-    assert sentences[0].startswith("`model.base` is /nowhere, but that folder does not exist")
+    assert sentences[0].startswith("`model.base` (/nowhere) is a missing folder")
     assert sentences == sentences[:1] * 2
     ranks.train("plain", built(job, tiny=WIDE), data, 3)
     [sentence, other] = groups[2].run(ranks.sentence_on, "zero", [job, job], data)

@@ -95,9 +95,9 @@ def sentence_on(base: str, cache: Path) -> str:
         ("empty/llama", "in which HUB has no config.json"),
         ("down/llama", "and HUB answers with status 503: give the path of a folder"),
         ("two words", "neither a folder nor a name: write such as meta-llama"),
-        ("/no/such/folder", "but that folder does not exist"),
-        ("a/b/c", "but that folder does not exist"),
-        ("package:gpt5", "but there is only package:smollm2_135m"),
+        ("/no/such/folder", "is a missing folder"),
+        ("a/b/c", "is a missing folder"),
+        ("package:gpt5", "is an unknown package; known: package:smollm2_135m"),
     ],
 )
 def test_a_base_that_cannot_be_had(
@@ -117,7 +117,7 @@ def test_a_base_without_a_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_a_base_that_is_no_llama(tmp_path: Path) -> None:
     GPT2Config(n_layer=1, n_embd=8, n_head=1).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=f"is {tmp_path}, a model of type gpt2, but a base must be"):
+    with pytest.raises(CheckpointError, match=f".{tmp_path}. has the unknown model_type gpt2; it must be"):
         base_geometry(ModelSettings(base=str(tmp_path)))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="cannot be loaded"):

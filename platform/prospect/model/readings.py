@@ -14,11 +14,11 @@ from prospect.model.settings import LossSettings
 
 @dataclass(frozen=True)
 class Readings:
-    """Probabilities of the labelled frames as the engine reads them, with a reference's events in the context.
+    """Decisions of the labelled frames as the engine reads them, with a reference's events in the context.
 
     Attributes:
-        speak, update: [2, N] float32, probabilities above their labels; each with an N of its own.
-        states: [3, 3] float64: how often a step of class `row` was taken for one of class `column`.
+        speak, update: [2, N] float32: probabilities, then labels; N differs between the two.
+        states: [3, 3] float64: confusion counts of step states, label by prediction.
     """
 
     speak: Tensor
@@ -26,7 +26,7 @@ class Readings:
     states: Tensor
 
     @classmethod
-    def none(cls) -> "Readings":
+    def empty(cls) -> "Readings":
         return cls(torch.empty(2, 0), torch.empty(2, 0), torch.zeros(NUM_STEP_STATES, NUM_STEP_STATES).double())
 
     def __add__(self, other: "Readings") -> "Readings":

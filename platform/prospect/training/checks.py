@@ -3,7 +3,7 @@
 import re
 
 from prospect.errors import ConfigError
-from prospect.model.settings import PARTS, ModelSettings
+from prospect.model.settings import LOSS_PARTS, ModelSettings
 from prospect.training.settings import TrainingSettings
 
 GIB = 2**30
@@ -28,7 +28,7 @@ def check_settings(model: ModelSettings, training: TrainingSettings) -> None:
             "partitioned: choose "
             "training.zero_stage=2, or model.adaptation=lora",
         )
-    if not any(getattr(training.losses, name) for name in PARTS):
+    if not any(getattr(training.losses, name) for name in LOSS_PARTS):
         _refuse("training.losses", "`training.losses` must have a weight above 0: raise one of them")
 
 

@@ -151,7 +151,7 @@ class EventFollower:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _drain(self) -> bool:
+    def _upload_new(self) -> bool:
         """Upload new events; whether all are uploaded."""
         batch, offset, latest = [], self._offset, dict(self._latest)
         for event, end in read_events(self._file, self._offset):

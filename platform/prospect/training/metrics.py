@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from prospect.model.settings import PARTS
+from prospect.model.settings import LOSS_PARTS
 from prospect.training.events import RunEvent
 
 MetricRow = tuple[int, float, dict[str, float]]
@@ -72,7 +72,7 @@ def _step(event: RunEvent) -> tuple[int, dict[str, float]]:
 
 def validation_metrics(values: Mapping[str, float], group: str = "validation") -> dict[str, float]:
     """Losses and scores under the tracker's names, such as `validation/loss_speak` and `validation/speak_f1`."""
-    return {f"{group}/{'loss_' if name in PARTS else ''}{name}": float(value) for name, value in values.items()}
+    return {f"{group}/{'loss_' if name in LOSS_PARTS else ''}{name}": float(value) for name, value in values.items()}
 
 
 def _validation(event: RunEvent) -> tuple[int, dict[str, float]]:

@@ -8,7 +8,7 @@ from prospect.data.settings import ClipSettings, LabelSamplingSettings
 from prospect.errors import ProspectError
 from prospect.evaluation.settings import CalibrationSettings
 from prospect.messages import unknown
-from prospect.model.settings import PARTS, LossSettings
+from prospect.model.settings import LOSS_PARTS, LossSettings
 from prospect.settings import Settings
 from prospect.training.sampler import ClipSampler
 
@@ -29,7 +29,7 @@ STREAM_SCORES = (
 HEAD_SCORES = ("precision", "recall", "f1", "average_precision", "best_f1", "best_threshold")
 """Scores of each decision head, with the reference's events in the context."""
 MEASURED = (
-    "loss", *PARTS, *(f"{head}_{score}" for head in ("speak", "update") for score in HEAD_SCORES),
+    "loss", *LOSS_PARTS, *(f"{head}_{score}" for head in ("speak", "update") for score in HEAD_SCORES),
     "state_accuracy", "state_macro_f1", *(f"{STREAMED}{score}" for score in STREAM_SCORES),
 )  # fmt: skip
 """Everything that validation may measure; what has no labels is left out."""

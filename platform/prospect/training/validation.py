@@ -76,7 +76,7 @@ def validate(
     streaming = streaming or StreamingSettings()
     backend.model.eval()
     decisions = backend.model.config.decision_backend
-    totals, readings = torch.zeros(2, len(TERMS), dtype=torch.float64), Readings.none()
+    totals, readings = torch.zeros(2, len(TERMS), dtype=torch.float64), Readings.empty()
     ordered = sorted(clips, key=len)
     at_once = (1 if settings.micro_batch_tokens else settings.micro_batch_size) * backend.world_size
     for first in range(0, len(ordered), at_once):
@@ -90,7 +90,7 @@ def validate(
     sums, counts = backend.all_reduce(totals)
     loss, parts = total_loss(sums, counts, settings.losses)
     losses = {"loss": float(loss), **labelled_parts(parts, counts, settings)}
-    whole = sum(backend.gather([readings]), Readings.none())
+    whole = sum(backend.gather([readings]), Readings.empty())
     found = _scored(losses, whole, streaming) if backend.rank == 0 else None
     return Validation(**_agreed(backend, found and vars(found)))
 
