@@ -25,7 +25,7 @@ from prospect.errors import ConfigError
 from prospect.training.console import summary_table, write_table
 from prospect.training.events import read_events
 from prospect.training.result import TrainResult, read_result
-from prospect.training.run_folder import exclusive_lock, require_same
+from prospect.training.run_folder import exclusive_lock, read_identity, require_same
 from prospect.training.settings import OPERATIONAL
 from prospect.vision.fingerprint import encoder_fingerprint
 
@@ -72,6 +72,7 @@ def train(config: Config, report: Report = print) -> TrainResult:
     settings, root = config.training, _local_path(config.storage.root)
     folder = root / "runs" / settings.run_name
     with exclusive_lock(folder):
+        config = _as_begun(config, folder)
         store = EmbeddingStore(root / "embeddings")
         records = read_records(config.data, root / "labels" / "dialogues.jsonl", store)
         store.require(encoder_fingerprint(config.vision), config.vision.equivalent_to)
@@ -83,6 +84,15 @@ def train(config: Config, report: Report = print) -> TrainResult:
         from prospect.cluster.fine_tune import fine_tune  # with torch, transformers, MLflow and Ray
 
         return fine_tune(config, records, store, identity, folder, report)
+
+
+def _as_begun(config: Config, folder: Path) -> Config:
+    """The configuration with the layout of the run that was begun in `folder`, unless one was asked for."""
+    begun = read_identity(folder)
+    if begun is None or "layout" in config.context.model_fields_set:
+        return config
+    context = config.context.model_copy(update={"layout": begun["context.layout"]})
+    return config.model_copy(update={"context": context})
 
 
 def _local_path(root: str) -> Path:

@@ -19,10 +19,9 @@ from torch import Tensor
 from prospect.data.batches import Batch
 from prospect.data.clips import Clip
 from prospect.data.embeddings import EmbeddingStore
-from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue
+from prospect.dialogue.sequence import SequenceBuilder
 from prospect.dialogue.timeline import place
-from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import DataError, ProspectError
 from prospect.evaluation.metrics import average_precision, evaluate
 from prospect.evaluation.records import Placed, VideoDecisions
@@ -199,8 +198,7 @@ class StreamingValidation:
     Args:
         clips: validation clips, whose dialogues are streamed.
         store: embeddings of their videos.
-        vocabulary: of the model.
-        context: settings of contexts.
+        builder: writes the model's sequences.
         streaming: settings of the engine.
         evaluation: settings of the scores.
         settings: how many videos and minutes are streamed.
@@ -210,8 +208,7 @@ class StreamingValidation:
         self,
         clips: Sequence[Clip],
         store: EmbeddingStore,
-        vocabulary: Vocabulary,
-        context: ContextSettings,
+        builder: SequenceBuilder,
         streaming: StreamingSettings,
         evaluation: EvaluationSettings,
         settings: TrainingSettings,
@@ -219,7 +216,7 @@ class StreamingValidation:
         dialogues = {(clip.dialogue.video_id, clip.dialogue.dialogue_id): clip.dialogue for clip in clips}
         placed = [(dialogue, place(dialogue, store.num_frames(dialogue.video_id))) for dialogue in dialogues.values()]
         self._placed = pick_dialogues(placed, settings.stream_videos, settings.stream_minutes)
-        self._read, self._vocabulary, self._context = store.read, vocabulary, context
+        self._read, self._builder = store.read, builder
         room = {"max_sessions": max(1, len(self._placed)), "max_waiting_frames": 10**9, "calibrated": False}
         self._streaming = streaming.model_copy(update=room)
         self._evaluation = evaluation.model_copy(update={"bootstrap_samples": 1})
@@ -252,8 +249,8 @@ class StreamingValidation:
 
         try:
             with ready_to_stream(model), autocast(model):
-                loaded = LoadedModel(model, self._vocabulary, Path(), {})
-                engine = StreamingEngine(loaded, self._context, self._streaming)
+                loaded = LoadedModel(model, self._builder.vocabulary, Path(), {})
+                engine = StreamingEngine(loaded, self._builder.settings, self._streaming)
                 return stream_dialogues(engine, placed, read)
         except ProspectError as error:
             return error
