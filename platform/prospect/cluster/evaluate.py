@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from rich.console import Console
 
 from prospect.cluster.common import Report
-from prospect.cluster.runtime import connect
+from prospect.cluster.runtime import cluster_size, connect
 from prospect.config.schema import Config
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.prepare import Records, read_records
@@ -166,9 +166,9 @@ def _stream_groups(model: StreamedModel, rows: list[GroupRow]) -> Iterator[Group
     import ray.data
 
     connect()
-    resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
-    actors = min(len(rows), gpus) or max(1, min(-(-len(rows) // GROUPS_PER_ACTOR), int(resources.get("CPU", 1))))
+    size = cluster_size()
+    gpus, cpus = int(size.gpus), int(size.cpus)
+    actors = min(len(rows), gpus) or max(1, min(-(-len(rows) // GROUPS_PER_ACTOR), cpus))
     streamed = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         cast(Any, _StreamerActor),  # Ray takes a class for a stateful function; its annotation does not say so
         fn_constructor_args=(model,),

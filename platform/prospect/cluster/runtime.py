@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 _QUIET = ("ray.data", "ray.train", "ray.serve", "ray.tune")
@@ -42,6 +43,22 @@ def connect(num_cpus: int | None = None) -> None:
     context.print_on_execution_start = False
     atexit.unregister(disconnect)  # register once, however often a job connects
     atexit.register(disconnect)  # handlers run in reverse order: this one before Ray's
+
+
+@dataclass(frozen=True)
+class ClusterSize:
+    """CPUs and GPUs of all nodes, whether busy or idle."""
+
+    cpus: float
+    gpus: float
+
+
+def cluster_size() -> ClusterSize:
+    """The CPUs and GPUs that the cluster has now; needs `connect`."""
+    import ray
+
+    resources = ray.cluster_resources()
+    return ClusterSize(resources.get("CPU", 0.0), resources.get("GPU", 0.0))
 
 
 def disconnect() -> None:

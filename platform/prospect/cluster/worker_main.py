@@ -13,6 +13,7 @@ import torch
 from ray.train.torch import get_device
 from torch import nn
 
+from prospect.devices import has_gpu
 from prospect.errors import ProspectError
 from prospect.training.backend import raise_on_all_ranks
 from prospect.training.calibrate import calibrate_run
@@ -33,7 +34,7 @@ def worker_main(job: WorkerJob, data: TrainingData) -> dict[str, Any]:
         Rank 0's summary. An error that all workers raise comes back as `{"error": sentence}`, because a restart would
         only raise it again.
     """
-    if not torch.cuda.is_available():
+    if not has_gpu():
         os.environ["DS_ACCELERATOR"] = "cpu"
     with hide_module("mlflow"):  # DeepSpeed's autotuner would import it, for a second
         from prospect.training.zero import TorchProcessGroup, ZeroBackend

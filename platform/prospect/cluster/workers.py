@@ -17,7 +17,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from prospect.cluster.common import Report
 from prospect.cluster.controller import FailureLog, is_process_death, run_worker
-from prospect.cluster.runtime import connect
+from prospect.cluster.runtime import cluster_size, connect
 from prospect.errors import ProspectError
 from prospect.messages import first_line
 from prospect.training.console import console_for
@@ -48,7 +48,8 @@ def fit(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # seconds until an end or a death is noticed
     connect()
     settings = job.training
-    gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
+    size = cluster_size()
+    gpus, cpus = int(size.gpus), int(size.cpus)
     threads = min(settings.threads_per_worker or 1, max(1, cpus))
     workers = _worker_count(settings, gpus or max(1, cpus // threads), report)
     report(f"train  starting {workers} worker{'s' if workers > 1 else ''}")

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
+from prospect.devices import pick_device
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import CheckpointError, ConfigError
 from prospect.model.adapters import build_model, round_to_4_bits, unwrap
@@ -108,8 +109,7 @@ def load_model(
         model = _load_weights(folder, backbone, config, tokenizer, manifest, cache or _user_cache())
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"model {folder}: unreadable ({str(error).splitlines()[0]})") from error
-    where = "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
-    torch.nn.Module.to(model, where)
+    torch.nn.Module.to(model, pick_device(device))
     _align(model)
     loaded = LoadedModel(model.eval(), Vocabulary(tokenizer, config.stop_ids or ()), folder, manifest)
     if not allow_untrained:

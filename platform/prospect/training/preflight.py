@@ -10,6 +10,7 @@ import psutil
 import torch
 from rich.table import Table
 
+from prospect.devices import has_gpu
 from prospect.errors import ConfigError
 from prospect.model.adapters import bitsandbytes
 from prospect.model.geometry import base_geometry
@@ -47,7 +48,7 @@ class DeviceInfo:
 
 def describe_device() -> DeviceInfo:
     """The GPU of this process, or else the machine, with the container's memory limit."""
-    if torch.cuda.is_available():
+    if has_gpu():
         about = torch.cuda.get_device_properties(torch.cuda.current_device())
         return DeviceInfo(about.name, about.total_memory, True, torch.cuda.is_bf16_supported(including_emulation=False))
     limit = _CGROUP.read_text().strip() if _CGROUP.is_file() else "max"
@@ -181,8 +182,9 @@ def explain_oom(
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        gpu = torch.cuda.is_available()
-        changes = savings(model, training, planned, gpu) if planned else [_saving("lower", "training.micro_batch_size")]
+        changes = (
+            savings(model, training, planned, has_gpu()) if planned else [_saving("lower", "training.micro_batch_size")]
+        )
         raise OutOfMemoryError(f"the device ran out of memory {when()}; {_restart_advice(changes)}") from error
 
 

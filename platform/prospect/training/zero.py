@@ -23,6 +23,7 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from prospect.data.batches import Batch
+from prospect.devices import has_gpu
 from prospect.model.adapters import is_adapted, trainable_parameters, unwrap
 from prospect.model.interface import DSTModel
 from prospect.model.losses import loss_sums
@@ -43,7 +44,7 @@ def zero_config(settings: TrainingSettings, dtype: str, trained: int) -> dict[st
     """
     zero: dict[str, Any] = {"stage": settings.zero_stage, "reduce_bucket_size": reduce_bucket(trained)}
     if settings.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": has_gpu()}
     return {
         "train_micro_batch_size_per_gpu": settings.micro_batch_size,
         "gradient_accumulation_steps": 1,

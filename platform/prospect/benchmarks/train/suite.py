@@ -33,6 +33,7 @@ from prospect.data.clips import Clip
 from prospect.data.prepare import make_clips
 from prospect.data.settings import ClipSettings, LabelSamplingSettings
 from prospect.data.sources import load_dialogues, place_all
+from prospect.devices import has_gpu
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.sequence import SequenceBuilder
@@ -114,7 +115,7 @@ def run(config: Config) -> None:
     results = {way: _measured(way, task, folder) for way in WAYS}
     console.print(comparison(results))
     _write(config, {"suite": suite.model_dump(), **_machine(suite), "ways": {w: asdict(r) for w, r in results.items()}})
-    if torch.cuda.is_available():
+    if has_gpu():
         from prospect.benchmarks.train.gpu import measure_geometry, render
 
         console.print(render(measure_geometry(suite)))
