@@ -19,7 +19,7 @@ from prospect.streaming.settings import StreamingSettings
 from prospect.training.backend import PlainBackend
 from prospect.training.calibrate import DIALOGUES_AT_ONCE, CalibrationJob, calibrate, max_sessions
 from prospect.training.events import read_events
-from prospect.training.settings import MEASURED, EarlyStopping, TrainingError, TrainingSettings
+from prospect.training.settings import VALIDATION_METRICS, EarlyStopping, TrainingError, TrainingSettings
 from prospect.training.validation import (
     StreamingValidation,
     head_curve,
@@ -118,8 +118,8 @@ def test_streaming_is_scored_and_disturbs_nothing(world: World, job: WorkerJob) 
     assert not any(name.startswith("stream_") for name in scores[3])
     assert scores[3] == plain[0]["scores"]
     assert summary["validation"] == {**streamed[-1]["losses"], **streamed[-1]["scores"]}
-    undefined = set(MEASURED) - summary["validation"].keys()
-    assert summary["validation"].keys() <= set(MEASURED), "what early stopping may go by"
+    undefined = set(VALIDATION_METRICS) - summary["validation"].keys()
+    assert summary["validation"].keys() <= set(VALIDATION_METRICS), "what early stopping may go by"
     assert "summary_text" in undefined, "which nobody asks for"
     assert all(name.startswith("stream_") for name in undefined - {"summary_text"})
     assert (folder / "curves.json").is_file()

@@ -46,7 +46,7 @@ def frames_in(config: Config) -> Callable[[str], int | None]:
 
 
 def track_job(config: Config, job: str, metrics: Mapping[str, float], texts: Mapping[str, str], report: Report) -> None:
-    """Log a finished job to the tracker; the default database needs a storage root that is no URL."""
+    """Log a finished job to the tracker; the default database needs a local storage root."""
     named = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if "://" in config.storage.root and not named:
         report(f"{job:6} not tracked: storage.root is a URL, so name a server with tracking.uri or MLFLOW_TRACKING_URI")

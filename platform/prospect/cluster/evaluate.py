@@ -44,7 +44,7 @@ class EvaluationResult:
 
     scores: dict[str, Scores]
     advantage: dict[str, Interval | None]
-    """Joint goal accuracy of the model less that of each rival on the same videos."""
+    """Difference in joint goal accuracy between the model and each rival, on the same videos."""
     model: str
     file: Path
     """This result as JSON."""

@@ -190,7 +190,7 @@ def _extended(
     thresholds = {dataset: dict(values) for dataset, values in calibration.thresholds.items()}
     for dataset, threshold in chosen.items():
         thresholds.setdefault(dataset, {})[name] = threshold
-    rest = f"takes {chosen[DEFAULT]:g}, that of all data sets" if DEFAULT in chosen else "stays as configured"
+    rest = f"takes {chosen[DEFAULT]:g}, the threshold of all data sets" if DEFAULT in chosen else "stays as configured"
     notes = [
         f"{name} of {'all data sets' if dataset == DEFAULT else dataset} {rest} ({why})"
         for dataset, why in refused.items()

@@ -29,7 +29,7 @@ BACKBONES = {"llama": Backbone(DSTProActConfig, DSTProActLlamaForCausalLM, "Llam
 
 
 def backbone_of(config: LlamaConfig, name: str = "") -> Backbone:
-    """The backbone for a base with this configuration; `name` is that of the base, for the error.
+    """The backbone for a base with this configuration; `name` is shown in the error.
 
     Raises:
         CheckpointError: the base's `model_type` is unknown.

@@ -1,6 +1,6 @@
 """What every backbone offers: a text trunk with projected frames, decision heads and a state head.
 
-Heads, losses, adapters, packing, checkpoints, memory plans, the engine and serving speak to `DSTModel` alone.
+Heads, losses, adapters, packing, checkpoints, memory plans, the engine and serving use only `DSTModel`.
 `backbones.py` is the registry of backbones.
 
 Shapes: B sequences, S tokens, H width, D embedding width, I tokens a frame.

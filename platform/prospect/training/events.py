@@ -65,7 +65,7 @@ def drop_repeats(events: Iterable[RunEvent]) -> Iterator[RunEvent]:
 
 
 def _is_new(event: RunEvent, latest: dict[str, int]) -> bool:
-    """Whether the event is no repetition; updates `latest`, the last step by kind."""
+    """Whether the event is not a repetition; updates `latest`, the last step by kind."""
     kind, step = event["kind"], event.get("step", -1)
     if kind in _REPEATED and step <= latest.get(kind, -1):
         return False

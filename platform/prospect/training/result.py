@@ -14,7 +14,7 @@ class TrainResult:
     """The model's folder."""
     steps: int
     model_step: int
-    """The step whose weights are the model: with early stopping that of the best validation, else the last."""
+    """Step of the model's weights: the best validation's with early stopping, else the last."""
     first_loss: float
     last_loss: float
     validation: dict[str, float]

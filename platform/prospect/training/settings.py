@@ -19,7 +19,7 @@ OPERATIONAL = {
 }  # fmt: skip
 """Settings that may change when a run is continued: they change its losses by rounding at most."""
 
-STREAMED = "stream_"
+STREAM_PREFIX = "stream_"
 """Prefix of streaming validation's scores."""
 STREAM_SCORES = (
     "turn_f1", "turn_precision", "turn_recall", "dst_f1", "joint_goal_accuracy", "readout_joint_goal_accuracy",
@@ -28,15 +28,15 @@ STREAM_SCORES = (
 """Metrics of an evaluation that streaming validation reports."""
 HEAD_SCORES = ("precision", "recall", "f1", "average_precision", "best_f1", "best_threshold")
 """Scores of each decision head, with the reference's events in the context."""
-MEASURED = (
+VALIDATION_METRICS = (
     "loss", *LOSS_PARTS, *(f"{head}_{score}" for head in ("speak", "update") for score in HEAD_SCORES),
-    "state_accuracy", "state_macro_f1", *(f"{STREAMED}{score}" for score in STREAM_SCORES),
+    "state_accuracy", "state_macro_f1", *(f"{STREAM_PREFIX}{score}" for score in STREAM_SCORES),
 )  # fmt: skip
 """Everything that validation may measure; what has no labels is left out."""
 
 
 class TrainingError(ProspectError):
-    """Training cannot go on: the loss is not finite, or the workers failed more often than allowed."""
+    """Training cannot continue: the loss is not finite, or the workers failed more often than allowed."""
 
     code = "training_failed"
 
@@ -61,14 +61,14 @@ class EarlyStopping(Settings):
     @field_validator("metric")
     @classmethod
     def _known(cls, metric: str) -> str:
-        if metric not in MEASURED:
-            raise ValueError(unknown("metric", metric, MEASURED))
+        if metric not in VALIDATION_METRICS:
+            raise ValueError(unknown("metric", metric, VALIDATION_METRICS))
         return metric
 
     @property
     def streamed(self) -> bool:
         """Whether it takes streaming to measure it."""
-        return self.metric.startswith(STREAMED)
+        return self.metric.startswith(STREAM_PREFIX)
 
     def improves(self, value: float, best: float | None) -> bool:
         gain = 0.0 if best is None else (best - value if self.mode == "min" else value - best)
@@ -86,7 +86,7 @@ class TrainingSettings(Settings):
     """CPU threads of a worker, and as many CPUs that Ray sets aside for it. Default: its node's cores, shared with
     the other workers there; set it where several runs share a machine, as threads that wait for each other are slow."""
     min_workers: int | None = Field(default=None, ge=1)
-    """Elastic: start, and go on after a loss, with as few as this many workers, and grow back to num_workers as
+    """Elastic: start, and continue after a loss, with as few as this many workers, and grow back to num_workers as
     nodes come. Default: wait for num_workers."""
     zero_stage: Literal[1, 2, 3] = 2
     """DeepSpeed ZeRO: 1 partitions the optimizer's state over the workers, 2 the gradients too, 3 the weights too."""

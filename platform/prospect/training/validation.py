@@ -38,7 +38,7 @@ from prospect.streaming.settings import StreamingSettings
 from prospect.training.backend import TrainingBackend, autocast, raise_on_all_ranks
 from prospect.training.loop import Collate, labelled_parts
 from prospect.training.preflight import is_out_of_memory
-from prospect.training.settings import STREAM_SCORES, STREAMED, TrainingError, TrainingSettings
+from prospect.training.settings import STREAM_PREFIX, STREAM_SCORES, TrainingError, TrainingSettings
 
 _POINTS = 200
 """Most points of a saved curve."""
@@ -267,7 +267,7 @@ class StreamingValidation:
             metrics = evaluate(videos, self._evaluation, self._encoder).logged()
         except ProspectError as error:
             return error
-        return {f"{STREAMED}{name}": metrics[name] for name in STREAM_SCORES if name in metrics}
+        return {f"{STREAM_PREFIX}{name}": metrics[name] for name in STREAM_SCORES if name in metrics}
 
 
 @contextmanager

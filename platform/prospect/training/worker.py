@@ -34,7 +34,7 @@ from prospect.training.events import EventLog
 from prospect.training.loop import StepResult, make_sampler, step_batches, train_step
 from prospect.training.meter import Meter
 from prospect.training.preflight import explain_oom
-from prospect.training.settings import STREAMED, TrainingError
+from prospect.training.settings import STREAM_PREFIX, TrainingError
 from prospect.training.train_state import TrainState
 from prospect.training.validation import Validation, validate
 from prospect.training.worker_spec import TrainingData, WorkerJob, build_parts
@@ -216,7 +216,7 @@ class TrainingRun:
 
     def _write_error(self, what: str, folder: Path, failure: Exception) -> TrainingError:
         kept = whole_checkpoints(self.checkpoints)
-        resume = f"continues after step {step_of(kept[-1])}" if kept else "begins anew"
+        resume = f"continues after step {step_of(kept[-1])}" if kept else "starts over"
         return TrainingError(
             f"{what} cannot be written to {folder} ({failure}); make room there and start the run again: it {resume}"
         )
@@ -243,7 +243,7 @@ class TrainingRun:
     def _stream_best(self) -> None:
         """Stream the best weights, which are in place now, unless they were streamed when they were found."""
         state = self.state
-        if not self.streaming.wanted or any(name.startswith(STREAMED) for name in state.best):
+        if not self.streaming.wanted or any(name.startswith(STREAM_PREFIX) for name in state.best):
             return
         scores = self.streaming.scores(self.backend)
         if self.log:
