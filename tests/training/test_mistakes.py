@@ -79,7 +79,7 @@ def sentence_on(base: str, cache: Path) -> str:
         said.add(str(caught.value))
         assert caught.value.field == "model.base"
     [sentence] = said
-    assert sentence.startswith(f"`model.base` is {base}, ")
+    assert sentence.startswith(f"`model.base` ({base}) ")
     assert sentence.endswith(".")
     assert "\n" not in sentence
     return sentence
@@ -88,13 +88,13 @@ def sentence_on(base: str, cache: Path) -> str:
 @pytest.mark.parametrize(
     ("base", "says"),
     [
-        ("gated/llama", "gated: accept the licence at HUB/gated/llama and set HF_TOKEN"),
-        ("refused/llama", "which your account may not read: accept the licence at HUB/refused/llama and wait"),
-        ("unknown/llama", "which HUB does not know: correct the name, set HF_TOKEN if it is private"),
-        ("absent/llama", "which HUB does not know"),
-        ("empty/llama", "in which HUB has no config.json"),
+        ("gated/llama", "has gated weights: accept the licence at HUB/gated/llama and set HF_TOKEN"),
+        ("refused/llama", "may not be read by your account: accept the licence at HUB/refused/llama and wait"),
+        ("unknown/llama", "is unknown to HUB: correct the name, set HF_TOKEN if it is private"),
+        ("absent/llama", "is unknown to HUB"),
+        ("empty/llama", "has no config.json at HUB"),
         ("down/llama", "and HUB answers with status 503: give the path of a folder"),
-        ("two words", "neither a folder nor a name: write such as meta-llama"),
+        ("two words", "neither a folder nor a name: write for example meta-llama"),
         ("/no/such/folder", "is a missing folder"),
         ("a/b/c", "is a missing folder"),
         ("package:gpt5", "is an unknown package; known: package:smollm2_135m"),

@@ -132,11 +132,10 @@ def load_error(name: str, error: Exception) -> ProspectError:
     """Why a base cannot be loaded, in one sentence, from the hub's error among the causes of transformers' one."""
     for cause in _causes(error):
         if sentence := _hub_sentence(cause, name):
-            return CheckpointError(f"`model.base` is {name}, {sentence}.", field="model.base")
+            return CheckpointError(f"`model.base` ({name}) {sentence}.", field="model.base")
     reason = str(error).strip().splitlines()[0].rstrip(".")
     return CheckpointError(
-        f"`model.base` is {name}, which cannot be loaded ({reason}): give a folder with config.json, tokenizer and "
-        "weights.",
+        f"`model.base` ({name}) cannot be loaded ({reason}): give a folder with config.json, tokenizer and weights.",
         field="model.base",
     )
 
@@ -151,18 +150,18 @@ def _hub_sentence(error: BaseException, name: str) -> str:
     hub, path = constants.ENDPOINT, "give the path of a folder with config.json, tokenizer and weights"
     if isinstance(error, GatedRepoError):
         if error.response.status_code == 403:
-            return f"which your account may not read: accept the licence at {hub}/{name} and wait until it is granted"
-        return f"whose weights are gated: accept the licence at {hub}/{name} and set HF_TOKEN to your token"
+            return f"may not be read by your account: accept the licence at {hub}/{name} and wait until it is granted"
+        return f"has gated weights: accept the licence at {hub}/{name} and set HF_TOKEN to your token"
     if isinstance(error, RepositoryNotFoundError):
-        return f"which {hub} does not know: correct the name, set HF_TOKEN if it is private, or {path}"
+        return f"is unknown to {hub}: correct the name, set HF_TOKEN if it is private, or {path}"
     if isinstance(error, HFValidationError):
-        return f"which is neither a folder nor a name: write such as meta-llama/Llama-3.2-1B-Instruct, or {path}"
+        return f"is neither a folder nor a name: write for example meta-llama/Llama-3.2-1B-Instruct, or {path}"
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
     if status == 404:
-        return f"in which {hub} has no config.json: choose a model of transformers"
+        return f"has no config.json at {hub}: choose a model of transformers"
     if isinstance(error, LocalEntryNotFoundError | HTTPError | ConnectionError):
         away = f"answers with status {status}" if status else "cannot be reached"
-        return f"which is not on this machine, and {hub} {away}: {path}"
+        return f"is not on this machine, and {hub} {away}: {path}"
     return ""
 
 
