@@ -100,9 +100,8 @@ class TrainingRun:
                 pids=backend.gather([os.getpid()]),
             )
             self._validate()  # what was due at the checkpoint, and could not be done
-            meter, start = Meter(backend.device.type == "cuda"), self.state.step
-            batches = step_batches(backend, self.data.train, self.collate, self.settings, start=start)
-            for batch in () if self.state.stopped else batches:
+            meter, start = Meter(backend.device.type == "cuda"), self.total if self.state.stopped else self.state.step
+            for batch in step_batches(backend, self.data.train, self.collate, self.settings, start=start):
                 self._after_step(train_step(backend, batch, self.settings), meter)
                 if self.state.stopped:
                     break
