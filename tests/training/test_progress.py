@@ -32,7 +32,7 @@ def steps(batches: list[Sequence[RunEvent]]) -> list[int]:
     return [event["step"] for batch in batches for event in batch if event["kind"] == "step"]
 
 
-def test_steps_that_a_restarted_run_repeats_are_handed_on_once(tmp_path: Path) -> None:
+def test_steps_that_a_restarted_run_repeats_are_uploaded_once(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     batches: list[Sequence[RunEvent]] = []
     with follow(file, batches):
