@@ -255,7 +255,9 @@ def test_a_run_without_a_whole_checkpoint_is_not_begun_anew_unasked(
     ranks.train("plain", job, data, 3)
     [only] = (job.folder / "checkpoints").iterdir()
     (only / "checkpoint.json").write_text("{")
-    with pytest.raises(TrainingError, match=r"step_0000002: checkpoint.json is missing or cut off; no older one is"):
+    with pytest.raises(
+        TrainingError, match=r"step_0000002: checkpoint.json is missing or cut off; all older ones are damaged too"
+    ):
         ranks.train("plain", job, data)
 
 
@@ -374,8 +376,8 @@ def test_early_stopping_keeps_the_best_weights(job: WorkerJob, data: TrainingDat
 def test_a_metric_without_labels_names_those_that_are_measured(
     job: WorkerJob, data: TrainingData, world: World
 ) -> None:
-    """One that there is not at all is refused with the other settings, see test_mistakes.py."""
+    """An unknown metric is refused with the other settings, see test_mistakes.py."""
     job = at(job, "metric", world, early_stopping=EarlyStopping(metric="summary_text"), eval_every=1)
-    measured = "metric is 'summary_text', but validation measures loss, speaking_text, dst_text"
+    measured = "metric` .summary_text. is missing from validation, which measures loss, speaking_text, dst_text"
     with pytest.raises(TrainingError, match=measured):
         ranks.train("plain", job, data)

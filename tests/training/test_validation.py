@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from prospect.data.embeddings import EmbeddingStore
+from prospect.dialogue.sequence import SequenceBuilder
 from prospect.evaluation.settings import CalibrationSettings, EvaluationSettings
 from prospect.model.checkpoint import load_model
 from prospect.similarity import SimilaritySettings
@@ -221,8 +222,7 @@ def test_a_dialogue_that_cannot_be_streamed_ends_the_run_in_a_sentence(
     validation = StreamingValidation(
         world.clips,
         EmbeddingStore(job.store),
-        world.vocabulary,
-        tight,
+        SequenceBuilder(world.vocabulary, tight, 1),
         StreamingSettings(),
         EvaluationSettings(),
         SETTINGS,
