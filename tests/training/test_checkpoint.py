@@ -256,7 +256,7 @@ def test_a_run_without_a_whole_checkpoint_is_not_begun_anew_unasked(
     [only] = (job.folder / "checkpoints").iterdir()
     (only / "checkpoint.json").write_text("{")
     with pytest.raises(
-        TrainingError, match=r"step_0000002: checkpoint.json is missing or cut off; all older ones are damaged too"
+        TrainingError, match=r"step_0000002: checkpoint.json is missing or cut off; no undamaged checkpoint is left"
     ):
         ranks.train("plain", job, data)
 

@@ -166,7 +166,7 @@ def newest_checkpoint(checkpoints: Path) -> tuple[Path | None, list[str]]:
             return folder, passed_over
         passed_over.append(f"checkpoint {folder}: {reason}")
     if passed_over:
-        raise CheckpointError(f"{passed_over[0]}; all older ones are damaged too: delete {checkpoints} to start over")
+        raise CheckpointError(f"{passed_over[0]}; no undamaged checkpoint is left: delete {checkpoints} to start over")
     return None, []
 
 
