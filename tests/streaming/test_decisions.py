@@ -9,7 +9,7 @@ from prospect.dialogue.prompt import StrategyName
 from prospect.errors import SessionError
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.session.decisions import DecisionGate, decision_policy
-from prospect.streaming.settings import SamplingSettings, StreamingSettings
+from prospect.streaming.settings import GenerationSettings, StreamingSettings
 from prospect.streaming.types import Decision, SessionSpec
 from tests.factories import CONTEXT, features, tea_dialogue, tiny_model, tiny_vocabulary
 
@@ -84,7 +84,7 @@ def test_what_is_drawn_depends_on_the_session_and_goes_on_from_its_log(loaded):
         update_threshold=1.0,
         cooldown_frames=2,
         speak_hysteresis=None,
-        sampling=SamplingSettings(decoding="sampled", temperature=1.5, top_p=0.95),
+        sampling=GenerationSettings(decoding="sampled", temperature=1.5, top_p=0.95),
     )
     context = CONTEXT.model_copy(update={"max_utterance_tokens": 6})
     first, again, greedy = (

@@ -16,8 +16,8 @@ AttentionName = Literal["auto", "sdpa", "flex", "varlen"]
 """`auto`: `sdpa` on a CPU; on a GPU the faster of `varlen` and `flex`, measured when the engine starts."""
 
 
-class SamplingSettings(Settings):
-    """How utterances and summaries are generated; deltas are always greedy."""
+class GenerationSettings(Settings):
+    """How utterances and summaries are generated. Deltas are always the most probable ones."""
 
     decoding: Literal["greedy", "sampled"] = "greedy"
     """`greedy` takes the most probable token; `sampled` draws one."""
@@ -52,7 +52,7 @@ class StreamingSettings(Settings):
     """`generate` writes a delta as text; `readout` takes it from the state head without generating a token."""
     state_policy: StatePolicy = "strict"
     """Whether a step may complete without having started."""
-    sampling: SamplingSettings = SamplingSettings()
+    sampling: GenerationSettings = GenerationSettings()
     """How utterances are generated."""
     history_events: int = Field(default=4096, ge=0)
     """Frames with events that a session remembers; a session that has forgotten some makes no record."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from prospect.dialogue.state import StepState, TaskState
 from prospect.model.interface import DSTModel
-from prospect.streaming.settings import DstDecoder, SamplingSettings, StreamingSettings
+from prospect.streaming.settings import DstDecoder, GenerationSettings, StreamingSettings
 from prospect.streaming.types import SessionSpec, Silence
 
 
@@ -52,7 +52,7 @@ class DecisionPolicy:
     speak_hysteresis: float | None
     update_hysteresis: float | None
     dst_decoder: DstDecoder
-    sampling: SamplingSettings
+    sampling: GenerationSettings
 
 
 def decision_policy(

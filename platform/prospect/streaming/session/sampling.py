@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from prospect.hashing import derived_seed
-from prospect.streaming.settings import SamplingSettings
+from prospect.streaming.settings import GenerationSettings
 
 
 @dataclass
@@ -39,7 +39,7 @@ def most_probable(logits: Tensor, among: Collection[int]) -> int:
 
 
 def next_token(
-    logits: Tensor, limits: TextLimits, first: bool, settings: SamplingSettings, randomness: RandomState
+    logits: Tensor, limits: TextLimits, first: bool, settings: GenerationSettings, randomness: RandomState
 ) -> int:
     """Choose a text's next token from logits [V]; the first token is never a stop token."""
     logits = logits.float().clone()

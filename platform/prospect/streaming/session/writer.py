@@ -16,7 +16,7 @@ from prospect.streaming.kv_cache.block_table import BlockTable
 from prospect.streaming.runner.requests import Feed, Reply
 from prospect.streaming.session.sampling import RandomState, TextLimits, most_probable, next_token
 from prospect.streaming.session.shared import Counters, SessionParts
-from prospect.streaming.settings import SamplingSettings
+from prospect.streaming.settings import GenerationSettings
 from prospect.streaming.types import Event, TextPiece
 
 _HALF = "\N{REPLACEMENT CHARACTER}"
@@ -29,7 +29,7 @@ class Writer:
 
     parts: SessionParts
     cache: BlockTable
-    sampling: SamplingSettings
+    sampling: GenerationSettings
     randomness: RandomState
     outbox: list[Event]
     counters: Counters
