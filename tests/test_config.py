@@ -151,16 +151,16 @@ def test_a_relative_root_is_refused_inside_a_cluster_job(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("model.bse=3", ["`bse` of `model`", "did you mean `base`", "decision_backend"]),
-        ("model.lora.rank=3", ["`rank` of `model.lora`", "alpha, dropout, r."]),
+        ("model.bse=3", ["`model.bse`: unknown field", "did you mean `base`", "decision_backend"]),
+        ("model.lora.rank=3", ["`model.lora.rank`: unknown field", "alpha, dropout, r."]),
         ("modle.base=tiny", ["Unknown section `modle`", "did you mean `model`"]),
         ("modle=tiny", ["Unknown section `modle`", "did you mean `model`"]),
         ("model=smollm", ["Unknown option `smollm` of `model`", "did you mean `smollm2_135m`", "llama_3_2_3b"]),
-        ("model.lora.r=many", ["`model.lora.r` cannot be 'many'", "integer"]),
-        ("model.lora.r=0", ["`model.lora.r` cannot be 0", "greater than or equal to 1"]),
-        ("model.adaptation=half", ["`model.adaptation` cannot be 'half'", "'full', 'lora' or 'qlora'"]),
-        ("model.lora=3", ["`model.lora` cannot be 3"]),
-        ("storage.root=null", ["`storage.root` cannot be null"]),
+        ("model.lora.r=many", ["`model.lora.r` ('many') must be an integer."]),
+        ("model.lora.r=0", ["`model.lora.r` (0) must be greater than or equal to 1."]),
+        ("model.adaptation=half", ["`model.adaptation` ('half') must be 'full', 'lora' or 'qlora'."]),
+        ("model.lora=3", ["`model.lora` (3) must be an object."]),
+        ("storage.root=null", ["`storage.root` (null) must be a string."]),
         ("serving.port=1", ["train does not use `serving`", "storage, corpus"]),
         ("model.base=${nope}", ["`model.base` cannot be resolved", "'nope' not found"]),
         ("model.base=a,b", ["`model.base=a,b` is not a valid override", "key=[a,b]"]),
@@ -178,8 +178,10 @@ def test_a_mistake_is_one_sentence(override: str, says: list[str]) -> None:
 
 
 def test_mistakes_of_several_keys_and_of_combinations() -> None:
-    assert "(1 more after it)" in mistake("model.lora.r=0", "model.lora.alpha=0")
-    assert "`corpus` cannot work: min_steps" in mistake("corpus.min_steps=5", "corpus.max_steps=3", job="demo")
+    assert "(1 more mistake)" in mistake("model.lora.r=0", "model.lora.alpha=0")
+    assert "`corpus`: min_steps (5) must not exceed max_steps (3)." in mistake(
+        "corpus.min_steps=5", "corpus.max_steps=3", job="demo"
+    )
     assert "`corpus` has no options" in mistake("corpus=large", job="demo")
     assert "Unknown job `trian` (did you mean `train`?)" in mistake(job="trian")
 

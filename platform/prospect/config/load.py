@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from prospect.config.schema import Config
 from prospect.errors import ConfigError
-from prospect.messages import describe, first_line, unknown
+from prospect.messages import first_line, first_mistake, unknown
 
 RUNTIME_ENV = "runtime_env.yaml"
 """The one file of configs/ that is Ray's and no job's."""
@@ -98,8 +98,8 @@ def _validated(values: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        path, sentence = describe(error, values, Config)
-        raise ConfigError(sentence, field=path) from error
+        mistake = first_mistake(error.errors(include_url=False), values, Config)
+        raise ConfigError(f"{mistake.about(f'`{mistake.field}`')}.", field=mistake.field) from error
 
 
 def _checked(job: str, override: str, used: dict[str, list[str]]) -> str:
