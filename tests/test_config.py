@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from prospect.config.cli import documented, run_job
+from prospect.config.cli import Command, documented, run_job
 from prospect.config.load import RUNTIME_ENV, load, sections
 from prospect.config.schema import Config, StorageSettings
 from prospect.dialogue.prompt import ContextSettings
@@ -198,16 +198,15 @@ class TestRunJob:
     """What a job's script does with its command line."""
 
     @staticmethod
-    def run(job: str, body, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", [f"{job}.py", *arguments])
+    def run(job: str, body, *arguments: str) -> int:
         with pytest.raises(SystemExit) as left:
-            run_job(job, body)
+            run_job(job, body, arguments, Command.script(job))
         return int(left.value.code or 0)
 
-    def test_records_the_composed_configuration(self, tmp_path, monkeypatch, capsys) -> None:
+    def test_records_the_composed_configuration(self, tmp_path, capsys) -> None:
         seen: list[Config] = []
         override = f"storage.root={tmp_path}/a b"
-        assert self.run("train", seen.append, monkeypatch, override, "model.lora.r=4") == 0
+        assert self.run("train", seen.append, override, "model.lora.r=4") == 0
         path = Path(capsys.readouterr().out.removeprefix("configuration: ").strip())
         assert path.parent == tmp_path / "a b" / "configs"
         assert path.name.startswith("train-")
@@ -215,32 +214,31 @@ class TestRunJob:
         assert Config.model_validate(yaml.safe_load(path.read_text())) == seen[0]
         assert list(path.parent.iterdir()) == [path]
 
-    def test_mistakes_leave_with_2_and_one_line(self, tmp_path, monkeypatch, capsys) -> None:
+    def test_mistakes_leave_with_2_and_one_line(self, tmp_path, capsys) -> None:
         def fail(config: Config) -> None:
             raise DataError("data.path: /nowhere is not there")
 
-        assert self.run("train", fail, monkeypatch, f"storage.root={tmp_path}") == 2
+        assert self.run("train", fail, f"storage.root={tmp_path}") == 2
         assert capsys.readouterr().err == "error: data.path: /nowhere is not there\n"
-        assert self.run("train", fail, monkeypatch, "model.x=1") == 2
+        assert self.run("train", fail, "model.x=1") == 2
         assert capsys.readouterr().err.count("\n") == 1
         (tmp_path / "file").touch()
-        assert self.run("train", fail, monkeypatch, f"storage.root={tmp_path}/file") == 2
+        assert self.run("train", fail, f"storage.root={tmp_path}/file") == 2
         assert "which cannot be written" in capsys.readouterr().err
 
-    def test_an_interrupt_leaves_with_130(self, tmp_path, monkeypatch, capsys) -> None:
+    def test_an_interrupt_leaves_with_130(self, tmp_path, capsys) -> None:
         def interrupt(config: Config) -> None:
             raise KeyboardInterrupt
 
-        assert self.run("train", interrupt, monkeypatch, f"storage.root={tmp_path}") == 130
+        assert self.run("train", interrupt, f"storage.root={tmp_path}") == 130
         assert capsys.readouterr().err == "interrupted\n"
 
-    def test_a_defect_keeps_its_stack_trace(self, tmp_path, monkeypatch) -> None:
-        monkeypatch.setattr(sys, "argv", ["train.py", f"storage.root={tmp_path}"])
+    def test_a_defect_keeps_its_stack_trace(self, tmp_path) -> None:
         with pytest.raises(ZeroDivisionError):
-            run_job("train", lambda config: 1 // 0)
+            run_job("train", lambda config: 1 // 0, [f"storage.root={tmp_path}"], Command.script("train"))
 
-    def test_help_names_sections_options_keys_and_meanings(self, monkeypatch, capsys) -> None:
-        assert self.run("train", lambda config: None, monkeypatch, "--help") == 0
+    def test_help_names_sections_options_keys_and_meanings(self, capsys) -> None:
+        assert self.run("train", lambda config: None, "--help") == 0
         usage = capsys.readouterr().out
         for words in ("usage: python jobs/train.py", "model (model=", "|smollm2_135m|tiny)", "model.base='tiny'"):
             assert words in usage

@@ -1,24 +1,38 @@
-"""`prospect JOB key=value`: the jobs by name, wherever the package is installed."""
+"""The jobs by name: `prospect JOB key=value`, and the scripts of jobs/."""
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module, metadata
+from typing import NoReturn
 
 from prospect.config.cli import Command, run_job
 from prospect.config.schema import Config
 from prospect.errors import ConfigError
 from prospect.messages import unknown
 
+
+@dataclass(frozen=True)
+class Job:
+    """A job that a user starts by its name."""
+
+    about: str
+    """What it is for, in one sentence."""
+    function: str
+    """`MODULE:FUNCTION`, called with the configuration; imported only then."""
+    extra: str
+    """Extra of the package that brings what the module imports."""
+
+
 JOBS = {
-    "embed": ("Embed videos.", "prospect.cluster.embed:embed", "train"),
-    "label": ("Turn annotations into labels of the task state.", "prospect.cluster.label:label_and_show", "label"),
-    "train": ("Fine-tune a model on embeddings and labels.", "prospect.cluster.train:train_and_show", "train"),
-    "eval": ("Stream held-out videos and score the model.", "prospect.cluster.evaluate:evaluate_and_show", "train"),
-    "serve": ("Host live sessions of a trained model.", "prospect.serving.deployments:serve_until_stopped", "serve"),
-    "demo": ("Run the whole path on one machine, on videos that it draws.", "prospect.demo:demo", "all"),
-    "benchmark": ("Measure one part against named alternatives.", "prospect.benchmarks.suites:run_suite", "all"),
+    "embed": Job("Embed videos.", "prospect.cluster.embed:embed", "train"),
+    "label": Job("Turn annotations into labels of the task state.", "prospect.cluster.label:label_and_show", "label"),
+    "train": Job("Fine-tune a model on embeddings and labels.", "prospect.cluster.train:train_and_show", "train"),
+    "eval": Job("Stream held-out videos and score the model.", "prospect.cluster.evaluate:evaluate_and_show", "train"),
+    "serve": Job("Host live sessions of a trained model.", "prospect.serving.deployments:serve_until_stopped", "serve"),
+    "demo": Job("Run the whole path on one machine, on videos that it draws.", "prospect.demo:demo", "all"),
+    "benchmark": Job("Measure one part against named alternatives.", "prospect.benchmarks.suites:run_suite", "all"),
 }
-"""What each job is for, the function that it calls, and the extra that brings what it imports."""
 
 HELP = {"-h", "--help"}
 
@@ -32,30 +46,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif job == "--version":
         print(metadata.version("prospect"))
     elif job in JOBS:
-        run_job(job, lambda config: _call(job, config), overrides, Command(f"prospect {job}", JOBS[job][0]))
+        _run(job, overrides, Command(f"prospect {job}", JOBS[job].about))
     else:
         print(f"error: {unknown('job', job, JOBS)}", file=sys.stderr)
         sys.exit(2)
 
 
+def run_script(job: str) -> NoReturn:
+    """Run a job as its script in jobs/, with the arguments of the command line as its overrides."""
+    _run(job, sys.argv[1:], Command.script(job))
+
+
 def usage() -> str:
     """What `prospect --help` prints."""
     width = max(map(len, JOBS))
-    lines = [f"  {name:{width}}  {about}" for name, (about, *_) in JOBS.items()]
+    lines = [f"  {name:{width}}  {job.about}" for name, job in JOBS.items()]
     return "\n".join(["usage: prospect JOB [SECTION=OPTION] [SECTION.KEY=VALUE] ...", "", *lines, "", FOOT])
 
 
 FOOT = "`prospect JOB --help` lists the sections, options and keys of a job."
 
 
+def _run(job: str, overrides: Sequence[str], command: Command) -> NoReturn:
+    run_job(job, lambda config: _call(job, config), overrides, command)
+
+
 def _call(job: str, config: Config) -> object:
     """Import the job's module and call it: libraries that it needs are imported once its configuration is right."""
-    _, function, extra = JOBS[job]
-    module, _, name = function.partition(":")
+    module, _, name = JOBS[job].function.partition(":")
     try:
         return getattr(import_module(module), name)(config)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("", "prospect"):
             raise
-        message = f"`prospect {job}` imports {error.name}, which is not installed: pip install 'prospect[{extra}]'."
+        message = (
+            f"`prospect {job}` imports {error.name}, which is not installed: pip install 'prospect[{JOBS[job].extra}]'."
+        )
         raise ConfigError(message) from error

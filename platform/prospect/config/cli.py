@@ -36,8 +36,8 @@ class Command:
 def run_job(
     job: str,
     run: Callable[[Config], object],
-    arguments: Sequence[str] | None = None,
-    command: Command | None = None,
+    arguments: Sequence[str],
+    command: Command,
 ) -> NoReturn:
     """Compose the configuration, run the job, and leave with the exit status.
 
@@ -47,18 +47,17 @@ def run_job(
     Args:
         job: name of a file in configs/.
         run: what the job does.
-        arguments: overrides, or `--help`; default: those of `sys.argv`.
-        command: default: the script of jobs/.
+        arguments: overrides, or `--help`.
+        command: what the user typed before them.
     """
-    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        sys.exit(_run(job, run, given, command or Command.script(job)))
+        sys.exit(_run(job, run, arguments, command))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 
-def _run(job: str, run: Callable[[Config], object], arguments: list[str], command: Command) -> int:
+def _run(job: str, run: Callable[[Config], object], arguments: Sequence[str], command: Command) -> int:
     try:
         if {"-h", "--help"} & set(arguments):
             print(usage(job, command))
@@ -92,10 +91,9 @@ def record(job: str, config: Config, overrides: Sequence[str], command: Command)
     return f"{config.storage.root}/{name}"
 
 
-def usage(job: str, command: Command | None = None) -> str:
+def usage(job: str, command: Command) -> str:
     """What `--help` prints: every section of the job with its options, and every key with value and meaning."""
     used, config = sections(job), load(job)
-    command = command or Command.script(job)
     lines = [f"usage: {command.name} [SECTION=OPTION] [SECTION.KEY=VALUE] ..."]
     lines += [command.about] if command.about else []
     for section, options in used.items():
