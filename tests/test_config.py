@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 import yaml
 
+from prospect.cli import load_config as load
 from prospect.config.cli import Command, documented, run_job
-from prospect.config.load import RUNTIME_ENV, load, sections
+from prospect.config.load import jobs, sections
 from prospect.config.schema import Config, StorageSettings
 from prospect.dialogue.prompt import ContextSettings
 from prospect.errors import ConfigError, DataError
+from prospect.serving.config import ServeConfig
 from prospect.serving.settings import ServingSettings
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-JOBS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.name != RUNTIME_ENV)
+JOBS = sorted(jobs())
 OPTIONS = sorted(str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.glob("*/*.yaml"))
 
 
@@ -162,6 +164,8 @@ def test_a_relative_root_is_refused_inside_a_cluster_job(monkeypatch: pytest.Mon
         ("model.lora=3", ["`model.lora` (3) must be an object."]),
         ("storage.root=null", ["`storage.root` (null) must be a string."]),
         ("serving.port=1", ["train does not use `serving`", "storage, corpus"]),
+        ("suite=embed", ["train does not use `suite`", "storage, corpus"]),
+        ("labels=llm", ["train does not use `labels`", "storage, corpus"]),
         ("model.base=${nope}", ["`model.base` cannot be resolved", "'nope' not found"]),
         ("model.base=a,b", ["`model.base=a,b` is not a valid override", "key=[a,b]"]),
         ("model.base=[a", ["`model.base=[a` is not a valid override", "key=value"]),
@@ -187,7 +191,7 @@ def test_mistakes_of_several_keys_and_of_combinations() -> None:
 
 
 def test_every_key_says_its_value() -> None:
-    keys = {key: value for key, value, _ in documented(Config())}
+    keys = {key: value for key, value, _ in documented(ServeConfig())}
     assert keys["model.lora.r"] == Config().model.lora.r
     assert keys["serving.port"] == ServingSettings().port
     meanings = {key: text for key, _, text in documented(ServingSettings(), "serving.")}
@@ -200,7 +204,7 @@ class TestRunJob:
     @staticmethod
     def run(job: str, body, *arguments: str) -> int:
         with pytest.raises(SystemExit) as left:
-            run_job(job, body, arguments, Command.script(job))
+            run_job(job, body, arguments, Command.script(job), Config)
         return int(left.value.code or 0)
 
     def test_records_the_composed_configuration(self, tmp_path, capsys) -> None:
@@ -235,7 +239,7 @@ class TestRunJob:
 
     def test_a_defect_keeps_its_stack_trace(self, tmp_path) -> None:
         with pytest.raises(ZeroDivisionError):
-            run_job("train", lambda config: 1 // 0, [f"storage.root={tmp_path}"], Command.script("train"))
+            run_job("train", lambda config: 1 // 0, [f"storage.root={tmp_path}"], Command.script("train"), Config)
 
     def test_help_names_sections_options_keys_and_meanings(self, capsys) -> None:
         assert self.run("train", lambda config: None, "--help") == 0

@@ -99,14 +99,14 @@ def test_a_job_says_its_first_word_without_a_slow_library(job: str) -> None:
     """Its script is imported, its configuration composed, a mistake in it found and its help printed."""
     script = f"""
 import runpy
+from prospect.cli import load_config, schema_of
 from prospect.config.cli import Command, usage
-from prospect.config.load import load
 from prospect.errors import ConfigError
 runpy.run_path("jobs/{job}.py", run_name="job")
-load("{job}")
-usage("{job}", Command.script("{job}"))
+load_config("{job}")
+usage("{job}", Command.script("{job}"), schema_of("{job}"))
 try:
-    load("{job}", ["nothing=1"])
+    load_config("{job}", ["nothing=1"])
 except ConfigError:
     pass
 """

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from prospect.config.load import load
+from prospect.cli import load_config
 from tests.conftest import REPOSITORY
 from tests.readme import PAGES, blocks, commands, job_commands
 
@@ -24,7 +24,7 @@ def compose(command: str) -> None:
     words = shlex.split(command)
     script = next(index for index, word in enumerate(words) if word.startswith("jobs/"))
     assert (REPOSITORY / words[script]).is_file()
-    load(words[script].removeprefix("jobs/").removesuffix(".py"), words[script + 1 :])
+    load_config(words[script].removeprefix("jobs/").removesuffix(".py"), words[script + 1 :])
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ def test_shell_and_python_examples_can_be_read_by_what_would_run_them(page):
 
 @pytest.mark.parametrize("command", SERVE)
 def test_serving_composes(command):
-    load("serve", shlex.split(command)[3:])
+    load_config("serve", shlex.split(command)[3:])
 
 
 @pytest.mark.parametrize("command", MAKE_DEMO)

@@ -4,9 +4,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from prospect.config.cli import Command, run_job
+from prospect.config.load import load
 from prospect.config.schema import Config
 from prospect.errors import ConfigError
 from prospect.messages import unknown
@@ -22,16 +23,24 @@ class Job:
     """`MODULE:FUNCTION`, called with the configuration; imported only then."""
     extra: str
     """Extra of the package that brings what the module imports."""
+    schema: str = "prospect.config.schema:Config"
+    """`MODULE:CLASS` of its configuration."""
 
+
+SERVE, BENCHMARK = "prospect.serving.config:ServeConfig", "prospect.benchmarks.config:BenchmarkConfig"
 
 JOBS = {
     "embed": Job("Embed videos.", "prospect.cluster.embed:embed", "train"),
     "label": Job("Turn annotations into labels of the task state.", "prospect.cluster.label:label_and_show", "label"),
     "train": Job("Fine-tune a model on embeddings and labels.", "prospect.cluster.train:train_and_show", "train"),
     "eval": Job("Stream held-out videos and score the model.", "prospect.cluster.evaluate:evaluate_and_show", "train"),
-    "serve": Job("Host live sessions of a trained model.", "prospect.serving.deployments:serve_until_stopped", "serve"),
-    "demo": Job("Run the whole path on one machine, on videos that it draws.", "prospect.demo:demo", "all"),
-    "benchmark": Job("Measure one part against named alternatives.", "prospect.benchmarks.suites:run_suite", "all"),
+    "serve": Job(
+        "Host live sessions of a trained model.", "prospect.serving.deployments:serve_until_stopped", "serve", SERVE
+    ),
+    "demo": Job("Run the whole path on one machine, on videos that it draws.", "prospect.demo:demo", "all", SERVE),
+    "benchmark": Job(
+        "Measure one part against named alternatives.", "prospect.benchmarks.suites:run_suite", "all", BENCHMARK
+    ),
 }
 
 HELP = {"-h", "--help"}
@@ -57,6 +66,24 @@ def run_script(job: str) -> NoReturn:
     _run(job, sys.argv[1:], Command.script(job))
 
 
+def load_config(job: str, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a job, of the class that has its sections.
+
+    Args:
+        job: name of a file in configs/, such as `train`.
+        overrides: `section=option` and `section.key=value`, in Hydra's value grammar.
+
+    Raises:
+        ConfigError: one sentence that names the key, the value given and what is allowed.
+    """
+    return load(job, overrides, schema_of(job))
+
+
+def schema_of(job: str) -> type[Config]:
+    """The class of a job's configuration."""
+    return _imported(JOBS[job].schema) if job in JOBS else Config
+
+
 def usage() -> str:
     """What `prospect --help` prints."""
     width = max(map(len, JOBS))
@@ -68,14 +95,13 @@ FOOT = "`prospect JOB --help` lists the sections, options and keys of a job."
 
 
 def _run(job: str, overrides: Sequence[str], command: Command) -> NoReturn:
-    run_job(job, lambda config: _call(job, config), overrides, command)
+    run_job(job, lambda config: _call(job, config), overrides, command, schema_of(job))
 
 
 def _call(job: str, config: Config) -> object:
     """Import the job's module and call it: libraries that it needs are imported once its configuration is right."""
-    module, _, name = JOBS[job].function.partition(":")
     try:
-        return getattr(import_module(module), name)(config)
+        return _imported(JOBS[job].function)(config)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("", "prospect"):
             raise
@@ -83,3 +109,9 @@ def _call(job: str, config: Config) -> object:
             f"`prospect {job}` imports {error.name}, which is not installed: pip install 'prospect[{JOBS[job].extra}]'."
         )
         raise ConfigError(message) from error
+
+
+def _imported(place: str) -> Any:
+    """What `MODULE:NAME` names."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)

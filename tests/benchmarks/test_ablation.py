@@ -16,6 +16,7 @@ from rich.console import Console
 
 from prospect.benchmarks.ablation.report import RunScores, compare, plot, render
 from prospect.benchmarks.ablation.variants import VARIANTS, changed, plan_runs
+from prospect.benchmarks.config import BenchmarkConfig
 from prospect.benchmarks.settings import Ablated, AblationSuite
 from prospect.config.load import load
 from prospect.config.schema import Config
@@ -30,7 +31,7 @@ SMALL = ["max_steps=2", "corpus.num_train=12", "corpus.num_validation=2", "corpu
 
 
 def planned(root: Path, *overrides: str) -> dict[tuple[Ablated, int], Config]:
-    config = load("benchmark", ["suite=ablation", f"storage.root={root}", *overrides])
+    config = load("benchmark", ["suite=ablation", f"storage.root={root}", *overrides], BenchmarkConfig)
     assert isinstance(config.suite, AblationSuite)
     return {(run.name, run.seed): run.config for run in plan_runs(config, config.suite)}
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import pyarrow
 import yaml
@@ -17,6 +17,8 @@ from prospect.errors import ConfigError, DataError, ProspectError
 from prospect.files import open_filesystem, write_file
 from prospect.hashing import fingerprint
 from prospect.messages import first_line, shown
+
+C = TypeVar("C", bound=Config)
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,10 @@ class Command:
 
 def run_job(
     job: str,
-    run: Callable[[Config], object],
+    run: Callable[[C], object],
     arguments: Sequence[str],
     command: Command,
+    schema: type[C],
 ) -> NoReturn:
     """Compose the configuration, run the job, and leave with the exit status.
 
@@ -49,20 +52,21 @@ def run_job(
         run: what the job does.
         arguments: overrides, or `--help`.
         command: what the user typed before them.
+        schema: the class that has the job's sections.
     """
     try:
-        sys.exit(_run(job, run, arguments, command))
+        sys.exit(_run(job, run, arguments, command, schema))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 
-def _run(job: str, run: Callable[[Config], object], arguments: Sequence[str], command: Command) -> int:
+def _run(job: str, run: Callable[[C], object], arguments: Sequence[str], command: Command, schema: type[C]) -> int:
     try:
         if {"-h", "--help"} & set(arguments):
-            print(usage(job, command))
+            print(usage(job, command, schema))
             return 0
-        config = load(job, arguments)
+        config = load(job, arguments, schema)
         print(f"configuration: {record(job, config, arguments, command)}", flush=True)
         run(config)
     except ProspectError as error:
@@ -91,16 +95,16 @@ def record(job: str, config: Config, overrides: Sequence[str], command: Command)
     return f"{config.storage.root}/{name}"
 
 
-def usage(job: str, command: Command) -> str:
+def usage(job: str, command: Command, schema: type[Config]) -> str:
     """What `--help` prints: every section of the job with its options, and every key with value and meaning."""
-    used, config = sections(job), load(job)
+    used, config = sections(job), load(job, (), schema)
     lines = [f"usage: {command.name} [SECTION=OPTION] [SECTION.KEY=VALUE] ..."]
     lines += [command.about] if command.about else []
     for section, options in used.items():
         choice = f" ({section}={'|'.join(options)})" if options else ""
         settings = getattr(config, section)
         if not isinstance(settings, BaseModel):
-            text = " ".join((Config.model_fields[section].description or "").split())
+            text = " ".join((schema.model_fields[section].description or "").split())
             lines += ["", f"{section}={shown(settings)}", f"    {text}"]
             continue
         lines += ["", f"{section}{choice}: {(type(settings).__doc__ or '').strip().splitlines()[0]}"]

@@ -1,4 +1,4 @@
-"""Compose one `Config` out of configs/ and key=value overrides.
+"""Compose one configuration out of configs/ and key=value overrides.
 
 A file in configs/ names the sections that a job uses and the option each starts from; the classes hold the
 defaults and the checks. Every mistake is a `ConfigError` of one sentence.
@@ -6,7 +6,7 @@ defaults and the checks. Every mistake is a `ConfigError` of one sentence.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -24,22 +24,34 @@ RUNTIME_ENV = "runtime_env.yaml"
 """The one file of configs/ that is Ray's and no job's."""
 
 
-def load(job: str, overrides: Sequence[str] = ()) -> Config:
+C = TypeVar("C", bound=Config)
+
+
+@overload
+def load(job: str, overrides: Sequence[str] = ()) -> Config: ...
+
+
+@overload
+def load(job: str, overrides: Sequence[str], schema: type[C]) -> C: ...
+
+
+def load(job: str, overrides: Sequence[str] = (), schema: type[Config] = Config) -> Config:
     """The configuration of a job.
 
     Args:
         job: name of a file in configs/, such as `train`.
         overrides: `section=option` and `section.key=value`, in Hydra's value grammar.
+        schema: the class that has the job's sections.
 
     Raises:
         ConfigError: one sentence that names the key, the value given and what is allowed.
     """
     used = sections(job)
-    composed = _compose(job, [_checked(job, override, used) for override in overrides])
+    composed = _compose(job, [_checked(job, override, used, schema) for override in overrides])
     # Paths of other sections are written as ${storage.root}/...: they must be as absolute as the root is.
-    storage = _validated({"storage": _resolved(composed).get("storage", {})}).storage
+    storage = _validated({"storage": _resolved(composed).get("storage", {})}, Config).storage
     OmegaConf.update(composed, "storage", storage.model_dump(), force_add=True)
-    return _validated(_resolved(composed))
+    return _validated(_resolved(composed), schema)
 
 
 def sections(job: str) -> dict[str, list[str]]:
@@ -49,9 +61,8 @@ def sections(job: str) -> dict[str, list[str]]:
         ConfigError: there is no such job, or its file cannot be read.
     """
     folder = _folder()
-    if not (folder / f"{job}.yaml").is_file():
-        jobs = [path.stem for path in folder.glob("*.yaml") if path.name != RUNTIME_ENV]
-        raise ConfigError(unknown("job", job, jobs))
+    if job not in jobs():
+        raise ConfigError(unknown("job", job, jobs()))
     try:
         file = yaml.safe_load((folder / f"{job}.yaml").read_text())
     except yaml.YAMLError as error:
@@ -62,9 +73,14 @@ def sections(job: str) -> dict[str, list[str]]:
     return {name: sorted(p.stem for p in (folder / name).glob("*.yaml")) for name in order if name in named}
 
 
-def _is_plain(name: str) -> bool:
-    """Whether a key of `Config` is a value, and no section of keys."""
-    return Config.model_fields[name].annotation in (str | None, bool)
+def jobs() -> list[str]:
+    """The jobs that have a file in configs/."""
+    return [path.stem for path in _folder().glob("*.yaml") if path.name != RUNTIME_ENV]
+
+
+def _is_plain(name: str, schema: type[Config]) -> bool:
+    """Whether a key of the configuration is a value, and no section of keys."""
+    return schema.model_fields[name].annotation in (str | None, bool)
 
 
 def _folder() -> Path:
@@ -94,15 +110,15 @@ def _resolved(composed: DictConfig) -> dict[str, Any]:
     return {str(section): value for section, value in values.items()} if isinstance(values, dict) else {}
 
 
-def _validated(values: dict[str, Any]) -> Config:
+def _validated(values: dict[str, Any], schema: type[C]) -> C:
     try:
-        return Config.model_validate(values)
+        return schema.model_validate(values)
     except ValidationError as error:
-        mistake = first_mistake(error.errors(include_url=False), values, Config)
+        mistake = first_mistake(error.errors(include_url=False), values, schema)
         raise ConfigError(f"{mistake.about(f'`{mistake.field}`')}.", field=mistake.field) from error
 
 
-def _checked(job: str, override: str, used: dict[str, list[str]]) -> str:
+def _checked(job: str, override: str, used: dict[str, list[str]], schema: type[Config]) -> str:
     """The override as Hydra takes it, once its section and option are known to exist."""
     try:
         parsed = OverridesParser.create().parse_override(override)
@@ -114,10 +130,10 @@ def _checked(job: str, override: str, used: dict[str, list[str]]) -> str:
         raise ConfigError(f"`{override}` is not a valid override; {expected}.")
     section, _, key = parsed.key_or_group.partition(".")
     if section not in used:
-        if section in Config.model_fields:
+        if any(section in sections(other) for other in jobs()):
             raise ConfigError(f"The job {job} does not use `{section}`; it uses {', '.join(used)}.", field=section)
         raise ConfigError(unknown("section", section, used), field=section)
-    if key or _is_plain(section):
+    if key or _is_plain(section, schema):
         return f"++{override}"  # Hydra's own check knows the YAML's keys only; the class knows them all
     if not used[section]:
         raise ConfigError(f"`{section}` has no options to choose from: set its keys, as {section}.KEY=value.")

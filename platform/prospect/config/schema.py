@@ -1,4 +1,4 @@
-"""`Config`: the sections of all parts, validated together."""
+"""`Config`: the sections of all parts below the jobs, validated together."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,6 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
-from prospect.benchmarks.settings import Suite
 from prospect.corpus.settings import CorpusSettings
 from prospect.data.labels.settings import LabelSettings
 from prospect.data.sources import DataSettings
@@ -14,7 +13,6 @@ from prospect.dialogue.prompt import ContextSettings
 from prospect.errors import ConfigError
 from prospect.evaluation.settings import EvaluationSettings
 from prospect.model.settings import ModelSettings
-from prospect.serving.settings import ServingSettings
 from prospect.settings import Settings
 from prospect.streaming.settings import StreamingSettings
 from prospect.tracking.settings import TrackingSettings
@@ -46,7 +44,10 @@ class StorageSettings(Settings):
 
 
 class Config(Settings):
-    """All sections. A job reads those that its file in configs/ names; the others keep their defaults."""
+    """The sections that jobs share. A job reads those that its file in configs/ names; the others keep their defaults.
+
+    A job with a section of its own has a subclass.
+    """
 
     storage: StorageSettings = Field(default_factory=StorageSettings)
     corpus: CorpusSettings = Field(default_factory=CorpusSettings)
@@ -60,8 +61,6 @@ class Config(Settings):
     streaming: StreamingSettings = Field(default_factory=StreamingSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     tracking: TrackingSettings = Field(default_factory=TrackingSettings)
-    serving: ServingSettings = Field(default_factory=ServingSettings)
-    suite: Suite | None = None
     preview: str | None = None
     """A video id: writes one HTML page on this video's labels, and labels nothing."""
     plan: bool = False

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from prospect.benchmarks.ablation.report import read_scores, write_report
 from prospect.benchmarks.ablation.variants import AblationRun, plan_runs, shared_config
+from prospect.benchmarks.config import BenchmarkConfig
 from prospect.benchmarks.settings import AblationSuite
 from prospect.cluster.common import Report, draw_sample
 from prospect.cluster.embed import embed
@@ -43,7 +44,7 @@ class AblationError(ProspectError):
     code = "ablation_failed"
 
 
-def run(config: Config, report: Report = print) -> None:
+def run(config: BenchmarkConfig, report: Report = print) -> None:
     """Runs what is missing, and writes the comparison of what is there.
 
     Raises:

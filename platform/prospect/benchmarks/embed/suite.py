@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from prospect.benchmarks.config import BenchmarkConfig
 from prospect.benchmarks.embed.parts import (
     HEIGHT,
     RATE,
@@ -29,7 +30,6 @@ from prospect.benchmarks.embed.parts import (
 from prospect.benchmarks.settings import EmbedSuite
 from prospect.cluster.embed import embed_videos
 from prospect.cluster.runtime import connect, disconnect
-from prospect.config.schema import Config
 from prospect.vision.report import EmbedReport, VideoSource
 from prospect.vision.settings import EmbeddingSettings, VisionSettings
 
@@ -57,7 +57,7 @@ class Round:
         return self.pipeline / self.bound
 
 
-def run(config: Config) -> dict[str, Any]:
+def run(config: BenchmarkConfig) -> dict[str, Any]:
     """Prints the table, writes `benchmarks/embed.json` below the storage root, and returns what it wrote."""
     assert isinstance(config.suite, EmbedSuite)
     suite, folder = config.suite, Path(config.storage.root) / "benchmarks" / "embed"

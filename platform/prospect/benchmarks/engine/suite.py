@@ -21,6 +21,7 @@ import psutil
 import torch
 from rich.console import Console
 
+from prospect.benchmarks.config import BenchmarkConfig
 from prospect.benchmarks.engine import report
 from prospect.benchmarks.engine.bounds import bound_seconds, weight_floor_seconds
 from prospect.benchmarks.engine.load import Workload
@@ -38,13 +39,12 @@ from prospect.benchmarks.engine.measure import (
 )
 from prospect.benchmarks.engine.model import planted_model
 from prospect.benchmarks.engine.settings import EngineSuite
-from prospect.config.schema import Config
 from prospect.errors import ConfigError, OutOfPagesError
 from prospect.model.checkpoint import LoadedModel
 from prospect.streaming.settings import StreamingSettings
 
 
-def run(config: Config) -> dict[str, Any]:
+def run(config: BenchmarkConfig) -> dict[str, Any]:
     """Prints tables, writes `benchmarks/engine.json` and pictures below the storage root; returns what it wrote.
 
     Raises:

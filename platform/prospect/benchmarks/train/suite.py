@@ -24,6 +24,7 @@ from rich.table import Table
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from prospect.benchmarks.config import BenchmarkConfig
 from prospect.benchmarks.settings import TrainSuite
 from prospect.benchmarks.train.peers import train_with_transformers
 from prospect.config.schema import Config
@@ -96,7 +97,7 @@ class Measurement:
     loss: float
 
 
-def run(config: Config) -> None:
+def run(config: BenchmarkConfig) -> None:
     """Measures all ways, prints a table and writes `benchmarks/train.json` below the storage root.
 
     Raises:
