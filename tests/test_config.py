@@ -5,9 +5,12 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from prospect.cli import load_config as load
 from prospect.config.cli import Command, documented, run_job
@@ -131,6 +134,59 @@ def test_values_follow_hydras_grammar() -> None:
     assert (config.data.holdout, config.data.path, config.data.videos) == (2, "/a=b/c d", None)
 
 
+LOOKS_LIKE_SOMETHING_ELSE = [
+    "1_7", "10_42", "007", "1e3", "2024", "2024_11_29", "24", "1.50", "0x10", "true", "no", "inf", "nan", "None", "~",
+    "", " ", "a,b", "a=b", "[a]", "[a", "{a: 1}", "a: b", "Videos (1)", "R&D", "#1", "küche", "料理", "it's", "100%",
+    "a\\b", "$HOME", "@x", "'", '"a', "line\nbreak",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", LOOKS_LIKE_SOMETHING_ELSE)
+@pytest.mark.parametrize("key", ["preview", "data.suffix", "tracking.experiment", "labels.similarity.model"])
+def test_a_field_of_text_keeps_what_was_typed(key: str, text: str) -> None:
+    if text or key in ("preview", "data.suffix"):
+        value: Any = load("label", [f"{key}={text}"])
+        for part in key.split("."):
+            value = getattr(value, part)
+        assert value == (Path(text).expanduser() if key.endswith("model") else text)
+
+
+@given(st.text().filter(lambda text: text not in ("null", "???") and "${" not in text and text[:1] not in "'\""))
+def test_a_field_of_text_keeps_any_characters(text: str) -> None:
+    assert load("label", [f"data.suffix={text}"]).data.suffix == text
+
+
+@given(st.lists(st.from_regex(r"[\w./()&%#=-]+", fullmatch=True).filter(lambda text: text != "null")))
+def test_a_list_of_text_keeps_its_items(items: list[str]) -> None:
+    assert load("label", [f"data.datasets=[{','.join(items)}]"]).data.datasets == tuple(items)
+
+
+def test_quotes_null_and_references_keep_their_meaning(tmp_path: Path) -> None:
+    for typed, text in (("'1_7'", "1_7"), ("\"a 'b'\"", "a 'b'"), ("null", None), ("'null'", "null"), ("'", "'")):
+        assert load("label", [f"preview={typed}"]).preview == text
+    assert load("label", [f"storage.root={tmp_path}", "data.path=${storage.root}/a b"]).data.path == f"{tmp_path}/a b"
+    assert load("label", ["data.datasets=[ 101, 1_7 ,'a, b',c d]"]).data.datasets == ("101", "1_7", "a, b", "c d")
+    assert load("label", ["data.datasets=[]"]).data.datasets == ()
+
+
+def test_other_fields_are_read_by_hydra_s_grammar() -> None:
+    config = load("train", ["training.learning_rate=1e-3", "training.epochs=1_0", "plan=true", "data.holdout=3"])
+    assert (config.training.learning_rate, config.training.epochs) == (1e-3, 10)
+    assert (config.plan, config.data.holdout) == (True, 3)
+    assert load("label", ["data.holdout=[1_7,10_42]"]).data.holdout == ("1_7", "10_42")
+    assert load("train", ["card=24"]).card == "24"
+
+
+@pytest.mark.parametrize("key", ["data.path", "data.videos", "model.base", "evaluation.model", "storage.root"])
+@pytest.mark.parametrize("path", ["~/kitchen", "'~/my kitchen'"])
+def test_a_home_folder_is_found_in_every_path(key: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    value: Any = load("train", [f"{key}={path}"])
+    for part in key.split("."):
+        value = getattr(value, part)
+    assert value == path.strip("'").replace("~", "/home/ada")
+
+
 def test_storage_root_is_absolute_and_others_lie_below_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = load("train", ["storage.root=there"])
@@ -167,8 +223,20 @@ def test_a_relative_root_is_refused_inside_a_cluster_job(monkeypatch: pytest.Mon
         ("suite=embed", ["train does not use `suite`", "storage, corpus"]),
         ("labels=llm", ["train does not use `labels`", "storage, corpus"]),
         ("model.base=${nope}", ["`model.base` cannot be resolved", "'nope' not found"]),
-        ("model.base=a,b", ["`model.base=a,b` is not a valid override", "key=[a,b]"]),
-        ("model.base=[a", ["`model.base=[a` is not a valid override", "key=value"]),
+        ("model.base=${nope", ["`model.base` (${nope) cannot be resolved", "${storage.root}"]),
+        ("model.base=", ["`model.base` ('') must have at least 1 character."]),
+        ("training.epochs=1,2", ["`training.epochs=1,2` is not a valid override", "key=[a,b]"]),
+        ("data.datasets=[a", ["`data.datasets=[a` is not a valid override", "key=value"]),
+        ("data.datasets=[a,null]", ["`data.datasets.1` (null) must be a string."]),
+        ("training.warmup_steps=500", ["`training.warmup_steps` (500) must be below `training.max_steps` (500)"]),
+        ("training.max_steps=8", ["`training.warmup_steps` (30) must be below `training.max_steps` (8)"]),
+        ("num_workers=2", ["Unknown section `num_workers` (did you mean `training.num_workers=2`?); a key "]),
+        ("lr=1e-3", ["Unknown section `lr` (did you mean `training.learning_rate=1e-3`?); a key "]),
+        (
+            "sampling.negative_rate=1",
+            ["Unknown section `sampling` (did you mean `training.sampling.negative_rate=1`?)"],
+        ),
+        ("training.lr=1e-3", ["`training.lr`: unknown field (did you mean `learning_rate`?)"]),
         ("+model.base=a", ["`+model.base=a` is not a valid override"]),
         ("~model", ["`~model` is not a valid override"]),
         ("--verbose", ["`--verbose` is not a valid override", "key=value"]),

@@ -74,6 +74,15 @@ def test_make_demo_runs_a_job_that_composes(command):
     compose(job)
 
 
+@pytest.mark.parametrize("path", ["/data/My Kitchen", "/data/Mom & Dad's", "/data/a=b, (1)"])
+def test_make_demo_takes_any_path(path):
+    env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "ARGS")}
+    command = ["make", "-n", "demo", "DATA=real", f"PATH_TO={path}"]
+    planned = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, check=True)
+    words = shlex.split(planned.stdout.splitlines()[-1])
+    assert load_config("demo", words[words.index("jobs/demo.py") + 1 :]).data.path == path
+
+
 def test_every_make_target_that_is_named_exists():
     targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
     named = {target for command in COMMANDS for target in re.findall(r"^make ([a-z-]+)", command)}

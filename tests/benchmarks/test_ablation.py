@@ -123,6 +123,7 @@ def test_training_time_leaves_out_the_time_between_a_death_and_the_next_start() 
 def suite(root: Path) -> Iterator[subprocess.Popen[str]]:
     """One run of two steps; its process ends with the suite's, whatever that ends of."""
     settings = [f"suite.{each}" for each in (*SMALL, "seeds=[0]", "configurations=[no_recipe]")]
+    settings.append("training.warmup_steps=1")
     settings += [f"storage.root={root}", "training.calibration.enabled=false"]
     command = [sys.executable, "-u", "jobs/benchmark.py", "suite=ablation", *settings]
     with subprocess.Popen(

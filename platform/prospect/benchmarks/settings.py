@@ -1,6 +1,5 @@
 """What each suite of jobs/benchmark.py can be told. Light, because every job's configuration imports it."""
 
-from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field
@@ -8,7 +7,7 @@ from pydantic import Field
 from prospect.benchmarks.engine.settings import EngineSuite
 from prospect.corpus.settings import CorpusSettings
 from prospect.data.labels.aligner import AlignerSettings
-from prospect.settings import Settings
+from prospect.settings import LocalPath, Place, Settings
 from prospect.similarity import SimilaritySettings
 
 
@@ -38,7 +37,7 @@ class LabelsSuite(Settings):
     """The aligner against gold steps and against simpler methods."""
 
     name: Literal["labels"] = "labels"
-    path: Path
+    path: LocalPath
     """Folder of the gold: goalstep_val, holoassist, egoexolearn and captaincook4d as .jsonl.gz."""
     aligner: AlignerSettings = AlignerSettings()
     similarity: SimilaritySettings = SimilaritySettings()
@@ -54,7 +53,7 @@ class TrainSuite(Settings):
     """The training step against the Hugging Face Trainer, and against itself without packing."""
 
     name: Literal["train"] = "train"
-    base: str = "package:smollm2_135m"
+    base: Place = "package:smollm2_135m"
     """As `model.base`; the same for every way."""
     lora_rank: int = Field(default=16, ge=1)
     batch_size: int = Field(default=8, ge=1)

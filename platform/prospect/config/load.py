@@ -10,12 +10,12 @@ from typing import Any, TypeVar, overload
 
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from pydantic import ValidationError
 
+from prospect.config.overrides import Text, check_sections, read_override
 from prospect.config.schema import Config
 from prospect.errors import ConfigError
 from prospect.messages import first_line, first_mistake, unknown
@@ -40,14 +40,13 @@ def load(job: str, overrides: Sequence[str] = (), schema: type[Config] = Config)
 
     Args:
         job: name of a file in configs/, such as `train`.
-        overrides: `section=option` and `section.key=value`, in Hydra's value grammar.
+        overrides: `section=option` and `section.key=value`, in Hydra's value grammar; text as it is.
         schema: the class that has the job's sections.
 
     Raises:
         ConfigError: one sentence that names the key, the value given and what is allowed.
     """
-    used = sections(job)
-    composed = _compose(job, [_checked(job, override, used, schema) for override in overrides])
+    composed = _overridden(job, overrides, schema)
     # Paths of other sections are written as ${storage.root}/...: they must be as absolute as the root is.
     storage = _validated({"storage": _resolved(composed).get("storage", {})}, Config).storage
     OmegaConf.update(composed, "storage", storage.model_dump(), force_add=True)
@@ -78,11 +77,6 @@ def jobs() -> list[str]:
     return [path.stem for path in _folder().glob("*.yaml") if path.name != RUNTIME_ENV]
 
 
-def _is_plain(name: str, schema: type[Config]) -> bool:
-    """Whether a key of the configuration is a value, and no section of keys."""
-    return schema.model_fields[name].annotation in (str | None, bool)
-
-
 def _folder() -> Path:
     """configs/ of this package, or of the uploaded working directory: an upload of the package alone leaves it out."""
     candidates = (Path(__file__).resolve().parents[1] / "configs", Path.cwd() / "configs")
@@ -90,6 +84,28 @@ def _folder() -> Path:
         if folder.is_dir():
             return folder
     raise ConfigError(f"{Path.cwd()} holds no configs/; start the job from the repository's root.")
+
+
+def _overridden(job: str, overrides: Sequence[str], schema: type[Config]) -> DictConfig:
+    used, other = sections(job), {section for each in jobs() for section in sections(each)}
+    choices: list[str] = []
+    texts: list[Text] = []
+    for override in overrides:
+        read = read_override(override, schema)
+        if check_sections(job, override, used, schema, other):
+            choices.append(override)
+        elif isinstance(read, Text):
+            texts.append(read)
+        else:
+            choices.append(f"++{override}")  # Hydra's own check knows the YAML's keys only; the class knows them all
+    composed = _compose(job, choices)
+    for key, value in texts:
+        try:
+            OmegaConf.update(composed, key, value, force_add=True)
+        except OmegaConfBaseException as error:  # what `${` begins has no end
+            expected = "expected a reference behind `${`, for example ${storage.root}"
+            raise ConfigError(f"`{key}` ({value}) cannot be resolved; {expected}.", field=key) from error
+    return composed
 
 
 def _compose(job: str, overrides: list[str]) -> DictConfig:
@@ -116,27 +132,3 @@ def _validated(values: dict[str, Any], schema: type[C]) -> C:
     except ValidationError as error:
         mistake = first_mistake(error.errors(include_url=False), values, schema)
         raise ConfigError(f"{mistake.about(f'`{mistake.field}`')}.", field=mistake.field) from error
-
-
-def _checked(job: str, override: str, used: dict[str, list[str]], schema: type[Config]) -> str:
-    """The override as Hydra takes it, once its section and option are known to exist."""
-    try:
-        parsed = OverridesParser.create().parse_override(override)
-    except HydraException as error:
-        expected = "expected key=value, for example storage.root=/data"
-        raise ConfigError(f"`{override}` is not a valid override; {expected}.") from error
-    if parsed.type is None or parsed.type.name != "CHANGE" or parsed.is_sweep_override():
-        expected = "expected key=value, a list as key=[a,b], with nothing before it"
-        raise ConfigError(f"`{override}` is not a valid override; {expected}.")
-    section, _, key = parsed.key_or_group.partition(".")
-    if section not in used:
-        if any(section in sections(other) for other in jobs()):
-            raise ConfigError(f"The job {job} does not use `{section}`; it uses {', '.join(used)}.", field=section)
-        raise ConfigError(unknown("section", section, used), field=section)
-    if key or _is_plain(section, schema):
-        return f"++{override}"  # Hydra's own check knows the YAML's keys only; the class knows them all
-    if not used[section]:
-        raise ConfigError(f"`{section}` has no options to choose from: set its keys, as {section}.KEY=value.")
-    if str(parsed.value()) not in used[section]:
-        raise ConfigError(unknown("option", str(parsed.value()), used[section], of=section), field=section)
-    return override

@@ -13,7 +13,7 @@ from prospect.dialogue.prompt import ContextSettings
 from prospect.errors import ConfigError
 from prospect.evaluation.settings import EvaluationSettings
 from prospect.model.settings import ModelSettings
-from prospect.settings import Settings
+from prospect.settings import Place, Settings
 from prospect.streaming.settings import StreamingSettings
 from prospect.tracking.settings import TrackingSettings
 from prospect.training.checks import card_bytes, check_settings
@@ -24,14 +24,14 @@ from prospect.vision.settings import EmbeddingSettings, VisionSettings
 class StorageSettings(Settings):
     """Where everything that is written lies."""
 
-    root: str = Field(default="outputs", validate_default=True)
+    root: Place = Field(default="outputs", validate_default=True)
     """Folder or URL (anything pyarrow opens) of all outputs. A relative path counts from the current folder
     and is refused inside a cluster job, where every node would take it for a folder of its own."""
 
     @field_validator("root")
     @classmethod
     def _absolute(cls, root: str) -> str:
-        path = Path(root).expanduser()
+        path = Path(root)
         if "://" in root or path.is_absolute():
             return root if "://" in root else str(path)
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # Ray sets it for the driver of a submitted job
@@ -65,7 +65,7 @@ class Config(Settings):
     """A video id: writes one HTML page on this video's labels, and labels nothing."""
     plan: bool = False
     """Print what the run would train and how much memory it would take, and end: nothing is loaded or trained."""
-    card: str | None = Field(default=None, coerce_numbers_to_str=True)
+    card: str | None = None
     """The device that plan=true judges by, such as 24GB or 80GB. Default: this machine's GPU, and 24GB without one."""
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from prospect.settings import Settings
+from prospect.settings import Place, Settings
 
 DecisionBackend = Literal["heads", "token"]
 
@@ -44,7 +44,7 @@ class ModelSettings(Settings):
 
     name: str = "prospect-dst"
     """Name under which finished models are registered."""
-    base: str = "tiny"
+    base: Place = Field(default="tiny", min_length=1)
     """`tiny`, `package:smollm2_135m`, or a name or path that transformers loads."""
     tiny: TinyGeometry = TinyGeometry()
     adaptation: Literal["full", "lora", "qlora"] = "lora"

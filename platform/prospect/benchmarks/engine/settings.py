@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from prospect.settings import Settings
+from prospect.settings import Place, Settings
 
 System = Literal["engine", "loop", "padded"]
 """This engine; one session after another with a DynamicCache each, as the peers have it; all sessions in one padded
@@ -15,7 +15,7 @@ class EngineSuite(Settings):
     """Live sessions at 2 frames/s, paced and in saturation, against the peers' way and a padded batch."""
 
     name: Literal["engine"] = "engine"
-    base: str = "package:smollm2_135m"
+    base: Place = "package:smollm2_135m"
     """Geometry: a base of configs/model, or `tiny`."""
     weights: Literal["random", "base"] = "random"
     """`base` loads the base's own; speed and memory are the same, and random ones need no download."""
