@@ -1,11 +1,13 @@
 """The whole path on one machine: draw, embed, label, train, evaluate, register, serve, and a live session."""
 
 import io
+import shlex
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 from PIL import Image
 from rich.console import Console
@@ -26,6 +28,7 @@ from prospect.protocol.messages import FrameDecision, SessionClosed
 from prospect.reports.tables import render_table
 from prospect.reports.timeline import TimelinePrinter
 from prospect.serving.config import ServeConfig
+from prospect.tracking.settings import database_uri
 from prospect.vision.video import sample_frames
 
 PACE = 8
@@ -137,8 +140,8 @@ def summarise(config: ServeConfig, result: EvaluationResult, seconds: float, pea
     console.print(f"\nThe demo took {seconds / 60:.1f} minutes and {peak_bytes / 2**30:.1f} GB at its peak.")
     root = config.storage.root
     console.print(
-        f"\nCompare runs:         .venv/bin/mlflow ui --backend-store-uri sqlite:///{root}/mlflow.db"
-        f"\nHost live sessions:   .venv/bin/serve run serve.app:app storage.root={root}"
+        f"\nCompare runs:         .venv/bin/mlflow ui --backend-store-uri {shlex.quote(database_uri(Path(root)))}"
+        f"\nHost live sessions:   .venv/bin/serve run serve.app:app storage.root={shlex.quote(root)}"
         "\nA session of one's own (in another shell):"
         "\n  curl -s localhost:8000/v1/sessions -H 'content-type: application/json' "
         '-d \'{"goal": "Wash the cup", "steps": ["Wash the cup"]}\'',

@@ -8,20 +8,19 @@ import getpass
 import json
 import logging
 import os
+import shlex
 import sys
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import mlflow.artifacts
 from mlflow import MlflowClient
-from mlflow.entities import (
-    LoggedModel,
-    LoggedModelOutput,
-)
+from mlflow.entities import LifecycleStage, LoggedModel, LoggedModelOutput
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -32,10 +31,18 @@ from prospect.tracking.code_version import code_version
 from prospect.tracking.pyfunc import ModelInterface
 from prospect.tracking.retry import is_away
 from prospect.tracking.run import Run
-from prospect.tracking.settings import TrackingError, TrackingSettings
+from prospect.tracking.settings import (
+    SQLITE,
+    TrackingError,
+    TrackingSettings,
+    database_file,
+    database_uri,
+    folder_name,
+)
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -55,7 +62,7 @@ class Tracking:
         self.settings = settings
         self.root = Path(root)
         named = settings.uri or os.environ.get("MLFLOW_TRACKING_URI")
-        self.uri = named or f"sqlite:///{self.root.absolute() / 'mlflow.db'}"
+        self.uri = named or database_uri(self.root)
 
     @cached_property
     def client(self) -> MlflowClient:
@@ -69,16 +76,23 @@ class Tracking:
         for chatty in ("mlflow.store.db", "mlflow.store.model_registry"):  # they announce tables and versions
             logging.getLogger(chatty).setLevel(logging.WARNING)
         try:
-            if self.uri.startswith("sqlite:"):
-                Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            if file := database_file(self.uri):
+                file.parent.mkdir(parents=True, exist_ok=True)
             client = MlflowClient(self.uri, self.uri)
             client.search_experiments(max_results=1)
+            self._remove_encoded_folder()
         except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:  # a database may lack its driver
             kind = TrackingError if self._is_server and is_away(error) else ConfigError
             raise kind(
                 f"tracking.uri: {self.uri} does not answer: {first_line(error)}", field="tracking.uri"
             ) from error
         return client
+
+    def _remove_encoded_folder(self) -> None:
+        """Remove the empty folder that MLflow makes where the URI of an SQLite file encodes a character."""
+        if (file := database_file(self.uri)) and self.uri != f"{SQLITE}{file}":
+            with suppress(OSError):
+                os.removedirs(Path(self.uri.removeprefix(SQLITE)).parent)
 
     @property
     def _is_server(self) -> bool:
@@ -105,7 +119,10 @@ class Tracking:
         """
         file = folder / "mlflow_run.json"
         known = json.loads(file.read_text()) if file.is_file() else {"key": uuid.uuid4().hex}
-        if "run_id" in known and (run := self.find_run(known["run_id"])):
+        run = self.find_run(known["run_id"]) if "run_id" in known else None
+        if run is None and known.get("tracking_uri") == self.uri:
+            log.warning("the MLflow run %s of %s was deleted; a new one records what follows", known["run_id"], folder)
+        if run is not None:
             self.client.update_run(run.id, status="RUNNING")
             run.log_config(config or {})
             run.set_tags(tags or {})
@@ -138,7 +155,7 @@ class Tracking:
         """How to look at a run: its page, or the command that shows it."""
         if self.uri.startswith(("http://", "https://")):
             return f"{self.uri.rstrip('/')}/#/experiments/{self._experiment}/runs/{run.id}"
-        return f"mlflow ui --backend-store-uri {self.uri}"
+        return f"mlflow ui --backend-store-uri {shlex.quote(self.uri)}"
 
     def log_job(
         self,
@@ -169,9 +186,10 @@ class Tracking:
         return run
 
     def find_run(self, run_id: str) -> Run | None:
-        """A run by its id, or None where this server does not know it."""
+        """A run by its id, or None where this server does not know it, or somebody deleted it."""
         try:
-            return Run(self.client, self.client.get_run(run_id).info.run_id)
+            found = self.client.get_run(run_id).info
+            return Run(self.client, run_id) if found.lifecycle_stage == LifecycleStage.ACTIVE else None
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
@@ -296,14 +314,20 @@ class Tracking:
 
     @cached_property
     def _experiment(self) -> str:
-        """The experiment's id. Without a server its artifacts need an absolute folder."""
-        known = self.client.get_experiment_by_name(self.settings.experiment)
-        if known is not None:
-            return known.experiment_id
+        """The experiment's id. MLflow keeps the name of a deleted one, so that the next gets a number."""
+        name, number = self.settings.experiment, 1
+        while (known := self.client.get_experiment_by_name(name)) and known.lifecycle_stage != LifecycleStage.ACTIVE:
+            number += 1
+            deleted, name = name, f"{self.settings.experiment} {number}"
+            log.warning("the MLflow experiment %r was deleted; runs go to %r", deleted, name)
+        return known.experiment_id if known else self._new_experiment(name)
+
+    def _new_experiment(self, name: str) -> str:
+        """Without a server its artifacts need an absolute folder."""
         location = None
         if self.uri.startswith("sqlite:"):
-            location = (self.root.absolute() / "mlartifacts" / self.settings.experiment).as_uri()
-        return self.client.create_experiment(self.settings.experiment, artifact_location=location)
+            location = (self.root.absolute() / "mlartifacts" / folder_name(name)).as_uri()
+        return self.client.create_experiment(name, artifact_location=location)
 
 
 def _user() -> str:
