@@ -262,8 +262,14 @@ def test_every_key_says_its_value() -> None:
     keys = {key: value for key, value, _ in documented(ServeConfig())}
     assert keys["model.lora.r"] == Config().model.lora.r
     assert keys["serving.port"] == ServingSettings().port
-    meanings = {key: text for key, _, text in documented(ServingSettings(), "serving.")}
-    assert all(meanings.values())
+
+
+@pytest.mark.parametrize("job", [*JOBS, *(f"benchmark suite={name}" for name in sections("benchmark")["suite"])])
+def test_every_key_says_what_it_means(job: str) -> None:
+    name, *suite = job.split()
+    places = ["suite.path=/data"] if suite == ["suite=labels"] else []
+    meanings = {key: text for key, _, text in documented(load(name, [*suite, *places]))}
+    assert [key for key, text in meanings.items() if not text.endswith(".")] == []
 
 
 class TestRunJob:

@@ -1,11 +1,12 @@
 """Every kind of pydantic's findings as one sentence on one field."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from prospect.messages import Mistake, first_mistake, unknown
+from prospect.messages import Mistake, first_mistake, shown, unknown
 
 
 class Strict(BaseModel):
@@ -118,6 +119,14 @@ def test_a_path_stays_whole_where_the_values_are_another_model_s() -> None:
         Cup.model_validate({"size": 0})
     findings = caught.value.errors(include_url=False)
     assert first_mistake(findings, {"things": []}).field == first_mistake(findings).field == "size"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [((), "[]"), ((1, None), "[1, null]"), (["a", (True,)], "['a', [true]]"), (Path("/data"), "'/data'")],
+)
+def test_a_value_is_shown_as_it_is_typed(value: Any, text: str) -> None:
+    assert shown(value) == text
 
 
 def test_what_is_unknown_is_named_with_its_near_misses() -> None:

@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from pydantic import BaseModel
@@ -88,6 +89,10 @@ def unknown(kind: str, name: str, known: Iterable[str], of: str = "", most: int 
 
 def shown(value: Any) -> str:
     """A value as a user would write it."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(shown, value))}]"
+    if isinstance(value, PurePath):
+        return repr(str(value))
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 

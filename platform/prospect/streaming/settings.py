@@ -37,6 +37,7 @@ class StreamingSettings(Settings):
     speak_threshold: float = Field(default=0.5, ge=0, le=1)
     """Used where neither the session nor the model brings a calibrated one."""
     update_threshold: float = Field(default=0.5, ge=0, le=1)
+    """Threshold of updating the state if neither the session nor calibration gives one."""
     calibrated: bool = True
     """Whether thresholds that were calibrated in training and travel with the model come before the two above."""
     cooldown_frames: int = Field(default=1, ge=0)
@@ -79,6 +80,7 @@ class StreamingSettings(Settings):
     share_prefixes: bool = True
     """Whether contexts that begin with the same text have those keys and values once."""
     attention: AttentionName = "auto"
+    """Attention backend."""
     graph_rows: tuple[int, ...] = (1, 4, 16, 64, 128)
     """Numbers of tokens up to which a step runs as one captured CUDA graph, with `varlen` on a GPU; none: no graphs."""
     deterministic: bool = False
