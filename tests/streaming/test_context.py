@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 from prospect.data.clips import clip_context, make_clip
 from prospect.dialogue.prompt import SUMMARY_REQUEST, ContextSettings, StrategyName
+from prospect.dialogue.sequence import SequenceBuilder
 from prospect.dialogue.state import StepState, TaskState
 from prospect.model.checkpoint import LoadedModel
 from prospect.streaming.engine import StreamingEngine
@@ -108,7 +109,7 @@ def test_every_frame_is_decided_once_behind_the_tokens_of_the_segment_and_a_log_
 
 def full_forward(loaded: LoadedModel, segment: Segment) -> list[float]:
     """To speak, at each frame of the segment."""
-    sequence = segment.sequence(loaded.vocabulary, 1)
+    sequence = segment.sequence(SequenceBuilder(loaded.vocabulary, CONTEXT, 1))
     rows = torch.cat([torch.from_numpy(row) for row in [*segment.tail, *segment.frames]])
     with torch.inference_mode():
         hidden = loaded.model.trunk(torch.tensor([sequence.ids]), rows)[0][sequence.decision_positions]
@@ -177,10 +178,13 @@ def test_published_drop_middle_keeps_keys_where_they_were(loaded):
     session.cache.cut = lambda start, stop: (cuts.append((start, stop)), cut_out(start, stop))
     frame = 2
     while not cuts:
-        ids, frame = session.segment.sequence(loaded.vocabulary, 1).ids, frame + 1
+        ids, frame = session.segment.sequence(SequenceBuilder(loaded.vocabulary, CONTEXT, 1)).ids, frame + 1
         after = decisions(run(engine, range(frame, frame + 1)))[0]
     ((start, stop),) = cuts
-    assert session.segment.sequence(loaded.vocabulary, 1).ids[: len(ids) - stop + start] == ids[:start] + ids[stop:]
+    assert (
+        session.segment.sequence(SequenceBuilder(loaded.vocabulary, CONTEXT, 1)).ids[: len(ids) - stop + start]
+        == ids[:start] + ids[stop:]
+    )
     model, cache = loaded.model, DynamicCache()
     with torch.inference_mode():
         embedded = model.embed(torch.tensor([ids]), torch.from_numpy(features("tea", 0, frame)[:, 0]))
@@ -236,7 +240,7 @@ def test_the_summary_a_session_starts_with_is_shown_where_summaries_are_asked_fo
         run(engine, range(1), spec=dataclasses.replace(TEA, knowledge=dialogue.knowledge, summary=dialogue.progress))
         clip = make_clip(dialogue, timeline_of(dialogue), 0, 5, settings, "strict")
         clip = dataclasses.replace(clip, summary=dialogue.progress if shows else None)
-        assert engine.segment("a").context == clip_context(clip, loaded.vocabulary, settings, 1)
+        assert engine.segment("a").context == clip_context(clip, SequenceBuilder(loaded.vocabulary, settings, 1))
 
 
 def test_the_oracle_is_told_only_as_published_and_marked(loaded):

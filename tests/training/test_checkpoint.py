@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from prospect.data.clips import split_clips
 from prospect.data.settings import ClipSettings, SamplingSettings
+from prospect.dialogue.sequence import SequenceBuilder
 from prospect.errors import CheckpointError
 from prospect.model.checkpoint import load_model
 from prospect.model.settings import HEADS, LoraSettings
@@ -296,7 +297,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_in_a_sentence_and_leav
 def test_each_summary_of_progress_is_a_label_of_a_loss_that_is_logged(job: WorkerJob, world: World) -> None:
     settings = ClipSettings(random_start_share=0, summaries=True, summary_share=1)
     dialogues = [with_progress(clip.dialogue) for clip in world.clips]
-    cut = [split_clips(d, timeline_of(d), world.vocabulary, CONTEXT, settings, 1) for d in dialogues]
+    cut = [split_clips(d, timeline_of(d), SequenceBuilder(world.vocabulary, CONTEXT, 1), settings) for d in dialogues]
     clips = [clip for [clip] in cut]
     assert all(clip.closing_summary for clip in clips)
     tokens = {clip.id: len(world.vocabulary.encode(clip.closing_summary or "")) + 1 for clip in clips}  # and the stop

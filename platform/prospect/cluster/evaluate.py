@@ -97,7 +97,7 @@ def evaluate_model(config: Config, report: Report = print) -> EvaluationResult:
     store.require(saved.fingerprint)
     report(f"eval   {_thresholds(saved, config.streaming, {dialogue.dataset for dialogue, _ in placed})}")
     report(f"eval   {model}: streaming {len(placed)} dialogues, {len(VIEWS)} views each")
-    context = config.context.over(saved.manifest["context"])
+    context = config.context.over(saved.manifest.get("context", {}))
     decided = streamed(saved.folder, root / "cache", placed, store, context, config.streaming, report)
     systems = decided | _baselines(records, placed)
     encoder = SentenceSimilarity(settings.similarity)

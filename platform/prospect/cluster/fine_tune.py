@@ -20,6 +20,7 @@ from prospect.config.schema import Config
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.prepare import Records, frame_statistics, make_clips, training_texts
 from prospect.data.sources import QuarantinedRecord
+from prospect.dialogue.sequence import SequenceBuilder
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import ConfigError
 from prospect.files import write_json
@@ -102,11 +103,10 @@ def _prepare(
     tokenizer = build_tokenizer(config.model, texts, folder.parents[1] / "cache")
     tokenizer.save_pretrained(folder / "tokenizer")
     quarantined = list(records.quarantined)
+    builder = SequenceBuilder(Vocabulary(tokenizer), config.context, store.tokens_per_frame)
     clips = []
     for split in (train_split, validation_split):
-        made, broken = make_clips(
-            split, Vocabulary(tokenizer), config.context, config.training.clips, store.tokens_per_frame
-        )
+        made, broken = make_clips(split, builder, config.training.clips)
         clips.append(made)
         quarantined += broken
     if quarantined:

@@ -25,7 +25,7 @@ from prospect.errors import ConfigError
 from prospect.training.console import summary_table, write_table
 from prospect.training.events import read_events
 from prospect.training.result import TrainResult, read_result
-from prospect.training.run_folder import exclusive_lock, require_same
+from prospect.training.run_folder import exclusive_lock, read_identity, require_same
 from prospect.training.settings import OPERATIONAL
 from prospect.vision.fingerprint import encoder_fingerprint
 
@@ -76,7 +76,7 @@ def train(config: Config, report: Report = print) -> TrainResult:
 
 
 def _train(config: Config, root: Path, folder: Path, report: Report) -> TrainResult:
-    settings = config.training
+    config, settings = _as_begun(config, folder), config.training
     store = EmbeddingStore(root / "embeddings")
     records = read_records(config.data, root / "labels" / "dialogues.jsonl", store)
     store.require(encoder_fingerprint(config.vision), config.vision.equivalent_to)
@@ -88,6 +88,15 @@ def _train(config: Config, root: Path, folder: Path, report: Report) -> TrainRes
     from prospect.cluster.fine_tune import execute  # with torch, transformers, MLflow and Ray
 
     return execute(config, records, store, identity, folder, report)
+
+
+def _as_begun(config: Config, folder: Path) -> Config:
+    """The configuration with the layout of the run that was begun in `folder`, unless one was asked for."""
+    begun = read_identity(folder)
+    if begun is None or "layout" in config.context.model_fields_set:
+        return config
+    context = config.context.model_copy(update={"layout": begun["context.layout"]})
+    return config.model_copy(update={"context": context})
 
 
 def _local(root: str) -> Path:

@@ -284,13 +284,13 @@ class StreamingEngine:
             SessionError: the log is unreadable, or the id is taken here.
             FingerprintError: it was recorded with another encoder.
         """
-        restored = checked_log(log, self.loaded, self.context.max_seq_len)
+        restored = checked_log(log, self.loaded, self._parts.builder)
         session_id = str(log.get("session_id"))
         policy, randomness = restored.restraint.policy, restored.randomness
         self._admit(session_id, restored.spec, policy.dst_decoder)
         session = Session(self._parts, restored.spec, self._new_table(), policy, randomness)
         if "cache" in log:
-            parked = checked_cache(log, restored, self.loaded, self._weights)
+            parked = checked_cache(log, restored, self.loaded, self._parts.builder, self._weights)
             put_back(self._pool, session.cache, parked)
             vectors = parked.get("step_vectors")
             session.restore(restored, None if vectors is None else vectors.to(self._pool.device))

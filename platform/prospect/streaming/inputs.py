@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from prospect.dialogue.sequence import SequenceBuilder
 from prospect.dialogue.state import StepState, TaskState
 from prospect.errors import FingerprintError, SessionError, session_error
 from prospect.hashing import fingerprint
@@ -61,12 +62,12 @@ def weights_hash(model: DSTModel) -> str:
     return fingerprint(torch.stack(sums).tolist())
 
 
-def checked_log(log: Mapping[str, Any], loaded: LoadedModel, max_seq_len: int) -> SessionLog:
+def checked_log(log: Mapping[str, Any], loaded: LoadedModel, builder: SequenceBuilder) -> SessionLog:
     """Reads a log; what a foreign or damaged one would break is refused.
 
     Raises:
         FingerprintError: it was recorded with another encoder.
-        SessionError: with another model, longer than `max_seq_len` tokens, or it is unreadable.
+        SessionError: with another model, longer than `context.max_seq_len`, or it is unreadable.
     """
     if log.get("fingerprint") != loaded.fingerprint:
         raise FingerprintError(
@@ -81,13 +82,15 @@ def checked_log(log: Mapping[str, Any], loaded: LoadedModel, max_seq_len: int) -
         raise SessionError("session log: frames of another shape than the model's", field="segment")
     if len(segment.frames) != len(segment.events) or len(segment.tail) != segment.context.tail_frames:
         raise SessionError("session log: its frames and its events differ in number", field="segment")
-    length = len(segment.sequence(loaded.vocabulary, config.tokens_per_frame).ids)
-    if length > max_seq_len:
-        raise SessionError(f"session log: {length} tokens, this engine holds {max_seq_len}")
+    length = len(segment.sequence(builder).ids)
+    if length > (limit := builder.settings.max_seq_len):
+        raise SessionError(f"session log: {length} tokens, this engine holds {limit}")
     return restored
 
 
-def checked_cache(log: Mapping[str, Any], restored: SessionLog, loaded: LoadedModel, weights: str) -> Parked:
+def checked_cache(
+    log: Mapping[str, Any], restored: SessionLog, loaded: LoadedModel, builder: SequenceBuilder, weights: str
+) -> Parked:
     """The keys and values in a log: as many as its segment has tokens, with the vectors of its steps.
 
     Raises:
@@ -96,7 +99,7 @@ def checked_cache(log: Mapping[str, Any], restored: SessionLog, loaded: LoadedMo
     if log.get("weights") != weights:
         raise SessionError("session log: its cache was computed with other weights; leave it out", field="cache")
     parked = unpack(log["cache"])
-    length = len(restored.segment.sequence(loaded.vocabulary, loaded.model.config.tokens_per_frame).ids)
+    length = len(restored.segment.sequence(builder).ids)
     held = parked["keys"].shape[1] if "keys" in parked and parked["keys"].dim() == 4 else 0
     if held != length:
         raise SessionError(f"session log: its cache holds {held} tokens, its segment has {length}", field="cache")

@@ -40,7 +40,7 @@ class TableModel:
     """Streams each table as a session of its own."""
 
     def __init__(self, loaded: LoadedModel) -> None:
-        self._context = ContextSettings(**loaded.manifest.get("context", {}))
+        self._context = ContextSettings.of_model(loaded.manifest.get("context", {}))
         self._settings = StreamingSettings(max_sessions=1, max_waiting_frames=10**9)
         self._loaded = loaded
 

@@ -18,10 +18,9 @@ from torch import Tensor
 from prospect.data.batches import Batch
 from prospect.data.clips import Clip
 from prospect.data.embeddings import EmbeddingStore
-from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue
+from prospect.dialogue.sequence import SequenceBuilder
 from prospect.dialogue.timeline import place
-from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import DataError, ProspectError
 from prospect.evaluation.metrics import average_precision, evaluate
 from prospect.evaluation.records import Placed, VideoDecisions
@@ -198,8 +197,7 @@ class StreamingValidation:
     Args:
         clips: of validation; their dialogues are streamed.
         store: their videos' embeddings.
-        vocabulary: the model's.
-        context: how contexts are made.
+        builder: writes the model's sequences.
         streaming: the engine's settings.
         evaluation: how what was said and tracked is scored.
         settings: how much is streamed.
@@ -209,8 +207,7 @@ class StreamingValidation:
         self,
         clips: Sequence[Clip],
         store: EmbeddingStore,
-        vocabulary: Vocabulary,
-        context: ContextSettings,
+        builder: SequenceBuilder,
         streaming: StreamingSettings,
         evaluation: EvaluationSettings,
         settings: TrainingSettings,
@@ -218,7 +215,7 @@ class StreamingValidation:
         dialogues = {(clip.dialogue.video_id, clip.dialogue.dialogue_id): clip.dialogue for clip in clips}
         placed = [(dialogue, place(dialogue, store.num_frames(dialogue.video_id))) for dialogue in dialogues.values()]
         self._placed = pick_dialogues(placed, settings.stream_videos, settings.stream_minutes)
-        self._read, self._vocabulary, self._context = store.read, vocabulary, context
+        self._read, self._builder = store.read, builder
         room = {"max_sessions": max(1, len(self._placed)), "max_waiting_frames": 10**9, "calibrated": False}
         self._streaming = streaming.model_copy(update=room)
         self._evaluation = evaluation.model_copy(update={"bootstrap_samples": 1})
@@ -251,8 +248,8 @@ class StreamingValidation:
 
         try:
             with lent(model), autocast(model):
-                loaded = LoadedModel(model, self._vocabulary, Path(), {})
-                engine = StreamingEngine(loaded, self._context, self._streaming)
+                loaded = LoadedModel(model, self._builder.vocabulary, Path(), {})
+                engine = StreamingEngine(loaded, self._builder.settings, self._streaming)
                 return stream_dialogues(engine, placed, read)
         except ProspectError as error:
             return error

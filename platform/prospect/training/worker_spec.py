@@ -14,6 +14,7 @@ from prospect.data.batches import Collator
 from prospect.data.clips import Clip
 from prospect.data.embeddings import EmbeddingStore
 from prospect.dialogue.prompt import ContextSettings
+from prospect.dialogue.sequence import SequenceBuilder
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import ProspectError
 from prospect.evaluation.settings import EvaluationSettings
@@ -80,14 +81,11 @@ def prepare(job: WorkerJob, data: TrainingData) -> Prepared | ProspectError:
     try:
         with explain_oom(job.model, job.training, job.planned, lambda: "while the model was loaded"):
             tokenizer, store = AutoTokenizer.from_pretrained(job.folder / "tokenizer"), EmbeddingStore(job.store)
-            vocabulary = Vocabulary(tokenizer)
+            builder = SequenceBuilder(Vocabulary(tokenizer), job.context, store.tokens_per_frame)
             streaming = StreamingValidation(
-                data.validation, store, vocabulary, job.context, job.streaming, job.evaluation, job.training
+                data.validation, store, builder, job.streaming, job.evaluation, job.training
             )
-            collate, collate_all = (
-                Collator(vocabulary, store.read, job.context, store.tokens_per_frame, sampling)
-                for sampling in (job.training.sampling, None)
-            )
+            collate, collate_all = (Collator(builder, store.read, each) for each in (job.training.sampling, None))
             return Prepared(tokenizer, _build(job, data, tokenizer, store), streaming, collate, collate_all)
     except ProspectError as error:
         return error

@@ -14,10 +14,9 @@ from pydantic import TypeAdapter
 
 from prospect.dialogue.prompt import Context
 from prospect.dialogue.schema import Dialogue, Step
-from prospect.dialogue.sequence import FrameSequence, build_sequence
+from prospect.dialogue.sequence import FrameSequence, SequenceBuilder
 from prospect.dialogue.state import TaskState, format_delta, parse_delta
 from prospect.dialogue.timeline import FPS, FrameEvents, record_events
-from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import ProspectError, SessionError
 from prospect.streaming.session.decisions import DecisionGate
 from prospect.streaming.session.sampling import RandomState
@@ -37,8 +36,8 @@ class Segment:
     frames: list[np.ndarray] = field(default_factory=list)
     events: list[FrameEvents] = field(default_factory=list)
 
-    def sequence(self, vocabulary: Vocabulary, tokens_per_frame: int) -> FrameSequence:
-        return build_sequence(vocabulary, self.context, self.events, tokens_per_frame)
+    def sequence(self, builder: SequenceBuilder) -> FrameSequence:
+        return builder.sequence(self.context, self.events)
 
 
 def to_dialogue(session_id: str, spec: SessionSpec, events: dict[int, FrameEvents], num_frames: int) -> Dialogue:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from prospect.dialogue.sequence import image_block, user_block
+from prospect.dialogue.sequence import user_block
 from prospect.dialogue.state import Delta, TaskState
 from prospect.dialogue.timeline import FrameEvents
 from prospect.errors import SessionError
@@ -190,7 +190,7 @@ class Session:
                 break
             taken.append(self.frames.popleft())
             ids += [token for text in taken[-1][1] for token in user_block(parts.vocabulary, text)]
-            ids += image_block(parts.vocabulary, parts.tokens_per_frame)
+            ids += parts.builder.image_block()
             ends.append(len(ids) - 1)
         return taken, ids, ends
 

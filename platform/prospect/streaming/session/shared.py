@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from prospect.dialogue.prompt import ContextSettings
+from prospect.dialogue.sequence import SequenceBuilder
 from prospect.dialogue.state import StatePolicy
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.model.interface import DSTModel
@@ -27,9 +28,9 @@ class SessionParts:
     def grammar(self) -> DeltaGrammar:
         return DeltaGrammar(self.vocabulary, self.policy, self.context.max_delta_tokens)
 
-    @property
-    def tokens_per_frame(self) -> int:
-        return self.model.config.tokens_per_frame
+    @cached_property
+    def builder(self) -> SequenceBuilder:
+        return SequenceBuilder(self.vocabulary, self.context, self.model.config.tokens_per_frame)
 
 
 @dataclass

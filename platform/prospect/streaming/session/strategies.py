@@ -9,11 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from prospect.dialogue.prompt import Context, ContextSettings, build_context
-from prospect.dialogue.sequence import frame_length, summary_request, user_block
+from prospect.dialogue.prompt import Context, ContextSettings
+from prospect.dialogue.sequence import SequenceBuilder, user_block
 from prospect.dialogue.state import StatePolicy, StepState, TaskState, parse_delta
-from prospect.dialogue.timeline import FrameEvents
-from prospect.dialogue.vocabulary import Vocabulary
 from prospect.streaming.types import SessionSpec
 
 
@@ -162,32 +160,28 @@ def frames_within(lengths: Sequence[int], budget: int) -> int:
     return count
 
 
-def frame_lengths(vocabulary: Vocabulary, events: Sequence[FrameEvents], tokens_per_frame: int) -> list[int]:
-    return [frame_length(vocabulary, each, tokens_per_frame) for each in events]
-
-
-def frame_reserve(settings: ContextSettings, tokens_per_frame: int) -> int:
+def frame_reserve(builder: SequenceBuilder) -> int:
     """Tokens that one frame can need at most beside the user's text: image, delta block, utterance block."""
-    return tokens_per_frame + (settings.max_delta_tokens + 2) + (settings.max_utterance_tokens + 2)
+    settings = builder.settings
+    return builder.tokens_per_frame + (settings.max_delta_tokens + 2) + (settings.max_utterance_tokens + 2)
 
 
-def full_reserve(vocabulary: Vocabulary, settings: ContextSettings, num_steps: int, tokens_per_frame: int) -> int:
+def full_reserve(builder: SequenceBuilder, num_steps: int) -> int:
     """Tokens that are free before a frame and the user's text: the frame's, and those of a summary behind it."""
-    strategy, needed = strategy_of(settings), frame_reserve(settings, tokens_per_frame)
+    strategy, needed = strategy_of(builder.settings), frame_reserve(builder)
     if strategy.asks:
-        needed += len(summary_request(vocabulary, tokens_per_frame)) + settings.max_summary_tokens + 2
+        needed += len(builder.summary_request()) + builder.settings.max_summary_tokens + 2
     if strategy.asks == "state" and num_steps:
         uniform = [TaskState((state,) * num_steps) for state in StepState]  # to tell any other state takes less
-        needed += sum(len(user_block(vocabulary, describe_state(state))) for state in uniform)
+        needed += sum(len(user_block(builder.vocabulary, describe_state(state))) for state in uniform)
     return max(needed, strategy.reserve)
 
 
-def summary_question(vocabulary: Vocabulary, strategy: Strategy, state: TaskState, tokens_per_frame: int) -> list[int]:
+def summary_question(builder: SequenceBuilder, strategy: Strategy, state: TaskState) -> list[int]:
     """What asks for a summary: the state, where the strategy tells it, and the request."""
-    request = summary_request(vocabulary, tokens_per_frame)
     if strategy.asks == "state" and len(state):
-        return user_block(vocabulary, describe_state(state)) + request
-    return request
+        return user_block(builder.vocabulary, describe_state(state)) + builder.summary_request()
+    return builder.summary_request()
 
 
 def describe_state(state: TaskState) -> str:
@@ -213,22 +207,11 @@ def oracle_state(spec: SessionSpec, frame: int, policy: StatePolicy) -> TaskStat
     return state
 
 
-def session_context(
-    vocabulary: Vocabulary,
-    spec: SessionSpec,
-    plan: ContextPlan,
-    settings: ContextSettings,
-    tokens_per_frame: int,
-    room: int | None = None,
-) -> Context:
+def session_context(builder: SequenceBuilder, spec: SessionSpec, plan: ContextPlan, room: int | None = None) -> Context:
     """The context of a live session; `room` is what text and tail may take together, in tokens."""
     if not plan.prompt:
         return Context((), 0, 0, (-1,) * len(spec.steps), "")
-    limit = settings.max_context_tokens
-    if room is not None:
-        limit = min(limit, room - plan.tail_frames * tokens_per_frame)
-    return build_context(
-        vocabulary,
+    return builder.context(
         goal=spec.goal,
         steps=spec.steps,
         state=plan.state,
@@ -236,7 +219,5 @@ def session_context(
         summary=plan.summary,
         utterances=plan.utterances,
         tail_frames=plan.tail_frames,
-        tokens_per_frame=tokens_per_frame,
-        max_tokens=limit,
-        recipe=settings.recipe,
+        room=room,
     )

@@ -18,7 +18,6 @@ from prospect.streaming.session.shared import SessionParts
 from prospect.streaming.session.strategies import (
     ContextPlan,
     Seen,
-    frame_lengths,
     frames_within,
     full_reserve,
     longest_tail,
@@ -59,7 +58,7 @@ class Window:
         self.stale = False
         self.shown: list[int] = []
         self.step_vectors: Tensor | None = None
-        self._reserve = full_reserve(parts.vocabulary, parts.context, len(spec.steps), parts.tokens_per_frame)
+        self._reserve = full_reserve(parts.builder, len(spec.steps))
 
     # Room --------------------------------------------------------------------------------------------------
 
@@ -78,7 +77,7 @@ class Window:
         A rebuilt context can do without the utterances; a step's label may take two tokens more by then.
         """
         text = self._context(ContextPlan(state)).num_text + 2 * len(self._spec.steps)
-        tail = longest_tail(self._parts.context) * self._parts.tokens_per_frame
+        tail = longest_tail(self._parts.context) * self._parts.builder.tokens_per_frame
         summary = summary_line(self._parts.context)
         return self._parts.context.max_seq_len - text - summary - tail - self._reserve
 
@@ -152,7 +151,7 @@ class Window:
     def _feed(self, segment: Segment) -> Run:
         """Fills the empty cache with a segment: everything in it is known, nothing is decided."""
         parts, rows = self._parts, [*segment.tail, *segment.frames]
-        ids = segment.sequence(parts.vocabulary, parts.tokens_per_frame).ids
+        ids = segment.sequence(parts.builder).ids
         if not ids:
             self.shown, self.step_vectors = [], None
             return
@@ -208,7 +207,7 @@ class Window:
         parts, settings = self._parts, self._parts.context
         images = [*self.segment.tail, *self.segment.frames] if self.segment is not None else []
         told = oracle_state(self._spec, frame, parts.policy) if self._oracle else state
-        question = summary_question(parts.vocabulary, self._strategy, told, parts.tokens_per_frame)
+        question = summary_question(parts.builder, self._strategy, told)
         if not images or self._cache.length + len(question) + settings.max_summary_tokens + 1 > settings.max_seq_len:
             return
         if settings.published and not (yield from self._wants_to_speak(question, images[-1])):
@@ -228,7 +227,7 @@ class Window:
 
     def _lengths(self) -> list[int]:
         events = self.segment.events if self.segment is not None else []
-        return frame_lengths(self._parts.vocabulary, events, self._parts.tokens_per_frame)
+        return [self._parts.builder.frame_length(each) for each in events]
 
     def _seen(self, state: TaskState, room: int) -> Seen:
         """`room` is what a context may take as a whole."""
@@ -243,5 +242,4 @@ class Window:
         return Seen(**{**vars(seen), "lengths": self._lengths(), "states": states})
 
     def _context(self, plan: ContextPlan, room: int | None = None) -> Context:
-        parts = self._parts
-        return session_context(parts.vocabulary, self._spec, plan, parts.context, parts.tokens_per_frame, room)
+        return session_context(self._parts.builder, self._spec, plan, room)
