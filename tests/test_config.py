@@ -302,7 +302,7 @@ class TestRunJob:
         assert capsys.readouterr().err.count("\n") == 1
         (tmp_path / "file").touch()
         assert self.run("train", fail, f"storage.root={tmp_path}/file") == 2
-        assert "which cannot be written" in capsys.readouterr().err
+        assert "cannot be written" in capsys.readouterr().err
 
     def test_an_interrupt_leaves_with_130(self, tmp_path, capsys) -> None:
         def interrupt(config: Config) -> None:

@@ -204,7 +204,7 @@ def test_what_is_not_there_is_one_sentence(tracking: Tracking, tmp_path: Path) -
     for missing in ("models:/nobody@champion", "models:/nobody/3"):
         with pytest.raises(CheckpointError, match=r"is not registered at sqlite:.*train first"):
             tracking.resolve(missing)
-    with pytest.raises(ConfigError, match="neither a path nor"):
+    with pytest.raises(ConfigError, match="must be a path, models:/NAME@ALIAS"):
         tracking.resolve("models:/dst")
 
 

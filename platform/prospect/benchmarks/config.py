@@ -5,6 +5,6 @@ from prospect.config.schema import Config
 
 
 class BenchmarkConfig(Config):
-    """The sections of the other jobs, and the suite that measures some of them."""
+    """The sections of the other jobs, and the suite to run."""
 
     suite: Suite

@@ -23,7 +23,7 @@ C = TypeVar("C", bound=Config)
 
 @dataclass(frozen=True)
 class Command:
-    """What a user types to start a job, and what it says of itself."""
+    """The command of a job, for usage and records."""
 
     name: str
     """`python jobs/train.py` or `prospect train`."""
@@ -31,7 +31,7 @@ class Command:
 
     @classmethod
     def script(cls, job: str) -> "Command":
-        """jobs/JOB.py, with its own docstring."""
+        """The command of jobs/JOB.py, described by its docstring."""
         return cls(f"python jobs/{job}.py", (getattr(sys.modules["__main__"], "__doc__", None) or "").strip())
 
 
@@ -49,7 +49,7 @@ def run_job(
 
     Args:
         job: name of a file in configs/.
-        run: what the job does.
+        run: the function of the job.
         arguments: overrides, or `--help`.
         command: what the user typed before them.
         schema: the class that has the job's sections.
@@ -77,7 +77,7 @@ def _run(job: str, run: Callable[[C], object], arguments: Sequence[str], command
 
 
 def record(job: str, config: Config, overrides: Sequence[str], command: Command) -> str:
-    """Writes the composed configuration below the storage root and says where; the name holds time and hash.
+    """Write the composed configuration below the storage root; return its path, named by time and hash.
 
     Raises:
         ConfigError: `storage.root` cannot be written.
@@ -90,7 +90,7 @@ def record(job: str, config: Config, overrides: Sequence[str], command: Command)
         filesystem, root = open_filesystem(config.storage.root)
         write_file(filesystem, f"{root}/{name}", text.encode())
     except (OSError, pyarrow.ArrowException, DataError) as error:
-        message = f"`storage.root` is {config.storage.root}, which cannot be written: {first_line(error)}."
+        message = f"`storage.root` ({config.storage.root}) cannot be written: {first_line(error)}."
         raise ConfigError(message, field="storage.root") from error
     return f"{config.storage.root}/{name}"
 

@@ -21,7 +21,7 @@ from prospect.errors import ConfigError
 from prospect.messages import first_line, first_mistake, unknown
 
 RUNTIME_ENV = "runtime_env.yaml"
-"""The one file of configs/ that is Ray's and no job's."""
+"""The file of configs/ that belongs to Ray, not to a job."""
 
 
 C = TypeVar("C", bound=Config)
@@ -57,7 +57,7 @@ def sections(job: str) -> dict[str, list[str]]:
     """The sections that a job uses, each with its options in configs/ (none where it has keys only).
 
     Raises:
-        ConfigError: there is no such job, or its file cannot be read.
+        ConfigError: the job is unknown, or its file cannot be read.
     """
     folder = _folder()
     if job not in jobs():

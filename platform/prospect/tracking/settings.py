@@ -1,4 +1,4 @@
-"""Where runs are recorded, and what it means that a server is away. Imports no MLflow."""
+"""Settings of tracking, and the URIs and names that follow from them. Imports no MLflow."""
 
 import re
 from pathlib import Path

@@ -46,14 +46,14 @@ class Round:
     encoder: float
     decoder: float
     bound: float
-    """What perfect overlap gives: 1/(1/E + 1/D) on shared cores, min(E, D) on cores of their own."""
+    """Throughput under perfect overlap: 1/(1/E + 1/D) on shared cores, min(E, D) on separate ones."""
     pipeline: float
     with_start: float
     seconds: float
 
     @property
     def share(self) -> float:
-        """Of the bound."""
+        """Throughput of the pipeline as a share of the bound."""
         return self.pipeline / self.bound
 
 
@@ -109,7 +109,7 @@ def _videos(folder: Path, suite: EmbedSuite) -> list[Path]:
 def _round(
     kind: str, bare: BareLoops, paths: list[Path], settings: VisionSettings, suite: EmbedSuite, folder: Path
 ) -> Round:
-    """E and D, the pipeline, then E and D again, so that a machine that others use too weighs on all alike."""
+    """Measure E and D, the pipeline, then E and D again: other load on the machine then affects all alike."""
     alone = 1 if kind == "own" else None
     spread = EmbeddingSettings(num_encoders=1, encoder_cpus=1, decoder_cpus=1) if alone else EmbeddingSettings()
 
@@ -127,7 +127,7 @@ def _round(
 def _pipeline(
     paths: list[Path], settings: VisionSettings, spread: EmbeddingSettings, root: Path
 ) -> tuple[EmbedReport, float]:
-    """The whole job into an empty store, and its frames/s once it runs."""
+    """Run the whole job into an empty store; return its frames/s."""
     shutil.rmtree(root, ignore_errors=True)
     arrivals: list[tuple[int, float]] = []
     videos = [VideoSource(f"video{number}", str(path)) for number, path in enumerate(paths)]

@@ -57,7 +57,7 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
 
 
 def measure(suite: EngineSuite, streaming: StreamingSettings, root: Path) -> dict[str, Any]:
-    """All of it; needs no configuration."""
+    """Run the suite without a configuration."""
     console, began = Console(width=150), time.perf_counter()
     torch.set_num_threads(suite.num_threads or torch.get_num_threads())
     device = suite.device.replace("auto", "cuda" if torch.cuda.is_available() else "cpu")
@@ -118,7 +118,7 @@ def _cells(
 
 
 def _print_floor(console: Console, cells: list[Cell], floor: float | None) -> None:
-    """A single session's step beside the time in which the weights can be read."""
+    """Compare a single session's step with the time of reading the weights."""
     alone = [cell for cell in cells if cell.system == "engine" and cell.sessions == 1]
     if floor and alone:
         step = min(cell.step_ms.p50 for cell in alone)

@@ -41,7 +41,7 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
 
 
 def measure(suite: LabelsSuite, console: Console) -> dict[str, Any]:
-    """Everything about GoalStep, and how the same weights do on two other data sets."""
+    """Measure on GoalStep, and with the same weights on two other data sets."""
     encoder = SentenceSimilarity(suite.similarity, "suite.similarity")
 
     def examples(videos: Sequence[GoldVideo]) -> list[Example]:

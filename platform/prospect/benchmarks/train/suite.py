@@ -57,14 +57,14 @@ WAYS = {
 
 
 class BenchmarkError(ProspectError):
-    """A part of a benchmark did not finish."""
+    """A measured process did not finish."""
 
     code = "benchmark_failed"
 
 
 @dataclass(frozen=True)
 class Task:
-    """What every way is given."""
+    """Input of every measured way."""
 
     suite: TrainSuite
     tokenizer: Path
@@ -236,7 +236,7 @@ class _Collator(Collator):
 
 
 def label_everywhere(batch: Batch) -> Batch:
-    """The same losses from logits at every position."""
+    """The project's losses from logits at every position."""
     targets = torch.full((batch.input_ids.numel(),), IGNORE)
     targets[batch.text_positions] = batch.text_targets
     tasks = torch.zeros_like(targets)
@@ -260,7 +260,7 @@ def _parts(clips: Sequence[Clip], size: int) -> Iterator[Sequence[Clip]]:
 
 
 def _reset_peak() -> None:
-    """Linux forgets the largest resident set that there was; elsewhere building the model counts too."""
+    """Reset the peak resident set. Only Linux can: elsewhere the peak includes building the model."""
     if sys.platform == "linux":
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -275,7 +275,7 @@ def _peak() -> int:
 
 
 def histogram(clips: Sequence[Clip]) -> Table:
-    """How long the clips are."""
+    """Histogram of clip lengths."""
     lengths = np.array([clip.num_tokens for clip in clips])
     edges = np.unique(np.linspace(lengths.min(), lengths.max() + 1, 9).astype(int))
     counts, _ = np.histogram(lengths, edges)
@@ -331,7 +331,7 @@ def _write(config: Config, values: dict[str, Any]) -> None:
 
 
 def main(way: str, given: str, result: str) -> None:
-    """Entry of a way's process."""
+    """Entry of the process that measures one way."""
     disable_progress_bar()
     measured = measure(way, pickle.loads(Path(given).read_bytes()))
     Path(result).write_text(json.dumps(asdict(measured)))
