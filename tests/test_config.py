@@ -223,18 +223,18 @@ def test_a_relative_root_is_refused_inside_a_cluster_job(monkeypatch: pytest.Mon
         ("suite=embed", ["train does not use `suite`", "storage, corpus"]),
         ("labels=llm", ["train does not use `labels`", "storage, corpus"]),
         ("model.base=${nope}", ["`model.base` cannot be resolved", "'nope' not found"]),
-        ("model.base=${nope", ["`model.base` (${nope) cannot be resolved", "${storage.root}"]),
+        ("model.base=${nope", ["`model.base` cannot be resolved", "${storage.root}"]),
         ("model.base=", ["`model.base` ('') must have at least 1 character."]),
         ("training.epochs=1,2", ["`training.epochs=1,2` is not a valid override", "key=[a,b]"]),
         ("data.datasets=[a", ["`data.datasets=[a` is not a valid override", "key=value"]),
         ("data.datasets=[a,null]", ["`data.datasets.1` (null) must be a string."]),
         ("training.warmup_steps=500", ["`training.warmup_steps` (500) must be below `training.max_steps` (500)"]),
         ("training.max_steps=8", ["`training.warmup_steps` (30) must be below `training.max_steps` (8)"]),
-        ("num_workers=2", ["Unknown section `num_workers` (did you mean `training.num_workers=2`?); a key "]),
-        ("lr=1e-3", ["Unknown section `lr` (did you mean `training.learning_rate=1e-3`?); a key "]),
+        ("num_workers=2", ["Unknown section `num_workers` (did you mean `training.num_workers`?); a key "]),
+        ("lr=1e-3", ["Unknown section `lr` (did you mean `training.learning_rate`?); a key "]),
         (
             "sampling.negative_rate=1",
-            ["Unknown section `sampling` (did you mean `training.sampling.negative_rate=1`?)"],
+            ["Unknown section `sampling` (did you mean `training.sampling.negative_rate`?)"],
         ),
         ("training.lr=1e-3", ["`training.lr`: unknown field (did you mean `learning_rate`?)"]),
         ("+model.base=a", ["`+model.base=a` is not a valid override"]),
@@ -247,6 +247,11 @@ def test_a_mistake_is_one_sentence(override: str, says: list[str]) -> None:
     sentence = mistake(override)
     for words in says:
         assert words in sentence
+
+
+@pytest.mark.parametrize("override", ["api_key_env=sk-1", "labels.llm.api_key=sk-1", "labels.llm.api_key_env=sk-${1"])
+def test_a_value_that_may_be_a_secret_is_not_repeated(override: str) -> None:
+    assert "sk-" not in mistake(override, job="label")
 
 
 def test_mistakes_of_several_keys_and_of_combinations() -> None:

@@ -104,7 +104,7 @@ def _overridden(job: str, overrides: Sequence[str], schema: type[Config]) -> Dic
             OmegaConf.update(composed, key, value, force_add=True)
         except OmegaConfBaseException as error:  # what `${` begins has no end
             expected = "expected a reference behind `${`, for example ${storage.root}"
-            raise ConfigError(f"`{key}` ({value}) cannot be resolved; {expected}.", field=key) from error
+            raise ConfigError(f"`{key}` cannot be resolved; {expected}.", field=key) from error
     return composed
 
 

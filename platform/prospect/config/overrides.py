@@ -69,17 +69,18 @@ def check_sections(job: str, override: str, used: Sections, schema: type[BaseMod
     Raises:
         ConfigError: one sentence that names what there is.
     """
-    path, _, value = override.partition("=")
+    path = override.partition("=")[0]
     section, _, key = path.partition(".")
     if section not in used:
         if section in other:
             raise ConfigError(f"The job {job} does not use `{section}`; it uses {', '.join(used)}.", field=section)
         if meant := [known for known in _keys(schema, used) if _is_short_for(path, known)]:
-            suggested = " or ".join(f"`{known}={value}`" for known in meant[:4])
+            suggested = " or ".join(f"`{known}`" for known in meant[:4])  # without the value, which may be a secret
             advice = "a key stands behind its section, as SECTION.KEY=value"
             raise ConfigError(f"Unknown section `{section}` (did you mean {suggested}?); {advice}.", field=section)
         raise ConfigError(unknown("section", section, used), field=section)
-    if key or not any(nested_models(schema.model_fields[section].annotation)):
+    field = schema.model_fields.get(section)
+    if key or (field is not None and not any(nested_models(field.annotation))):
         return False
     if not used[section]:
         raise ConfigError(f"`{section}` has no options to choose from: set its keys, as {section}.KEY=value.")
