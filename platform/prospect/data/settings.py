@@ -20,7 +20,7 @@ class ClipSettings(Settings):
     """Of the draws above; another one cuts other clips."""
 
 
-class SamplingSettings(Settings):
+class LabelSamplingSettings(Settings):
     """What the losses see of a clip in one epoch; redrawn in the next."""
 
     watch_only_share: float = Field(default=0.0, ge=0, lt=1)
