@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from pydantic import ValidationError
 
-from prospect.config.overrides import Text, check_sections, read_override
+from prospect.config.overrides import Text, check_section, read_override
 from prospect.config.schema import Config
 from prospect.errors import ConfigError
 from prospect.messages import first_line, first_mistake, unknown
@@ -86,13 +86,17 @@ def _folder() -> Path:
     raise ConfigError(f"{Path.cwd()} holds no configs/; start the job from the repository's root.")
 
 
+def _all_sections() -> set[str]:
+    return {section for job in jobs() for section in sections(job)}
+
+
 def _overridden(job: str, overrides: Sequence[str], schema: type[Config]) -> DictConfig:
-    used, other = sections(job), {section for each in jobs() for section in sections(each)}
+    used = sections(job)
     choices: list[str] = []
     texts: list[Text] = []
     for override in overrides:
         read = read_override(override, schema)
-        if check_sections(job, override, used, schema, other):
+        if check_section(job, override, used, schema, _all_sections):
             choices.append(override)
         elif isinstance(read, Text):
             texts.append(read)

@@ -1,7 +1,7 @@
 """Overrides as a user types them: checked against the job's sections, and read by the type of their field."""
 
 import re
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
@@ -53,7 +53,9 @@ def read_override(override: str, schema: type[BaseModel]) -> str | Text:
     return override
 
 
-def check_sections(job: str, override: str, used: Sections, schema: type[BaseModel], other: Container[str]) -> bool:
+def check_section(
+    job: str, override: str, used: Sections, schema: type[BaseModel], others: Callable[[], Container[str]]
+) -> bool:
     """Check that the section of an override is one of the job's, and its option one of the section's.
 
     Args:
@@ -61,7 +63,7 @@ def check_sections(job: str, override: str, used: Sections, schema: type[BaseMod
         override: `section=option` or `section.key=value`.
         used: the sections of the job.
         schema: the class that has them.
-        other: the sections of other jobs.
+        others: gives the sections of all jobs; called for an unknown section.
 
     Returns:
         Whether it chooses an option.
@@ -72,7 +74,7 @@ def check_sections(job: str, override: str, used: Sections, schema: type[BaseMod
     path = override.partition("=")[0]
     section, _, key = path.partition(".")
     if section not in used:
-        if section in other:
+        if section in others():
             raise ConfigError(f"The job {job} does not use `{section}`; it uses {', '.join(used)}.", field=section)
         if meant := [known for known in _keys(schema, used) if _is_short_for(path, known)]:
             suggested = " or ".join(f"`{known}`" for known in meant[:4])  # without the value, which may be a secret
