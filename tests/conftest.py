@@ -13,7 +13,7 @@ import ray
 import torch
 from hypothesis import settings
 
-from tests.needs import ADVICE, REQUIRED, need_of, reason, skip_without
+from tests.needs import ADVICE, DATA, REQUIRED, need_of, reason, skip_without
 
 # Two processes run tests at once (make test), and threads of small models wait for each other more than they compute.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -35,7 +35,6 @@ settings.register_profile("search", derandomize=False, max_examples=1000, deadli
 settings.load_profile("same")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-DATA = Path(os.environ.get("PROSPECT_TEST_DATA") or REPOSITORY.parent / "shared" / "data")
 
 
 @pytest.fixture(scope="session")

@@ -76,7 +76,8 @@ SMALL = ["corpus.num_train=6", "corpus.num_validation=1", "corpus.num_test=1"]
 def whole_path(options: Sequence[str], values: Sequence[str], env: Mapping[str, str]) -> str:
     """The four jobs one after the other, on a corpus of a few videos; what the last one prints."""
     prepare(options, values, env)
-    steps = ["training.max_steps=6", "training.save_every=3", *ONE, "training.calibration.enabled=false"]
+    steps = ["training.max_steps=6", "training.warmup_steps=2", "training.save_every=3"]
+    steps += [*ONE, "training.calibration.enabled=false"]
     submit([*options, "--", "python", "jobs/train.py", *SMALL, *steps, *values], env)
     return submit([*options, "--", "python", "jobs/eval.py", *SMALL, *values], env)
 
@@ -197,7 +198,8 @@ def test_two_raylets_on_one_machine(cluster: Cluster) -> None:
         prepare([], [], cluster.env)
         # More workers than the head has CPUs: the run spans both nodes.
         workers = (os.cpu_count() or 1) + 1
-        values = [f"training.num_workers={workers}", "training.run_name=spread", "training.max_steps=4"]
+        values = [f"training.num_workers={workers}", "training.run_name=spread"]
+        values += ["training.max_steps=4", "training.warmup_steps=2"]
         printed = submit(["--", "python", "jobs/train.py", *SMALL, *values], cluster.env)
         assert f"4 steps on {workers} CPU workers" in printed
         assert "finished after 4 steps" in printed

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.e2e
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = [
     "corpus.num_train=8", "corpus.num_validation=1", "corpus.num_test=2", "training.max_steps=8",
-    "training.num_workers=1", "training.threads_per_worker=1", "embedding.num_encoders=1",
+    "training.warmup_steps=4", "training.num_workers=1", "training.threads_per_worker=1", "embedding.num_encoders=1",
     "context.max_utterance_tokens=12",
 ]  # fmt: skip
 MARK = "PROSPECT_TEST_MARK"

@@ -16,6 +16,7 @@ from prospect.client import ProspectClient, ServerError
 from prospect.config.load import load
 from prospect.errors import FingerprintError
 from prospect.model.checkpoint import load_model
+from prospect.serving.config import ServeConfig
 from prospect.serving.deployments import launch
 from prospect.serving.live_encoder import encoder_of
 from tests.bare import LIGHT, MISSING
@@ -46,7 +47,7 @@ def address(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         "streaming.speak_hysteresis=null",
     ]
     try:
-        launch(load("serve", settings))
+        launch(load("serve", settings, ServeConfig))
         yield f"127.0.0.1:{port}"
     finally:
         serve.shutdown()

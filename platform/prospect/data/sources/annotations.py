@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from prospect.data.sources.base import QuarantinedRecord
+from prospect.data.sources.base import QuarantinedRecord, explain
 from prospect.dialogue.schema import Annotation
 
 FIELD = "parsed_video_anns.all_step_descriptions"
@@ -35,7 +35,7 @@ def read_lines(text: Any, dataset: str, video_id: str) -> tuple[tuple[Annotation
         try:
             found += _read(line, bool(found))
         except (ValidationError, ValueError) as error:
-            why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            why = explain(error, line)[1] if isinstance(error, ValidationError) else str(error)
             unread.append(QuarantinedRecord(dataset, video_id, f"{FIELD}:{number}", why))
     return in_order(found), unread
 

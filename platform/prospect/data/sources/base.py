@@ -13,6 +13,7 @@ from prospect.data.sources.names import split_name
 from prospect.data.sources.settings import DataSettings
 from prospect.dialogue.schema import Annotation, Dialogue, Record, Step, Turn
 from prospect.errors import DataError
+from prospect.messages import first_mistake
 
 Raw = dict[str, Any]
 """One record as the file has it."""
@@ -165,20 +166,13 @@ def recipe_steps(names: Iterable[str]) -> tuple[Step, ...]:
 
 def _quarantine(raw: Raw, place: str, error: ValidationError | DataError) -> QuarantinedRecord:
     names = (raw.get("video_id") or raw.get("video_uid") or raw.get("video_name") or place, raw.get("dialogue_id"))
-    field, reason = explain(error)
+    field, reason = explain(error, raw)
     return QuarantinedRecord(str(raw.get("dataset") or ""), "/".join(str(n) for n in names if n), field, reason)
 
 
-def explain(error: ValidationError | DataError) -> tuple[str, str]:
-    """The field and the one sentence of an error."""
+def explain(error: ValidationError | DataError, raw: Any) -> tuple[str, str]:
+    """The field and the one sentence of an error in `raw`."""
     if isinstance(error, DataError):
         return error.field or "record", str(error)
-    first, *others = error.errors(include_url=False)
-    value = "" if first["type"] == "missing" else f", not {_short(first['input'])}"
-    more = f" (and {len(others)} more)" if others else ""
-    return ".".join(map(str, first["loc"])) or "record", f"{first['msg']}{value}{more}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    mistake = first_mistake(error.errors(include_url=False), raw)
+    return mistake.field or "record", mistake.reason
