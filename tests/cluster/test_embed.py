@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from prospect.cluster import embed
+from prospect.cluster import embed_pipeline
 from prospect.cluster.embed import embed_videos
 from prospect.data.embeddings import EmbeddingStore
 from prospect.errors import CheckpointError, ConfigError, DataError, FingerprintError
@@ -63,8 +63,8 @@ def test_a_folder_is_embedded_once(local_ray: None, tmp_path: Path, capsys: pyte
 def test_a_video_that_kills_its_worker_is_quarantined_and_no_other_of_its_task(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embed, "DecodeVideo", Dying)
-    monkeypatch.setattr(embed._Places, "videos_per_task", lambda places, videos: videos)
+    monkeypatch.setattr(embed_pipeline, "DecodeVideo", Dying)
+    monkeypatch.setattr(embed_pipeline.Places, "videos_per_task", lambda places, videos: videos)
     path = write_video(tmp_path / "v.mp4", [0, 0.5, 1.0], rate=2)
     videos = [VideoSource(name, str(path)) for name in ("a", "deadly", "b")]
     report = embed_videos(videos, SETTINGS, str(tmp_path / "store"), ONE)
@@ -103,14 +103,14 @@ def test_a_decoder_says_which_batch_is_the_last_and_reads_an_url_too(tmp_path: P
 
 
 def test_tasks_hold_several_videos_where_there_are_many() -> None:
-    places = embed._Places(encoders=2, decoders=2, gpus=0.0)
+    places = embed_pipeline.Places(encoders=2, decoders=2, gpus=0.0)
     assert [places.videos_per_task(videos) for videos in (1, 16, 40, 460, 10_000)] == [1, 1, 2, 8, 8]
 
 
 def test_encoders_that_leave_no_room_for_a_decoder_are_refused(local_ray: None, tmp_path: Path) -> None:
     path = write_video(tmp_path / "v.mp4", [0, 0.5], rate=2)
     spread = EmbeddingSettings(num_encoders=2, encoder_cpus=1)
-    with pytest.raises(ConfigError, match=r"embedding.num_encoders=2 .* there are 2 CPUs and 0 GPUs"):
+    with pytest.raises(ConfigError, match=r"embedding.num_encoders \(2\) .* has 2 CPUs and 0 GPUs"):
         embed_videos([VideoSource("v", str(path))], SETTINGS, str(tmp_path / "store"), spread)
 
 
@@ -118,14 +118,14 @@ def test_weights_that_do_not_fit_stop_the_job(local_ray: None, tmp_path: Path) -
     (tmp_path / "weights.pt").write_bytes(b"no weights")
     path = write_video(tmp_path / "v.mp4", [0, 0.5], rate=2)
     settings = SETTINGS.model_copy(update={"weights": str(tmp_path / "weights.pt")})
-    with pytest.raises(CheckpointError, match=r"weights\.pt cannot be read as weights of prospect-tiny"):
+    with pytest.raises(CheckpointError, match=r"weights\.pt\) cannot be read as weights of prospect-tiny"):
         embed_videos([VideoSource("v", str(path))], settings, str(tmp_path / "store"))
 
 
 def test_an_id_that_stands_for_two_files_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"'a' stands for two files, x\.mp4 and y\.mp4"):
+    with pytest.raises(DataError, match=r"'a' names two files, x\.mp4 and y\.mp4"):
         embed_videos([VideoSource("a", "x.mp4"), VideoSource("a", "y.mp4")], SETTINGS, str(tmp_path))
-    with pytest.raises(DataError, match="no video"):
+    with pytest.raises(DataError, match="at least one video"):
         embed_videos([], SETTINGS, str(tmp_path))
 
 
