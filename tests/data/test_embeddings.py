@@ -111,7 +111,7 @@ def test_bad_requests_are_one_sentence(tmp_path: Path) -> None:
     store = EmbeddingStore(tmp_path)
     write(store, "a", embedding())
     for span in [(-1, 3), (0, 8), (5, 4)]:
-        with pytest.raises(DataError, match=r"'a' were asked for, but its embedding in .* has 7"):
+        with pytest.raises(DataError, match=r"'a' must lie within the 7 frames of its embedding in"):
             store.read("a", *span)
     with pytest.raises(DataError, match="'b' has no embedding in"):
         store.read("b")

@@ -67,7 +67,7 @@ def test_an_mp4_that_was_never_finished_is_an_error(tmp_path: Path) -> None:
     path = write_video(tmp_path / "v.mp4", [i / 30 for i in range(90)], panorama(90))
     whole = path.read_bytes()
     path.write_bytes(whole[: whole.rindex(b"moov") - 4])
-    with pytest.raises(DataError, match=f"{path} is truncated, corrupted or no video"):
+    with pytest.raises(DataError, match=f"{path} is truncated, corrupted or not a video"):
         sampled(path)
 
 

@@ -1,7 +1,7 @@
-"""The embedding store: what a frozen vision encoder saw, one file a video (docs/architecture.md#embedding-store).
+"""The embedding store: one file of embeddings a video (docs/architecture.md#embedding-store).
 
     ROOT/VIDEO.safetensors   `frames` float16 [T, I, D]; header: video_id, fps, source_hash, fingerprint, content_hash
-    ROOT/manifest.parquet    one row a video, for tools; the files' own headers decide
+    ROOT/manifest.parquet    one row a video, for tools; the files' headers decide
     ROOT/quarantine.json     videos that could not be embedded, each with its reason
 
 `VIDEO` is the video id, percent-encoded. A file appears under its name only when it is complete.
@@ -29,7 +29,7 @@ MANIFEST = "manifest.parquet"
 QUARANTINE = "quarantine.json"
 
 ABANDONED_S = 3600
-"""Age at which a temporary file belongs to a job that died."""
+"""Age from which a temporary file counts as left by a job that died."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class StoredVideo:
     source_hash: str
     """SHA-256 of the video file that the embedding was made from."""
     fingerprint: str
-    """What made it: encoder, weights, resize and sampling."""
+    """Hash of encoder, weights, resize and sampling."""
     content_hash: str
-    """SHA-256 of the embedding's own bytes: its values in C order, little-endian. Empty in files older than it."""
+    """SHA-256 of the embedding's values in C order, little-endian; empty in files of early versions."""
     file: str
     """Name inside the store."""
 
@@ -61,8 +61,8 @@ class EmbeddingStore:
     """Embeddings of many videos, all of one fingerprint.
 
     Args:
-        root: a local folder or a URL of any pyarrow or fsspec file system (`s3://bucket/embeddings`). It need
-            not exist before the first `write`.
+        root: a local folder or a URL of any pyarrow or fsspec file system (`s3://bucket/embeddings`). The first
+            `write` creates it.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
@@ -72,14 +72,14 @@ class EmbeddingStore:
     def write(
         self, video_id: str, frames: np.ndarray, *, fps: float, source_hash: str, fingerprint: str
     ) -> StoredVideo:
-        """Stores `frames` [T, I, D]; an embedding of the same video is replaced at once, never half.
+        """Store `frames` [T, I, D], replacing an embedding of the same video atomically.
 
         Raises:
-            DataError: not three axes, no frame, or a value that is not finite.
+            DataError: the shape is not [T, I, D] or empty, or a value is not finite.
             FingerprintError: the store holds embeddings of another fingerprint.
         """
         if frames.ndim != 3 or 0 in frames.shape:
-            raise DataError(f"embedding of {video_id!r} has shape {list(frames.shape)}, but [T, I, D] is wanted")
+            raise DataError(f"embedding of {video_id!r} has shape {list(frames.shape)}, expected [T, I, D]")
         with np.errstate(over="ignore"):
             frames = np.ascontiguousarray(frames, np.float16)
         if not np.isfinite(frames).all():
@@ -94,7 +94,7 @@ class EmbeddingStore:
         return StoredVideo(video_id, T, tokens, dim, fps, source_hash, fingerprint, content_hash, _file_name(video_id))
 
     def read(self, video_id: str, start: int | None = None, stop: int | None = None) -> np.ndarray:
-        """Frames [start, stop) as float16 [stop - start, I, D]; reads no more of the file than these.
+        """Read frames [start, stop), and nothing else of the file, as float16 [stop - start, I, D].
 
         Raises:
             DataError: the store lacks the video, or the span reaches outside [0, T].
@@ -104,15 +104,15 @@ class EmbeddingStore:
             start, stop = 0 if start is None else start, stored.num_frames if stop is None else stop
             if not 0 <= start <= stop <= stored.num_frames:
                 raise DataError(
-                    f"frames [{start}, {stop}) of {video_id!r} were asked for, but its embedding in "
-                    f"{self.root} has {stored.num_frames}"
+                    f"frames [{start}, {stop}) of {video_id!r} must lie within the {stored.num_frames} frames of its "
+                    f"embedding in {self.root}"
                 )
             row = stored.tokens * stored.dim * np.dtype(np.float16).itemsize
             data = file.read_at((stop - start) * row, offset + start * row)
         return np.frombuffer(bytearray(data), np.float16).reshape(stop - start, stored.tokens, stored.dim)
 
     def stored(self, video_id: str) -> StoredVideo:
-        """What the store says about one video; raises DataError if it lacks it."""
+        """Read the description of one video; raises DataError if the store lacks it."""
         with self._open(video_id) as file:
             return _read_header(file, self._describe(video_id))[0]
 
@@ -121,7 +121,7 @@ class EmbeddingStore:
         return self.stored(video_id).num_frames
 
     def has(self, video_id: str, source_hash: str, fingerprint: str) -> bool:
-        """Whether the embedding of just this file by just this encoder is there."""
+        """Whether the store holds the embedding of this very file by this very encoder."""
         try:
             stored = self.stored(video_id)
         except DataError:
@@ -150,26 +150,26 @@ class EmbeddingStore:
         return self._first().tokens
 
     def require(self, fingerprint: str, equivalent_to: Collection[str] = ()) -> None:
-        """Refuses a store whose embeddings were made otherwise.
+        """Refuse a store of another fingerprint.
 
         Args:
-            fingerprint: the one that is wanted.
-            equivalent_to: others that are declared to be as good (`vision.equivalent_to`).
+            fingerprint: the expected one.
+            equivalent_to: others that are declared equivalent (`vision.equivalent_to`).
 
         Raises:
-            FingerprintError: naming the store's fingerprint and the one that is wanted.
+            FingerprintError: the store has another fingerprint; the message names both.
             DataError: the store is empty.
         """
         if self.fingerprint not in {fingerprint, *equivalent_to}:
             raise FingerprintError(
-                f"embeddings in {self.root} have fingerprint {self.fingerprint}, but {fingerprint} is wanted; "
-                f"use the encoder settings they were made with, or another folder, or declare them as good with "
+                f"embeddings in {self.root} have fingerprint {self.fingerprint}, expected {fingerprint}; use the "
+                f"encoder settings that they were made with, or another folder, or declare them equivalent with "
                 f"vision.equivalent_to=[{self.fingerprint}]",
                 field="fingerprint",
             )
 
     def commit(self) -> list[StoredVideo]:
-        """Writes the manifest from the files' headers and returns its rows.
+        """Write the manifest from the files' headers and return its rows.
 
         Raises:
             FingerprintError: two jobs with different settings wrote here at the same time.
@@ -184,10 +184,10 @@ class EmbeddingStore:
         return rows
 
     def finish(self, sources: Mapping[str, str], reasons: Mapping[str, str]) -> list[StoredVideo]:
-        """What a job does last: the manifest, its part of the quarantine, and what earlier jobs' deaths left.
+        """End a job: update the quarantine list, delete abandoned temporary files and write the manifest.
 
         Args:
-            sources: video id -> path of all the job's videos; those of other jobs keep their entries.
+            sources: video id -> path, for all videos of the job; entries of other videos stay.
             reasons: video id -> why it could not be embedded.
         """
         before = self.quarantined()
@@ -199,14 +199,14 @@ class EmbeddingStore:
         return self.commit()
 
     def _sweep(self) -> None:
-        """Deletes temporary files that nobody is writing any more."""
+        """Delete abandoned temporary files."""
         for info in self._fs.get_file_info(fs.FileSelector(self._path, allow_not_found=True)):
             abandoned = info.mtime_ns is not None and time.time() - info.mtime_ns / 1e9 > ABANDONED_S
             if info.is_file and info.base_name.endswith(".partial") and abandoned:
                 self._fs.delete_file(info.path)
 
     def quarantined(self) -> dict[str, dict[str, str]]:
-        """Videos that could not be embedded: id -> {`path`, `reason`}."""
+        """Read the videos that could not be embedded: id -> {`path`, `reason`}."""
         try:
             with self._fs.open_input_file(f"{self._path}/{QUARANTINE}") as file:
                 return dict(json.loads(file.read()))
@@ -214,7 +214,7 @@ class EmbeddingStore:
             return {}
 
     def write_quarantine(self, entries: Mapping[str, Mapping[str, str]]) -> None:
-        """Replaces the list of videos that could not be embedded."""
+        """Replace the list of videos that could not be embedded."""
         self._put(QUARANTINE, json.dumps(entries, indent=2, sort_keys=True, ensure_ascii=False).encode())
 
     def _put(self, name: str, data: bytes | Iterable[bytes]) -> None:
@@ -231,9 +231,9 @@ class EmbeddingStore:
 
     @cached_property
     def _any(self) -> StoredVideo | None:
-        """One stored video, or None; as a store never mixes fingerprints it speaks for all.
+        """Any readable video, or None; it stands for all, since a store never mixes fingerprints.
 
-        A damaged file says nothing, so that writing its video again repairs it.
+        Damaged files are passed over, so that writing their videos again repairs them.
         """
         for video_id in self.video_ids():
             try:
@@ -257,7 +257,7 @@ def _file_name(video_id: str) -> str:
 
 
 def _serialised(frames: np.ndarray, metadata: Mapping[str, str]) -> tuple[bytes, bytes]:
-    """A safetensors file in two parts. The library's own `save` orders the metadata anew in every process."""
+    """Build a safetensors file in two parts; the library's `save` orders metadata differently in every process."""
     tensor = {"dtype": "F16", "shape": frames.shape, "data_offsets": [0, frames.nbytes]}
     header = json.dumps({"__metadata__": metadata, "frames": tensor}, sort_keys=True).encode()
     header += b" " * (-len(header) % 8)
@@ -265,7 +265,7 @@ def _serialised(frames: np.ndarray, metadata: Mapping[str, str]) -> tuple[bytes,
 
 
 def _read_header(file: pa.NativeFile, name: str) -> tuple[StoredVideo, int]:
-    """The description of an open file and the byte at which its frames begin."""
+    """Read an open file's description and the byte at which its frames begin."""
     try:
         length = int.from_bytes(file.read_at(8, 0), "little")
         header = json.loads(file.read_at(length, 8))

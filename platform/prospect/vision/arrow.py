@@ -23,15 +23,15 @@ _COLUMN = "frame"
 
 
 def is_frames_file(path: str) -> bool:
-    """Told by its name, `.arrow`."""
+    """Whether a path names a frames file (`.arrow`)."""
     return path.endswith(".arrow")
 
 
 def measure(path: str, fps: float) -> tuple[int, tuple[int, int]]:
-    """The number of rows, and height and width of the first picture.
+    """Count the rows; read height and width of the first picture.
 
     Raises:
-        DataError: as of `read_pictures`; of the rows only the first is decoded.
+        DataError: as `read_pictures`, but only the first row is decoded.
     """
     _check_rate(path, fps)
     rows, shape = 0, (0, 0)
@@ -47,10 +47,10 @@ def measure(path: str, fps: float) -> tuple[int, tuple[int, int]]:
 
 
 def read_pictures(path: str, fps: float, size: int, crop: Crop) -> Iterator[np.ndarray]:
-    """Each row's picture as uint8 [size, size, 3]; one record batch is held at a time.
+    """Yield each row's picture, uint8 [size, size, 3]; holds one record batch at a time.
 
     Raises:
-        DataError: missing, truncated, no such table, another rate than 2 a second, or a row that holds no JPEG.
+        DataError: missing, truncated, without the text column, a rate other than 2 a second, or a row without a JPEG.
     """
     _check_rate(path, fps)
     row = 0
@@ -72,12 +72,12 @@ def _decode(path: str, row: int, value: pa.Scalar) -> np.ndarray:
     try:
         return decode_picture(base64.b64decode(value.as_py() or b"", validate=True))
     except (DataError, binascii.Error, ValueError) as error:
-        raise DataError(f"row {row} of frames file {path} is no picture: {error}") from error
+        raise DataError(f"row {row} of frames file {path} is not a picture: {error}") from error
 
 
 @contextmanager
 def _batches(path: str) -> Iterator[Iterator[pa.RecordBatch]]:
-    """The table's record batches, from either of Arrow's formats; what is wrong with the file becomes one sentence."""
+    """Open the table's record batches, in Arrow's stream or file format; errors of the file become a DataError."""
     filesystem, name = open_filesystem(path)
     if filesystem.get_file_info(name).type != fs.FileType.File:
         raise DataError(f"frames file {path} does not exist")
@@ -92,4 +92,4 @@ def _batches(path: str) -> Iterator[Iterator[pa.RecordBatch]]:
                 yield iter(reader) if is_stream else map(reader.get_batch, range(reader.num_record_batches))
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"frames file {path} is truncated, corrupted or no Arrow file: {reason}") from error
+        raise DataError(f"frames file {path} is truncated, corrupted or not an Arrow file: {reason}") from error

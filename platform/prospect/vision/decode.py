@@ -1,6 +1,6 @@
-"""Decodes only what is sampled: of each interval its last picture, and what that one needs.
+"""Sparse decoding: the last picture of each interval, and only the pictures that it refers to.
 
-Measured against decoding everything and against seeking in docs/benchmarks.md, "Decoding".
+docs/benchmarks.md, "Decoding", compares it with decoding everything and with seeking.
 """
 
 import heapq
@@ -26,27 +26,27 @@ from prospect.errors import DataError
 from prospect.files import open_filesystem
 
 MISSING_S = 0.5
-"""A video whose pictures end this much before the length that its container declares is truncated."""
+"""A video is truncated if its pictures end this much before the length that its container declares."""
 
 _REORDER = 32
-"""No codec puts more pictures than this (16 pairs of fields) before one that is displayed earlier."""
+"""Most pictures (16 pairs of fields) that a codec decodes before one that is displayed earlier."""
 
 _SKIPPABLE = {"h264"}
-"""Codecs whose non-reference pictures nothing refers to. HEVC's may serve a higher temporal layer."""
+"""Codecs whose non-reference pictures can be skipped. In HEVC a higher temporal layer may refer to them."""
 
 _IDR = 5
-"""The type of an H.264 unit of a picture that nothing reaches over."""
+"""H.264 unit type of a picture after which no picture refers to an earlier one."""
 
 _READ_BYTES = 1 << 20
-"""Bytes a read of a video that is not on a local disk."""
+"""Bytes to read at once from a video that is not on a local disk."""
 
 
 class LostPictureError(Exception):
-    """A picture that was to be sampled did not come out of the decoder, though no packet was refused."""
+    """The decoder accepted every packet but did not return a sampled picture."""
 
 
 class VideoReader:
-    """An open video; its times are seconds, and time 0 is the first picture that can be decoded.
+    """An open video. Times are seconds; time 0 is the first picture that can be decoded.
 
     Attributes:
         path: as it was given.
@@ -76,14 +76,14 @@ class VideoReader:
 
     @property
     def end(self) -> float:
-        """When the last picture that was read ends; one without a duration stands for the stream's mean period."""
+        """When the last picture read so far ends; without a duration it lasts the stream's mean period."""
         return float((self._end - self._start) * self._time_base)
 
     def packets(self) -> Iterator["Packet[VideoStream]"]:
-        """All packets of the stream, in decoding order.
+        """Yield all packets of the stream, in decoding order.
 
         Raises:
-            DataError: a picture has no time stamp, or the packets end before the length that is declared.
+            DataError: a picture lacks its time stamp, or the packets end before the declared length.
         """
         for packet in itertools.chain(self._head, self._source):
             if packet.pts is None:
@@ -94,15 +94,15 @@ class VideoReader:
         self._check_complete()
 
     def pictures(self, fps: float, *, skip: bool = True) -> Iterator[tuple[int, VideoFrame]]:
-        """(k, the last picture that begins in [k/fps, (k+1)/fps)) for each k that has one, in order.
+        """Yield k and the last picture that begins in [k/fps, (k+1)/fps), for each k that has one, in order.
 
         Args:
             fps: intervals a second.
-            skip: leave out what the sampled pictures do not need; without it everything is decoded.
+            skip: decode only what the sampled pictures need.
 
         Raises:
-            DataError: as of `packets`, or what is read is corrupted.
-            LostPictureError: the decoder's own choice differs; only with `skip`.
+            DataError: as `packets`, or the video is corrupted.
+            LostPictureError: the decoder did not return a sampled picture; only with `skip`.
         """
         held: tuple[int, VideoFrame] | None = None
         planned: list[int] = []
@@ -121,11 +121,11 @@ class VideoReader:
             raise LostPictureError
 
     def interval(self, pts: int, fps: float) -> int:
-        """The k of the interval that a time stamp lies in; negative before time 0."""
+        """Return the interval that a time stamp lies in; negative before time 0."""
         return frame_at(float((pts - self._start) * self._time_base), fps)
 
     def is_shown(self, packet: "Packet[VideoStream]") -> bool:
-        """False for what an edit list cuts away and for what precedes the first picture that can be decoded."""
+        """Whether a packet is displayed: not cut by an edit list, nor before the first picture that can be decoded."""
         return not packet.is_discard and packet.pts is not None and packet.pts >= self._start
 
     def _decode(self, packets: Iterable["Packet[VideoStream]"]) -> Iterator[VideoFrame]:
@@ -134,7 +134,7 @@ class VideoReader:
         yield from self.codec.decode(None)
 
     def _demux(self) -> Iterator["Packet[VideoStream]"]:
-        """An empty packet repeats the picture before it; to the decoder it would mean the end."""
+        """Skip empty packets: they repeat the last picture, but the decoder would take one for the end."""
         for packet in self._container.demux() if self._needs_others else self._container.demux(self.stream):
             if packet.stream is self.stream and packet.size:
                 yield cast("Packet[VideoStream]", packet)
@@ -154,10 +154,9 @@ class VideoReader:
         return pictures[0]
 
     def _check_complete(self) -> None:
-        """Compares what was found with what is declared, for the pictures or for all streams together.
+        """Compare the end that was read with the declared length, of the stream or else of the container.
 
-        Some containers (mkv) count what they declare from 0, wherever the pictures start; the benefit of the doubt
-        is the later of the two ends.
+        Some containers (mkv) declare a length from 0, wherever the pictures start, so the later end counts.
         """
         end, declared = max(self.end, float(self._end * self._time_base)), 0.0
         if self.stream.duration is not None:
@@ -170,10 +169,10 @@ class VideoReader:
 
 @contextmanager
 def open_video(path: str) -> Iterator[VideoReader]:
-    """Opens a video by path or URL; errors of files and decoders, here and while it is read, become one sentence.
+    """Open a video by path or URL; errors of file or decoder become a DataError, also while it is read.
 
     Raises:
-        DataError: missing, unreadable, empty, no video, or corrupted.
+        DataError: missing, unreadable, empty, corrupted, or not a video.
     """
     try:
         with _open_file(path) as file, av.open(file, mode="r", buffer_size=_READ_BYTES) as container:
@@ -182,31 +181,31 @@ def open_video(path: str) -> Iterator[VideoReader]:
                 raise DataError(f"video {path} has no video stream")
             yield VideoReader(path, container, moving[0])
     except av.FFmpegError as error:
-        raise DataError(f"video {path} is truncated, corrupted or no video: {error.strerror}") from error
+        raise DataError(f"video {path} is truncated, corrupted or not a video: {error.strerror}") from error
     except OSError as error:
         raise DataError(f"video {path} cannot be read: {error.strerror or error}") from error
 
 
 @contextmanager
 def _open_file(path: str) -> Iterator[str | IO[bytes]]:
-    """What FFmpeg is to open: it reads local files itself, and others through their file system."""
+    """Give FFmpeg the path of a local file, or an open file of any other file system."""
     filesystem, name = open_filesystem(path)
     info = filesystem.get_file_info(name)
     if info.type != fs.FileType.File:
         raise DataError(f"video {path} does not exist")
     if info.size == 0:
         raise DataError(f"video {path} is an empty file")
-    with filesystem.open_input_file(name) as file:  # says what is wrong better than FFmpeg does
+    with filesystem.open_input_file(name) as file:  # has better error messages than FFmpeg
         yield f"file:{name}" if isinstance(filesystem, fs.LocalFileSystem) else cast(IO[bytes], file)
 
 
 def _sampled(reader: VideoReader, fps: float, planned: list[int]) -> Iterator["Packet[VideoStream]"]:
-    """The packets that the sampled pictures need.
+    """Yield the packets that the sampled pictures need.
 
-    Two things are left out. Nothing refers to non-reference pictures: the decoder skips those that are not sampled.
-    And nothing is needed from the last sampled picture of a group of pictures to the next keyframe, unless pictures
-    that are shown before that keyframe lean on both sides (an open group). `planned` is a heap of the time stamps of
-    sampled pictures that the decoder has been given.
+    Two kinds are left out: non-reference pictures that are not sampled, which the decoder skips; and all packets from
+    the last sampled picture of a closed group to the next keyframe. In an open group, pictures shown before that
+    keyframe may refer to both sides. `planned` becomes a heap of the time stamps of sampled pictures that
+    were sent to the decoder.
     """
     skippable = reader.codec.name in _SKIPPABLE
     rest: list[Packet[VideoStream]] = []
@@ -223,16 +222,16 @@ def _sampled(reader: VideoReader, fps: float, planned: list[int]) -> Iterator["P
 
 
 def _is_clean(keyframe: "Packet[VideoStream]", codec: VideoCodecContext) -> bool:
-    """Whether later pictures refer to nothing before this one.
+    """Whether no later picture refers to one before this keyframe.
 
-    In H.264 that is an IDR picture only; demuxers mark every picture without prediction, and the first of a gradual
-    refresh, as a keyframe.
+    In H.264 that is true of IDR pictures only; demuxers also mark other intra pictures, and the first of a gradual
+    refresh, as keyframes.
     """
     return codec.name != "h264" or _IDR in _nal_types(bytes(keyframe), codec.extradata or b"")
 
 
 def _nal_types(data: bytes, header: bytes) -> set[int]:
-    """Types of the H.264 units in a packet: behind start codes, or behind lengths where the header is an avcC box."""
+    """Collect the H.264 unit types of a packet, split by start codes, or by lengths if `header` is an avcC box."""
     if header[:1] != b"\x01":
         return {match[0][-1] & 31 for match in re.finditer(rb"\x00\x00\x01[\x00-\xff]", data)}
     bytes_of_length, at, types = (header[4] & 3) + 1, 0, set()
@@ -243,14 +242,14 @@ def _nal_types(data: bytes, header: bytes) -> set[int]:
 
 
 def _planned(reader: VideoReader, fps: float) -> Iterator[tuple["Packet[VideoStream]", bool, bool]]:
-    """Each packet, whether its picture is sampled, and whether it begins a closed group.
+    """Yield each packet, whether its picture is sampled, and whether it may begin a closed group.
 
-    Looks as many packets ahead as pictures may be out of order, so no container's decoding times are relied on.
+    Looks `_REORDER` packets ahead, since containers may lack decoding times.
     """
     queue: deque[tuple[int, Packet[VideoStream]]] = deque()
     newest: list[int] = []
     last: dict[int, int] = {}
-    settled = -1  # intervals below it get no more pictures
+    settled = -1  # no further picture falls into an interval below it
 
     def decided(until: float) -> Iterator[tuple["Packet[VideoStream]", bool, bool]]:
         while queue and queue[0][0] < until:

@@ -1,4 +1,4 @@
-"""Pictures to embeddings: one frozen image tower, the same for recorded video and for live sessions."""
+"""The frame encoder: pictures to embeddings by one frozen image tower, for recorded video and live sessions."""
 
 import math
 from typing import Any
@@ -16,16 +16,16 @@ from prospect.vision.towers import build_tower
 from prospect.vision.weights import find_weights
 
 _GRID_SIDE = {1: 0, 5: 2, 10: 3}
-"""Tokens a frame -> side of the pooled grid that follows the pooled vector."""
+"""Side of the pooled grid behind the pooled vector, by tokens a frame."""
 
 
 def load_encoder(settings: VisionSettings) -> "FrameEncoder":
-    """Finds the weights, builds the tower and tries it on one blank picture.
+    """Find the weights, build the tower and try it on one blank picture.
 
     Raises:
-        CheckpointError: weights that are missing or do not fit.
-        ConfigError: an unknown model, a device that is not there, or a picture size or number of tokens that
-            the model cannot take.
+        CheckpointError: the weights are missing or do not fit.
+        ConfigError: the model is unknown, the device is missing, or the model cannot take the picture size or the
+            number of tokens.
     """
     weights = find_weights(settings.backend, settings.model, settings.weights)
     tower = build_tower(settings.backend, settings.model, weights)
@@ -62,8 +62,8 @@ class FrameEncoder:
         size = self.settings.image_size
         if pictures.dtype != np.uint8 or pictures.shape[1:] != (size, size, 3):
             raise DataError(
-                f"pictures of type {pictures.dtype} and shape {list(pictures.shape)} were given, "
-                f"but uint8 [N, {size}, {size}, 3] is wanted",
+                f"pictures have type {pictures.dtype} and shape {list(pictures.shape)}, "
+                f"expected uint8 [N, {size}, {size}, 3]",
                 field="pictures",
             )
         batch = self.settings.batch_size
@@ -100,7 +100,7 @@ class FrameEncoder:
         except (RuntimeError, AssertionError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ConfigError(
-                f"vision.image_size {size} does not suit vision.model {self.settings.model!r}: {reason}",
+                f"vision.image_size ({size}) does not suit vision.model {self.settings.model!r}: {reason}",
                 field="vision.image_size",
             ) from error
 
@@ -111,11 +111,11 @@ def _device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"vision.device {name!r} is not on this machine", field="vision.device") from error
+        raise ConfigError(f"vision.device ({name}) is missing on this machine", field="vision.device") from error
 
 
 def _tokens(tower: Any, x: torch.Tensor, side: int) -> torch.Tensor:
-    """[N, 3, S, S] -> [N, 1 + side^2, D]: the tower's pooled vector, then the grid row by row."""
+    """Compute the tower's pooled vector, then the grid row by row: [N, 3, S, S] -> [N, 1 + side^2, D]."""
     if side == 0:
         return tower(x)[:, None]
     trunk = getattr(tower, "trunk", tower)
@@ -129,8 +129,8 @@ def _tokens(tower: Any, x: torch.Tensor, side: int) -> torch.Tensor:
     grid = features if features.ndim == 4 else _as_grid(features, trunk.num_prefix_tokens)
     if grid.shape[1] != pooled.shape[1]:
         raise ConfigError(
-            f"vision.tokens_per_frame above 1 needs a model whose grid has the width of its pooled vector, "
-            f"but these are {grid.shape[1]} and {pooled.shape[1]}",
+            f"vision.tokens_per_frame above 1 needs a model whose grid is as wide as its pooled vector, "
+            f"but their widths are {grid.shape[1]} and {pooled.shape[1]}",
             field="vision.tokens_per_frame",
         )
     cells = adaptive_avg_pool2d(grid, side).flatten(2).transpose(1, 2)
@@ -138,7 +138,7 @@ def _tokens(tower: Any, x: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def _as_grid(features: torch.Tensor, prefix: int) -> torch.Tensor:
-    """A transformer's [N, prefix + h*w, D] -> [N, D, h, w] of a square picture."""
+    """Reshape a transformer's tokens of a square picture: [N, prefix + h*w, D] -> [N, D, h, w]."""
     patches = features[:, prefix:]
     side = math.isqrt(patches.shape[1])
     return patches.transpose(1, 2).unflatten(2, (side, side))

@@ -1,4 +1,4 @@
-"""From any picture to the encoder's square: the one resize that recorded video and live sessions share."""
+"""Decoding and resizing of pictures, the same for recorded video and live sessions."""
 
 import io
 import threading
@@ -13,20 +13,20 @@ from av.video.frame import VideoFrame
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from prospect.errors import DataError
-from prospect.vision.colour import Colour, colour_of, tone_map
+from prospect.vision.colour import Colour, read_colour, tone_map
 from prospect.vision.settings import Crop
 
 _SCALE = "flags=bicubic+accurate_rnd+full_chroma_int+bitexact:param0=0:param1=0.5:sws_dither=none:out_range=full"
-"""`accurate_rnd` leaves no bias and `bitexact` gives the same bits on every processor."""
+"""swscale's options: `accurate_rnd` avoids bias, `bitexact` gives the same bits on every processor."""
 
 MAX_PIXELS = 64_000_000
-"""A picture sent live that unpacks to more than this is refused before it is unpacked."""
+"""Pixels of the largest picture accepted live; checked before it is decompressed."""
 
 
 class Scaler:
-    """Crops, resizes and converts decoded pictures; keeps its filters while the pictures stay alike.
+    """Crops, resizes and converts decoded pictures; reuses its filter graph while their format stays the same.
 
-    Not for several threads at once.
+    Not thread-safe.
     """
 
     def __init__(self, size: int, crop: Crop) -> None:
@@ -36,16 +36,16 @@ class Scaler:
         self._graph = Graph()
 
     def __call__(self, frame: VideoFrame, pixel_aspect: Fraction | None = None) -> np.ndarray:
-        """A decoded picture -> uint8 [size, size, 3], upright, SDR.
+        """Convert a decoded picture to uint8 [size, size, 3], upright, SDR.
 
         Args:
             frame: of any pixel format.
             pixel_aspect: width by height of one pixel; None for square ones.
 
         Raises:
-            DataError: a size or colour that cannot be converted.
+            DataError: the size or colour cannot be converted.
         """
-        colour = colour_of(frame)
+        colour = read_colour(frame)
         key = (frame.width, frame.height, frame.format.name, colour, pixel_aspect)
         try:
             if key != self._key:
@@ -81,7 +81,7 @@ class Scaler:
         return graph
 
     def _kept(self, width: int, height: int, pixel_aspect: Fraction) -> tuple[int, int]:
-        """Pixels that the crop keeps: a square as it is displayed."""
+        """Compute width and height of the crop, in pixels; `centre` keeps a square as it is displayed."""
         if self._crop == "squash":
             return width, height
         displayed = width * pixel_aspect
@@ -94,10 +94,10 @@ _scalers = threading.local()
 
 
 def resize_picture(picture: np.ndarray, size: int, crop: Crop) -> np.ndarray:
-    """uint8 [H, W, 3] -> uint8 [size, size, 3]; a picture of that size already comes back unchanged.
+    """Resize uint8 [H, W, 3] to uint8 [size, size, 3]; a picture of that size is returned unchanged.
 
     Raises:
-        DataError: sides that differ too much to be resized.
+        DataError: the sides differ too much to be resized.
     """
     if picture.shape == (size, size, 3):
         return picture
@@ -109,7 +109,7 @@ def resize_picture(picture: np.ndarray, size: int, crop: Crop) -> np.ndarray:
 
 
 def upright(picture: np.ndarray, frame: VideoFrame) -> np.ndarray:
-    """Applies the frame's display matrix to [H, W, ...]: a pixel (x, y) moves to (ax + cy, bx + dy)."""
+    """Apply the frame's display matrix to [H, W, ...]: pixel (x, y) moves to (ax + cy, bx + dy)."""
     side_data = frame.side_data.get("DISPLAYMATRIX")
     if side_data is None:
         return picture

@@ -1,4 +1,4 @@
-"""What an embedding job is given, what became of it, and how both are shown."""
+"""The embedding job's videos, their outcomes, and the progress line, table and JSON made of them."""
 
 import datetime
 from collections.abc import Sequence
@@ -18,25 +18,25 @@ class VideoSource:
 
     video_id: str
     path: str
-    """A file or URL that every node can read."""
+    """File or URL that every node can read."""
     dataset: str = ""
     split: str = ""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one video."""
+    """The result of one video."""
 
     video_id: str
     status: Status
     frames: int = 0
-    """T; of a skipped video too, and 0 of a quarantined one."""
+    """T, also of a skipped video; 0 for a quarantined one."""
     reason: str = ""
 
 
 @dataclass(frozen=True)
 class Group:
-    """One row of the final table: the videos of a split of a dataset."""
+    """One row of the final table: a split of a data set."""
 
     dataset: str
     split: str
@@ -49,11 +49,11 @@ class Group:
 
 @dataclass
 class EmbedReport:
-    """What became of all videos of a job, and how fast.
+    """The outcomes of a job's videos, and its speed.
 
     Attributes:
-        sizes: bytes of each video's file, where known; they weigh what is left.
-        encoded: frames encoded so far, those of unfinished videos included.
+        sizes: bytes of each video's file where known, to estimate the time left.
+        encoded: frames encoded so far, including those of unfinished videos.
     """
 
     videos: Sequence[VideoSource]
@@ -66,26 +66,26 @@ class EmbedReport:
 
     @property
     def total(self) -> int:
-        """How many videos the job was given."""
+        """Number of videos in the job."""
         return len(self.videos)
 
     def count(self, status: Status) -> int:
-        """How many videos ended so."""
+        """Count the videos with this status."""
         return sum(outcome.status == status for outcome in self.outcomes)
 
     @property
     def frames(self) -> int:
-        """Frames of the videos finished now; skipped videos' frames were encoded before."""
+        """Frames of the videos that this job finished."""
         return sum(outcome.frames for outcome in self.outcomes if outcome.status == "done")
 
     @property
     def hours(self) -> float:
-        """Hours of the videos finished now."""
+        """Hours of the videos that this job finished."""
         return self.frames / FPS / 3600
 
     @property
     def rate(self) -> float:
-        """Frames encoded a second, the start of the workers included."""
+        """Frames encoded a second, including the workers' start."""
         return self.encoded / self.seconds if self.seconds else 0.0
 
     @property
@@ -94,7 +94,7 @@ class EmbedReport:
         return {o.video_id: o.reason for o in self.outcomes if o.status == "quarantined"}
 
     def seconds_left(self) -> float | None:
-        """Frames that are left, estimated from the files' sizes, over the rate; None before a video is done."""
+        """Estimate the time left from the sizes of the files left; None before the first video is done."""
         if len(self.outcomes) == self.total:
             return 0.0
         size = sum(self.sizes.get(o.video_id, 0) for o in self.outcomes if o.status == "done")
@@ -105,7 +105,7 @@ class EmbedReport:
         return max(0.0, left * self.frames / size - (self.encoded - self.frames)) / self.rate
 
     def progress(self) -> str:
-        """One line: videos, frames a second, time left."""
+        """Return one line: videos, frames a second, time left."""
         left = self.seconds_left()
         ending = "time left unknown" if left is None else f"{datetime.timedelta(seconds=round(left))} left"
         line = f"embed: {len(self.outcomes)}/{self.total} videos, {self.encoded} frames, {self.rate:.0f} frames/s"
@@ -113,7 +113,7 @@ class EmbedReport:
         return f"{line}, {ending}" + (f", {bad} quarantined" if bad else "")
 
     def groups(self) -> list[Group]:
-        """One row for each dataset and split, sorted."""
+        """Return one row for each data set and split, sorted."""
         outcomes = {outcome.video_id: outcome for outcome in self.outcomes}
         rows: dict[tuple[str, str], Group] = {}
         for video in self.videos:
@@ -125,25 +125,25 @@ class EmbedReport:
         return [rows[key] for key in sorted(rows)]
 
     def summary(self) -> dict[str, Any]:
-        """The whole job as plain values."""
+        """Return the job's totals as plain values."""
         counts = {status: self.count(status) for status in ("done", "skipped", "quarantined")}
         where = {"store": self.store, "fingerprint": self.fingerprint}
         speed = {"frames": self.frames, "hours": self.hours, "seconds": self.seconds, "frames_per_second": self.rate}
         return {**where, **counts, **speed}
 
     def metrics(self) -> dict[str, float]:
-        """The summary's numbers, for a tracker."""
+        """Return the summary's numbers under the tracker's names."""
         return {f"embed/{name}": value for name, value in self.summary().items() if isinstance(value, int | float)}
 
     def to_json(self) -> dict[str, Any]:
-        """Summary, groups, and the reason of each quarantined video, as JSON takes it."""
+        """Return summary, groups and quarantine reasons as JSON values."""
         return self.summary() | {
             "groups": [asdict(group) for group in self.groups()],
             "reasons": self.quarantined,
         }
 
     def table(self) -> Table:
-        """A row for each dataset and split, the total, and each quarantined video with its reason below."""
+        """Return a row for each data set and split, the total, and quarantined videos with their reasons below."""
         caption = "\n".join(f"quarantined {video_id}: {reason}" for video_id, reason in self.quarantined.items())
         speed = f"{self.encoded} frames in {self.seconds:.0f} s, {self.rate:.0f} frames/s"
         title = f"{self.store}\nfingerprint {self.fingerprint}; now {speed}, {self.count('skipped')} videos skipped"
@@ -166,5 +166,5 @@ def _cells(group: Group) -> tuple[str, ...]:
 
 
 def print_progress(report: EmbedReport) -> None:
-    """Prints the report's line."""
+    """Print the report's progress line."""
     print(report.progress(), flush=True)

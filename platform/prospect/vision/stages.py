@@ -1,8 +1,8 @@
-"""A video to batches of pictures: the decoding stage of the embedding job, and the rows that its stages pass on.
+"""The decoding stage of the embedding job, and the rows that its stages exchange.
 
-Nothing here imports torch, which a decoder would wait for and keep in memory for nothing. A row has two columns,
-as Ray moves them: `item`, a pickled dataclass of below that says what the row is, and `values`, a flat uint8 array
-that is read where it lies in shared memory: the pictures of a batch, then its embeddings.
+A row of the Ray data set has two columns. `item` is a pickled `Batch`, `Outcome` or `Failure`. `values` is a flat uint8
+array, read in place from shared memory: the pictures of a batch, later its embeddings. Nothing here imports torch,
+which decoders do not need.
 """
 
 import pickle
@@ -31,18 +31,18 @@ class Batch:
     index: int
     frames: int
     source_hash: str = ""
-    """Of the video's file, in its last batch: every picture of it was read."""
+    """SHA-256 of the video file, only in its last batch: by then every picture was read."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An exception that has to stop the whole job."""
+    """An exception that stops the whole job."""
 
     error: Exception
 
     @classmethod
     def of(cls, error: Exception) -> "Failure":
-        """A user's mistake as it is; anything else with the stack trace that the worker had."""
+        """Keep a user's mistake as it is; give anything else the worker's stack trace."""
         return cls(error if isinstance(error, ProspectError) else RuntimeError(traceback.format_exc()))
 
 
@@ -50,19 +50,19 @@ Item = Batch | Outcome | Failure
 
 
 def to_row(item: Item, values: np.ndarray | None = None) -> Row:
-    """A row of any item; `values` of any type and shape."""
+    """Pack an item and an array of any type and shape into a row."""
     flat = np.empty(0, np.uint8) if values is None else np.ascontiguousarray(values).reshape(-1).view(np.uint8)
     return {"item": pickle.dumps(item), "values": flat}
 
 
 def item_of(row: Row) -> Item:
-    """What a row is about."""
+    """Unpack a row's item."""
     return pickle.loads(row["item"])
 
 
 @dataclass(frozen=True)
 class DecodeVideo:
-    """A video's row -> its batches of pictures; or one outcome, if it is finished or broken."""
+    """Turn a video's row into its batches of pictures, or into one outcome if it is finished or broken."""
 
     size: int
     """Side of the square pictures, pixels."""
@@ -72,7 +72,7 @@ class DecodeVideo:
     fingerprint: str
 
     def __call__(self, row: Row) -> Iterator[Row]:
-        """Holds two batches of pictures at a time, whatever the video's length."""
+        """Hold two batches of pictures at a time, whatever the video's length."""
         video = VideoSource(**row)
         try:
             yield from self._rows(video)
@@ -101,7 +101,7 @@ class DecodeVideo:
         yield to_row(Batch(video.video_id, index, len(held), source_hash), held)
 
     def batches(self, path: str) -> Iterator[np.ndarray]:
-        """The sampled pictures of a video, uint8 [up to batch_size, S, S, 3]."""
+        """Yield the sampled pictures of a video, uint8 [up to batch_size, S, S, 3]."""
         batch, rows = np.empty((self.batch_size, self.size, self.size, 3), np.uint8), 0
         for picture in sample_frames(path, size=self.size, crop=self.crop):
             batch[rows] = picture
