@@ -13,7 +13,9 @@ from fractions import Fraction
 from typing import IO, cast
 
 import av
+from av.codec import CodecContext
 from av.container import InputContainer
+from av.format import Flags
 from av.packet import Packet
 from av.stream import Discard, Disposition
 from av.video.codeccontext import VideoCodecContext
@@ -24,9 +26,19 @@ from pyarrow import fs
 from prospect.dialogue.timeline import frame_at
 from prospect.errors import DataError
 from prospect.files import open_filesystem
+from prospect.vision import matroska
+from prospect.vision.takes import TakeJoiner
 
 MISSING_S = 0.5
 """A video is truncated if its pictures end this much before the length that its container declares."""
+
+MAX_STAY_S = 3600
+"""Longest time that the last picture of a Matroska file may stay; beyond it the declared length is taken for wrong."""
+
+_NOT_MOVING = Disposition.attached_pic | Disposition.timed_thumbnails
+
+_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+"""Decoders of the alpha that WebM stores beside the pictures; FFmpeg's own decoders ignore it."""
 
 _REORDER = 32
 """Most pictures (16 pairs of fields) that a codec decodes before one that is displayed earlier."""
@@ -50,16 +62,17 @@ class VideoReader:
 
     Attributes:
         path: as it was given.
-        stream: the first moving pictures in the container.
+        container: the open file.
+        stream: the pictures that a player shows, `choose_stream`.
         first: the first picture.
     """
 
     def __init__(self, path: str, container: InputContainer, stream: VideoStream) -> None:
         self.path = path
         self.stream = stream
-        self.codec = stream.codec_context
+        self.codec = _codec(stream)
         self.codec.thread_count = 1  # videos are decoded side by side, each on its own core
-        self._container = container
+        self.container = container
         self._needs_others = stream.duration is None
         for other in container.streams:
             if other is not stream and not self._needs_others:
@@ -68,11 +81,19 @@ class VideoReader:
         self._time_base = stream.time_base or Fraction(1, av.time_base)
         rate = stream.average_rate or stream.guessed_rate
         self._period = 1 / (rate * self._time_base) if rate else Fraction(0)
+        resets = Flags.ts_discont in Flags(container.format.flags)
+        self.may_restart = resets or self._is_matroska
+        self._joiner = TakeJoiner(self._time_base, self._period, jumps=resets)
         self._source = self._demux()
         self._head: list[Packet[VideoStream]] = []
         self.first = self._decode_first()
         self._start = self.first.pts or 0
         self._end: Fraction | int = self._start
+
+    @property
+    def takes(self) -> int:
+        """How often the clock has started so far, see `TakeJoiner`."""
+        return self._joiner.takes
 
     @property
     def end(self) -> float:
@@ -134,10 +155,14 @@ class VideoReader:
         yield from self.codec.decode(None)
 
     def _demux(self) -> Iterator["Packet[VideoStream]"]:
-        """Skip empty packets: they repeat the last picture, but the decoder would take one for the end."""
-        for packet in self._container.demux() if self._needs_others else self._container.demux(self.stream):
+        """Join takes and skip empty packets: they repeat the last picture, but would end the decoder's work."""
+        for packet in self.container.demux() if self._needs_others else self.container.demux(self.stream):
             if packet.stream is self.stream and packet.size:
-                yield cast("Packet[VideoStream]", packet)
+                picture = cast("Packet[VideoStream]", packet)
+                if not self.may_restart or self._joiner.shift(picture):
+                    yield picture
+                if self.takes > 1 and self._is_matroska:  # FFmpeg reads no more than two
+                    raise DataError(f"video {self.path} is several Matroska files in one; join them with mkvmerge")
             elif packet.pts is not None:
                 self._others_end = max(self._others_end, (packet.pts + (packet.duration or 0)) * packet.time_base)
 
@@ -156,15 +181,31 @@ class VideoReader:
     def _check_complete(self) -> None:
         """Compare the end that was read with the declared length, of the stream or else of the container.
 
-        Some containers (mkv) declare a length from 0, wherever the pictures start, so the later end counts.
+        Some containers (mkv) declare a length from 0, wherever the pictures start, so the later end counts. The last
+        picture of a whole Matroska file stays until the declared end. Of joined takes the declared length is that of
+        one of them.
         """
+        if self.takes > 1:
+            return
         end, declared = max(self.end, float(self._end * self._time_base)), 0.0
         if self.stream.duration is not None:
             declared = float(self.stream.duration * self._time_base)
-        elif self._container.duration is not None:
-            end, declared = max(end, float(self._others_end)), self._container.duration / av.time_base
+        elif self.container.duration is not None:
+            end, declared = max(end, float(self._others_end)), self.container.duration / av.time_base
         if end < declared - MISSING_S:
+            if declared - end <= MAX_STAY_S and self._is_matroska and self._is_whole():
+                self._end = Fraction(declared) / self._time_base
+                return
             raise DataError(f"video {self.path} is truncated: {end:.1f} s of {declared:.1f} s can be read")
+
+    @property
+    def _is_matroska(self) -> bool:
+        return "matroska" in self.container.format.name
+
+    def _is_whole(self) -> bool:
+        filesystem, name = open_filesystem(self.path)
+        with filesystem.open_input_file(name) as file:
+            return matroska.is_whole(cast(IO[bytes], file), file.size())
 
 
 @contextmanager
@@ -176,14 +217,34 @@ def open_video(path: str) -> Iterator[VideoReader]:
     """
     try:
         with _open_file(path) as file, av.open(file, mode="r", buffer_size=_READ_BYTES) as container:
-            moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-            if not moving:
+            stream = choose_stream(container)
+            if stream is None:
                 raise DataError(f"video {path} has no video stream")
-            yield VideoReader(path, container, moving[0])
+            yield VideoReader(path, container, stream)
     except av.FFmpegError as error:
         raise DataError(f"video {path} is truncated, corrupted or not a video: {error.strerror}") from error
     except OSError as error:
         raise DataError(f"video {path} cannot be read: {error.strerror or error}") from error
+
+
+def moving_streams(container: InputContainer) -> list[VideoStream]:
+    """List the video streams that are neither covers nor thumbnails, in the order of the file."""
+    return [stream for stream in container.streams.video if not stream.disposition & _NOT_MOVING]
+
+
+def choose_stream(container: InputContainer) -> VideoStream | None:
+    """Choose the moving pictures that FFmpeg would, or the first ones where it prefers a cover."""
+    moving = moving_streams(container)
+    best = container.streams.best("video")
+    chosen = [stream for stream in moving if best is not None and stream.index == best.index]
+    return next(iter(chosen or moving), None)
+
+
+def _codec(stream: VideoStream) -> VideoCodecContext:
+    """Return the stream's decoder, or one that also decodes its alpha."""
+    has_alpha = {name.lower(): value for name, value in stream.metadata.items()}.get("alpha_mode") == "1"
+    name = _WITH_ALPHA.get(stream.codec_context.name)
+    return cast(VideoCodecContext, CodecContext.create(name, "r")) if name and has_alpha else stream.codec_context
 
 
 @contextmanager
