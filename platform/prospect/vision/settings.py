@@ -19,6 +19,11 @@ SAMPLING_PHASE: Final = "last-before-end"
 """Part of the fingerprint: frame k's picture is the last source picture with pts < (k+1)/fps."""
 
 
+DECODER_VERSION: Final = 2
+"""Version of decoding and sampling, in the header of each stored video. Raise it when a video gives other pictures than
+before, and let `changes.decodes_otherwise` tell which videos do."""
+
+
 class VisionSettings(Settings):
     """The vision encoder and its input. The fingerprint covers the settings above `batch_size`."""
 
@@ -44,8 +49,8 @@ class VisionSettings(Settings):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the tower. bfloat16 has 8 bits of precision and gives other embeddings."""
     batch_size: int = Field(32, ge=1)
-    """Pictures a forward pass; smaller batches are padded to it on a CPU or compiled, so that a batch changes no
-    result and has one shape."""
+    """Pictures that are encoded together: in one forward pass on a GPU, padded to it if compiled; on a CPU in passes of
+    4, so that an embedding does not depend on its batch."""
     device: str = "auto"
     """`auto` (a GPU where there is one), or a torch device."""
     compile: bool = False
