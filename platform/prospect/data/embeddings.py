@@ -1,32 +1,38 @@
 """The embedding store: one file of embeddings a video (docs/architecture.md#embedding-store).
 
-    ROOT/VIDEO.safetensors   `frames` float16 [T, I, D]; header: video_id, fps, source_hash, fingerprint, content_hash
+    ROOT/VIDEO.safetensors   `frames` float16 [T, I, D]; header: `StoredVideo` without sizes and file
     ROOT/manifest.parquet    one row a video, for tools; the files' headers decide
     ROOT/quarantine.json     videos that could not be embedded, each with its reason
+    ROOT/decoder.json        videos of an earlier decoder that were found to decode alike
 
-`VIDEO` is the video id, percent-encoded. A file appears under its name only when it is complete.
+`VIDEO` is the video id, percent-encoded or shortened (`stored_names`). A file appears under its name only when it is
+complete.
 """
 
 import hashlib
 import json
 import os
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from urllib.parse import quote, unquote
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from prospect.data.stored_names import SUFFIX, hashed_name, id_of, plain_name
 from prospect.errors import DataError, FingerprintError
 from prospect.files import open_filesystem, write_file
 
-SUFFIX = ".safetensors"
 MANIFEST = "manifest.parquet"
 QUARANTINE = "quarantine.json"
+DECODER = "decoder.json"
+
+FIRST_DECODER = 1
+"""Version of the decoder of files whose header names none."""
 
 ABANDONED_S = 3600
 """Age from which a temporary file counts as left by a job that died."""
@@ -50,6 +56,8 @@ class StoredVideo:
     """Hash of encoder, weights, resize and sampling."""
     content_hash: str
     """SHA-256 of the embedding's values in C order, little-endian; empty in files of early versions."""
+    decoder: int
+    """Version of the decoder that gave its pictures."""
     file: str
     """Name inside the store."""
 
@@ -70,9 +78,24 @@ class EmbeddingStore:
         self._fs, self._path = open_filesystem(self.root)
 
     def write(
-        self, video_id: str, frames: np.ndarray, *, fps: float, source_hash: str, fingerprint: str
+        self,
+        video_id: str,
+        frames: np.ndarray,
+        *,
+        fps: float,
+        source_hash: str,
+        fingerprint: str,
+        decoder: int = FIRST_DECODER,
     ) -> StoredVideo:
         """Store `frames` [T, I, D], replacing an embedding of the same video atomically.
+
+        Args:
+            video_id: any text.
+            frames: the embedding.
+            fps: frames a second.
+            source_hash: see `StoredVideo`, as all below.
+            fingerprint: must be that of the store.
+            decoder: version of the decoder.
 
         Raises:
             DataError: the shape is not [T, I, D] or empty, or a value is not finite.
@@ -88,10 +111,12 @@ class EmbeddingStore:
             self.require(fingerprint)
         content_hash = hashlib.sha256(frames.data).hexdigest()
         header = {"video_id": video_id, "fps": repr(fps), "source_hash": source_hash, "fingerprint": fingerprint}
-        self._put(_file_name(video_id), _serialised(frames, header | {"content_hash": content_hash}))
+        header |= {"content_hash": content_hash, "decoder": str(decoder)}
+        name = self._free_name(video_id)
+        self._put(name, _serialised(frames, header))
         self.__dict__.pop("_any", None)
         T, tokens, dim = frames.shape
-        return StoredVideo(video_id, T, tokens, dim, fps, source_hash, fingerprint, content_hash, _file_name(video_id))
+        return StoredVideo(video_id, T, tokens, dim, fps, source_hash, fingerprint, content_hash, decoder, name)
 
     def read(self, video_id: str, start: int | None = None, stop: int | None = None) -> np.ndarray:
         """Read frames [start, stop), and nothing else of the file, as float16 [stop - start, I, D].
@@ -99,8 +124,7 @@ class EmbeddingStore:
         Raises:
             DataError: the store lacks the video, or the span reaches outside [0, T].
         """
-        with self._open(video_id) as file:
-            stored, offset = _read_header(file, self._describe(video_id))
+        with self._open(video_id) as (file, stored, offset):
             start, stop = 0 if start is None else start, stored.num_frames if stop is None else stop
             if not 0 <= start <= stop <= stored.num_frames:
                 raise DataError(
@@ -113,8 +137,8 @@ class EmbeddingStore:
 
     def stored(self, video_id: str) -> StoredVideo:
         """Read the description of one video; raises DataError if the store lacks it."""
-        with self._open(video_id) as file:
-            return _read_header(file, self._describe(video_id))[0]
+        with self._open(video_id) as (_, stored, _):
+            return stored
 
     def num_frames(self, video_id: str) -> int:
         """T of one video; raises DataError if the store lacks it."""
@@ -132,7 +156,7 @@ class EmbeddingStore:
         """All stored videos, sorted; empty for a store that does not exist."""
         infos = self._fs.get_file_info(fs.FileSelector(self._path, allow_not_found=True))
         names = [info.base_name for info in infos if info.is_file and info.base_name.endswith(SUFFIX)]
-        return sorted(unquote(name.removesuffix(SUFFIX)) for name in names)
+        return sorted(filter(None, (id_of(name) or self._id_inside(name) for name in names)))
 
     @property
     def fingerprint(self) -> str:
@@ -217,17 +241,64 @@ class EmbeddingStore:
         """Replace the list of videos that could not be embedded."""
         self._put(QUARANTINE, json.dumps(entries, indent=2, sort_keys=True, ensure_ascii=False).encode())
 
+    def note_alike(self, video_ids: Collection[str], decoder: int) -> None:
+        """Note that this decoder gives the same pictures of these videos as the one that their headers name."""
+        if not set(video_ids) <= (before := self.alike(decoder)):
+            noted = {"decoder": decoder, "alike": sorted(before | set(video_ids))}
+            self._put(DECODER, json.dumps(noted, indent=2, ensure_ascii=False).encode())
+
+    def alike(self, decoder: int) -> set[str]:
+        """Read the videos that `note_alike` noted for this decoder."""
+        try:
+            with self._fs.open_input_file(f"{self._path}/{DECODER}") as file:
+                noted = json.loads(file.read())
+        except FileNotFoundError:
+            return set()
+        return set(noted["alike"]) if noted["decoder"] == decoder else set()
+
+    def unchecked(self, decoder: int) -> list[str]:
+        """List videos of an earlier decoder that were not compared with this one, as the manifest has them."""
+        try:
+            with self._fs.open_input_file(f"{self._path}/{MANIFEST}") as file:
+                rows = pq.read_table(file).to_pylist()
+        except FileNotFoundError:
+            return []
+        earlier = {row["video_id"] for row in rows if row.get("decoder", FIRST_DECODER) < decoder}
+        return sorted(earlier - self.alike(decoder))
+
     def _put(self, name: str, data: bytes | Iterable[bytes]) -> None:
         write_file(self._fs, f"{self._path}/{name}", data)
 
-    def _open(self, video_id: str) -> pa.NativeFile:
-        try:
-            return self._fs.open_input_file(f"{self._path}/{_file_name(video_id)}")
-        except FileNotFoundError:
-            raise DataError(f"video {video_id!r} has no embedding in {self.root}; run jobs/embed.py for it") from None
+    @contextmanager
+    def _open(self, video_id: str) -> Iterator[tuple[pa.NativeFile, StoredVideo, int]]:
+        """Open a video's file and read its header; a file of an id that differs by case alone is passed over."""
+        for name in filter(None, (plain_name(video_id), hashed_name(video_id))):
+            try:
+                file = self._fs.open_input_file(f"{self._path}/{name}")
+            except FileNotFoundError:
+                continue
+            with file:
+                stored, offset = _read_header(file, f"{self.root}/{name}")
+                if stored.video_id == video_id:
+                    yield file, stored, offset
+                    return
+        raise DataError(f"video {video_id!r} has no embedding in {self.root}; run jobs/embed.py for it")
 
-    def _describe(self, video_id: str) -> str:
-        return f"{self.root}/{_file_name(video_id)}"
+    def _free_name(self, video_id: str) -> str:
+        """Choose the name to write under: where case does not count, a plain one may be another video's."""
+        plain = plain_name(video_id)
+        if plain is None or self._id_inside(plain) not in (None, video_id):
+            return hashed_name(video_id)
+        return plain
+
+    def _id_inside(self, name: str) -> str | None:
+        """Read the video id in a file's header; None if the file is missing or damaged."""
+        path = f"{self._path}/{name}"
+        try:
+            with self._fs.open_input_file(path) as file:
+                return _read_header(file, path)[0].video_id
+        except (FileNotFoundError, DataError):
+            return None
 
     @cached_property
     def _any(self) -> StoredVideo | None:
@@ -247,13 +318,6 @@ class EmbeddingStore:
             self.__dict__.pop("_any")
             raise DataError(f"no embeddings in {self.root}; run jobs/embed.py first")
         return self._any
-
-
-def _file_name(video_id: str) -> str:
-    name = quote(video_id, safe="") + SUFFIX
-    if not video_id or len(name) > 240:
-        raise DataError(f"video id {video_id!r} is empty or too long for a file name", field="video_id")
-    return name
 
 
 def _serialised(frames: np.ndarray, metadata: Mapping[str, str]) -> tuple[bytes, bytes]:
@@ -280,6 +344,7 @@ def _read_header(file: pa.NativeFile, name: str) -> tuple[StoredVideo, int]:
             meta["source_hash"],
             meta["fingerprint"],
             meta.get("content_hash", ""),
+            int(meta.get("decoder", FIRST_DECODER)),
             name.rsplit("/", 1)[-1],
         )
         if tensor["dtype"] != "F16" or file.size() != 8 + length + tensor["data_offsets"][1]:
