@@ -17,12 +17,13 @@ from prospect.config.schema import Config
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.labels.report import count_labels
 from prospect.data.sources import Corpus, feature_files, load_dialogues
+from prospect.data.stored_names import plain_name
 from prospect.errors import ConfigError, DataError
 from prospect.files import file_size, hash_source, is_file, open_filesystem, write_file
 from prospect.vision.arrow import FRAMES_FILE_PHASE, is_frames_file
 from prospect.vision.fingerprint import encoder_fingerprint
 from prospect.vision.report import EmbedReport, Outcome, VideoSource, print_progress
-from prospect.vision.settings import SAMPLING_PHASE, EmbeddingSettings, VisionSettings
+from prospect.vision.settings import DECODER_VERSION, SAMPLING_PHASE, EmbeddingSettings, VisionSettings
 
 Progress = Callable[[EmbedReport], None]
 
@@ -39,6 +40,7 @@ def embed(config: Config, report: Report = print) -> EmbedReport:
     """
     draw_sample(config, report)
     corpus = load_dialogues(config.data)
+    before = EmbeddingStore(embeddings_root(config)).quarantined()
 
     def progress(embedded: EmbedReport) -> None:
         done = len(embedded.outcomes)
@@ -51,10 +53,12 @@ def embed(config: Config, report: Report = print) -> EmbedReport:
     console.print(embedded.table())
     dialogues = count_labels(corpus, frames_in(config))
     console.print(dialogues)
+    for line in embedded.remarks(len(corpus.missing_videos)):
+        report(f"embed  {line}")
     texts = {"embeddings.json": json.dumps(embedded.to_json(), indent=2), "dialogues.json": dialogues.to_json()}
     filesystem, root = open_filesystem(embeddings_root(config))
-    if embedded.count("skipped") == embedded.total and is_file(filesystem, f"{root}/report/embeddings.json"):
-        report(f"embed  all {embedded.total} videos were embedded before")
+    if embedded.is_nothing_new(before) and is_file(filesystem, f"{root}/report/embeddings.json"):
+        report(f"embed  nothing new: {embedded.count('skipped')} of {embedded.total} videos were embedded before")
         return embedded
     for name, text in texts.items():
         write_file(filesystem, f"{root}/report/{name}", text.encode())
@@ -118,7 +122,7 @@ def embed_videos(
         progress_s: seconds between two calls while no video is finished.
 
     Raises:
-        DataError: the same video id twice, or no video.
+        DataError: a video id is given twice or cannot be stored, or videos are missing.
         ConfigError: `vision.phase` does not fit a file, or the cluster has no room for the encoders and a decoder.
         CheckpointError: the encoder's weights are missing or do not fit.
         FingerprintError: the store was made by another encoder.
@@ -148,6 +152,7 @@ def embed_videos(
     except KeyboardInterrupt:
         store.finish(paths, report.quarantined)
         raise
+    store.note_alike([outcome.video_id for outcome in report.outcomes if outcome.alike], DECODER_VERSION)
     store.finish(paths, report.quarantined)
     return report
 
@@ -157,6 +162,7 @@ def _check(videos: Sequence[VideoSource], settings: VisionSettings) -> None:
         raise DataError("videos must name at least one video", field="videos")
     seen: dict[str, str] = {}
     for video in videos:
+        plain_name(video.video_id)
         if video.video_id in seen:
             raise DataError(
                 f"video id {video.video_id!r} names two files, {seen[video.video_id]} and {video.path}; rename one",
@@ -183,12 +189,18 @@ def _all_finished(videos: Sequence[VideoSource], store: EmbeddingStore, fingerpr
     if not {video.video_id for video in videos} <= set(store.video_ids()):
         return None
 
+    alike = store.alike(DECODER_VERSION)
+
     def outcome(video: VideoSource) -> Outcome | None:
         try:
             same = store.has(video.video_id, hash_source(video.path), fingerprint)
         except OSError:
             return None
-        return Outcome(video.video_id, "skipped", store.num_frames(video.video_id)) if same else None
+        if not same:
+            return None
+        stored = store.stored(video.video_id)
+        known = stored.decoder >= DECODER_VERSION or video.video_id in alike
+        return Outcome(video.video_id, "skipped", stored.num_frames) if known else None
 
     with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter's lock
         outcomes = list(pool.map(outcome, videos))

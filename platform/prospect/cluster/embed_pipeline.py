@@ -18,7 +18,7 @@ from prospect.dialogue.timeline import FPS
 from prospect.errors import ConfigError, DataError
 from prospect.vision.encoding import EncodeBatch
 from prospect.vision.report import Outcome, VideoSource
-from prospect.vision.settings import EmbeddingSettings, VisionSettings
+from prospect.vision.settings import DECODER_VERSION, EmbeddingSettings, VisionSettings
 from prospect.vision.stages import Batch, DecodeVideo, Failure, Row, item_of
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def stream_embeddings(
     places = _places(settings, embedding, len(videos))
     missing = {video.video_id: video for video in videos}
     for per_task in sorted({1, places.videos_per_task(len(videos))}, reverse=True):
-        rows = _pipeline([*missing.values()], settings, embedding, places, per_task, store.root, fingerprint)
+        rows = _pipeline([*missing.values()], settings, embedding, places, per_task, store, fingerprint)
         for event in _collect(rows.iter_rows(), store, fingerprint, settings.tokens_per_frame):
             if isinstance(event, Outcome):
                 missing.pop(event.video_id)
@@ -87,7 +87,7 @@ def _pipeline(
     embedding: EmbeddingSettings,
     places: Places,
     per_task: int,
-    root: str,
+    store: EmbeddingStore,
     fingerprint: str,
 ) -> "Dataset":
     """Build the lazy pipeline; its rows are those of `prospect.vision.stages`."""
@@ -96,10 +96,11 @@ def _pipeline(
 
     rows = [asdict(video) | {"path": _reachable(video.path)} for video in videos]
     tasks = math.ceil(len(rows) / per_task)
+    alike = frozenset(store.alike(DECODER_VERSION))
     dataset = (
         ray.data.from_items(cast(Any, rows), override_num_blocks=tasks)
         .flat_map(
-            DecodeVideo(settings.image_size, settings.crop, settings.batch_size, root, fingerprint),
+            DecodeVideo(settings.image_size, settings.crop, settings.batch_size, store.root, fingerprint, alike),
             compute=TaskPoolStrategy(size=min(places.decoders, tasks)),
             num_cpus=embedding.decoder_cpus,
             max_retries=WORKER_RETRIES,
@@ -192,7 +193,14 @@ def _write(video_id: str, video: _Unfinished, store: EmbeddingStore, fingerprint
     assert video.last is not None
     frames = np.concatenate([video.parts[index] for index in range(len(video.parts))])
     try:
-        store.write(video_id, frames, fps=FPS, source_hash=video.last.source_hash, fingerprint=fingerprint)
+        store.write(
+            video_id,
+            frames,
+            fps=FPS,
+            source_hash=video.last.source_hash,
+            fingerprint=fingerprint,
+            decoder=DECODER_VERSION,
+        )
     except DataError as error:
         return Outcome(video_id, "quarantined", reason=str(error))
-    return Outcome(video_id, "done", len(frames))
+    return Outcome(video_id, "done", len(frames), again=video.last.again)

@@ -13,13 +13,14 @@ from pyarrow import fs, ipc
 from prospect.dialogue.timeline import FPS
 from prospect.errors import DataError
 from prospect.files import open_filesystem
-from prospect.vision.pictures import decode_picture, resize_picture
+from prospect.vision.pictures import PNG_SIGNATURE, decode_picture, resize_picture
 from prospect.vision.settings import Crop
 
 FRAMES_FILE_PHASE: Final = "start-of-interval"
 """For the fingerprint, in place of `video.SAMPLING_PHASE`: row k was taken at k/fps, not just before (k+1)/fps."""
 
 _COLUMN = "frame"
+_PNG_BASE64 = base64.b64encode(PNG_SIGNATURE[:6]).decode()
 
 
 def is_frames_file(path: str) -> bool:
@@ -61,6 +62,16 @@ def read_pictures(path: str, fps: float, size: int, crop: Crop) -> Iterator[np.n
                 row += 1
     if not row:
         raise DataError(f"frames file {path} holds no picture")
+
+
+def holds_png(path: str) -> bool:
+    """Whether any row is a PNG, which unlike a JPEG can be transparent or of 16 bits.
+
+    Raises:
+        DataError: missing, truncated, or without the text column.
+    """
+    with _batches(path) as batches:
+        return any(str(row).startswith(_PNG_BASE64) for batch in batches for row in batch.column(_COLUMN))
 
 
 def _check_rate(path: str, fps: float) -> None:

@@ -19,6 +19,7 @@ from prospect.errors import DataError
 from prospect.files import hash_source, open_filesystem
 from prospect.hashing import fingerprint
 from prospect.vision.report import EmbedReport, Outcome, VideoSource
+from prospect.vision.settings import DECODER_VERSION
 
 COLUMNS = {1: ("cls",), 5: ("cls", "2x2"), 10: ("cls", "3x3")}
 """Columns that hold a frame's tokens, in order, by tokens a frame."""
@@ -73,6 +74,7 @@ def import_features(
         report.outcomes.append(outcome)
         report.encoded, report.seconds = report.frames, time.monotonic() - began
         progress(report)
+    store.note_alike([outcome.video_id for outcome in report.outcomes if outcome.alike], DECODER_VERSION)
     store.finish({video.video_id: video.path for video in videos}, report.quarantined)
     return report
 
@@ -83,11 +85,12 @@ def _import(video: VideoSource, tokens: int, store: EmbeddingStore, made: str, d
     except OSError as error:
         raise DataError(f"features {video.path} cannot be read: {error.strerror or error}") from error
     if store.has(video.video_id, source_hash, made):
-        return Outcome(video.video_id, "skipped", store.num_frames(video.video_id)), store.dim
+        stored = store.stored(video.video_id)
+        return Outcome(video.video_id, "skipped", stored.num_frames, alike=stored.decoder < DECODER_VERSION), store.dim
     frames = read_features(video.path, tokens)
     if dim is not None and frames.shape[2] != dim:
         raise DataError(f"features {video.path} have {frames.shape[2]} dimensions, but the store has {dim}")
-    store.write(video.video_id, frames, fps=FPS, source_hash=source_hash, fingerprint=made)
+    store.write(video.video_id, frames, fps=FPS, source_hash=source_hash, fingerprint=made, decoder=DECODER_VERSION)
     return Outcome(video.video_id, "done", len(frames)), frames.shape[2]
 
 

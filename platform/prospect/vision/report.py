@@ -1,13 +1,16 @@
 """The embedding job's videos, their outcomes, and the progress line, table and JSON made of them."""
 
 import datetime
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from rich.table import Table
 
 from prospect.dialogue.timeline import FPS
+from prospect.vision.settings import DECODER_VERSION
 
 Status = Literal["done", "skipped", "quarantined"]
 
@@ -32,6 +35,10 @@ class Outcome:
     frames: int = 0
     """T, also of a skipped video; 0 for a quarantined one."""
     reason: str = ""
+    again: bool = False
+    """Whether it replaced an earlier decoder's embedding of the same file."""
+    alike: bool = False
+    """Whether an earlier decoder's embedding stays because this decoder gives the same pictures."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,33 @@ class EmbedReport:
         """Video id -> reason."""
         return {o.video_id: o.reason for o in self.outcomes if o.status == "quarantined"}
 
+    def is_nothing_new(self, before: Mapping[str, Mapping[str, str]]) -> bool:
+        """Whether no video was embedded and those that failed are the ones that failed before, for the same reasons.
+
+        Args:
+            before: `EmbeddingStore.quarantined` before the job.
+        """
+        failed = {v.video_id: before[v.video_id]["reason"] for v in self.videos if v.video_id in before}
+        return self.count("done") == 0 and self.quarantined == failed
+
+    def remarks(self, missing: int = 0) -> list[str]:
+        """Return a line on videos that were embedded again and one on those left out, where there are any.
+
+        Args:
+            missing: videos that have no file and so are not in the job.
+        """
+        lines = []
+        if again := sum(outcome.again for outcome in self.outcomes):
+            lines.append(f"{again} videos embedded again: decoder {DECODER_VERSION} gives other pictures of them")
+        paths = {video.video_id: video.path for video in self.videos}
+        kinds = Counter(_kind(reason, paths[video_id]) for video_id, reason in self.quarantined.items())
+        if missing:
+            kinds["no file"] = missing
+        if kinds:
+            counts = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common())
+            lines.append(f"left out {kinds.total()} of {self.total + missing} videos: {counts}")
+        return lines
+
     def seconds_left(self) -> float | None:
         """Estimate the time left from the sizes of the files left; None before the first video is done."""
         if len(self.outcomes) == self.total:
@@ -127,6 +161,7 @@ class EmbedReport:
     def summary(self) -> dict[str, Any]:
         """Return the job's totals as plain values."""
         counts = {status: self.count(status) for status in ("done", "skipped", "quarantined")}
+        counts["again"] = sum(outcome.again for outcome in self.outcomes)
         where = {"store": self.store, "fingerprint": self.fingerprint}
         speed = {"frames": self.frames, "hours": self.hours, "seconds": self.seconds, "frames_per_second": self.rate}
         return {**where, **counts, **speed}
@@ -159,6 +194,12 @@ class EmbedReport:
             table.add_section()
             table.add_row("all", "", *_cells(whole))
         return table
+
+
+def _kind(reason: str, path: str) -> str:
+    """Cut from a reason what differs between videos: path, numbers and details."""
+    general = re.split(r"[:;]", reason.replace(path, ""))[0].removeprefix("video ")
+    return re.sub(r"\d+(\.\d+)?", "N", " ".join(general.split()))
 
 
 def _cells(group: Group) -> tuple[str, ...]:

@@ -16,8 +16,9 @@ import numpy as np
 from prospect.data.embeddings import EmbeddingStore
 from prospect.errors import DataError, ProspectError
 from prospect.files import hash_source
+from prospect.vision.changes import decodes_otherwise
 from prospect.vision.report import Outcome, VideoSource
-from prospect.vision.settings import Crop
+from prospect.vision.settings import DECODER_VERSION, Crop
 from prospect.vision.video import sample_frames
 
 Row = dict[str, Any]
@@ -32,6 +33,8 @@ class Batch:
     frames: int
     source_hash: str = ""
     """SHA-256 of the video file, only in its last batch: by then every picture was read."""
+    again: bool = False
+    """In the last batch: whether an earlier decoder's embedding of this very file is replaced."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class DecodeVideo:
     batch_size: int
     store_root: str
     fingerprint: str
+    alike: frozenset[str] = frozenset()
+    """Videos that are known to decode as they did with an earlier decoder."""
 
     def __call__(self, row: Row) -> Iterator[Row]:
         """Hold two batches of pictures at a time, whatever the video's length."""
@@ -88,9 +93,15 @@ class DecodeVideo:
             reason = error.strerror or str(error)
             raise DataError(f"video {video.path} cannot be read: {reason}") from error
         store = EmbeddingStore(self.store_root)
+        again = False
         if store.has(video.video_id, source_hash, self.fingerprint):
-            yield to_row(Outcome(video.video_id, "skipped", store.num_frames(video.video_id)))
-            return
+            stored = store.stored(video.video_id)
+            known = video.video_id in self.alike
+            again = not known and decodes_otherwise(video.path, stored.decoder)
+            if not again:
+                alike = not known and stored.decoder < DECODER_VERSION
+                yield to_row(Outcome(video.video_id, "skipped", stored.num_frames, alike=alike))
+                return
         index, held = 0, None
         for pictures in self.batches(video.path):
             if held is not None:
@@ -98,7 +109,7 @@ class DecodeVideo:
                 index += 1
             held = pictures
         assert held is not None, "a video without a picture is broken"
-        yield to_row(Batch(video.video_id, index, len(held), source_hash), held)
+        yield to_row(Batch(video.video_id, index, len(held), source_hash, again), held)
 
     def batches(self, path: str) -> Iterator[np.ndarray]:
         """Yield the sampled pictures of a video, uint8 [up to batch_size, S, S, 3]."""
