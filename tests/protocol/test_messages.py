@@ -72,6 +72,9 @@ def test_documented_http_bodies_parse():
         ('{"type": "input_frame.append", "seq": -1, "image": ""}', "seq", "seq: "),
         ('{"type": "input_frame.append", "seq": "x", "image": ""}', "seq", "seq: "),
         ('{"type": "input_frame.append", "pts": NaN, "image": ""}', "pts", "pts: "),
+        ('{"type": "input_frame.append", "pts": 1.7976931348623157e308, "image": ""}', "pts", "pts: "),
+        ('{"type": "input_frame.append", "pts": 1e300, "image": ""}', "pts", "pts: "),
+        ('{"type": "input_frame.append", "pts": Infinity, "image": ""}', "pts", "pts: "),
         ('{"type": "input_frame.append", "seq": 0}', None, "either image or embedding"),
         ('{"type": "input_frame.append", "image": "a*b"}', "image", "image: is not base64"),
         (

@@ -143,7 +143,7 @@ class FrameAppend(_FromClient):
     type: Literal["input_frame.append"] = "input_frame.append"
     seq: Annotated[int, Field(ge=0)] | None = None
     """0, 1, 2, ... by session. Left out: the next one; a message sent twice is then taken twice."""
-    pts: Annotated[float, Field(ge=0)] | None = None
+    pts: Annotated[float, Field(ge=0, le=1e15)] | None = None
     """Time of the picture in the client's stream, seconds. If given, each must lie in a later frame than the last."""
     image: Base64 | None = None
     """JPEG or PNG."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from prospect.dialogue.state import format_delta
-from prospect.dialogue.timeline import FPS, frame_at
+from prospect.dialogue.timeline import FPS, nearest_frame
 from prospect.errors import session_error
 from prospect.protocol.messages import (
     ErrorMessage,
@@ -93,7 +93,7 @@ class Stream:
             if last is None:
                 first_pts, slot = frame.pts or 0.0, 0
             else:
-                slot = last + 1 if frame.pts is None else frame_at(frame.pts - first_pts)
+                slot = last + 1 if frame.pts is None else nearest_frame(frame.pts - first_pts)
                 if slot <= last:
                     message = f"pts: {frame.pts} s lies in an interval that has its frame; send one each {1 / FPS:g} s"
                     raise session_error("same_frame", message, "pts")
