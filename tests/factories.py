@@ -7,9 +7,10 @@ import numpy as np
 
 from prospect.data.batches import Collator
 from prospect.data.clips import Clip, split_clips, whole_clip
-from prospect.data.settings import ClipSettings, SamplingSettings
+from prospect.data.settings import ClipSettings, LabelSamplingSettings
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue, Step, Turn
+from prospect.dialogue.sequence import SequenceBuilder
 from prospect.dialogue.timeline import Timeline, num_frames, place
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.model.adapters import build_model
@@ -97,8 +98,8 @@ def features(video_id: str, start: int, stop: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((400, 1, DIM)).astype(np.float16)[start:stop]
 
 
-def collator(vocabulary: Vocabulary, sampling: SamplingSettings | None = None, packed: bool = True) -> Collator:
-    return Collator(vocabulary, features, CONTEXT, 1, sampling, packed)
+def collator(vocabulary: Vocabulary, sampling: LabelSamplingSettings | None = None, packed: bool = True) -> Collator:
+    return Collator(SequenceBuilder(vocabulary, CONTEXT, 1), features, sampling, packed)
 
 
 def tea_clip(context: ContextSettings = CONTEXT) -> Clip:
@@ -112,4 +113,4 @@ def tea_clips(
     """With `summaries` each clip ends with one."""
     dialogue = with_progress(tea_dialogue())
     settings = ClipSettings(random_start_share=random_start_share, summaries=summaries, summary_share=1.0)
-    return split_clips(dialogue, timeline_of(dialogue), vocabulary, context, settings, 1)
+    return split_clips(dialogue, timeline_of(dialogue), SequenceBuilder(vocabulary, context, 1), settings)

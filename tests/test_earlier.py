@@ -59,6 +59,9 @@ def test_its_finished_run_is_finished_and_belongs_to_its_configuration(root: Pat
     changed = config.model_copy(update={"training": config.training.model_copy(update={"learning_rate": 1e-3})})
     with pytest.raises(ConfigError, match=r"training.learning_rate=0.01 and not 0.001"):
         train(changed, lambda line: None)
+    other = config.model_copy(update={"context": config.context.model_copy(update={"layout": 2})})
+    with pytest.raises(ConfigError, match=r"started with context.layout=1 and not 2"):
+        train(other, lambda line: None)
 
 
 def test_its_registered_model_loads_with_its_thresholds(root: Path) -> None:

@@ -10,9 +10,10 @@ import pytest
 from prospect.data.batches import Collator
 from prospect.data.clips import Clip, split_clips
 from prospect.data.embeddings import EmbeddingStore
-from prospect.data.settings import ClipSettings, SamplingSettings
+from prospect.data.settings import ClipSettings, LabelSamplingSettings
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue, Step, Turn
+from prospect.dialogue.sequence import SequenceBuilder
 from prospect.dialogue.timeline import num_frames, place
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.hashing import derived_seed
@@ -57,7 +58,7 @@ def without_steps(d: Dialogue) -> Dialogue:
 
 def clip_of(d: Dialogue, vocabulary: Vocabulary) -> Clip:
     timeline = place(d, num_frames(d.duration or 0))
-    [clip] = split_clips(d, timeline, vocabulary, CONTEXT, ClipSettings(random_start_share=0), 1)
+    [clip] = split_clips(d, timeline, SequenceBuilder(vocabulary, CONTEXT, 1), ClipSettings(random_start_share=0))
     return clip
 
 
@@ -78,8 +79,10 @@ class World:
             settings, self.tokenizer, vision_dim=DIM, tokens_per_frame=1, fingerprint="f", cache=Path("/nonexistent")
         )
 
-    def collate(self, sampling: SamplingSettings | None = None, read: Callable[..., np.ndarray] = frames) -> Collator:
-        return Collator(self.vocabulary, read, CONTEXT, 1, sampling)
+    def collate(
+        self, sampling: LabelSamplingSettings | None = None, read: Callable[..., np.ndarray] = frames
+    ) -> Collator:
+        return Collator(SequenceBuilder(self.vocabulary, CONTEXT, 1), read, sampling)
 
 
 def stored(world: World, folder: Path) -> EmbeddingStore:

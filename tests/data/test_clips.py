@@ -15,7 +15,7 @@ from prospect.data.settings import ClipSettings
 from prospect.data.sources import DataSettings, load_dialogues, place_all
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue, Turn
-from prospect.dialogue.sequence import TextTask
+from prospect.dialogue.sequence import SequenceBuilder, TextTask
 from prospect.dialogue.timeline import place
 from prospect.errors import DataError
 from tests.factories import CONTEXT, tea_dialogue, timeline_of, tiny_vocabulary, with_progress
@@ -64,7 +64,7 @@ def test_clips_with_summaries_fit_hold_every_turn_once_and_say_what_was_last_kno
     def last_known(frame: int) -> str | None:
         return next((text for place, text in reversed(known) if text and place < frame), None)
 
-    clips = split_clips(dialogue, timeline, VOCABULARY, context, asked, per_frame)
+    clips = split_clips(dialogue, timeline, SequenceBuilder(VOCABULARY, context, per_frame), asked)
 
     assert [clip.start for clip in clips] == [first, *(clip.stop for clip in clips[:-1])]
     assert clips[-1].stop == FRAMES
@@ -72,7 +72,7 @@ def test_clips_with_summaries_fit_hold_every_turn_once_and_say_what_was_last_kno
     events = itertools.chain.from_iterable(clip.events.items() for clip in clips)
     assert list(events) == [(frame, event) for frame, event in timeline.events.items() if frame >= first]
     for clip in clips:
-        sequence = clip_sequence(clip, VOCABULARY, context, per_frame)
+        sequence = clip_sequence(clip, SequenceBuilder(VOCABULARY, context, per_frame))
         assert len(sequence.ids) == clip.num_tokens <= length
         rows = len(clip) + clip.tail_frames + (clip.closing_summary is not None)
         assert len(sequence.image_positions) == rows * per_frame
@@ -106,7 +106,8 @@ def test_without_the_setting_no_clip_has_a_summary_whatever_the_record_holds() -
     plain = tea_dialogue()
     full = with_progress(plain).model_copy(update={"progress": "We began.", "summary": "We are done."})
     context = CONTEXT.model_copy(update={"max_seq_len": 330})
-    cut = [split_clips(d, place(d, FRAMES), VOCABULARY, context, ClipSettings(), 1) for d in (plain, full)]
+    builder = SequenceBuilder(VOCABULARY, context, 1)
+    cut = [split_clips(d, place(d, FRAMES), builder, ClipSettings()) for d in (plain, full)]
     assert [replace(clip, dialogue=plain) for clip in cut[1]] == cut[0]
 
 
@@ -114,11 +115,11 @@ def test_a_record_that_has_only_its_summary_teaches_nothing_else() -> None:
     """Its assistant turns have been taken out: that nobody speaks is no label."""
     turns = tuple(turn for turn in tea_dialogue().turns if turn.role == "user")
     dialogue = tea_dialogue().model_copy(update={"turns": turns, "steps": (), "summary": "Water boils."})
-    arguments = (dialogue, place(dialogue, FRAMES), VOCABULARY, CONTEXT)
+    arguments = (dialogue, place(dialogue, FRAMES), SequenceBuilder(VOCABULARY, CONTEXT, 1))
     with pytest.raises(DataError, match=r"nothing but a summary of progress; set training\.clips\.summaries=true"):
-        split_clips(*arguments, ClipSettings(), 1)
-    [clip] = split_clips(*arguments, ClipSettings(random_start_share=0, summaries=True), 1)
-    batch = Collator(VOCABULARY, _no_features, CONTEXT, 1, sampling=None)([clip])
+        split_clips(*arguments, ClipSettings())
+    [clip] = split_clips(*arguments, ClipSettings(random_start_share=0, summaries=True))
+    batch = Collator(SequenceBuilder(VOCABULARY, CONTEXT, 1), _no_features, sampling=None)([clip])
     assert set(batch.speak.tolist()) == set(batch.update.tolist()) == {IGNORE}
     assert set(batch.text_tasks.tolist()) == {TextTask.SUMMARY}
 
@@ -129,12 +130,12 @@ def test_summaries_of_real_records_are_learned_where_a_context_would_be_full(sha
     context = ContextSettings(max_seq_len=2600, max_summary_tokens=1000)  # of a vocabulary of 512
     asked = ClipSettings(summaries=True, summary_share=0)
     for dialogue, timeline in placed:
-        clips = split_clips(dialogue, timeline, VOCABULARY, context, asked, 1)
+        clips = split_clips(dialogue, timeline, SequenceBuilder(VOCABULARY, context, 1), asked)
         assert len(clips) > 1
         said = {turn.progress for turn in dialogue.turns if turn.role == "assistant"}
         assert all(clip.closing_summary in said for clip in clips[:-1])
         assert [clip.summary for clip in clips[1:]] == [clip.closing_summary for clip in clips[:-1]]
-        batch = Collator(VOCABULARY, _no_features, context, 1, sampling=None)(clips)
+        batch = Collator(SequenceBuilder(VOCABULARY, context, 1), _no_features, sampling=None)(clips)
         target = batch.text_targets[batch.text_tasks == TextTask.SUMMARY].tolist()
         texts = "".join(clip.closing_summary or "" for clip in clips)
         assert VOCABULARY.decode(target) == texts

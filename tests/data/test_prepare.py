@@ -11,6 +11,7 @@ from prospect.data.prepare import frame_statistics, make_clips, read_records, tr
 from prospect.data.settings import ClipSettings
 from prospect.data.sources import DataSettings, to_jsonl
 from prospect.dialogue.schema import Dialogue
+from prospect.dialogue.sequence import SequenceBuilder
 from prospect.errors import DataError
 from tests.world import CONTEXT, DIM, World, dialogue
 
@@ -75,7 +76,7 @@ def test_a_dialogue_that_fits_no_context_is_left_out_and_reported(
     embed(store, "v0", "v1")
     records = read_records(data, tmp_path / "none", store)
     tight = CONTEXT.model_copy(update={"max_seq_len": 64})
-    clips, quarantined = make_clips(records.placed, world.vocabulary, tight, ClipSettings(), 1)
+    clips, quarantined = make_clips(records.placed, SequenceBuilder(world.vocabulary, tight, 1), ClipSettings())
     assert (clips, len(quarantined)) == ([], 2)
     assert "raise it" in quarantined[0].reason
 

@@ -11,13 +11,14 @@ from transformers import DynamicCache
 
 from prospect.data.clips import clip_context, make_clip
 from prospect.dialogue.prompt import SUMMARY_REQUEST, ContextSettings, StrategyName
+from prospect.dialogue.sequence import SequenceBuilder
 from prospect.dialogue.state import StepState, TaskState
 from prospect.model.checkpoint import LoadedModel
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.session.log import Segment
 from prospect.streaming.session.strategies import (
+    ContextInputs,
     ContextPlan,
-    Seen,
     describe_state,
     frames_within,
     plan_context,
@@ -108,7 +109,7 @@ def test_every_frame_is_decided_once_behind_the_tokens_of_the_segment_and_a_log_
 
 def full_forward(loaded: LoadedModel, segment: Segment) -> list[float]:
     """To speak, at each frame of the segment."""
-    sequence = segment.sequence(loaded.vocabulary, 1)
+    sequence = segment.sequence(SequenceBuilder(loaded.vocabulary, CONTEXT, 1))
     rows = torch.cat([torch.from_numpy(row) for row in [*segment.tail, *segment.frames]])
     with torch.inference_mode():
         hidden = loaded.model.trunk(torch.tensor([sequence.ids]), rows)[0][sequence.decision_positions]
@@ -123,7 +124,9 @@ def test_what_each_strategy_shows():
     settings = small("state_refresh", False)
     done, going = (TaskState((StepState(a), StepState(b))) for a, b in ((2, 1), (1, 0)))
     said = [("user", "a"), ("assistant", "b")]
-    seen = Seen(going, done, said, 9, "Half done.", lengths=[1, 30, 1, 9], states=[going, going, done, done], room=100)
+    seen = ContextInputs(
+        going, done, said, 9, "Half done.", lengths=[1, 30, 1, 9], states=[going, going, done, done], room=100
+    )
     refreshed = ContextPlan(done, tuple(said), 6)
     shown = {
         ("none", False): ContextPlan(done),
@@ -177,10 +180,13 @@ def test_published_drop_middle_keeps_keys_where_they_were(loaded):
     session.cache.cut = lambda start, stop: (cuts.append((start, stop)), cut_out(start, stop))
     frame = 2
     while not cuts:
-        ids, frame = session.segment.sequence(loaded.vocabulary, 1).ids, frame + 1
+        ids, frame = session.segment.sequence(SequenceBuilder(loaded.vocabulary, CONTEXT, 1)).ids, frame + 1
         after = decisions(run(engine, range(frame, frame + 1)))[0]
     ((start, stop),) = cuts
-    assert session.segment.sequence(loaded.vocabulary, 1).ids[: len(ids) - stop + start] == ids[:start] + ids[stop:]
+    assert (
+        session.segment.sequence(SequenceBuilder(loaded.vocabulary, CONTEXT, 1)).ids[: len(ids) - stop + start]
+        == ids[:start] + ids[stop:]
+    )
     model, cache = loaded.model, DynamicCache()
     with torch.inference_mode():
         embedded = model.embed(torch.tensor([ids]), torch.from_numpy(features("tea", 0, frame)[:, 0]))
@@ -218,13 +224,13 @@ def test_a_summary_is_asked_for_as_clips_are_trained_to_give_one_and_stands_in_t
 
 def watch(engine: StreamingEngine, fed: list[str]) -> None:
     """Notes the text of all that is fed with more than one token."""
-    trunk = engine._work._trunk
+    trunk = engine._executor._trunk
 
     def noting(chunks):
         fed.extend(engine.loaded.vocabulary.decode(chunk.ids) for chunk in chunks if len(chunk.ids) > 1)
         return trunk(chunks)
 
-    engine._work._trunk = noting
+    engine._executor._trunk = noting
 
 
 def test_the_summary_a_session_starts_with_is_shown_where_summaries_are_asked_for(loaded):
@@ -236,7 +242,7 @@ def test_the_summary_a_session_starts_with_is_shown_where_summaries_are_asked_fo
         run(engine, range(1), spec=dataclasses.replace(TEA, knowledge=dialogue.knowledge, summary=dialogue.progress))
         clip = make_clip(dialogue, timeline_of(dialogue), 0, 5, settings, "strict")
         clip = dataclasses.replace(clip, summary=dialogue.progress if shows else None)
-        assert engine.segment("a").context == clip_context(clip, loaded.vocabulary, settings, 1)
+        assert engine.segment("a").context == clip_context(clip, SequenceBuilder(loaded.vocabulary, settings, 1))
 
 
 def test_the_oracle_is_told_only_as_published_and_marked(loaded):

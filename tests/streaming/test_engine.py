@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from prospect.data.clips import clip_sequence, make_clip
+from prospect.dialogue.sequence import SequenceBuilder
 from prospect.dialogue.state import TaskState
 from prospect.dialogue.timeline import num_frames, place
 from prospect.errors import SessionError
@@ -63,7 +64,7 @@ def test_streaming_with_the_cache_gives_the_logits_of_one_full_forward(overfitte
     engine.open("a", TEA)
     stream(engine, "a", "tea", range(60), user_texts())
     decided = decisions(run(engine)["a"])
-    sequence = engine.segment("a").sequence(vocabulary, 1)
+    sequence = engine.segment("a").sequence(SequenceBuilder(vocabulary, CONTEXT, 1))
     with torch.inference_mode():
         hidden = overfitted.model.trunk(torch.tensor([sequence.ids]), torch.from_numpy(features("tea", 0, 60)[:, 0]))[0]
         if overfitted.model.config.decision_backend == "heads":
@@ -84,8 +85,9 @@ def test_a_recorded_session_converts_to_the_tokens_that_the_engine_saw(overfitte
     timeline = place(record, num_frames(record.duration))
     clip = make_clip(record, timeline, 0, 60, CONTEXT, "strict")
     assert not timeline.quarantined
-    assert clip_sequence(clip, vocabulary, CONTEXT, 1).ids == engine.segment("a").sequence(vocabulary, 1).ids
-    assert engine._session("a").cache.length == len(clip_sequence(clip, vocabulary, CONTEXT, 1).ids)
+    builder = SequenceBuilder(vocabulary, CONTEXT, 1)
+    assert clip_sequence(clip, builder).ids == engine.segment("a").sequence(builder).ids
+    assert engine._session("a").cache.length == len(clip_sequence(clip, SequenceBuilder(vocabulary, CONTEXT, 1)).ids)
 
 
 def test_a_batch_of_sessions_gives_each_what_it_gets_alone(random_model):
@@ -128,7 +130,8 @@ def test_a_refresh_keeps_the_state_and_decides_every_frame_once(overfitted, voca
         record = engine.record("a")
         last = refreshes[-1].frame
         clip = make_clip(record, place(record, 60), last, 60, small, "strict")
-        assert clip_sequence(clip, vocabulary, small, 1).ids == engine.segment("a").sequence(vocabulary, 1).ids
+        builder = SequenceBuilder(vocabulary, small, 1)
+        assert clip_sequence(clip, builder).ids == engine.segment("a").sequence(builder).ids
 
 
 def test_a_session_continues_from_its_log_on_another_engine(overfitted):
@@ -160,7 +163,7 @@ def test_generation_ends_at_each_stop_id_and_leaves_the_canonical_one(vocabulary
         stream(engine, "a", "a", range(1), {})
         (decision,) = decisions(run(engine)["a"])
         assert decision.utterance == vocabulary.decode([word]).strip()
-        assert engine.segment("a").sequence(vocabulary, 1).ids[-1] == vocabulary.stop
+        assert engine.segment("a").sequence(SequenceBuilder(vocabulary, CONTEXT, 1)).ids[-1] == vocabulary.stop
         loaded.vocabulary.stop_ids = frozenset({vocabulary.stop})
 
 
@@ -272,7 +275,7 @@ def test_a_sessions_thresholds_come_before_its_datasets_those_before_the_default
 
     def thresholds(engine: StreamingEngine, spec: SessionSpec) -> tuple[float, float]:
         engine.open("a", spec)
-        policy = engine._session("a").decides
+        policy = engine._session("a").policy
         engine.close("a")
         return policy.speak, policy.update
 
@@ -363,7 +366,7 @@ def test_a_session_whose_state_was_set_makes_no_record(random_model):
     engine = StreamingEngine(random_model, CONTEXT, SETTINGS)
     engine.open("a", TEA)
     engine.patch_state("a", {"S1": "completed"})
-    with pytest.raises(SessionError, match="makes no record"):
+    with pytest.raises(SessionError, match="cannot become a record"):
         engine.record("a")
 
 

@@ -15,10 +15,8 @@ import torch
 from torch import Tensor
 
 from prospect.data.clips import Clip, clip_sequence
-from prospect.data.settings import SamplingSettings
-from prospect.dialogue.prompt import ContextSettings
-from prospect.dialogue.sequence import FrameSequence, TextTask
-from prospect.dialogue.vocabulary import Vocabulary
+from prospect.data.settings import LabelSamplingSettings
+from prospect.dialogue.sequence import FrameSequence, SequenceBuilder, TextTask
 from prospect.errors import DataError
 from prospect.hashing import derived_seed
 
@@ -82,7 +80,7 @@ class Batch:
         return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
 
 
-def sampled_frames(clip: Clip, settings: SamplingSettings, epoch: int) -> set[int]:
+def sampled_frames(clip: Clip, settings: LabelSamplingSettings, epoch: int) -> set[int]:
     """Decided frames (absolute) that the decision losses see: every event and a draw of the silence.
 
     The draw depends on seed, epoch and clip alone: not on ranks, order or what was drawn before.
@@ -96,7 +94,7 @@ def sampled_frames(clip: Clip, settings: SamplingSettings, epoch: int) -> set[in
     return events.union(rng.sample(silent, count))
 
 
-def is_watch_only(clip: Clip, settings: SamplingSettings, epoch: int) -> bool:
+def is_watch_only(clip: Clip, settings: LabelSamplingSettings, epoch: int) -> bool:
     """Whether this epoch shows the clip without its events; one without DST labels has nothing to learn so."""
     drawn = random.Random(derived_seed("watch-only", settings.seed, epoch, clip.id)).random()
     return clip.dialogue.has_dst_labels and drawn < settings.watch_only_share
@@ -107,23 +105,19 @@ class Collator:
 
     def __init__(
         self,
-        vocabulary: Vocabulary,
+        builder: SequenceBuilder,
         read_frames: ReadFrames,
-        context: ContextSettings,
-        tokens_per_frame: int,
-        sampling: SamplingSettings | None,
+        sampling: LabelSamplingSettings | None,
         packed: bool = True,
     ) -> None:
         """`sampling=None` labels every frame, as evaluation does; `packed=False` makes padded batches."""
-        self.vocabulary = vocabulary
+        self.builder = builder
         self.read_frames = read_frames
-        self.context = context
-        self.tokens_per_frame = tokens_per_frame
         self.sampling = sampling
         self.packed = packed
 
     def sequence(self, clip: Clip) -> FrameSequence:
-        return clip_sequence(clip, self.vocabulary, self.context, self.tokens_per_frame)
+        return clip_sequence(clip, self.builder)
 
     def _view(self, clip: Clip, epoch: int) -> tuple[Clip, set[int] | None]:
         """The clip as this epoch shows it, and the frames whose decisions count (None: all)."""
@@ -131,15 +125,15 @@ class Collator:
             return clip, set()
         if self.sampling is None:
             return clip, None
-        if self.context.recipe and is_watch_only(clip, self.sampling, epoch):
+        if self.builder.settings.recipe and is_watch_only(clip, self.sampling, epoch):
             return replace(clip, events={}), set()
         return clip, sampled_frames(clip, self.sampling, epoch)
 
     def features(self, clip: Clip) -> np.ndarray:
         """float16 [rows, D]: I rows for each of the clip's frames, the tail's first; its last again for a summary."""
         frames = self.read_frames(clip.dialogue.video_id, clip.first_row, clip.stop)
-        if frames.shape[1] != self.tokens_per_frame:
-            raise DataError(f"{clip.id}: {frames.shape[1]} tokens a frame stored, {self.tokens_per_frame} expected")
+        if frames.shape[1] != (expected := self.builder.tokens_per_frame):
+            raise DataError(f"{clip.id}: {frames.shape[1]} tokens a frame stored, {expected} expected")
         if clip.closing_summary is not None:
             frames = np.concatenate([frames, frames[-1:]])
         return frames.reshape(-1, frames.shape[-1])
@@ -150,18 +144,18 @@ class Collator:
         lengths = tuple(len(sequence.ids) for sequence in sequences)
         stride = max(lengths)
         bases = [0, *itertools.accumulate(lengths)] if self.packed else range(0, stride * len(clips), stride)
-        ids = torch.full((sum(lengths) if self.packed else stride * len(clips),), self.vocabulary.pad)
-        builder = _Builder()
+        ids = torch.full((sum(lengths) if self.packed else stride * len(clips),), self.builder.vocabulary.pad)
+        labels = _LabelLists()
         for base, (clip, seen), sequence in zip(bases, views, sequences, strict=False):
             ids[base : base + len(sequence.ids)] = torch.tensor(sequence.ids)
-            builder.add_decisions(base, clip, sequence, seen)
-            builder.add_text(base, sequence)
+            labels.add_decisions(base, clip, sequence, seen)
+            labels.add_text(base, sequence)
         ids = ids.view(1 if self.packed else len(clips), -1)
         frames = torch.from_numpy(np.concatenate([self.features(clip) for clip in clips]))
-        return Batch([clip.id for clip in clips], self.packed, lengths, ids, frames, **builder.tensors())
+        return Batch([clip.id for clip in clips], self.packed, lengths, ids, frames, **labels.tensors())
 
 
-class _Builder:
+class _LabelLists:
     """Collects the flat label positions of one batch."""
 
     FIELDS = (

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from prospect.data.settings import ClipSettings
-from prospect.dialogue.prompt import Context, ContextSettings, build_context
+from prospect.dialogue.prompt import Context, ContextSettings
 from prospect.dialogue.schema import Dialogue
-from prospect.dialogue.sequence import FrameSequence, build_sequence, frame_length, summary_length
+from prospect.dialogue.sequence import FrameSequence, SequenceBuilder
 from prospect.dialogue.state import StatePolicy, TaskState
 from prospect.dialogue.timeline import FrameEvents, Timeline
-from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import DataError
 from prospect.hashing import derived_seed
 
@@ -53,9 +52,8 @@ class Clip:
         return self.stop - self.start
 
 
-def clip_context(clip: Clip, vocabulary: Vocabulary, settings: ContextSettings, tokens_per_frame: int) -> Context:
-    return build_context(
-        vocabulary,
+def clip_context(clip: Clip, builder: SequenceBuilder) -> Context:
+    return builder.context(
         goal=clip.dialogue.goal,
         steps=clip.dialogue.step_names,
         state=clip.initial_state,
@@ -63,19 +61,13 @@ def clip_context(clip: Clip, vocabulary: Vocabulary, settings: ContextSettings, 
         summary=clip.summary,
         utterances=clip.utterances,
         tail_frames=clip.tail_frames,
-        tokens_per_frame=tokens_per_frame,
-        max_tokens=settings.max_context_tokens,
-        recipe=settings.recipe,
     )
 
 
-def clip_sequence(
-    clip: Clip, vocabulary: Vocabulary, settings: ContextSettings, tokens_per_frame: int
-) -> FrameSequence:
+def clip_sequence(clip: Clip, builder: SequenceBuilder) -> FrameSequence:
     """The clip as tokens; its images are frames [clip.first_row, clip.stop), and the last again for a summary."""
-    context = clip_context(clip, vocabulary, settings, tokens_per_frame)
     frames = (clip.events.get(frame, FrameEvents()) for frame in range(clip.start, clip.stop))
-    return build_sequence(vocabulary, context, frames, tokens_per_frame, clip.closing_summary)
+    return builder.sequence(clip_context(clip, builder), frames, clip.closing_summary)
 
 
 def make_clip(
@@ -110,10 +102,8 @@ def _states(state: TaskState, timeline: Timeline, start: int, stop: int, policy:
 def split_clips(
     dialogue: Dialogue,
     timeline: Timeline,
-    vocabulary: Vocabulary,
-    context: ContextSettings,
+    builder: SequenceBuilder,
     clips: ClipSettings,
-    tokens_per_frame: int,
     policy: StatePolicy = "strict",
 ) -> list[Clip]:
     """Cuts a dialogue into clips whose sequences fit `context.max_seq_len`; every frame in exactly one.
@@ -127,7 +117,7 @@ def split_clips(
             f"{dialogue.dialogue_id}: it says nothing but a summary of progress; set training.clips.summaries=true",
             field="training.clips.summaries",
         )
-    cutter = _Cutter(dialogue, timeline, vocabulary, context, clips, tokens_per_frame, policy)
+    cutter = _Cutter(dialogue, timeline, builder, clips, policy)
     first, stop = _span(dialogue, timeline)
     borders = [first, *_random_start(dialogue, first, stop, clips), stop]
     return [clip for low, high in itertools.pairwise(borders) for clip in cutter.fitting(low, high)]
@@ -158,20 +148,22 @@ class _Cutter:
 
     dialogue: Dialogue
     timeline: Timeline
-    vocabulary: Vocabulary
-    context: ContextSettings
+    builder: SequenceBuilder
     settings: ClipSettings
-    tokens_per_frame: int
     policy: StatePolicy
+
+    @property
+    def context(self) -> ContextSettings:
+        return self.builder.settings
 
     def fitting(self, low: int, high: int) -> Iterator[Clip]:
         """Greedy spans of [low, high), each with its own context and room for a summary, as long as they fit."""
         limit, start = self.context.max_seq_len - self._reserve(), low
         while start < high:
             before = self._clip(start, start)
-            used = len(clip_context(before, self.vocabulary, self.context, self.tokens_per_frame).ids)
+            used = len(clip_context(before, self.builder).ids)
             stop = start
-            while stop < high and used + (taken := self._frame_length(stop)) <= limit:
+            while stop < high and used + (taken := self.builder.frame_length(self.timeline[stop])) <= limit:
                 used, stop = used + taken, stop + 1
             if stop == start:
                 raise DataError(
@@ -206,10 +198,7 @@ class _Cutter:
         return max(map(self._summary_length, filter(self._fits, self.timeline.progress.values())), default=0)
 
     def _fits(self, summary: str | None) -> bool:
-        return summary is None or len(self.vocabulary.encode(summary)) <= self.context.max_summary_tokens
+        return summary is None or len(self.builder.vocabulary.encode(summary)) <= self.context.max_summary_tokens
 
     def _summary_length(self, summary: str | None) -> int:
-        return 0 if summary is None else summary_length(self.vocabulary, summary, self.tokens_per_frame)
-
-    def _frame_length(self, frame: int) -> int:
-        return frame_length(self.vocabulary, self.timeline[frame], self.tokens_per_frame)
+        return 0 if summary is None else self.builder.summary_length(summary)

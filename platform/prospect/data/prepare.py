@@ -13,11 +13,11 @@ from prospect.data.embeddings import EmbeddingStore
 from prospect.data.settings import ClipSettings
 from prospect.data.sources import DataSettings, QuarantinedRecord, load_dialogues, place_all, split_name
 from prospect.data.sources.dialogues import READER
-from prospect.dialogue.prompt import SUMMARY_REQUEST, SYSTEM_PROMPT, ContextSettings
+from prospect.dialogue.prompt import SUMMARY_REQUEST, SYSTEM_PROMPT
 from prospect.dialogue.schema import Dialogue
+from prospect.dialogue.sequence import SequenceBuilder
 from prospect.dialogue.state import StepState
 from prospect.dialogue.timeline import Timeline
-from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import DataError
 from prospect.hashing import derived_seed, fingerprint
 
@@ -104,17 +104,15 @@ def _labelled(dialogues: Sequence[Dialogue], labels: Path) -> list[Dialogue]:
 
 def make_clips(
     placed: Iterable[tuple[Dialogue, Timeline]],
-    vocabulary: Vocabulary,
-    context: ContextSettings,
+    builder: SequenceBuilder,
     clips: ClipSettings,
-    tokens_per_frame: int,
 ) -> tuple[list[Clip], list[QuarantinedRecord]]:
     """The clips of all dialogues; one that cannot be cut to the context's length is quarantined."""
     made: list[Clip] = []
     quarantined = []
     for dialogue, timeline in placed:
         try:
-            made += split_clips(dialogue, timeline, vocabulary, context, clips, tokens_per_frame)
+            made += split_clips(dialogue, timeline, builder, clips)
         except DataError as error:
             where = f"{dialogue.video_id}/{dialogue.dialogue_id}"
             quarantined.append(QuarantinedRecord(dialogue.dataset, where, error.field or "clip", str(error)))

@@ -14,7 +14,8 @@ from prospect.dialogue.schema import parse_recipe
 from prospect.dialogue.state import StepState, TaskState
 from prospect.dialogue.timeline import FPS
 from prospect.dialogue.vocabulary import Vocabulary
-from prospect.errors import DataError
+from prospect.earlier import with_earlier_defaults
+from prospect.errors import ConfigError, DataError
 from prospect.settings import Settings
 
 SYSTEM_PROMPT = (
@@ -44,6 +45,8 @@ class ContextSettings(Settings):
     """Tokens of the last frames, with what happened at them, that `drop_middle` keeps."""
     max_seq_len: int = Field(default=4096, ge=64)
     """Tokens that a sequence may hold: context, frames and events together."""
+    layout: Literal[1, 2] = 2
+    """Turn that holds the recipe with its state: 2 the system turn, 1 the user turn. A trained model keeps its own."""
     recipe: bool = True
     """Show the steps, each with its state. Without them there is no state head to train or to read off; deltas are
     then written about steps that the model has to guess."""
@@ -65,9 +68,24 @@ class ContextSettings(Settings):
         """`tail_seconds` in frames."""
         return round(self.tail_seconds * FPS)
 
+    @classmethod
+    def of_model(cls, trained: Mapping[str, Any]) -> Self:
+        """What a model was trained with, from its manifest; a model of earlier versions has their defaults."""
+        return cls.model_validate(with_earlier_defaults("context", trained))
+
     def over(self, trained: Mapping[str, Any]) -> Self:
-        """What a model was trained with, but for what was set here."""
-        return self.model_validate({**trained, **self.model_dump(exclude_unset=True)})
+        """What a model was trained with, but for what was set here.
+
+        Raises:
+            ConfigError: `layout` was set to another than the model's.
+        """
+        own = self.of_model(trained)
+        if "layout" in self.model_fields_set and self.layout != own.layout:
+            raise ConfigError(
+                f"`context.layout` is {self.layout}, but the model was trained with {own.layout}: leave it out.",
+                field="context.layout",
+            )
+        return self.model_validate({**own.model_dump(), **self.model_dump(exclude_unset=True)})
 
 
 @dataclass(frozen=True)
@@ -75,7 +93,7 @@ class Context:
     """A context as tokens: the text, then the tail's image tokens.
 
     Attributes:
-        ids: text and tail, `num_text + tail_frames * tokens_per_frame` tokens.
+        ids: text and tail, `num_text + tail_frames * I` tokens.
         step_positions: for every step of the recipe, the position of its line's last token, or -1 where
             the window leaves the step out or no recipe is shown.
     """
@@ -96,12 +114,11 @@ def build_context(
     knowledge: str = "",
     summary: str | None = None,
     utterances: Sequence[tuple[str, str]] = (),
-    tail_frames: int = 0,
-    tokens_per_frame: int = 1,
     max_tokens: int | None = None,
     recipe: bool = True,
+    layout: int,
 ) -> Context:
-    """Renders the context from what is known.
+    """Renders the context's text from what is known, without a tail.
 
     Args:
         vocabulary: the model's tokens.
@@ -111,11 +128,10 @@ def build_context(
         knowledge: background text; its numbered lines are left out where `steps` holds them.
         summary: progress summary of what came before; left out where nothing else makes the text fit.
         utterances: (role, text) of the last utterances, oldest first.
-        tail_frames: frames that follow the text, undecided and without events.
-        tokens_per_frame: I.
         max_tokens: limit of the text's tokens. Steps far from the current ones are folded into a line
             that says how many; utterances go before steps do.
         recipe: False shows no step at all, neither in lines nor in `knowledge`.
+        layout: 2 writes the recipe's lines into the system turn, 1 into the user turn.
 
     Raises:
         DataError: the text does not fit even with one step shown, or `state` and `steps` differ in length.
@@ -126,15 +142,17 @@ def build_context(
         parts = _Parts(
             goal, tuple(steps), state, knowledge, shown, tuple(utterances[len(utterances) - num_utterances :]), recipe
         )
-        content, line_ends = parts.render(vocabulary, radius)
-        chat = vocabulary.render_chat(SYSTEM_PROMPT, content)
+        known = parts.known(vocabulary)
+        lines, line_ends = parts.recipe_lines(vocabulary, radius)
+        messages = (SYSTEM_PROMPT + lines, known) if layout == 2 else (SYSTEM_PROMPT, known + lines)
+        chat = vocabulary.chat.render(*messages)
         if max_tokens is None or len(chat.ids) <= max_tokens:
-            start = chat.text.index(content)
+            holder = messages[0] if layout == 2 else messages[1]
+            start = chat.text.index(holder) + len(holder) - len(lines)
             positions = tuple(
                 -1 if end is None else _token_covering(chat.offsets, start + end - 1) for end in line_ends
             )
-            tail = (vocabulary.image,) * (tail_frames * tokens_per_frame)
-            return Context(chat.ids + tail, len(chat.ids), tail_frames, positions, chat.text)
+            return Context(chat.ids, len(chat.ids), 0, positions, chat.text)
     raise DataError(
         f"context: goal and knowledge take {len(chat.ids)} tokens with one step shown, the limit is {max_tokens}; "
         "shorten them or raise context.max_context_tokens",
@@ -169,30 +187,32 @@ class _Parts:
     utterances: tuple[tuple[str, str], ...]
     recipe: bool
 
-    def render(self, vocabulary: Vocabulary, radius: int) -> tuple[str, list[int | None]]:
-        """The user message, and for each step the character after its line's end (None: not shown)."""
+    def known(self, vocabulary: Vocabulary) -> str:
+        """Goal, knowledge, progress and the last utterances."""
         clean = vocabulary.neutralise
         lines: list[str] = [f"Task: {clean(self.goal).strip() or 'not stated'}"]
         if knowledge := self._background():
-            lines.append(f"Task knowledge: {clean(knowledge)}")
+            lines.append(f"Task knowledge: {clean(knowledge).rstrip()}")
         if self.summary:
             lines.append(f"Progress: {clean(self.summary).strip()}")
         if self.utterances:
             lines.append("Last said:")
             lines += [f"{role}: {clean(text).strip()}" for role, text in self.utterances]
-        content = "\n".join(lines)
+        return "\n".join(lines)
+
+    def recipe_lines(self, vocabulary: Vocabulary, radius: int) -> tuple[str, list[int | None]]:
+        """The steps with their states, and for each step the character after its line's end (None: not shown)."""
         ends: list[int | None] = [None] * len(self.steps)
         if not (self.steps and self.recipe):
-            return content, ends
-        content += "\nSteps:"
+            return "", ends
         shown = self._window(radius)
-        content += self._folded(range(shown.start), "earlier")
+        lines = "\nSteps:" + self._folded(range(shown.start), "earlier")
         for step in shown:
-            name = " ".join(clean(self.steps[step]).split())
+            name = " ".join(vocabulary.neutralise(self.steps[step]).split())
             # The name comes last: the line's last token stands for the step in the state head.
-            content += f"\nS{step + 1} ({self.state.steps[step].label}) {name}"
-            ends[step] = len(content)
-        return content + self._folded(range(shown.stop, len(self.steps)), "later"), ends
+            lines += f"\nS{step + 1} ({self.state.steps[step].label}) {name}".rstrip()
+            ends[step] = len(lines)
+        return lines + self._folded(range(shown.stop, len(self.steps)), "later"), ends
 
     def _background(self) -> str:
         if not self.steps:

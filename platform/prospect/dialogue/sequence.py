@@ -6,16 +6,16 @@
 The second line, if it is there, ends a context with a summary of the progress. `request` is `SUMMARY_REQUEST`; the
 image shows the last frame once more, is not decided and has no label.
 
-`user_block`, `image_block`, `delta_block`, `utterance_block` and `summary_request` are the only places that spell a
-block out; the training sequence and the streaming engine both use them.
+`user_block`, `delta_block`, `utterance_block` and `SequenceBuilder` are the only places that spell a block out; the
+training sequence and the streaming engine both use them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
-from prospect.dialogue.prompt import SUMMARY_REQUEST, Context
-from prospect.dialogue.state import Delta, format_delta, parse_delta
+from prospect.dialogue.prompt import SUMMARY_REQUEST, Context, ContextSettings, build_context
+from prospect.dialogue.state import Delta, TaskState, format_delta, parse_delta
 from prospect.dialogue.timeline import NOTHING, FrameEvents
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import DataError
@@ -34,36 +34,12 @@ def user_block(vocabulary: Vocabulary, text: str) -> list[int]:
     return [vocabulary.user, *vocabulary.encode(text), vocabulary.stop]
 
 
-def image_block(vocabulary: Vocabulary, tokens_per_frame: int) -> list[int]:
-    return [vocabulary.image] * tokens_per_frame
-
-
 def delta_block(vocabulary: Vocabulary, delta: Delta) -> list[int]:
     return [vocabulary.dst, *vocabulary.encode(format_delta(delta)), vocabulary.stop]
 
 
 def utterance_block(vocabulary: Vocabulary, utterance: str) -> list[int]:
     return [vocabulary.asst, *vocabulary.encode(utterance), vocabulary.stop]
-
-
-def summary_request(vocabulary: Vocabulary, tokens_per_frame: int) -> list[int]:
-    """What asks for a summary, fed before [ASST] and the summary, which are an `utterance_block`."""
-    return [*user_block(vocabulary, SUMMARY_REQUEST), *image_block(vocabulary, tokens_per_frame)]
-
-
-def summary_length(vocabulary: Vocabulary, summary: str, tokens_per_frame: int) -> int:
-    """Tokens that the request and `summary` take."""
-    return len(summary_request(vocabulary, tokens_per_frame)) + len(utterance_block(vocabulary, summary))
-
-
-def frame_length(vocabulary: Vocabulary, events: FrameEvents, tokens_per_frame: int) -> int:
-    """Tokens that one frame takes with its events."""
-    length = tokens_per_frame + sum(len(user_block(vocabulary, text)) for text in events.user)
-    if events.delta:
-        length += len(delta_block(vocabulary, events.delta))
-    if events.utterance is not None:
-        length += len(utterance_block(vocabulary, events.utterance))
-    return length
 
 
 @dataclass
@@ -98,65 +74,127 @@ class FrameSequence:
         self.extend(ids)
 
 
-def build_sequence(
-    vocabulary: Vocabulary,
-    context: Context,
-    frames: Iterable[FrameEvents],
-    tokens_per_frame: int,
-    summary: str | None = None,
-) -> FrameSequence:
-    """The tokens of `context` followed by `frames`, each decided once, and by the request for `summary`.
+@dataclass(frozen=True)
+class SequenceBuilder:
+    """Writes contexts and frames as the tokens of one model, and reads them back.
 
-    Args:
+    Attributes:
         vocabulary: the model's tokens.
-        context: from `build_context`.
-        frames: the events of each decided frame, in order.
+        settings: the context that the model was trained with.
         tokens_per_frame: I.
-        summary: of the progress after the last frame; None: nobody asks.
     """
-    sequence = FrameSequence(list(context.ids), [TextTask.NONE] * len(context.ids), context.step_positions)
-    sequence.image_positions = list(range(context.num_text, len(context.ids)))
-    for events in frames:
-        for text in events.user:
-            sequence.extend(user_block(vocabulary, text))
-        sequence.add_image(image_block(vocabulary, tokens_per_frame))
-        sequence.decision_positions.append(len(sequence.ids) - 1)
+
+    vocabulary: Vocabulary
+    settings: ContextSettings
+    tokens_per_frame: int
+
+    def context(
+        self,
+        *,
+        goal: str,
+        steps: Sequence[str],
+        state: TaskState,
+        knowledge: str = "",
+        summary: str | None = None,
+        utterances: Sequence[tuple[str, str]] = (),
+        tail_frames: int = 0,
+        room: int | None = None,
+    ) -> Context:
+        """A context of `build_context`, whose text and tail take at most `room` tokens together.
+
+        Raises:
+            DataError: see `build_context`.
+        """
+        limit = self.settings.max_context_tokens
+        if room is not None:
+            limit = min(limit, room - tail_frames * self.tokens_per_frame)
+        text = build_context(
+            self.vocabulary,
+            goal=goal,
+            steps=steps,
+            state=state,
+            knowledge=knowledge,
+            summary=summary,
+            utterances=utterances,
+            max_tokens=limit,
+            recipe=self.settings.recipe,
+            layout=self.settings.layout,
+        )
+        return replace(text, ids=text.ids + tuple(self.image_block()) * tail_frames, tail_frames=tail_frames)
+
+    def image_block(self) -> list[int]:
+        return [self.vocabulary.image] * self.tokens_per_frame
+
+    def summary_request(self) -> list[int]:
+        """What asks for a summary, fed before [ASST] and the summary, which are an `utterance_block`."""
+        return [*user_block(self.vocabulary, SUMMARY_REQUEST), *self.image_block()]
+
+    def summary_length(self, summary: str) -> int:
+        """Tokens that the request and `summary` take."""
+        return len(self.summary_request()) + len(utterance_block(self.vocabulary, summary))
+
+    def frame_length(self, events: FrameEvents) -> int:
+        """Tokens that one frame takes with its events."""
+        length = self.tokens_per_frame + sum(len(user_block(self.vocabulary, text)) for text in events.user)
         if events.delta:
-            sequence.extend(delta_block(vocabulary, events.delta), TextTask.DST)
-        sequence.after_delta_positions.append(len(sequence.ids) - 1 if events.delta else -1)
+            length += len(delta_block(self.vocabulary, events.delta))
         if events.utterance is not None:
-            sequence.extend(utterance_block(vocabulary, events.utterance), TextTask.SPEAKING)
-    if summary is not None:
-        sequence.extend(user_block(vocabulary, SUMMARY_REQUEST))
-        sequence.add_image(image_block(vocabulary, tokens_per_frame))
-        sequence.extend(utterance_block(vocabulary, summary), TextTask.SUMMARY)
-    return sequence
+            length += len(utterance_block(self.vocabulary, events.utterance))
+        return length
+
+    def sequence(self, context: Context, frames: Iterable[FrameEvents], summary: str | None = None) -> FrameSequence:
+        """The tokens of `context` followed by `frames`, each decided once, and by the request for `summary`.
+
+        Args:
+            context: from `context`.
+            frames: the events of each decided frame, in order.
+            summary: of the progress after the last frame; None: nobody asks.
+        """
+        vocabulary = self.vocabulary
+        sequence = FrameSequence(list(context.ids), [TextTask.NONE] * len(context.ids), context.step_positions)
+        sequence.image_positions = list(range(context.num_text, len(context.ids)))
+        for events in frames:
+            for text in events.user:
+                sequence.extend(user_block(vocabulary, text))
+            sequence.add_image(self.image_block())
+            sequence.decision_positions.append(len(sequence.ids) - 1)
+            if events.delta:
+                sequence.extend(delta_block(vocabulary, events.delta), TextTask.DST)
+            sequence.after_delta_positions.append(len(sequence.ids) - 1 if events.delta else -1)
+            if events.utterance is not None:
+                sequence.extend(utterance_block(vocabulary, events.utterance), TextTask.SPEAKING)
+        if summary is not None:
+            sequence.extend(user_block(vocabulary, SUMMARY_REQUEST))
+            sequence.add_image(self.image_block())
+            sequence.extend(utterance_block(vocabulary, summary), TextTask.SUMMARY)
+        return sequence
+
+    def split_summary(self, ids: Sequence[int]) -> tuple[Sequence[int], str | None]:
+        """Tokens that follow the context as those of the decided frames, and the summary behind them, if any.
+
+        The request decides: a user who says it word for word before the last frame is answered by a summary too.
+        """
+        vocabulary = self.vocabulary
+        request = [*self.summary_request(), vocabulary.asst]
+        last = max((position for position, token in enumerate(ids) if token == vocabulary.asst), default=-1)
+        start, answer = last + 1 - len(request), ids[last + 1 :]
+        if start < 0 or list(ids[start : last + 1]) != request or answer.index(vocabulary.stop) != len(answer) - 1:
+            return ids, None
+        return ids[:start], vocabulary.decode(answer[:-1])
+
+    def parse(self, ids: Sequence[int]) -> dict[int, FrameEvents]:
+        """The inverse of `sequence` for what follows the context: events by frame, from 0.
+
+        A summary at the end belongs to no decided frame: `split_summary` reads it.
+
+        Raises:
+            DataError: `ids` are not of the grammar; the sentence names the position.
+        """
+        ids, _ = self.split_summary(ids)
+        return _parse(self.vocabulary, ids, self.tokens_per_frame)
 
 
-def split_summary(
-    vocabulary: Vocabulary, ids: Sequence[int], tokens_per_frame: int
-) -> tuple[Sequence[int], str | None]:
-    """Tokens that follow the context as those of the decided frames, and the summary behind them, if there is one.
-
-    The request decides: a user who says it word for word before the last frame is answered by a summary too.
-    """
-    request = [*summary_request(vocabulary, tokens_per_frame), vocabulary.asst]
-    last = max((position for position, token in enumerate(ids) if token == vocabulary.asst), default=-1)
-    start, answer = last + 1 - len(request), ids[last + 1 :]
-    if start < 0 or list(ids[start : last + 1]) != request or answer.index(vocabulary.stop) != len(answer) - 1:
-        return ids, None
-    return ids[:start], vocabulary.decode(answer[:-1])
-
-
-def parse_sequence(vocabulary: Vocabulary, ids: Sequence[int], tokens_per_frame: int) -> dict[int, FrameEvents]:
-    """The inverse of `build_sequence` for what follows the context: events by frame, from 0.
-
-    A summary at the end belongs to no decided frame: `split_summary` reads it.
-
-    Raises:
-        DataError: `ids` are not of the grammar; the sentence names the position.
-    """
-    ids, _ = split_summary(vocabulary, ids, tokens_per_frame)
+def _parse(vocabulary: Vocabulary, ids: Sequence[int], tokens_per_frame: int) -> dict[int, FrameEvents]:
     events: dict[int, FrameEvents] = {}
     position, frame, user = 0, -1, []
 
@@ -172,7 +210,7 @@ def parse_sequence(vocabulary: Vocabulary, ids: Sequence[int], tokens_per_frame:
             text, position = text_until_stop(position + 1)
             user.append(text)
         elif token == vocabulary.image:
-            if list(ids[position : position + tokens_per_frame]) != image_block(vocabulary, tokens_per_frame):
+            if list(ids[position : position + tokens_per_frame]) != [vocabulary.image] * tokens_per_frame:
                 raise DataError(f"sequence: fewer than {tokens_per_frame} image tokens at token {position}")
             frame, position = frame + 1, position + tokens_per_frame
             if user:

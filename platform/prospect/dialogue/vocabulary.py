@@ -6,25 +6,13 @@ into a control token: `neutralise` breaks up every special string in it.
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from prospect.dialogue.chat import ChatTemplate
 from prospect.errors import CheckpointError
 
 IMAGE, USER, DST, ASST, SILENT, PAD = "<image>", "[USER]", "[DST]", "[ASST]", "[SILENT]", "[PAD]"
 GRAMMAR_TOKENS = (IMAGE, USER, DST, ASST, SILENT, PAD)
-
-CHAT_DATE = "26 Jul 2024"
-"""Llama's template prints today's date unless it is given one; a context must not depend on the day."""
-
-
-@dataclass(frozen=True)
-class ChatText:
-    """A rendered chat prompt with the characters that each token covers."""
-
-    text: str
-    ids: tuple[int, ...]
-    offsets: tuple[tuple[int, int], ...]
 
 
 class Vocabulary:
@@ -34,6 +22,10 @@ class Vocabulary:
         image, user, dst, asst, silent, pad: ids of the grammar's own tokens.
         stop: the canonical stop token, which closes every user turn, delta and utterance.
         stop_ids: every id that ends a generation; holds `stop`.
+        chat: the tokenizer's chat template.
+
+    Raises:
+        CheckpointError: the tokenizer lacks the grammar's tokens or a usable chat template.
     """
 
     def __init__(self, tokenizer: Any, stop_ids: Iterable[int] = ()) -> None:
@@ -47,6 +39,7 @@ class Vocabulary:
         self.image, self.user, self.dst, self.asst, self.silent, self.pad = ids
         self.stop: int = tokenizer.eos_token_id
         self.stop_ids = frozenset(stop_ids) | {self.stop}
+        self.chat = ChatTemplate.of(tokenizer)
         added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         specials = sorted(added | set(tokenizer.all_special_tokens) | set(GRAMMAR_TOKENS), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, specials)))
@@ -66,21 +59,6 @@ class Vocabulary:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-    def render_chat(self, system: str, user: str) -> ChatText:
-        """System and user message through the tokenizer's own chat template: fixed date, BOS once.
-
-        `system` and `user` are trusted to be neutralised and to carry no outer white space.
-        """
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-        text = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, date_string=CHAT_DATE
-        )
-        bos = self.tokenizer.bos_token
-        if bos and not text.startswith(bos):
-            text = bos + text
-        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return ChatText(text, tuple(encoding["input_ids"]), tuple(map(tuple, encoding["offset_mapping"])))
 
 
 def extend_tokenizer(tokenizer: Any) -> int:

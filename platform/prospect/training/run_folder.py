@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, and that one process at a time works in it."""
+"""A run's folder: the configuration that identifies the run, and a lock that lets one process at a time use it."""
 
 import fcntl
 import json
@@ -9,9 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from prospect.earlier import EARLIER_DEFAULTS
 from prospect.errors import ConfigError
 from prospect.files import write_json
 from prospect.settings import flatten
+
+IDENTITY_VERSION = 2
+"""Of `identity.json`; 1 had no version in it and no `context.layout`."""
 
 
 @contextmanager
@@ -28,7 +32,7 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             lock.seek(0)
             raise ConfigError(
-                f"`training.run_name` is {folder.name}, a run that goes on now in {lock.read() or 'another process'}: "
+                f"`training.run_name` is {folder.name}, a run that is active in {lock.read() or 'another process'}: "
                 "wait for its end, or give training.run_name another name.",
                 field="training.run_name",
             ) from None
@@ -38,16 +42,37 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def require_same(folder: Path, identity: dict[str, Any]) -> None:
-    """Finds that a run's folder is free or this configuration's own.
+def read_identity(folder: Path) -> dict[str, Any] | None:
+    """The settings of the run in `folder` by dotted name; None where no run was begun.
+
+    A run of an earlier version has that version's defaults for the settings that came later.
 
     Raises:
-        ConfigError: it is another's.
+        ConfigError: a later version wrote it.
     """
     file = folder / "identity.json"
     if not file.is_file():
+        return None
+    identity = json.loads(file.read_text())
+    if (version := identity.pop("version", 1)) > IDENTITY_VERSION:
+        raise ConfigError(
+            f"`training.run_name` is {folder.name}, a run of a later version (identity {version}, this one knows "
+            f"{IDENTITY_VERSION}): update prospect, or give training.run_name another name.",
+            field="training.run_name",
+        )
+    return {**EARLIER_DEFAULTS, **flatten(identity)}
+
+
+def require_same(folder: Path, identity: dict[str, Any]) -> None:
+    """Refuse a folder in which a run of another configuration was begun.
+
+    Raises:
+        ConfigError: naming the first setting that differs.
+    """
+    there = read_identity(folder)
+    if there is None:
         return
-    there, here = flatten(json.loads(file.read_text())), flatten(json.loads(json.dumps(identity)))
+    here = flatten(json.loads(json.dumps(identity)))
     for key in sorted(there.keys() | here.keys()):
         if there.get(key) != here.get(key):
             raise ConfigError(
@@ -58,5 +83,5 @@ def require_same(folder: Path, identity: dict[str, Any]) -> None:
 
 
 def write_identity(folder: Path, identity: dict[str, Any]) -> None:
-    """Write what makes the run itself, once no mistake is left: until then the name is free."""
-    write_json(folder / "identity.json", identity)
+    """Write the configuration that identifies the run, after all checks: until then the name stays free."""
+    write_json(folder / "identity.json", {"version": IDENTITY_VERSION, **identity})

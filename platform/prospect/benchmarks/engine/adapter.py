@@ -119,7 +119,10 @@ class EngineSystem:
 
     def _context_length(self, knowledge: str) -> int:
         """Tokens of the context around `knowledge`."""
-        one = build_context(self._vocabulary, goal="", steps=(), state=TaskState(()), knowledge=knowledge or DIGIT)
+        state, layout = TaskState(()), self._engine.context.layout
+        one = build_context(
+            self._vocabulary, goal="", steps=(), state=state, knowledge=knowledge or DIGIT, layout=layout
+        )
         return one.num_text - (0 if knowledge else 1)
 
 

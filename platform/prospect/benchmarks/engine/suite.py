@@ -39,6 +39,7 @@ from prospect.benchmarks.engine.measure import (
 from prospect.benchmarks.engine.model import planted_model
 from prospect.benchmarks.engine.settings import EngineSuite
 from prospect.config.schema import Config
+from prospect.devices import pick_device
 from prospect.errors import ConfigError, OutOfPagesError
 from prospect.model.checkpoint import LoadedModel
 from prospect.streaming.settings import StreamingSettings
@@ -60,7 +61,7 @@ def measure(suite: EngineSuite, streaming: StreamingSettings, root: Path) -> dic
     """All of it; needs no configuration."""
     console, began = Console(width=150), time.perf_counter()
     torch.set_num_threads(suite.num_threads or torch.get_num_threads())
-    device = suite.device.replace("auto", "cuda" if torch.cuda.is_available() else "cpu")
+    device = str(pick_device(suite.device))
     loaded, machine = planted_model(suite, device, root / "cache"), _machine(device)
     console.print(report.headline(suite, machine), soft_wrap=True)
     warm_up(loaded, suite, streaming)

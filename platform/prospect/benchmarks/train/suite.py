@@ -31,10 +31,12 @@ from prospect.corpus.draw import plan_corpus
 from prospect.data.batches import IGNORE, Batch, Collator
 from prospect.data.clips import Clip
 from prospect.data.prepare import make_clips
-from prospect.data.settings import ClipSettings, SamplingSettings
+from prospect.data.settings import ClipSettings, LabelSamplingSettings
 from prospect.data.sources import load_dialogues, place_all
+from prospect.devices import has_gpu
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue
+from prospect.dialogue.sequence import SequenceBuilder
 from prospect.dialogue.timeline import num_frames
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import ConfigError, ProspectError
@@ -43,7 +45,7 @@ from prospect.hashing import derived_seed
 from prospect.model.adapters import adapt, build_model, build_tokenizer
 from prospect.model.settings import LoraSettings, ModelSettings
 from prospect.training.backend import PlainBackend
-from prospect.training.loop import MicroBatch, make_sampler, train_step
+from prospect.training.loop import MicroBatch, StepBatch, make_sampler, train_step
 from prospect.training.settings import TrainingSettings
 
 WAYS = {
@@ -113,7 +115,7 @@ def run(config: Config) -> None:
     results = {way: _measured(way, task, folder) for way in WAYS}
     console.print(comparison(results))
     _write(config, {"suite": suite.model_dump(), **_machine(suite), "ways": {w: asdict(r) for w, r in results.items()}})
-    if torch.cuda.is_available():
+    if has_gpu():
         from prospect.benchmarks.train.gpu import measure_geometry, render
 
         console.print(render(measure_geometry(suite)))
@@ -124,9 +126,8 @@ def _task(config: Config, suite: TrainSuite, folder: Path) -> Task:
     model, cache = ModelSettings(base=suite.base), Path(config.storage.root) / "cache"
     tokenizer = build_tokenizer(model, (), cache)
     tokenizer.save_pretrained(folder / "tokenizer")
-    context = ContextSettings(max_seq_len=suite.max_seq_len)
     placed, _ = place_all(dialogues := _dialogues(config), _durations(dialogues))
-    clips, _ = make_clips(placed, Vocabulary(tokenizer), context, ClipSettings(), 1)
+    clips, _ = make_clips(placed, _builder(tokenizer, suite), ClipSettings())
     wanted = suite.batch_size * suite.num_steps
     if len(clips) < wanted:
         raise ConfigError(
@@ -184,7 +185,7 @@ def measure(way: str, task: Task) -> Measurement:
         ),
         settings,
     )
-    collate = _Collator(Vocabulary(tokenizer), task.suite, packed=way in ("ours", "ours, checkpointed"))
+    collate = _Collator(_builder(tokenizer, task.suite), task.suite, packed=way in ("ours", "ours, checkpointed"))
     train = train_with_transformers if way == "transformers" else _train
     training = _settings(task.suite, checkpointed=way == "ours, checkpointed")
     _reset_peak()
@@ -201,6 +202,10 @@ def measure(way: str, task: Task) -> Measurement:
     )
 
 
+def _builder(tokenizer: Any, suite: TrainSuite) -> SequenceBuilder:
+    return SequenceBuilder(Vocabulary(tokenizer), ContextSettings(max_seq_len=suite.max_seq_len), tokens_per_frame=1)
+
+
 def _settings(suite: TrainSuite, checkpointed: bool) -> TrainingSettings:
     return TrainingSettings(
         batch_size=suite.batch_size,
@@ -215,10 +220,8 @@ def _settings(suite: TrainSuite, checkpointed: bool) -> TrainingSettings:
 class _Collator(Collator):
     """Batches with random frames; padded ones are labelled everywhere, with nothing but text counting."""
 
-    def __init__(self, vocabulary: Vocabulary, suite: TrainSuite, packed: bool) -> None:
-        sampling = SamplingSettings(negative_rate=suite.negative_rate)
-        context = ContextSettings(max_seq_len=suite.max_seq_len)
-        super().__init__(vocabulary, self._random_frames, context, 1, sampling, packed)
+    def __init__(self, builder: SequenceBuilder, suite: TrainSuite, packed: bool) -> None:
+        super().__init__(builder, self._random_frames, LabelSamplingSettings(negative_rate=suite.negative_rate), packed)
         self.dim = suite.vision_dim
         self.computed = 0
 
@@ -248,7 +251,7 @@ def _train(model: Any, clips: Sequence[Clip], collate: Collator, settings: Train
     for step, first in enumerate(range(0, len(clips), size)):
         batch = clips[first : first + size]
         micro = [MicroBatch(collate(part)) for part in _parts(batch, settings.micro_batch_size)]
-        losses.append(train_step(backend, micro, settings, settings.learning_rate, step=step).loss)
+        losses.append(train_step(backend, StepBatch(micro, settings.learning_rate, step), settings).loss)
     return fmean(losses)
 
 

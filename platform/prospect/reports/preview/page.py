@@ -20,6 +20,7 @@ from prospect.data.sources import Corpus, QuarantinedRecord, place_all
 from prospect.data.sources.placement import total_frames
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue, Role
+from prospect.dialogue.sequence import SequenceBuilder
 from prospect.dialogue.timeline import FPS, Timeline
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import ConfigError, DataError
@@ -247,17 +248,15 @@ def _tracks(
     dialogues: Sequence[Dialogue], total: int, context: ContextSettings, clips: ClipSettings
 ) -> list[DialogueTracks]:
     texts = training_texts(dialogues)
-    vocabulary = Vocabulary(fit_tokenizer(texts, TinyGeometry().vocab_size))
+    builder = SequenceBuilder(Vocabulary(fit_tokenizer(texts, TinyGeometry().vocab_size)), context, tokens_per_frame=1)
     placed, _ = place_all(dialogues, lambda _: total)  # what has no place is among the events
-    return [_track(dialogue, timeline, vocabulary, context, clips) for dialogue, timeline in placed]
+    return [_track(dialogue, timeline, builder, clips) for dialogue, timeline in placed]
 
 
-def _track(
-    dialogue: Dialogue, timeline: Timeline, vocabulary: Vocabulary, context: ContextSettings, clips: ClipSettings
-) -> DialogueTracks:
+def _track(dialogue: Dialogue, timeline: Timeline, builder: SequenceBuilder, clips: ClipSettings) -> DialogueTracks:
     total = timeline.num_frames
     events = events_of(dialogue, timeline)
-    made, uncut = make_clips([(dialogue, timeline)], vocabulary, context, clips, tokens_per_frame=1)
+    made, uncut = make_clips([(dialogue, timeline)], builder, clips)
     return DialogueTracks(
         dialogue,
         events,
