@@ -75,6 +75,9 @@ def test_documented_http_bodies_parse():
         ('{"type": "input_frame.append", "seq": -1, "image": ""}', "seq", "seq (-1) must "),
         ('{"type": "input_frame.append", "seq": "x", "image": ""}', "seq", "seq ('x') must be an integer"),
         ('{"type": "input_frame.append", "pts": NaN, "image": ""}', "pts", "pts (nan) must "),
+        ('{"type": "input_frame.append", "pts": 1.7976931348623157e308, "image": ""}', "pts", "pts (1.79"),
+        ('{"type": "input_frame.append", "pts": 1e300, "image": ""}', "pts", "pts (1e+300) must"),
+        ('{"type": "input_frame.append", "pts": Infinity, "image": ""}', "pts", "pts (inf) must"),
         ('{"type": "input_frame.append", "seq": 0}', None, "either image or embedding"),
         ('{"type": "input_frame.append", "image": "a*b"}', "image", "image: is not base64"),
         (
