@@ -26,7 +26,7 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts there to interrupt it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ["tests.world"]
+pytest_plugins = ["tests.factories"]
 
 # A run of the tests draws the same examples as the one before it: what a change broke shows, and nothing else does.
 # `--hypothesis-profile=search` draws new ones.

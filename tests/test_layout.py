@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from tests.conftest import REPOSITORY
+
 PACKAGE = REPOSITORY / "platform" / "prospect"
 HEAVY = {"ray", "deepspeed", "mlflow"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
