@@ -340,6 +340,16 @@ def test_an_unreadable_checkpoint_is_one_clear_sentence(broken, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_frames_are_embedded_alike_by_order_and_by_position():
+    model = tiny_model(VOCABULARY).model.eval()
+    ids = torch.tensor([20, VOCABULARY.image, 21, VOCABULARY.image])
+    frames = torch.from_numpy(features("tea", 0, 2)[:, 0])
+    aligned = torch.zeros(4, DIM, dtype=frames.dtype)
+    aligned[[1, 3]] = frames
+    with torch.inference_mode():
+        assert (model.embed(ids, frames) - model.embed(ids, aligned, aligned=True)).abs().max() <= 1e-6
+
+
 def test_features_that_do_not_fit_are_refused_with_both_numbers():
     model = tiny_model(VOCABULARY).model
     ids = torch.tensor([[VOCABULARY.image] * 3])

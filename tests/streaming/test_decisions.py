@@ -18,10 +18,10 @@ def heard(
     settings: StreamingSettings, probabilities: list[float], asked: tuple[int, ...] = (), moved: tuple[int, ...] = ()
 ) -> str:
     """One letter a frame: S(peaks), or why not: t(hreshold), c(ooldown), h(ysteresis)."""
-    restraint, letters = DecisionGate(decision_policy(settings, None, SessionSpec())), ""
+    gate, letters = DecisionGate(decision_policy(settings, None, SessionSpec())), ""
     for frame, probability in enumerate(probabilities):
-        silence = restraint.silence(probability, frame, addressed=frame in asked, updated=frame in moved)
-        restraint.acted(frame, updated=False, spoke=silence is None)
+        silence = gate.silence_reason(probability, frame, addressed=frame in asked, updated=frame in moved)
+        gate.record(frame, updated=False, spoke=silence is None)
         letters += "S" if silence is None else silence[0]
     return letters
 
@@ -43,10 +43,10 @@ def test_the_probability_must_come_down_by_a_share_of_the_threshold():
 def test_updates_can_be_held_back_alike():
     for hysteresis, expected in ((None, [True, True, False, True]), (0.1, [True, False, False, False])):
         policy = decision_policy(StreamingSettings(update_hysteresis=hysteresis), None, SessionSpec())
-        restraint, updated = DecisionGate(policy), []
+        gate, updated = DecisionGate(policy), []
         for frame, probability in enumerate([0.6, 0.6, 0.48, 0.6]):
-            updated.append(restraint.updates(probability))
-            restraint.acted(frame, updated=updated[-1], spoke=False)
+            updated.append(gate.allows_update(probability))
+            gate.record(frame, updated=updated[-1], spoke=False)
         assert updated == expected
 
 

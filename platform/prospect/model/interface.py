@@ -110,8 +110,14 @@ class DSTModel(Module):
         self.dst_update_head = BinaryHead(width, config.decision_head)
         self.dst_state_head = StateHead(width, config.state_head_size)
 
-    def embed(self, input_ids: Tensor, frames: Tensor) -> Tensor:
-        """Token embeddings [*, H] with the image tokens' rows replaced by projected `frames` [N, D], in order.
+    def embed(self, input_ids: Tensor, frames: Tensor, *, aligned: bool = False) -> Tensor:
+        """Token embeddings [*, H] with projected `frames` in the rows of the image tokens.
+
+        Args:
+            input_ids: [*].
+            frames: [N, D], one for each image token, in order.
+            aligned: whether `frames` are [*, D] instead, one for each token; those of text tokens are not used. No
+                shape then depends on the tokens and nothing is read on the host: a CUDA graph can capture the call.
 
         Raises:
             DataError: N differs from the number of image tokens, or D from the model's.
@@ -122,13 +128,14 @@ class DSTModel(Module):
                 f"embedding: has {frames.shape[-1]} dimensions, the model was built for {self.config.vision_dim}",
                 field="embedding",
             )
-        if int(is_image.sum()) != len(frames):
+        if not aligned and int(is_image.sum()) != len(frames):
             raise DataError(
                 f"frames: {len(frames)} feature rows for {int(is_image.sum())} image tokens", field="frames"
             )
         embeddings = self.text.embed_tokens(input_ids)
         projected = self.mm_projector(frames).to(embeddings.dtype)
-        return embeddings.masked_scatter(is_image.unsqueeze(-1), projected)
+        mask = is_image.unsqueeze(-1)
+        return torch.where(mask, projected, embeddings) if aligned else embeddings.masked_scatter(mask, projected)
 
     def trunk(self, input_ids: Tensor, frames: Tensor, attention: str = "sdpa", **kwargs: Any) -> Tensor:
         """Hidden states [B, S, H] after the final norm; `lm_head` is not touched.
