@@ -71,7 +71,7 @@ DEMO := $(if $(filter real,$(DATA)),data=clips training=few_videos $(if $(PATH_T
 demo: env $(if $(MODEL)$(VISION),weights) ## the whole path on the sample corpus; DATA=real for videos, ARGS="key=value ..."
 	@$(BIN)/python jobs/demo.py $(DEMO) $(ARGS)
 
-# Two processes, each with a file at a time (docs/benchmarks.md has what that saves); a run that hangs still reports.
+# Two processes, each with a file at a time (tests/order.py says which); a run that hangs still reports.
 WORKERS ?= 2
 PYTEST := RAY_AUTH_MODE=disabled $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 

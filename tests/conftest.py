@@ -26,7 +26,7 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts there to interrupt it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ["tests.world"]
+pytest_plugins = ["tests.factories", "tests.order"]
 
 # A run of the tests draws the same examples as the one before it: what a change broke shows, and nothing else does.
 # `--hypothesis-profile=search` draws new ones.
@@ -53,11 +53,6 @@ def local_ray() -> None:
 
 def pytest_sessionfinish() -> None:
     ray.shutdown()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole paths first: what takes longest must not be what one process is left with."""
-    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from prospect import cli
+from tests.conftest import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "platform" / "prospect"
 HEAVY = {"ray", "deepspeed", "mlflow"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -24,8 +24,8 @@ from prospect.evaluation.intervals import draw_runs
 from prospect.evaluation.settings import EvaluationSettings
 from prospect.evaluation.tally import METRICS, Tally
 from prospect.training.events import training_seconds
+from tests.conftest import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SETTINGS = EvaluationSettings(bootstrap_samples=400)
 SMALL = ["max_steps=2", "corpus.num_train=12", "corpus.num_validation=2", "corpus.num_test=2"]
 

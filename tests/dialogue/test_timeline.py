@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from prospect.dialogue.schema import Dialogue, Step, TimedTransition, Turn
 from prospect.dialogue.state import format_delta
 from prospect.dialogue.timeline import FPS, FrameEvents, frame_at, nearest_frame, num_frames, place, record_events
+from tests.factories import recipe
 
 
 def dialogue(turns=(), steps=(), transitions=None, duration=400.0, **fields) -> Dialogue:
@@ -15,7 +16,7 @@ def dialogue(turns=(), steps=(), transitions=None, duration=400.0, **fields) -> 
         video_id="v",
         dialogue_id="v#0",
         turns=tuple(Turn(role=role, time=time, text=text) for role, time, text in turns),
-        steps=tuple(Step(id=f"S{i}", name=name, start=a, end=b) for i, (name, a, b) in enumerate(steps, 1)),
+        steps=recipe(*steps),
         explicit_transitions=transitions,
         duration=duration,
         **fields,

@@ -15,9 +15,9 @@ from prospect.dialogue.timeline import FPS, decision_time
 from prospect.tracking.settings import TrackingSettings
 from prospect.tracking.tracking import Tracking
 from prospect.vision.video import sample_frames
+from scripts.cluster import free_port
 from tests.conftest import REPOSITORY
 from tests.needs import skip_without
-from tests.network import free_port
 
 pytestmark = pytest.mark.e2e
 

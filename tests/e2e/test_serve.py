@@ -19,10 +19,10 @@ from prospect.model.checkpoint import load_model
 from prospect.serving.config import ServeConfig
 from prospect.serving.deployments import launch
 from prospect.serving.live_encoder import encoder_of
+from scripts.cluster import free_port
 from tests.bare import LIGHT, MISSING
 from tests.conftest import REPOSITORY
 from tests.needs import skip_without
-from tests.network import free_port
 from tests.readme import blocks
 from tests.serving.models import ALWAYS, NEVER, STEPS, picture, write_model
 from tests.vision.videos import write_video
