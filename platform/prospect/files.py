@@ -33,7 +33,8 @@ def open_filesystem(root: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
         try:
             generic, path = url_to_fs(root)
         except (ValueError, ImportError, OSError) as error:
-            raise DataError(f"no file system for {root}: {error}", field="root") from error
+            sentence = f"root ({root}) must be a path, or a URL that an installed package opens: {error}"
+            raise DataError(sentence, field="root") from error
         filesystem = fs.PyFileSystem(fs.FSSpecHandler(generic))
     return filesystem, path.rstrip("/")
 
@@ -44,7 +45,7 @@ def is_file(filesystem: fs.FileSystem, path: str) -> bool:
 
 
 def write_file(filesystem: fs.FileSystem, path: str, data: bytes | Iterable[bytes]) -> None:
-    """Writes a whole file at once: a process that dies here leaves nothing under its name that looks finished."""
+    """Write a file atomically: a process that dies here leaves no partial file under this name."""
     folder = os.path.dirname(path)
     filesystem.create_dir(folder, recursive=True)
     temporary = f"{folder}/.{uuid.uuid4().hex}.partial"
@@ -60,12 +61,12 @@ def write_file(filesystem: fs.FileSystem, path: str, data: bytes | Iterable[byte
 
 
 def write_text(file: Path, text: str) -> None:
-    """`write_file` on this machine's own file system."""
+    """`write_file` on the local file system."""
     write_file(fs.LocalFileSystem(), str(file.absolute()), text.encode())
 
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:
-    """Indented JSON, whole or not at all, as `write_file` writes it."""
+    """Write indented JSON atomically."""
     write_text(file, json.dumps(values, indent=2))
 
 
@@ -85,7 +86,7 @@ def hash_source(path: str | os.PathLike[str]) -> str:
 
 
 def file_size(path: str | os.PathLike[str]) -> int | None:
-    """Bytes of a file by path or URL; None where there is no such file, or nothing that opens it."""
+    """Bytes of a file by path or URL; None where it cannot be opened."""
     try:
         filesystem, inside = open_filesystem(path)
         return filesystem.get_file_info(inside).size

@@ -156,12 +156,12 @@ def test_a_span_marked_as_skipped_is_a_step_that_was_not_performed(tmp_path: Pat
 
 
 BAD_RECORDS = [
-    ("canonical", canonical(turns="none"), "turns", "valid tuple"),
+    ("canonical", canonical(turns="none"), "turns", "'none' must be a list"),
     ("canonical", canonical(split="fold3"), "split", "'fold3' must be one of train, validation, test"),
-    ("canonical", {"dataset": "kitchen"}, "video_id", "Field required"),
+    ("canonical", {"dataset": "kitchen"}, "video_id", "is missing"),
     ("canonical", "{oops", "record", "not valid JSON"),
     ("canonical", "[1]", "record", "a list is not a record"),
-    ("dialogues", {"dataset": "d", "video_id": "v", "dialogue_id": "x", "gaol": "tea"}, "gaol", "Extra inputs"),
+    ("dialogues", {"dataset": "d", "video_id": "v", "dialogue_id": "x", "gaol": "tea"}, "gaol", "unknown field"),
     ("proassist_generated", {"video_uid": "v", "conversations": []}, "conversations", "no list of conversations"),
     ("proassist_dst", dst(dst=dst()["dst"] * 2), "dst", "S1 has more than one span"),
 ]
@@ -206,7 +206,7 @@ def test_an_entry_of_a_folder_that_is_no_record_does_not_take_the_others_along(t
     (tmp_path / "dialogues.json").write_text(json.dumps(entries))
     corpus = load_dialogues(DataSettings(source="folder", path=tmp_path))
     assert [dialogue.video_id for dialogue in corpus.dialogues] == ["v2"]
-    assert [(record.id, record.reason) for record in corpus.quarantined] == [("v1", "Field required")]
+    assert [(record.id, record.reason) for record in corpus.quarantined] == [("v1", "is missing")]
 
 
 def test_the_second_record_with_the_same_ids_is_quarantined(tmp_path: Path) -> None:

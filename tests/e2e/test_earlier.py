@@ -7,6 +7,7 @@ import pytest
 
 from prospect.cluster.evaluate import MODEL, evaluate_model
 from prospect.cluster.train import train
+from prospect.model.saved import read_saved
 from prospect.tracking.tracking import Tracking
 from tests.earlier import PACKED, config_of, unpack
 
@@ -24,6 +25,7 @@ def test_an_unfinished_run_goes_on_from_its_checkpoint_in_its_mlflow_run(local_r
     result = train(config_of(root, "unfinished"), lines.append)
     assert any("resumed at step 30 of 60" in line for line in lines), lines
     assert (result.steps, result.mlflow_run, result.version) == (60, begun, 2)
+    assert read_saved(result.model).manifest["context"]["layout"] == 1, "a run keeps the defaults that it began with"
     client = Tracking(config_of(root).tracking, root).client
     history = client.get_metric_history(begun, "train/loss")
     assert [metric.step for metric in sorted(history, key=lambda m: m.timestamp)] == list(range(60))

@@ -17,8 +17,8 @@ from prospect.model.checkpoint import LoadedModel
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.session.log import Segment
 from prospect.streaming.session.strategies import (
+    ContextInputs,
     ContextPlan,
-    Seen,
     describe_state,
     frames_within,
     plan_context,
@@ -26,9 +26,18 @@ from prospect.streaming.session.strategies import (
 )
 from prospect.streaming.settings import StreamingSettings
 from prospect.streaming.types import Decision, Refreshed, SessionSpec
-from tests.factories import CONTEXT, features, tea_dialogue, timeline_of, tiny_model, tiny_vocabulary, with_progress
+from tests.factories import (
+    CONTEXT,
+    SHORT_TEA,
+    decisions,
+    features,
+    tea_dialogue,
+    timeline_of,
+    tiny_model,
+    tiny_vocabulary,
+    with_progress,
+)
 
-TEA = SessionSpec(goal="Make tea", steps=tea_dialogue().step_names)
 BUSY = StreamingSettings(
     speak_threshold=0.0, update_threshold=0.5, cooldown_frames=4, speak_hysteresis=None, state_policy="implied_start"
 )
@@ -58,7 +67,9 @@ def loaded():
     return tiny_model(tiny_vocabulary(), seed=3)
 
 
-def run(engine: StreamingEngine, frames: range, texts: dict[int, str] | None = None, spec: SessionSpec = TEA) -> list:
+def run(
+    engine: StreamingEngine, frames: range, texts: dict[int, str] | None = None, spec: SessionSpec = SHORT_TEA
+) -> list:
     """Events of a session whose frames come one at a time; every length on the way is checked."""
     if "a" not in engine.session_ids:
         engine.open("a", spec)
@@ -71,10 +82,6 @@ def run(engine: StreamingEngine, frames: range, texts: dict[int, str] | None = N
             events += [event for _, event in engine.step()]
             assert engine._session("a").cache.length <= engine.context.max_seq_len
     return events
-
-
-def decisions(events: list) -> list[Decision]:
-    return [event for event in events if isinstance(event, Decision)]
 
 
 @pytest.mark.parametrize(("strategy", "published"), WAYS)
@@ -124,7 +131,9 @@ def test_what_each_strategy_shows():
     settings = small("state_refresh", False)
     done, going = (TaskState((StepState(a), StepState(b))) for a, b in ((2, 1), (1, 0)))
     said = [("user", "a"), ("assistant", "b")]
-    seen = Seen(going, done, said, 9, "Half done.", lengths=[1, 30, 1, 9], states=[going, going, done, done], room=100)
+    seen = ContextInputs(
+        going, done, said, 9, "Half done.", lengths=[1, 30, 1, 9], states=[going, going, done, done], room=100
+    )
     refreshed = ContextPlan(done, tuple(said), 6)
     shown = {
         ("none", False): ContextPlan(done),
@@ -222,13 +231,13 @@ def test_a_summary_is_asked_for_as_clips_are_trained_to_give_one_and_stands_in_t
 
 def watch(engine: StreamingEngine, fed: list[str]) -> None:
     """Notes the text of all that is fed with more than one token."""
-    trunk = engine._work._trunk
+    trunk = engine._executor._trunk
 
     def noting(chunks):
         fed.extend(engine.loaded.vocabulary.decode(chunk.ids) for chunk in chunks if len(chunk.ids) > 1)
         return trunk(chunks)
 
-    engine._work._trunk = noting
+    engine._executor._trunk = noting
 
 
 def test_the_summary_a_session_starts_with_is_shown_where_summaries_are_asked_for(loaded):
@@ -237,14 +246,18 @@ def test_the_summary_a_session_starts_with_is_shown_where_summaries_are_asked_fo
     for strategy, shows in (("summarize_and_drop", True), ("state_refresh", False)):
         settings = CONTEXT.model_copy(update={"strategy": strategy, "max_summary_tokens": 40})
         engine = StreamingEngine(loaded, settings, BUSY)
-        run(engine, range(1), spec=dataclasses.replace(TEA, knowledge=dialogue.knowledge, summary=dialogue.progress))
+        run(
+            engine,
+            range(1),
+            spec=dataclasses.replace(SHORT_TEA, knowledge=dialogue.knowledge, summary=dialogue.progress),
+        )
         clip = make_clip(dialogue, timeline_of(dialogue), 0, 5, settings, "strict")
         clip = dataclasses.replace(clip, summary=dialogue.progress if shows else None)
         assert engine.segment("a").context == clip_context(clip, SequenceBuilder(loaded.vocabulary, settings, 1))
 
 
 def test_the_oracle_is_told_only_as_published_and_marked(loaded):
-    spec = dataclasses.replace(TEA, oracle=((0, "S1->start"), (1, "S1->complete; S2->start")))
+    spec = dataclasses.replace(SHORT_TEA, oracle=((0, "S1->start"), (1, "S1->complete; S2->start")))
     for published in (False, True):
         settings = small("summarize_with_dst", published)
         engine = StreamingEngine(loaded, settings, BUSY.model_copy(update={"update_threshold": 1.0}))

@@ -55,7 +55,7 @@ class CorpusSettings(Settings):
     @model_validator(mode="after")
     def _ranges(self) -> Self:
         if self.min_steps > self.max_steps:
-            raise ValueError(f"min_steps: {self.min_steps} is more than max_steps {self.max_steps}")
+            raise ValueError(f"min_steps ({self.min_steps}) must not exceed max_steps ({self.max_steps})")
         for name, least in (("idle", 1.0), ("step_duration", 1.0), ("pause", 1.0)):
             shortest, longest = getattr(self, name)
             if not least <= shortest <= longest:

@@ -1,4 +1,4 @@
-"""The aligner's weights by maximum likelihood, and whether its confidences mean what they say."""
+"""Maximum-likelihood weights of the aligner, and the calibration of its confidences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ BINS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 
 @dataclass(frozen=True)
 class Bin:
-    """Steps whose confidences are alike."""
+    """A bin of steps with similar confidences."""
 
     low: float
     high: float
     steps: int
     confidence: float
-    """Their mean."""
+    """Mean confidence."""
     right: float
-    """Mean share of their blocks that are right."""
+    """Mean share of right blocks."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def fit_outside(settings: AlignerSettings, *sets: Sequence[Example]) -> tuple[fl
 
 
 def calibration(examples: Sequence[Example], settings: AlignerSettings) -> Calibration:
-    """On all steps of the examples."""
+    """Calibration over all steps of the examples."""
     sure, right = [], []
     for video, evidence in examples:
         alignment = decode(evidence.weighted(settings))
@@ -104,7 +104,7 @@ def _outside_loss(settings: AlignerSettings, gold: np.ndarray, evidence: Evidenc
 
 
 def _loss(weights: Floats, gold: np.ndarray, evidence: Evidence) -> tuple[float, Floats]:
-    """Negative log-likelihood of one video, and its gradient: what is expected less what is there."""
+    """Negative log-likelihood of one video, and its gradient: expected minus observed features."""
     similarity, pause = weights
     found = marginals(similarity * evidence.similarity, pause * evidence.pauses)
     ends = np.diff(gold) > 0

@@ -1,4 +1,4 @@
-"""Gold for the aligner: real videos in which annotators wrote down which line belongs to which step."""
+"""Gold alignments: real videos whose annotators assigned each line to a step."""
 
 import gzip
 import hashlib
@@ -47,7 +47,7 @@ class Gold:
 
     videos: tuple[GoldVideo, ...]
     excluded: Mapping[str, int]
-    """How many of what were left out."""
+    """Counts of what was left out, by reason."""
 
 
 def read(folder: Path, name: str) -> list[Raw]:

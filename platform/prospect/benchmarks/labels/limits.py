@@ -1,4 +1,4 @@
-"""What keeps the aligner from being right everywhere: where its errors lie, and what even an oracle would miss."""
+"""Limits of the aligner's accuracy: where its errors lie, and what even an oracle would miss."""
 
 from bisect import bisect_right
 from collections import Counter, defaultdict
@@ -16,7 +16,7 @@ from prospect.data.labels.aligner import AlignerSettings
 from prospect.data.labels.chain import Floats
 
 _UNSEEN = 1e-3
-"""Probability of a step under which an oracle never saw a text."""
+"""Probability of a step with which the oracle never saw a text."""
 
 
 def limits(examples: Sequence[Example], settings: AlignerSettings) -> dict[str, float]:

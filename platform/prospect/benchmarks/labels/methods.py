@@ -18,13 +18,13 @@ Method = Callable[[Evidence, AlignerSettings], Assignment]
 
 
 def uniform(evidence: Evidence, settings: AlignerSettings) -> Assignment:
-    """As many blocks for each step."""
+    """Give every step the same number of blocks."""
     blocks, steps = evidence.similarity.shape
     return np.arange(blocks) * steps // blocks
 
 
 def greedy(evidence: Evidence, settings: AlignerSettings) -> Assignment:
-    """Forward from the first step: at each block the better of staying and going on."""
+    """Go forward from the first step: at each block, take the better of this step and the next."""
     return _pass(_normalised(evidence.similarity))[0]
 
 

@@ -1,4 +1,4 @@
-"""How good an assignment is, and how sure that is: scores by video, intervals over videos."""
+"""Scores of an assignment by video, and bootstrap intervals over videos."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Summary:
 
     accuracy: Interval
     block_accuracy: Interval
-    """Over all blocks, so that long videos count more."""
+    """Accuracy over all blocks, in which long videos count more."""
     iou: Interval
     offset_mean: Interval
     offset_median: Interval

@@ -12,13 +12,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from prospect.benchmarks.config import BenchmarkConfig
 from prospect.benchmarks.labels.fit import Calibration, Example, calibration, fit_outside, fit_weights
 from prospect.benchmarks.labels.gold import Gold, GoldVideo, bookkept, egoexolearn_lines, goalstep, holoassist_turns
 from prospect.benchmarks.labels.limits import limits, out_of_order
 from prospect.benchmarks.labels.methods import METHODS
 from prospect.benchmarks.labels.scores import Summary, score, summarize
 from prospect.benchmarks.settings import LabelsSuite
-from prospect.config.schema import Config
 from prospect.data.labels.aligner import evidence
 from prospect.data.labels.spans import block_ends
 from prospect.files import open_filesystem, write_file
@@ -28,7 +28,7 @@ UTTERANCES = "HoloAssist, utterances"
 """What people say at the ends of a task is like bookkeeping and yet part of it: half of it serves to fit."""
 
 
-def run(config: Config) -> dict[str, Any]:
+def run(config: BenchmarkConfig) -> dict[str, Any]:
     """Prints the tables, writes `benchmarks/labels.json` below the storage root, and returns what it wrote.
 
     Raises:
@@ -44,7 +44,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def measure(suite: LabelsSuite, console: Console) -> dict[str, Any]:
-    """Everything about GoalStep, and how the same weights do on two other data sets."""
+    """Measure on GoalStep, and with the same weights on two other data sets."""
     encoder = SentenceSimilarity(suite.similarity, "suite.similarity")
 
     def examples(videos: Sequence[GoldVideo]) -> list[Example]:

@@ -24,6 +24,7 @@ from rich.table import Table
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from prospect.benchmarks.config import BenchmarkConfig
 from prospect.benchmarks.settings import TrainSuite
 from prospect.benchmarks.train.peers import train_with_transformers
 from prospect.config.schema import Config
@@ -31,8 +32,9 @@ from prospect.corpus.draw import plan_corpus
 from prospect.data.batches import IGNORE, Batch, Collator
 from prospect.data.clips import Clip
 from prospect.data.prepare import make_clips
-from prospect.data.settings import ClipSettings, SamplingSettings
+from prospect.data.settings import ClipSettings, LabelSamplingSettings
 from prospect.data.sources import load_dialogues, place_all
+from prospect.devices import has_gpu
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.sequence import SequenceBuilder
@@ -44,7 +46,7 @@ from prospect.hashing import derived_seed
 from prospect.model.adapters import adapt, build_model, build_tokenizer
 from prospect.model.settings import LoraSettings, ModelSettings
 from prospect.training.backend import PlainBackend
-from prospect.training.loop import MicroBatch, make_sampler, train_step
+from prospect.training.loop import MicroBatch, StepBatch, make_sampler, train_step
 from prospect.training.settings import TrainingSettings
 
 WAYS = {
@@ -56,14 +58,14 @@ WAYS = {
 
 
 class BenchmarkError(ProspectError):
-    """A part of a benchmark did not finish."""
+    """A measured process did not finish."""
 
     code = "benchmark_failed"
 
 
 @dataclass(frozen=True)
 class Task:
-    """What every way is given."""
+    """Input of every measured way."""
 
     suite: TrainSuite
     tokenizer: Path
@@ -97,7 +99,7 @@ class Measurement:
     loss: float
 
 
-def run(config: Config) -> None:
+def run(config: BenchmarkConfig) -> None:
     """Measures all ways, prints a table and writes `benchmarks/train.json` below the storage root.
 
     Raises:
@@ -114,7 +116,7 @@ def run(config: Config) -> None:
     results = {way: _measured(way, task, folder) for way in WAYS}
     console.print(comparison(results))
     _write(config, {"suite": suite.model_dump(), **_machine(suite), "ways": {w: asdict(r) for w, r in results.items()}})
-    if torch.cuda.is_available():
+    if has_gpu():
         from prospect.benchmarks.train.gpu import measure_geometry, render
 
         console.print(render(measure_geometry(suite)))
@@ -220,7 +222,7 @@ class _Collator(Collator):
     """Batches with random frames; padded ones are labelled everywhere, with nothing but text counting."""
 
     def __init__(self, builder: SequenceBuilder, suite: TrainSuite, packed: bool) -> None:
-        super().__init__(builder, self._random_frames, SamplingSettings(negative_rate=suite.negative_rate), packed)
+        super().__init__(builder, self._random_frames, LabelSamplingSettings(negative_rate=suite.negative_rate), packed)
         self.dim = suite.vision_dim
         self.computed = 0
 
@@ -235,7 +237,7 @@ class _Collator(Collator):
 
 
 def label_everywhere(batch: Batch) -> Batch:
-    """The same losses from logits at every position."""
+    """The project's losses from logits at every position."""
     targets = torch.full((batch.input_ids.numel(),), IGNORE)
     targets[batch.text_positions] = batch.text_targets
     tasks = torch.zeros_like(targets)
@@ -250,7 +252,7 @@ def _train(model: Any, clips: Sequence[Clip], collate: Collator, settings: Train
     for step, first in enumerate(range(0, len(clips), size)):
         batch = clips[first : first + size]
         micro = [MicroBatch(collate(part)) for part in _parts(batch, settings.micro_batch_size)]
-        losses.append(train_step(backend, micro, settings, settings.learning_rate, step=step).loss)
+        losses.append(train_step(backend, StepBatch(micro, settings.learning_rate, step), settings).loss)
     return fmean(losses)
 
 
@@ -259,7 +261,7 @@ def _parts(clips: Sequence[Clip], size: int) -> Iterator[Sequence[Clip]]:
 
 
 def _reset_peak() -> None:
-    """Linux forgets the largest resident set that there was; elsewhere building the model counts too."""
+    """Reset the peak resident set. Only Linux can: elsewhere the peak includes building the model."""
     if sys.platform == "linux":
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -274,7 +276,7 @@ def _peak() -> int:
 
 
 def histogram(clips: Sequence[Clip]) -> Table:
-    """How long the clips are."""
+    """Histogram of clip lengths."""
     lengths = np.array([clip.num_tokens for clip in clips])
     edges = np.unique(np.linspace(lengths.min(), lengths.max() + 1, 9).astype(int))
     counts, _ = np.histogram(lengths, edges)
@@ -330,7 +332,7 @@ def _write(config: Config, values: dict[str, Any]) -> None:
 
 
 def main(way: str, given: str, result: str) -> None:
-    """Entry of a way's process."""
+    """Entry of the process that measures one way."""
     disable_progress_bar()
     measured = measure(way, pickle.loads(Path(given).read_bytes()))
     Path(result).write_text(json.dumps(asdict(measured)))

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from prospect.data.sources.base import explain
 from prospect.data.sources.quarantine import QuarantinedRecord
 from prospect.dialogue.schema import Annotation
 
@@ -35,7 +36,7 @@ def read_lines(text: Any, dataset: str, video_id: str) -> tuple[tuple[Annotation
         try:
             found += _read(line, bool(found))
         except (ValidationError, ValueError) as error:
-            why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            why = explain(error, line)[1] if isinstance(error, ValidationError) else str(error)
             unread.append(QuarantinedRecord(dataset, video_id, f"{FIELD}:{number}", why))
     return in_order(found), unread
 

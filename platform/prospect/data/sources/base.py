@@ -27,6 +27,7 @@ from prospect.data.sources.quarantine import QuarantinedRecord, shorten
 from prospect.data.sources.settings import DataSettings
 from prospect.dialogue.schema import Annotation, Dialogue, Record, Step, Text, Turn
 from prospect.errors import DataError
+from prospect.messages import first_mistake
 
 Raw = dict[str, Any]
 """One record as the file has it."""
@@ -47,7 +48,7 @@ Duration = Annotated[FiniteFloat, Field(gt=0)]
 def _not_reversed(end: float | None, info: ValidationInfo) -> float | None:
     start = info.data.get("start")
     if end is not None and start is not None and end < start:
-        raise PydanticCustomError("reversed", "end must not lie before start ({start} s)", {"start": start})
+        raise PydanticCustomError("reversed", "must not lie before start ({start} s)", {"start": start})
     return end
 
 
@@ -175,14 +176,13 @@ class SourceFile:
                 yield replace(part, file=place)
                 continue
             try:
-                dialogue, problems = convert_usable(self.reader.convert, part)
+                dialogue, left_out = convert_usable(self.reader.convert, part)
                 yield self._finished(dialogue)
             except (ValidationError, DataError) as error:
                 yield _quarantine(part, place, error)
             else:
-                for path, finding in problems:
-                    _, reason = explain(finding)
-                    yield _quarantine(part, place, DataError(reason, field=".".join(map(str, path))))
+                for each in left_out:
+                    yield _quarantine(part, place, DataError(each.reason, field=each.field))
 
     def _finished(self, dialogue: Dialogue) -> Dialogue:
         turns = tuple(sorted(dialogue.turns, key=lambda turn: turn.time))
@@ -212,7 +212,7 @@ def recipe_steps(names: Iterable[str]) -> tuple[Step, ...]:
 
 def _quarantine(raw: Raw, place: str, error: ValidationError | DataError) -> QuarantinedRecord:
     names = (next((raw[key] for key in _VIDEO_IDS if raw.get(key)), place), raw.get("dialogue_id"))
-    field, reason = explain(error)
+    field, reason = explain(error, raw)
     dataset, identity, field = (
         text.encode(errors="backslashreplace").decode()  # a report can hold anything but half an emoji
         for text in (str(raw.get("dataset") or ""), "/".join(str(n) for n in names if n), field)
@@ -223,11 +223,9 @@ def _quarantine(raw: Raw, place: str, error: ValidationError | DataError) -> Qua
 _VIDEO_IDS = ("video_id", "video_uid", "video_name", "video")
 
 
-def explain(error: ValidationError | DataError) -> tuple[str, str]:
-    """The field and the one sentence of an error."""
+def explain(error: ValidationError | DataError, raw: Any) -> tuple[str, str]:
+    """The field and the one sentence of an error in `raw`."""
     if isinstance(error, DataError):
         return error.field or "record", str(error)
-    first, *others = error.errors(include_url=False)
-    value = "" if first["type"] == "missing" else f", not {shorten(first['input'])}"
-    more = f" (and {len(others)} more)" if others else ""
-    return ".".join(map(str, first["loc"])) or "record", f"{first['msg']}{value}{more}"
+    mistake = first_mistake(error.errors(include_url=False), raw)
+    return mistake.field or "record", mistake.reason

@@ -69,12 +69,12 @@ class CanonicalStep(SourceRecord):
             return end
         start = info.data["start"]
         if (start is None) != (end is None):
-            raise PydanticCustomError("alone", "start and end must be given together")
+            raise PydanticCustomError("alone", "must be given together with start")
         if end is not None and not (start == end == _SKIPPED):
             if start < 0:
-                raise PydanticCustomError("negative", "start must be 0 or more, or -1 like end where skipped")
+                raise PydanticCustomError("negative", "must be -1 like start, where the step was skipped")
             if end < start:
-                raise PydanticCustomError("reversed", "end must not lie before start ({start} s)", {"start": start})
+                raise PydanticCustomError("reversed", "must not lie before start ({start} s)", {"start": start})
         return end
 
     @property

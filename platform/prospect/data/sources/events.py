@@ -2,24 +2,38 @@
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from prospect.dialogue.schema import Dialogue
 from prospect.errors import DataError
+from prospect.messages import Finding, first_mistake
 
 Raw = dict[str, Any]
 Path = tuple[str | int, ...]
-Problem = tuple[Path, ValidationError]
-"""Where an event or value stands in the file's record, and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An event or a value that was left out."""
+
+    path: Path
+    """Where it stands in the file's record."""
+    reason: str
+    """One sentence."""
+
+    @property
+    def field(self) -> str:
+        return ".".join(map(str, self.path))
+
 
 IDENTITY = frozenset({"dataset", "dialogue_id", "split", "video_id", "video_uid", "video_name"})
 """Fields without which nobody knows what a record is about; with a wrong one it is not used."""
 
 
-def convert_usable(convert: Callable[[Raw], Dialogue], raw: Raw) -> tuple[Dialogue, list[Problem]]:
+def convert_usable(convert: Callable[[Raw], Dialogue], raw: Raw) -> tuple[Dialogue, list[LeftOut]]:
     """Convert a record without the events and optional values that do not validate.
 
     Args:
@@ -30,41 +44,42 @@ def convert_usable(convert: Callable[[Raw], Dialogue], raw: Raw) -> tuple[Dialog
         The dialogue, and what was left out.
 
     Raises:
-        ValidationError, DataError: the record cannot be used even without them.
+        DataError: the record cannot be used even without them.
     """
-    problems: list[Problem] = []
+    left_out: list[LeftOut] = []
     gone: dict[Path, set[int]] = {}
     while True:
         try:
-            return convert(raw), problems
+            return convert(raw), left_out
         except ValidationError as error:
-            found = _removable(raw, error, problems)
-        problems += [(_in_file(_location(finding), gone), finding) for finding in found.values() if finding]
+            found = _removable(raw, error.errors(include_url=False), left_out)
+        left_out += [LeftOut(_in_file(each.path, gone), each.reason) for each in found.values() if each]
         entries = [(path[:-1], _in_file(path, gone)[-1]) for path in found if isinstance(path[-1], int)]
         for parent, index in entries:
             gone.setdefault(parent, set()).add(int(index))
         raw = _without(raw, found)
 
 
-def _removable(raw: Raw, error: ValidationError, earlier: list[Problem]) -> dict[Path, ValidationError | None]:
+def _removable(raw: Raw, findings: Iterable[Finding], earlier: list[LeftOut]) -> dict[Path, LeftOut | None]:
     """The paths of events and optional values that must be left out, each with the first finding about it.
 
     A null counts as absent, with nothing to report unless the field is required.
 
     Raises:
-        ValidationError: a finding is about the record itself.
+        DataError: a finding is about the record itself.
     """
-    found: dict[Path, ValidationError | None] = {}
-    for details in error.errors(include_url=False):
-        path, location = _path(raw, details["loc"])
-        if details["input"] is None and path and path == location:
+    found: dict[Path, LeftOut | None] = {}
+    for finding in findings:
+        path, location = _path(raw, finding["loc"])
+        if finding["input"] is None and path and path == location:
             found[path] = None
             continue
-        finding = _single(error.title, details, location)
+        each = LeftOut(location, first_mistake([finding], raw).reason)
         index = next((place for place in range(len(path) - 1, -1, -1) if isinstance(path[place], int)), None)
-        if index is None and not _optional(path, details["type"]):
-            raise next((cause for place, cause in earlier if place == location), finding)  # left out, but required
-        found.setdefault(path if index is None else path[: index + 1], finding)
+        if index is None and not _optional(path, finding["type"]):
+            cause = next((known for known in earlier if known.path == location), each)  # left out, but required
+            raise DataError(cause.reason, field=cause.field or None)
+        found.setdefault(path if index is None else path[: index + 1], each)
     return found
 
 
@@ -87,18 +102,6 @@ def _path(raw: Any, location: tuple[str | int, ...]) -> tuple[Path, Path]:
         if here or place == len(location):
             named.append(part)
     return tuple(inside), tuple(named)
-
-
-def _single(title: str, details: Any, location: Path) -> ValidationError:
-    """One finding as an error of its own."""
-    kind = details["type"]
-    message = PydanticCustomError(kind, "{message}", {"message": details["msg"].removeprefix("Value error, ")})
-    finding = InitErrorDetails(type="missing" if kind == "missing" else message, loc=location, input=details["input"])
-    return ValidationError.from_exception_data(title, [finding])
-
-
-def _location(finding: ValidationError) -> Path:
-    return finding.errors(include_url=False)[0]["loc"]
 
 
 def _in_file(path: Path, gone: dict[Path, set[int]]) -> Path:

@@ -132,7 +132,7 @@ def split(element: Raw) -> Iterator[Raw | QuarantinedRecord]:
             elif isinstance(read, ConversationEvent):
                 turns.append(read.turn())
         except ValidationError as error:
-            field, reason = explain(error)
+            field, reason = explain(error, event)
             video = str(element.get("video_name") or "")
             yield QuarantinedRecord("holoassist", video, f"events.{number}.{field}", reason)
     steps.sort(key=lambda step: step.start)

@@ -41,7 +41,7 @@ class Span(SourceRecord):
     def _span(cls, end: float, info: ValidationInfo) -> float:
         start = info.data.get("start_ts", end)
         if info.data.get("performed") and not (start == end == -1) and not 0 <= start <= end:
-            raise PydanticCustomError("reversed", "end_ts must not lie before start_ts ({start} s)", {"start": start})
+            raise PydanticCustomError("reversed", "must not lie before start_ts ({start} s)", {"start": start})
         return end
 
     def step(self) -> Step:

@@ -49,7 +49,7 @@ def group_reasons(records: Iterable[QuarantinedRecord]) -> list[Reason]:
     return sorted(groups.values(), key=lambda reason: -reason.count)
 
 
-_VALUE = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|(?<=not )\{.*\}|(?<=not )\[.*\]""")
+_VALUE = re.compile(r"""^.*?(?= must )|'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
 
 
 def _without_values(text: str) -> str:

@@ -14,6 +14,7 @@ from prospect.data.labels.llm.errors import EndpointError
 from prospect.data.labels.llm.mapping import map_videos
 from prospect.data.labels.llm.settings import LLMSettings
 from prospect.errors import ConfigError, DataError
+from scripts.cluster import free_port
 from tests.data.labels.llm.misbehaving import (
     KEY,
     KEY_VARIABLE,
@@ -27,7 +28,6 @@ from tests.data.labels.llm.misbehaving import (
     mapping,
     request,
 )
-from tests.network import free_port
 
 RIGHT = (0, 1, 2, 2, 2)
 
