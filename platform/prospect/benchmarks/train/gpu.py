@@ -4,6 +4,7 @@ Needs neither DeepSpeed nor Ray nor weights. `python -m prospect.benchmarks.trai
 """
 
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -45,11 +46,13 @@ class GpuResult:
     planned_bytes: int
 
 
-def measure_geometry(suite: TrainSuite, base: str = BASE, device: str = "cuda") -> list[GpuResult]:
-    """LoRA of rank 128 at `suite.gpu_tokens` in packed clips: checkpointed, under the cap, and without a cap."""
+def measure_geometry(suite: TrainSuite, base: str = BASE, device: str = "cuda") -> Iterator[GpuResult]:
+    """LoRA of rank 128 at `suite.gpu_tokens` in packed clips: checkpointed, under the cap, and without a cap.
+
+    Ways that the memory plan has no room for on this device are left out.
+    """
     settings = ModelSettings(base=base, dtype="bfloat16")
     total = torch.cuda.get_device_properties(device).total_memory if device == "cuda" else 0
-    results = []
     for name, checkpointed, cap in (
         ("checkpointed", True, None),
         (f"checkpointed, capped at {suite.gpu_cap:g} GiB", True, suite.gpu_cap * GIB),
@@ -62,8 +65,7 @@ def measure_geometry(suite: TrainSuite, base: str = BASE, device: str = "cuda") 
             if planned.peak > total:
                 continue
             torch.cuda.set_per_process_memory_fraction(min(1.0, cap / total) if cap else 1.0)
-        results.append(_measure(name, settings, training, lengths, suite.vision_dim, device, planned.peak))
-    return results
+        yield _measure(name, settings, training, lengths, suite.vision_dim, device, planned.peak)
 
 
 def _measure(
@@ -117,7 +119,7 @@ def operations_per_token(model: nn.Module, length: int) -> float:
     return dense + 3 * 2 * config.num_hidden_layers * config.hidden_size * length
 
 
-def render(results: list[GpuResult]) -> Table:
+def render(results: Iterable[GpuResult]) -> Table:
     """One row a way."""
     table = Table(title="Llama-3.2-3B geometry, LoRA 128, one device", box=box.SIMPLE_HEAD, show_edge=False)
     table.add_column("way")
