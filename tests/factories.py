@@ -7,7 +7,7 @@ import numpy as np
 
 from prospect.data.batches import Collator
 from prospect.data.clips import Clip, split_clips, whole_clip
-from prospect.data.settings import ClipSettings, SamplingSettings
+from prospect.data.settings import ClipSettings, LabelSamplingSettings
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue, Step, Turn
 from prospect.dialogue.sequence import SequenceBuilder
@@ -98,7 +98,7 @@ def features(video_id: str, start: int, stop: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((400, 1, DIM)).astype(np.float16)[start:stop]
 
 
-def collator(vocabulary: Vocabulary, sampling: SamplingSettings | None = None, packed: bool = True) -> Collator:
+def collator(vocabulary: Vocabulary, sampling: LabelSamplingSettings | None = None, packed: bool = True) -> Collator:
     return Collator(SequenceBuilder(vocabulary, CONTEXT, 1), features, sampling, packed)
 
 

@@ -73,7 +73,7 @@ def test_embeddings_declare_their_encoder(client: ProspectClient, url: str, load
         live.push(embedding)
         assert live.receive(timeout=20).type == "decision"
     session_id = client.create().session_id
-    with pytest.raises(ProspectError, match="say which encoder"):
+    with pytest.raises(ProspectError, match="embeddings need that of their encoder"):
         client.push(session_id, embedding)
     with ProspectClient(url, fingerprint="other") as stranger, pytest.raises(ServerError) as refused:
         stranger.push(session_id, embedding)

@@ -55,6 +55,21 @@ def test_the_package_imports_neither_jobs_nor_serve_nor_tests(path: Path) -> Non
     assert not {"jobs", "serve", "tests"} & set(imported(path))
 
 
+ASKS = {
+    "is_available": {"devices.py"},
+    "cluster_resources": {"cluster/runtime.py", "cluster/embed.py", "serving/deployments.py"},
+}
+"""What asks torch for a GPU and Ray for the cluster's size, and the modules that may."""
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_one_module_asks_torch_for_a_gpu_and_one_asks_ray(path: Path) -> None:
+    """Everybody else asks `prospect.devices` or `cluster.runtime`, so that one rule decides for all."""
+    here = path.relative_to(PACKAGE).as_posix()
+    asked = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+    assert not [name for name, allowed in ASKS.items() if name in asked and here not in allowed]
+
+
 def test_no_job_hides_a_library() -> None:
     """A script's folder comes first on sys.path: a job `evaluate.py` would stand for the library of that name."""
     taken = sys.stdlib_module_names | {"evaluate", "datasets", "transformers", "torch", "ray", "mlflow", "deepspeed"}

@@ -10,7 +10,7 @@ import pytest
 from prospect.data.batches import Collator
 from prospect.data.clips import Clip, split_clips
 from prospect.data.embeddings import EmbeddingStore
-from prospect.data.settings import ClipSettings, SamplingSettings
+from prospect.data.settings import ClipSettings, LabelSamplingSettings
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue, Step, Turn
 from prospect.dialogue.sequence import SequenceBuilder
@@ -79,7 +79,9 @@ class World:
             settings, self.tokenizer, vision_dim=DIM, tokens_per_frame=1, fingerprint="f", cache=Path("/nonexistent")
         )
 
-    def collate(self, sampling: SamplingSettings | None = None, read: Callable[..., np.ndarray] = frames) -> Collator:
+    def collate(
+        self, sampling: LabelSamplingSettings | None = None, read: Callable[..., np.ndarray] = frames
+    ) -> Collator:
         return Collator(SequenceBuilder(self.vocabulary, CONTEXT, 1), read, sampling)
 
 

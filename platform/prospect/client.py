@@ -1,4 +1,4 @@
-"""The typed client of a served model: HTTP calls, and live streams.
+"""The typed client of a served model: HTTP calls and live streams.
 
 client = ProspectClient("http://127.0.0.1:8000")
 with client.live(goal="Make tea", steps=["boil water", "steep"]) as live:
@@ -44,7 +44,7 @@ Frame = bytes | np.ndarray
 
 
 class ServerError(ProspectError):
-    """What the server refused, in its words; `code` and `field` are the protocol's."""
+    """A refusal of the server, in its words; `code` and `field` are the protocol's."""
 
     def __init__(self, message: str, code: str, field: str | None = None) -> None:
         super().__init__(message, field=field)
@@ -52,14 +52,14 @@ class ServerError(ProspectError):
 
 
 class ProspectClient:
-    """One server.
+    """A client of one server.
 
     Args:
         url: such as http://127.0.0.1:8000.
         fingerprint: of the encoder that embeddings come from; only needed to push embeddings.
         timeout: seconds to wait for an answer.
 
-    Every method raises `ServerError` for what the server refuses, and httpx's errors where it cannot be reached.
+    Every method raises `ServerError` for a refusal, and httpx's errors if the server cannot be reached.
     """
 
     def __init__(
@@ -80,11 +80,11 @@ class ProspectClient:
         return self._request(ModelCard, "GET", "/v1/model")
 
     def create(self, goal: str = "", steps: Sequence[str] = (), **fields: Any) -> SessionCreated:
-        """Opens a session; the other fields are those of `session.update`."""
+        """Open a session; `fields` are the other fields of `session.update`."""
         return self._request(SessionCreated, "POST", "/v1/sessions", _update(goal, steps, fields))
 
     def push(self, session_id: str, *frames: Frame, seq: int | None = None) -> list[FrameOutcome]:
-        """Sends frames, `seq` being the first one's, and waits for what is decided at each."""
+        """Send frames, of which the first is `seq`, and wait for what is decided at each."""
         numbers = [None if seq is None else seq + i for i in range(len(frames))]
         request = FramesRequest(
             frames=tuple(
@@ -94,11 +94,11 @@ class ProspectClient:
         return self._request(FramesResponse, "POST", f"/v1/sessions/{session_id}/frames", request).frames
 
     def text(self, session_id: str, text: str) -> None:
-        """Text of the user; it joins the next frame."""
+        """Send a text of the user; it joins the next frame."""
         self._send("POST", f"/v1/sessions/{session_id}/text", TextAppend(text=text))
 
     def patch(self, session_id: str, **steps: Any) -> StateUpdated:
-        """Sets steps by id: `patch(session_id, S2="completed")`."""
+        """Set steps by id: `patch(session_id, S2="completed")`."""
         return self._request(StateUpdated, "PATCH", f"/v1/sessions/{session_id}/state", StatePatch(state=steps))
 
     def view(self, session_id: str) -> SessionView:
@@ -108,11 +108,11 @@ class ProspectClient:
         return self._request(SessionClosed, "DELETE", f"/v1/sessions/{session_id}")
 
     def live(self, goal: str = "", steps: Sequence[str] = (), **fields: Any) -> "LiveSession":
-        """A stream with a session of its own."""
+        """Open a session on a stream of its own; `fields` are the other fields of `session.update`."""
         return self._connect(_update(goal, steps, fields))
 
     def resume(self, handle: str) -> "LiveSession":
-        """A stream that continues the session of a handle."""
+        """Continue the session of a handle on a new stream."""
         return self._connect(SessionUpdate(resume=handle))
 
     def _connect(self, update: SessionUpdate) -> "LiveSession":
@@ -128,7 +128,9 @@ class ProspectClient:
         try:
             data = answer.json()
         except json.JSONDecodeError:
-            raise ServerError(f"{self.url}{path}: {answer.status_code}, not an answer of ours", "not_ours") from None
+            raise ServerError(
+                f"{self.url}{path}: answered {answer.status_code} with something else than JSON", "not_ours"
+            ) from None
         if answer.is_error:
             error = ErrorMessage.model_validate(data["error"])
             raise ServerError(error.message, error.code, error.field)
@@ -144,7 +146,7 @@ class LiveSession:
 
     def __init__(self, url: str, update: SessionUpdate, *, fingerprint: str | None, timeout: float) -> None:
         self._fingerprint = fingerprint
-        # Messages are read as they come, however late they are looked at: a socket that is not read is cut off.
+        # No limit on the queue: the server cuts off a client whose socket is not read.
         self._socket = connect(url, open_timeout=timeout, max_queue=None, max_size=None, proxy=None)
         self._send(update)
         answer = self.receive(timeout)
@@ -162,7 +164,7 @@ class LiveSession:
         self.disconnect()
 
     def __iter__(self) -> Iterator[ServerMessage]:
-        """What the server says, until the session or the connection is closed."""
+        """Yield the server's messages until the session or the connection is closed."""
         while True:
             try:
                 yield self.receive()
@@ -174,16 +176,16 @@ class LiveSession:
         return self.created.session_id
 
     def receive(self, timeout: float | None = None) -> ServerMessage:
-        """The next message.
+        """Return the next message.
 
         Raises:
-            TimeoutError: none came in time.
-            ConnectionClosed: there will be none.
+            TimeoutError: no message came in time.
+            ConnectionClosed: the connection is closed.
         """
         return parse_server(self._socket.recv(timeout))
 
     def push(self, frame: Frame, pts: float | None = None) -> int:
-        """Sends a frame; its seq, by which `decision` refers to it, is returned at once."""
+        """Send a frame; return its seq, by which `decision` refers to it, without waiting."""
         seq = self._next_seq
         self._send(_frame(frame, self._fingerprint or self.created.fingerprint, seq, pts))
         self._next_seq += 1
@@ -193,15 +195,15 @@ class LiveSession:
         self._send(TextAppend(text=text))
 
     def patch(self, **steps: Any) -> None:
-        """Sets steps by id: `patch(S2="completed")`."""
+        """Set steps by id: `patch(S2="completed")`."""
         self._send(StatePatch(state=steps))
 
     def close(self) -> None:
-        """Asks to close the session after what was sent; iterate on to see the rest, `session.closed` last."""
+        """Ask to close the session after what was sent; iterate on for the rest, up to `session.closed`."""
         self._send(SessionClose())
 
     def disconnect(self) -> None:
-        """Leaves; a session that was not to be kept ends."""
+        """Close the connection; the session ends unless it was opened with `keep`."""
         self._socket.close()
 
     def _send(self, message: BaseModel) -> None:
@@ -218,5 +220,5 @@ def _frame(frame: Frame, fingerprint: str | None, seq: int | None, pts: float | 
     if isinstance(frame, bytes):
         return FrameAppend(image=frame, **given)
     if fingerprint is None:
-        raise ProspectError("fingerprint: say which encoder the embeddings come from", field="fingerprint")
+        raise ProspectError("fingerprint: is missing; embeddings need that of their encoder", field="fingerprint")
     return FrameAppend(embedding=EmbeddingMessage.of(frame, fingerprint), **given)

@@ -10,7 +10,7 @@ from prospect.benchmarks.train import gpu
 from prospect.benchmarks.train.gpu import measure_geometry, operations_per_token, render
 from prospect.benchmarks.train.peers import columns, train_with_transformers, usual_loss
 from prospect.benchmarks.train.suite import Measurement, comparison, histogram, label_everywhere
-from prospect.data.settings import SamplingSettings
+from prospect.data.settings import LabelSamplingSettings
 from prospect.model.adapters import adapt
 from prospect.model.losses import label_counts, loss_sums, total_loss
 from prospect.model.settings import LoraSettings, LossSettings, ModelSettings
@@ -21,7 +21,10 @@ VOCABULARY = tiny_vocabulary()
 
 
 def test_logits_everywhere_give_the_same_losses() -> None:
-    model, batch = tiny_model(VOCABULARY).model, collator(VOCABULARY, SamplingSettings(), packed=False)([tea_clip()])
+    model, batch = (
+        tiny_model(VOCABULARY).model,
+        collator(VOCABULARY, LabelSamplingSettings(), packed=False)([tea_clip()]),
+    )
     everywhere = label_everywhere(batch)
     assert len(everywhere.text_positions) == batch.input_ids.numel()
     assert torch.allclose(*(loss_sums(model, each, LossSettings()) for each in (batch, everywhere)), rtol=1e-5)

@@ -9,7 +9,7 @@ from tokenizers import AddedToken
 
 from prospect.data.batches import Collator
 from prospect.data.clips import clip_sequence
-from prospect.data.settings import SamplingSettings
+from prospect.data.settings import LabelSamplingSettings
 from prospect.dialogue.prompt import SYSTEM_PROMPT, ContextSettings
 from prospect.dialogue.sequence import SequenceBuilder, TextTask, shifted
 from prospect.dialogue.state import StepState, TaskState, Transition
@@ -131,7 +131,7 @@ def test_without_the_recipe_the_goal_stands_alone_whoever_calls():
     assert not any(step in live.text for step in ("Steps:", "S1", "boil", "not shown"))
     trained = clip_sequence(clip, bare)
     assert trained.step_positions == live.step_positions == (-1, -1, -1)
-    batch = Collator(bare, features, SamplingSettings(watch_only_share=0.99))([clip])
+    batch = Collator(bare, features, LabelSamplingSettings(watch_only_share=0.99))([clip])
     assert len(batch.state_labels) == 0
     assert batch.update.max() == 1, "deltas are still learned, and no clip is shown for the state head alone"
 

@@ -41,7 +41,7 @@ def test_a_killed_driver_is_started_again(local_ray: None, tmp_path: Path) -> No
     driver = subprocess.Popen([sys.executable, "-c", JOB, str(tmp_path / "config.pickle")], env=environment)
     try:
         wait_for(lambda: len(steps_in(tmp_path)) > 24)
-        with pytest.raises(ConfigError, match=rf"run_name` is run, a run that goes on now in process {driver.pid} on"):
+        with pytest.raises(ConfigError, match=rf"run_name` is run, a run that is active in process {driver.pid} on"):
             train(config)
     finally:
         driver.send_signal(signal.SIGKILL)
@@ -156,7 +156,7 @@ def test_a_tracking_server_that_is_gone_for_a_while(
     thread.start()
     result = train(config, lines.append)
     thread.join()
-    assert any("metrics are not handed on for now" in line for line in lines), lines
-    assert any("metrics are handed on again" in line for line in lines), lines
+    assert any("metrics cannot be uploaded for now" in line for line in lines), lines
+    assert any("metrics are uploaded again" in line for line in lines), lines
     assert_one_run(config, result)
     assert Tracking(config.tracking, tmp_path).resolve("models:/prospect-dst@candidate").is_dir()

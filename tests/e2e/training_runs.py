@@ -12,7 +12,7 @@ from prospect.data.embeddings import EmbeddingStore
 from prospect.data.settings import ClipSettings
 from prospect.data.sources import DataSettings, to_jsonl
 from prospect.tracking.tracking import Tracking
-from prospect.training.events import Event, read_events
+from prospect.training.events import RunEvent, read_events
 from prospect.training.result import TrainResult
 from prospect.training.settings import TrainingSettings
 from prospect.vision.fingerprint import encoder_fingerprint
@@ -54,7 +54,7 @@ def prepared(root: Path, **training: object) -> Config:
     )
 
 
-def events_in(root: Path) -> list[Event]:
+def events_in(root: Path) -> list[RunEvent]:
     return [event for event, _ in read_events(root / "runs" / "run" / "metrics.jsonl")]
 
 

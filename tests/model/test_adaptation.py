@@ -10,14 +10,14 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from prospect.data.settings import SamplingSettings
+from prospect.data.settings import LabelSamplingSettings
 from prospect.errors import ConfigError
 from prospect.model.adapters import adapt, build_model, build_tokenizer, trainable_parameters
 from prospect.model.checkpoint import load_model, save_model
 from prospect.model.parameters import parameter_groups, parameter_table
 from prospect.model.settings import LoraSettings, ModelSettings
 from prospect.training.backend import PlainBackend
-from prospect.training.loop import MicroBatch, train_step
+from prospect.training.loop import MicroBatch, StepBatch, train_step
 from prospect.training.settings import TrainingSettings
 from tests.factories import DIM, collator, tea_clip, tiny_vocabulary
 from tests.needs import skip_without
@@ -50,7 +50,8 @@ def adapted(
 def train(model: torch.nn.Module, steps: int = 3) -> PlainBackend:
     backend = PlainBackend(model, SETTINGS)
     for _ in range(steps):
-        train_step(backend, [MicroBatch(collator(VOCABULARY, SamplingSettings())([tea_clip()]))], SETTINGS, 1e-2)
+        micro = MicroBatch(collator(VOCABULARY, LabelSamplingSettings())([tea_clip()]))
+        train_step(backend, StepBatch([micro], 1e-2), SETTINGS)
     return backend
 
 
@@ -98,7 +99,7 @@ def test_heads_that_no_loss_reaches_do_not_train(tmp_path):
 def test_4_bits_without_the_library_is_one_sentence(tmp_path, monkeypatch):
     model, settings = adapted(tmp_path / "base", "full")
     monkeypatch.setitem(sys.modules, "bitsandbytes.nn", None)
-    with pytest.raises(ConfigError, match=r"`model\.adaptation` is qlora, which needs the package bitsandbytes"):
+    with pytest.raises(ConfigError, match=r"`model\.adaptation` .qlora. needs the package bitsandbytes"):
         adapt(model, settings.model_copy(update={"adaptation": "qlora"}))
 
 
@@ -133,9 +134,9 @@ def test_small_updates_of_bfloat16_weights_add_up(tmp_path):
     model, _ = adapted(tmp_path / "base", "full", dtype="bfloat16")
     before = model.model.layers[0].mlp.up_proj.weight.detach().float().clone()
     backend = PlainBackend(model, SETTINGS)
-    batch = MicroBatch(collator(VOCABULARY, SamplingSettings())([tea_clip()]))
+    batch = MicroBatch(collator(VOCABULARY, LabelSamplingSettings())([tea_clip()]))
     for _ in range(10):
-        train_step(backend, [batch], SETTINGS, 1e-6)
+        train_step(backend, StepBatch([batch], 1e-6), SETTINGS)
     moved = (model.model.layers[0].mlp.up_proj.weight.detach() - before).abs()
     assert moved.median() > 5e-6
 

@@ -70,7 +70,7 @@ def test_a_saved_model_is_loaded_by_what_its_configuration_says(registered: None
 
 
 def test_an_unknown_type_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="model of type example, but a base must be of one of these types: llama"):
+    with pytest.raises(CheckpointError, match="unknown model_type example; it must be one of these: llama"):
         empty_model(BaseConfig(), ModelSettings(base="somewhere/example"), vision_dim=8)
     with pytest.raises(CheckpointError, match="unknown model_type dst_example"):
         saved_backbone({"model_type": "dst_example"})

@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from prospect.data.batches import IGNORE, sampled_frames
 from prospect.data.clips import whole_clip
-from prospect.data.settings import SamplingSettings
+from prospect.data.settings import LabelSamplingSettings
 from prospect.errors import CheckpointError, DataError, UntrainedHeadError
 from prospect.model.adapters import add_lora, build_model, build_tokenizer, trainable_parameters, unwrap
 from prospect.model.checkpoint import load_model, save_model
@@ -60,7 +60,7 @@ def test_masks_come_from_lengths_so_that_stop_tokens_are_seen():
 
 
 def test_negatives_keep_a_margin_change_with_the_epoch_and_depend_on_nothing_else():
-    clip, settings = tea_clip(), SamplingSettings(negative_rate=0.3, negative_margin=1)
+    clip, settings = tea_clip(), LabelSamplingSettings(negative_rate=0.3, negative_margin=1)
     events = {frame for frame, event in clip.events.items() if event.delta or event.utterance is not None}
     chosen = sampled_frames(clip, settings, epoch=0)
     assert events <= chosen
@@ -73,7 +73,7 @@ def test_the_rate_of_negatives_is_that_of_the_whole_clip_however_short_its_silen
     clip = tea_clip()
     events = {frame for frame, event in clip.events.items() if event.delta or event.utterance is not None}
     counts = {
-        rate: len(sampled_frames(clip, SamplingSettings(negative_rate=rate), 0) - events)
+        rate: len(sampled_frames(clip, LabelSamplingSettings(negative_rate=rate), 0) - events)
         for rate in (0.01, 0.1, 0.2, 1.0)
     }
     assert counts[0.01] == 1
@@ -81,7 +81,7 @@ def test_the_rate_of_negatives_is_that_of_the_whole_clip_however_short_its_silen
 
 
 def test_a_watch_only_clip_shows_frames_alone_and_still_teaches_the_state():
-    settings = SamplingSettings(watch_only_share=0.99)
+    settings = LabelSamplingSettings(watch_only_share=0.99)
     batch = collator(VOCABULARY, settings)([tea_clip()])
     assert not {VOCABULARY.dst, VOCABULARY.asst, VOCABULARY.user} & set(batch.input_ids[0].tolist())
     counts = dict(zip(TERMS, label_counts(batch, "heads").tolist(), strict=True))
@@ -99,7 +99,7 @@ def test_all_frames_count_in_evaluation():
 def test_logits_in_chunks_give_the_gradients_of_logits_at_once(monkeypatch):
     batch, gradients = collator(VOCABULARY)([tea_clip()]), []
     for logits in (2**25, 7 * 512):
-        monkeypatch.setattr("prospect.model.losses.LOGITS", logits)
+        monkeypatch.setattr("prospect.model.losses.MAX_LOGITS", logits)
         model = tiny_model(VOCABULARY).model
         loss_sums(model, batch, LossSettings()).sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
@@ -128,7 +128,7 @@ def test_a_packed_batch_gives_losses_and_gradients_of_the_padded_one(backend):
     sums, gradients = [], []
     for packed in (True, False):
         model = tiny_model(VOCABULARY, backend).model
-        batch = collator(VOCABULARY, SamplingSettings(), packed)(clips)
+        batch = collator(VOCABULARY, LabelSamplingSettings(), packed)(clips)
         assert batch.packed == packed
         assert (batch.input_ids.numel() == batch.num_tokens) == packed
         terms = loss_sums(model, batch, LossSettings())
@@ -194,7 +194,7 @@ def test_the_loss_of_a_split_batch_is_the_loss_of_the_whole(backend):
     model = tiny_model(VOCABULARY, backend).model
     clips = tea_clips(VOCABULARY, CONTEXT.model_copy(update={"max_seq_len": 330}))
     assert len(clips) > 1
-    collate, settings = collator(VOCABULARY, SamplingSettings()), LossSettings()
+    collate, settings = collator(VOCABULARY, LabelSamplingSettings()), LossSettings()
     whole = collate(clips)
     counts = label_counts(whole, backend)
     parts = [collate([clip]) for clip in clips]
@@ -208,7 +208,7 @@ def test_the_loss_of_a_split_batch_is_the_loss_of_the_whole(backend):
 
 def test_text_and_decisions_are_learned_in_any_batch_that_holds_them():
     for summaries in (False, True):
-        batch = collator(VOCABULARY, SamplingSettings())(tea_clips(VOCABULARY, CONTEXT, summaries=summaries))
+        batch = collator(VOCABULARY, LabelSamplingSettings())(tea_clips(VOCABULARY, CONTEXT, summaries=summaries))
         counts = label_counts(batch, "heads")
         assert [name for name, count in zip(TERMS, counts, strict=True) if not count] == (
             [] if summaries else ["summary_text"]
@@ -338,6 +338,16 @@ def test_an_unreadable_checkpoint_is_one_clear_sentence(broken, tmp_path):
     with pytest.raises(CheckpointError, match=str(folder)) as caught:
         load_model(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_frames_are_embedded_alike_by_order_and_by_position():
+    model = tiny_model(VOCABULARY).model.eval()
+    ids = torch.tensor([20, VOCABULARY.image, 21, VOCABULARY.image])
+    frames = torch.from_numpy(features("tea", 0, 2)[:, 0])
+    aligned = torch.zeros(4, DIM, dtype=frames.dtype)
+    aligned[[1, 3]] = frames
+    with torch.inference_mode():
+        assert (model.embed(ids, frames) - model.embed(ids, aligned, aligned=True)).abs().max() <= 1e-6
 
 
 def test_features_that_do_not_fit_are_refused_with_both_numbers():

@@ -9,19 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prospect.dialogue.state import StepState, TaskState
+from prospect.dialogue.state import StepState, TaskState, Transition
 from prospect.errors import SessionError
 from prospect.protocol.messages import (
     ClientMessage,
     EmbeddingMessage,
     ErrorMessage,
     FrameAppend,
+    FrameDecision,
+    FrameOutcome,
     FramesRequest,
     FramesResponse,
     ServerMessage,
     state_map,
 )
 from prospect.protocol.parsing import parse_client, parse_server
+from prospect.streaming.types import Decision
 from tests.conftest import REPOSITORY
 
 PAGE = (REPOSITORY / "docs" / "protocol.md").read_text()
@@ -117,6 +120,15 @@ def test_an_embedding_survives_the_wire_to_the_bit(shape):
 def test_a_state_is_written_in_recipe_order():
     state = TaskState((StepState.COMPLETED, StepState.IN_PROGRESS, StepState.NOT_STARTED))
     assert list(state_map(state).items()) == [("S1", "completed"), ("S2", "in_progress"), ("S3", "not_started")]
+
+
+def test_a_decision_is_written_with_its_seq():
+    state = TaskState((StepState.COMPLETED, StepState.IN_PROGRESS))
+    decision = Decision(7, 0.9, 0.8, state, (Transition(0, completes=True),), "Good.", readout=state, fast=False)
+    shared = {"seq": 3, "frame": 7, "p_speak": 0.9, "p_update": 0.8, "readout": state_map(state), "silence": None}
+    more = {"state": state_map(state), "delta": "S1->complete", "utterance": "Good."}
+    assert FrameDecision.of(3, decision).model_dump() == shared | {"type": "decision"}
+    assert FrameOutcome.of(3, decision).model_dump() == shared | more
 
 
 def test_an_error_carries_code_sentence_and_field():

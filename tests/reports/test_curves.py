@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.image import imread
 
 from prospect.reports.curves import loss_figure, plot_run, threshold_figure
-from prospect.training.events import once
+from prospect.training.events import drop_repeats
 
 
 def step(number: int, **parts: float) -> dict:
@@ -43,7 +43,7 @@ def test_a_run_is_drawn_as_far_as_it_has_numbers(tmp_path: Path) -> None:
 
 
 def test_curves_hold_the_numbers_that_count() -> None:
-    figure = loss_figure(once([step(n, speak=1.0) for n in range(3)] + [step(1, speak=5.0)]))
+    figure = loss_figure(drop_repeats([step(n, speak=1.0) for n in range(3)] + [step(1, speak=5.0)]))
     assert figure is not None
     raw = figure.axes[1].lines[0]
     assert (list(raw.get_xdata()), list(raw.get_ydata())) == ([1, 2, 3], [1, 1, 1]), "of a step done twice, the first"

@@ -12,9 +12,9 @@ from transformers import LlamaConfig
 from prospect.errors import ConfigError
 from prospect.model.interface import KVGeometry
 from prospect.streaming.attention import cpu, gpu
-from prospect.streaming.attention.cpu import RunAttention
+from prospect.streaming.attention.cpu import CpuAttention
 from prospect.streaming.attention.gpu import VarlenAttention
-from prospect.streaming.attention.interface import Attend, Backend, Part
+from prospect.streaming.attention.interface import Attend, Backend, Chunk
 from prospect.streaming.attention.select import (
     BACKENDS,
     TOLERANCE,
@@ -25,9 +25,8 @@ from prospect.streaming.attention.select import (
 )
 from prospect.streaming.kv_cache.block_table import BlockTable
 from prospect.streaming.kv_cache.pool import PagePool
-from prospect.streaming.runner.cuda_graphs import VarlenRows
-from prospect.streaming.runner.forward import Chunk
-from prospect.streaming.runner.static import FixedAttention, RowAttention, Rows
+from prospect.streaming.runner.cuda_graphs import SingleTokenVarlen
+from prospect.streaming.runner.static import FixedAttention, StaticAttention, StaticBuffers
 from prospect.streaming.settings import AttentionName
 from tests.needs import needs_cuda
 
@@ -45,7 +44,7 @@ def filled_pool(dtype: torch.dtype, device: str = "cpu", size: int = SIZE) -> Pa
     return pool
 
 
-def some_parts(pool: PagePool, layout: str) -> list[Part]:
+def some_chunks(pool: PagePool, layout: str) -> list[Chunk]:
     """Tables in one run each, with a common beginning elsewhere, or with every page elsewhere."""
     size = pool.page_size
     tables = [BlockTable(pool, size * FULL) for _ in LENGTHS]
@@ -60,23 +59,23 @@ def some_parts(pool: PagePool, layout: str) -> list[Part]:
         else:
             table.reserve(length + new - table.length)
         table.length = length
-    return [Part(table, new) for table, new in zip(tables, NEW, strict=True)]
+    return [Chunk(table, [0] * new) for table, new in zip(tables, NEW, strict=True)]
 
 
 def compare(backend, layout: str, dtype: torch.dtype = torch.float32, device: str = "cpu", size: int = SIZE) -> None:
     pool = filled_pool(dtype, device, size)
-    parts = some_parts(pool, layout)
+    chunks = some_chunks(pool, layout)
     query = torch.randn(sum(NEW), 4, 16, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     with torch.inference_mode():
-        found = backend(pool, parts)(query, pool.keys[0], pool.values[0], 0.25)
-        expected = plain_attention(pool, parts, query, 0.25)
+        found = backend(pool, chunks)(query, pool.keys[0], pool.values[0], 0.25)
+        expected = plain_attention(pool, chunks, query, 0.25)
     assert (found - expected).abs().max() <= EXACT[dtype]
 
 
 @pytest.mark.parametrize("dtype", list(EXACT))
 @pytest.mark.parametrize("layout", ["runs", "shared", "scattered"])
 def test_on_a_cpu_it_reads_runs_where_they_stand(layout, dtype):
-    compare(RunAttention, layout, dtype)
+    compare(CpuAttention, layout, dtype)
 
 
 @pytest.mark.parametrize("dtype", list(EXACT))
@@ -94,11 +93,11 @@ def test_neighbours_are_read_in_one_call_where_that_costs_less(call_bytes, calls
     for table, length in zip(tables, (5, 40, 23, 17, 30, 47, 1, 12, 44, 45, 46, 20), strict=True):
         table.reserve(length)
         table.commit(length - 1)
-    parts = [Part(table, 1) for index, table in enumerate(tables) if index % 3 != 1]
-    query = torch.randn(len(parts), 4, 16, generator=generator).to(dtype)
+    chunks = [Chunk(table, [0]) for index, table in enumerate(tables) if index % 3 != 1]
+    query = torch.randn(len(chunks), 4, 16, generator=generator).to(dtype)
     with torch.inference_mode():
-        found = RunAttention(pool, parts)(query, pool.keys[0], pool.values[0], 0.25)
-        assert (found - plain_attention(pool, parts, query, 0.25)).abs().max() <= EXACT[dtype]
+        found = CpuAttention(pool, chunks)(query, pool.keys[0], pool.values[0], 0.25)
+        assert (found - plain_attention(pool, chunks, query, 0.25)).abs().max() <= EXACT[dtype]
     assert len(seen) == calls
 
 
@@ -114,19 +113,19 @@ def test_the_last_stretch_of_a_pool_may_be_short(pages, monkeypatch):
         table.reserve(5)
         table.commit(4)
     assert [table.pages for table in tables] == [[0], [FULL], [2 * FULL]][: len(tables)]
-    parts = [Part(table, 1) for table in tables]
-    query = torch.randn(len(parts), 4, 16, generator=generator)
+    chunks = [Chunk(table, [0]) for table in tables]
+    query = torch.randn(len(chunks), 4, 16, generator=generator)
     with torch.inference_mode():
-        found = RunAttention(pool, parts)(query, pool.keys[0], pool.values[0], 0.25)
-        assert (found - plain_attention(pool, parts, query, 0.25)).abs().max() <= EXACT[torch.float32]
+        found = CpuAttention(pool, chunks)(query, pool.keys[0], pool.values[0], 0.25)
+        assert (found - plain_attention(pool, chunks, query, 0.25)).abs().max() <= EXACT[torch.float32]
 
 
-def in_rows(attention: RowAttention) -> Backend:
-    """The parts' new tokens as rows, and a few rows of padding behind them."""
+def in_rows(attention: StaticAttention) -> Backend:
+    """The chunks' tokens as rows, and a few rows of padding behind them."""
 
-    def backend(pool: PagePool, parts: list[Part]) -> Attend:
-        rows = Rows(pool, sum(NEW) + 3, pool.page_size * FULL, vision_dim=1)
-        rows.fill([Chunk(part.table, [0] * part.num_tokens) for part in parts])
+    def backend(pool: PagePool, chunks: list[Chunk]) -> Attend:
+        rows = StaticBuffers(pool, sum(NEW) + 3, pool.page_size * FULL, vision_dim=1)
+        rows.fill(chunks)
         attend = attention(pool, rows)
 
         def padded(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float) -> torch.Tensor:
@@ -167,7 +166,7 @@ def documented_varlen(
 
 
 @pytest.mark.parametrize("layout", ["runs", "shared", "scattered"])
-@pytest.mark.parametrize("backend", [VarlenAttention, in_rows(VarlenRows)], ids=["packed", "rows"])
+@pytest.mark.parametrize("backend", [VarlenAttention, in_rows(SingleTokenVarlen)], ids=["packed", "rows"])
 def test_varlen_is_asked_for_the_right_keys(backend, layout, monkeypatch):
     """The kernel runs on CUDA alone (below); what it is given can be read by its documentation anywhere."""
     monkeypatch.setattr(varlen, "varlen_attn", documented_varlen)
@@ -177,7 +176,7 @@ def test_varlen_is_asked_for_the_right_keys(backend, layout, monkeypatch):
 @needs_cuda
 @pytest.mark.parametrize("size", [64, 256])
 @pytest.mark.parametrize("layout", ["runs", "shared", "scattered"])
-@pytest.mark.parametrize("backend", [VarlenAttention, in_rows(VarlenRows)], ids=["packed", "rows"])
+@pytest.mark.parametrize("backend", [VarlenAttention, in_rows(SingleTokenVarlen)], ids=["packed", "rows"])
 def test_varlen_on_a_gpu(backend, layout, size):
     try:
         compare(backend, layout, torch.bfloat16, "cuda", size)
@@ -222,20 +221,20 @@ def test_a_named_backend_computes_plain_attention_or_is_refused(name):
 def test_a_backend_that_reads_other_keys_is_refused(pages, monkeypatch):
     """Whatever the pool holds; on a GPU `auto` passes it over."""
 
-    def garbage(pool: PagePool, parts: list[Part]) -> Attend:
-        attend = RunAttention(pool, parts)
+    def garbage(pool: PagePool, chunks: list[Chunk]) -> Attend:
+        attend = CpuAttention(pool, chunks)
         return lambda query, keys, values, scaling: attend(query, keys.flip(1), values + 1, scaling)
 
     monkeypatch.setitem(BACKENDS, "flex", garbage)
     pool = PagePool(KVGeometry.of(CONFIG), pages, SIZE, 1, torch.float32, torch.device("cpu"))
     with pytest.raises(ConfigError, match=r"`streaming.attention` is flex, whose results on this cpu differ"):
         attention_backend("flex", pool)
-    assert fastest({"flex": garbage, "sdpa": RunAttention}, pool) == "sdpa"
+    assert fastest({"flex": garbage, "sdpa": CpuAttention}, pool) == "sdpa"
 
 
 def test_a_backend_that_gives_no_number_is_refused(monkeypatch):
     monkeypatch.setitem(
-        BACKENDS, "flex", lambda pool, parts: lambda query, keys, values, scaling: torch.full_like(query, torch.nan)
+        BACKENDS, "flex", lambda pool, chunks: lambda query, keys, values, scaling: torch.full_like(query, torch.nan)
     )
     with pytest.raises(ConfigError, match="differ from plain attention by up to inf"):
         attention_backend("flex", PagePool(KVGeometry.of(CONFIG), 40, SIZE, FULL, torch.float32, torch.device("cpu")))

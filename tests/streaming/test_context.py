@@ -17,8 +17,8 @@ from prospect.model.checkpoint import LoadedModel
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.session.log import Segment
 from prospect.streaming.session.strategies import (
+    ContextInputs,
     ContextPlan,
-    Seen,
     describe_state,
     frames_within,
     plan_context,
@@ -124,7 +124,9 @@ def test_what_each_strategy_shows():
     settings = small("state_refresh", False)
     done, going = (TaskState((StepState(a), StepState(b))) for a, b in ((2, 1), (1, 0)))
     said = [("user", "a"), ("assistant", "b")]
-    seen = Seen(going, done, said, 9, "Half done.", lengths=[1, 30, 1, 9], states=[going, going, done, done], room=100)
+    seen = ContextInputs(
+        going, done, said, 9, "Half done.", lengths=[1, 30, 1, 9], states=[going, going, done, done], room=100
+    )
     refreshed = ContextPlan(done, tuple(said), 6)
     shown = {
         ("none", False): ContextPlan(done),
@@ -222,13 +224,13 @@ def test_a_summary_is_asked_for_as_clips_are_trained_to_give_one_and_stands_in_t
 
 def watch(engine: StreamingEngine, fed: list[str]) -> None:
     """Notes the text of all that is fed with more than one token."""
-    trunk = engine._work._trunk
+    trunk = engine._executor._trunk
 
     def noting(chunks):
         fed.extend(engine.loaded.vocabulary.decode(chunk.ids) for chunk in chunks if len(chunk.ids) > 1)
         return trunk(chunks)
 
-    engine._work._trunk = noting
+    engine._executor._trunk = noting
 
 
 def test_the_summary_a_session_starts_with_is_shown_where_summaries_are_asked_for(loaded):

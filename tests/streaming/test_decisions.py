@@ -9,7 +9,7 @@ from prospect.dialogue.prompt import StrategyName
 from prospect.errors import SessionError
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.session.decisions import DecisionGate, decision_policy
-from prospect.streaming.settings import SamplingSettings, StreamingSettings
+from prospect.streaming.settings import GenerationSettings, StreamingSettings
 from prospect.streaming.types import Decision, SessionSpec
 from tests.factories import CONTEXT, features, tea_dialogue, tiny_model, tiny_vocabulary
 
@@ -20,10 +20,10 @@ def heard(
     settings: StreamingSettings, probabilities: list[float], asked: tuple[int, ...] = (), moved: tuple[int, ...] = ()
 ) -> str:
     """One letter a frame: S(peaks), or why not: t(hreshold), c(ooldown), h(ysteresis)."""
-    restraint, letters = DecisionGate(decision_policy(settings, None, SessionSpec())), ""
+    gate, letters = DecisionGate(decision_policy(settings, None, SessionSpec())), ""
     for frame, probability in enumerate(probabilities):
-        silence = restraint.silence(probability, frame, addressed=frame in asked, updated=frame in moved)
-        restraint.acted(frame, updated=False, spoke=silence is None)
+        silence = gate.silence_reason(probability, frame, addressed=frame in asked, updated=frame in moved)
+        gate.record(frame, updated=False, spoke=silence is None)
         letters += "S" if silence is None else silence[0]
     return letters
 
@@ -45,10 +45,10 @@ def test_the_probability_must_come_down_by_a_share_of_the_threshold():
 def test_updates_can_be_held_back_alike():
     for hysteresis, expected in ((None, [True, True, False, True]), (0.1, [True, False, False, False])):
         policy = decision_policy(StreamingSettings(update_hysteresis=hysteresis), None, SessionSpec())
-        restraint, updated = DecisionGate(policy), []
+        gate, updated = DecisionGate(policy), []
         for frame, probability in enumerate([0.6, 0.6, 0.48, 0.6]):
-            updated.append(restraint.updates(probability))
-            restraint.acted(frame, updated=updated[-1], spoke=False)
+            updated.append(gate.allows_update(probability))
+            gate.record(frame, updated=updated[-1], spoke=False)
         assert updated == expected
 
 
@@ -84,7 +84,7 @@ def test_what_is_drawn_depends_on_the_session_and_goes_on_from_its_log(loaded):
         update_threshold=1.0,
         cooldown_frames=2,
         speak_hysteresis=None,
-        sampling=SamplingSettings(decoding="sampled", temperature=1.5, top_p=0.95),
+        sampling=GenerationSettings(decoding="sampled", temperature=1.5, top_p=0.95),
     )
     context = CONTEXT.model_copy(update={"max_utterance_tokens": 6})
     first, again, greedy = (

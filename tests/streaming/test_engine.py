@@ -275,7 +275,7 @@ def test_a_sessions_thresholds_come_before_its_datasets_those_before_the_default
 
     def thresholds(engine: StreamingEngine, spec: SessionSpec) -> tuple[float, float]:
         engine.open("a", spec)
-        policy = engine._session("a").decides
+        policy = engine._session("a").policy
         engine.close("a")
         return policy.speak, policy.update
 
@@ -366,7 +366,7 @@ def test_a_session_whose_state_was_set_makes_no_record(random_model):
     engine = StreamingEngine(random_model, CONTEXT, SETTINGS)
     engine.open("a", TEA)
     engine.patch_state("a", {"S1": "completed"})
-    with pytest.raises(SessionError, match="makes no record"):
+    with pytest.raises(SessionError, match="cannot become a record"):
         engine.record("a")
 
 

@@ -14,7 +14,7 @@ import torch
 
 from prospect.model.checkpoint import LoadedModel
 from prospect.streaming.engine import StreamingEngine
-from prospect.streaming.settings import SamplingSettings, StreamingSettings
+from prospect.streaming.settings import GenerationSettings, StreamingSettings
 from prospect.streaming.types import Decision, SessionSpec
 from tests.conftest import torch_threads
 from tests.factories import CONTEXT, features, tea_dialogue, tiny_model, tiny_vocabulary
@@ -224,7 +224,7 @@ def test_deterministic_is_bitwise(loaded, expected, way):
 OTHERWISE = EXACT.model_copy(
     update={
         "dst_decoder": "readout",
-        "sampling": SamplingSettings(decoding="sampled", temperature=1.5),
+        "sampling": GenerationSettings(decoding="sampled", temperature=1.5),
         "speak_threshold": 0.002,
         "update_threshold": 0.002,
         "cooldown_frames": 1,

@@ -47,7 +47,7 @@ def test_whatever_is_chosen_gives_a_legal_delta(tokenizer, state, policy, data):
     rules = grammar(tokenizer, policy)
     writer, ids = rules.start(state), []
     while True:
-        ids += writer.run()
+        ids += writer.take_forced()
         choices = [*writer.choices, *([None] if writer.may_stop else [])]
         if writer.done or (token := data.draw(st.sampled_from(choices))) is None:
             break
@@ -100,7 +100,7 @@ def test_one_step_may_complete_without_a_start_only_under_the_policy_that_implie
 def test_what_leaves_no_choice_is_taken_at_once():
     rules = grammar("words", "strict")
     writer = rules.start(TaskState((StepState.COMPLETED, StepState.IN_PROGRESS)))
-    assert rules.vocabulary.decode(writer.run()) == "S2->complete"
+    assert rules.vocabulary.decode(writer.take_forced()) == "S2->complete"
     assert writer.done
     assert writer.may_stop
     assert rules.start(TaskState((StepState.COMPLETED,))).done

@@ -119,7 +119,7 @@ def test_keys_and_values_that_do_not_fit_are_refused_and_harm_nobody(random_mode
     engine.close("a")
     held = unpack(log["cache"])
     damaged = {
-        "its values have shape": {**held, "values": held["values"][:, :1]},
+        "parked session: values have shape": {**held, "values": held["values"][:, :1]},
         "its step vectors have shape": {**held, "step_vectors": held["step_vectors"][:, :-1]},
     }
     for message, tensors in damaged.items():

@@ -29,11 +29,11 @@ class _Sessions:
     def open(self, name: int, ids: list[int]) -> None:
         table, held = BlockTable(self.pool, SIZE * FULL), []
         self.tables[name] = table, held
-        if (hidden := table.adopt(ids)) is not None:
+        if (hidden := table.reuse_prefix(ids)) is not None:
             assert hidden[:, 0].tolist() == [float(_content(ids[: t + 1])) for t in range(table.length)]
             held += ids[: table.length]
         self.feed(name, ids[len(held) :])
-        table.publish(ids, torch.tensor([[float(_content(held[: t + 1]))] for t in range(len(held))]))
+        table.share_prefix(ids, torch.tensor([[float(_content(held[: t + 1]))] for t in range(len(held))]))
 
     def feed(self, name: int, ids: list[int]) -> None:
         table, held = self.tables[name]
@@ -61,7 +61,7 @@ class _Sessions:
         for table, held in self.tables.values():
             assert (table.length, len(table.pages)) == (len(held), self.pool.pages_for(len(held)))
             rows = self.pool.keys[0].flatten(0, 1)
-            runs = [rows[first : first + count] for first, count in table.runs(table.length)]
+            runs = [rows[first : first + count] for first, count in table.extents(table.length)]
             found = torch.cat(runs)[:, 0, 0].tolist() if runs else []
             assert found == [float(_content(held[: t + 1])) for t in range(len(held))]
 
@@ -104,10 +104,10 @@ def test_sessions_get_stretches_of_their_own_and_give_way_to_one_who_needs_the_l
             table.reserve(SIZE)
             table.commit(SIZE)
     assert [table.pages[0] for table in tables] == [0, 5, 10, 15]
-    assert all(len(list(table.runs(table.length))) == 1 for table in tables)
-    with pytest.raises(OutOfPagesError, match="all 20 pages of 4 tokens are taken"):
+    assert all(len(list(table.extents(table.length))) == 1 for table in tables)
+    with pytest.raises(OutOfPagesError, match="all 20 pages of 4 tokens are in use"):
         BlockTable(pool, SIZE).reserve(1)
-    tables[0].publish(list(range(8)), torch.zeros(8, 1))
+    tables[0].share_prefix(list(range(8)), torch.zeros(8, 1))
     tables[0].truncate(0)
     assert pool.counts() == PageCounts(used=15, shared=0, cached=2, free=3)
     other = BlockTable(pool, SIZE * FULL)
@@ -122,8 +122,8 @@ def test_a_shared_page_is_copied_before_it_is_written():
     first.reserve(8)
     pool.keys[0].flatten(0, 1)[:8] = torch.arange(8.0).view(8, 1, 1)
     first.commit(8)
-    first.publish(list(range(8)), torch.zeros(8, 1))
-    second.adopt([*range(8), 99])
+    first.share_prefix(list(range(8)), torch.zeros(8, 1))
+    second.reuse_prefix([*range(8), 99])
     assert second.pages == first.pages
     second.truncate(6)
     second.reserve(1)

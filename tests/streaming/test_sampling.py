@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from prospect.streaming.session.sampling import RandomState, TextLimits, most_probable, next_token
-from prospect.streaming.settings import SamplingSettings
+from prospect.streaming.settings import GenerationSettings
 
 LIMITS = TextLimits(max_tokens=5, stop_ids=frozenset({0}), never=(1,))
 LOGITS = torch.tensor([9.0, 9.5, 1.0, 2.0, 0.0, -4.0])
-GREEDY = SamplingSettings()
+GREEDY = GenerationSettings()
 
 
-def drawn(settings: SamplingSettings, first: bool = True, count: int = 2000) -> Counter:
+def drawn(settings: GenerationSettings, first: bool = True, count: int = 2000) -> Counter:
     randomness = RandomState(0)
     return Counter(next_token(LOGITS, LIMITS, first, settings, randomness) for _ in range(count))
 
@@ -26,7 +26,7 @@ def test_the_most_probable_token_is_taken_but_no_control_token_and_no_stop_at_th
 
 
 def test_tokens_are_drawn_as_often_as_they_are_probable():
-    shares = drawn(SamplingSettings(decoding="sampled", temperature=1.0, top_p=1.0))
+    shares = drawn(GenerationSettings(decoding="sampled", temperature=1.0, top_p=1.0))
     expected = torch.softmax(LOGITS[2:], -1)
     assert not set(shares) & {0, 1}
     for token, share in enumerate(expected.tolist(), 2):
@@ -34,10 +34,10 @@ def test_tokens_are_drawn_as_often_as_they_are_probable():
 
 
 def test_top_p_leaves_the_improbable_out_and_temperature_sharpens():
-    assert set(drawn(SamplingSettings(decoding="sampled", temperature=1.0, top_p=0.8))) == {2, 3}
-    assert set(drawn(SamplingSettings(decoding="sampled", temperature=1.0, top_p=0.01))) == {3}
-    assert drawn(SamplingSettings(decoding="sampled", temperature=0.1, top_p=1.0))[3] > 1990
-    assert drawn(SamplingSettings(decoding="sampled", top_p=0.5), first=False)[0] == 2000
+    assert set(drawn(GenerationSettings(decoding="sampled", temperature=1.0, top_p=0.8))) == {2, 3}
+    assert set(drawn(GenerationSettings(decoding="sampled", temperature=1.0, top_p=0.01))) == {3}
+    assert drawn(GenerationSettings(decoding="sampled", temperature=0.1, top_p=1.0))[3] > 1990
+    assert drawn(GenerationSettings(decoding="sampled", top_p=0.5), first=False)[0] == 2000
 
 
 def test_random_numbers_depend_on_the_seed_and_on_how_many_were_drawn():

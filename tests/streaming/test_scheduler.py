@@ -8,7 +8,7 @@ from prospect.streaming.runner.scheduler import Job, Scheduler
 
 
 def job(name: str, kind: str, num_tokens: int) -> Job:
-    return Job(name, run=None, table=None, feed=Feed([0] * num_tokens, kind=kind))
+    return Job(name, generator=None, table=None, feed=Feed([0] * num_tokens, kind=kind))
 
 
 def test_frames_come_first_then_contexts_in_chunks_then_text():

@@ -39,5 +39,5 @@ def test_a_folder_loads_by_its_signature_and_streams_a_table(tmp_path: Path) -> 
     assert silent["state"].map(len).eq(0).all()
     assert silent["p_speak"][0] != rows["p_speak"][0], "what was said and the recipe count"
 
-    with pytest.raises(DataError, match=rf"row 0 has 3 numbers, and the model takes 1 x {DIM}"):
+    with pytest.raises(DataError, match=rf"row 0 has 3 numbers, the model expects 1 x {DIM}"):
         model.predict(pd.DataFrame({"embedding": [[1.0, 2.0, 3.0]]}))

@@ -17,7 +17,7 @@ from prospect.model.adapters import adapt
 from prospect.model.geometry import base_geometry, empty_model
 from prospect.model.settings import LoraSettings, ModelSettings, TinyGeometry
 from prospect.training.activations import fake_batch
-from prospect.training.backend import Backend, PlainBackend
+from prospect.training.backend import PlainBackend, TrainingBackend
 from prospect.training.memory_plan import plan_plain, plan_zero
 from prospect.training.settings import TrainingSettings
 
@@ -58,7 +58,7 @@ def train(settings: ModelSettings, training: TrainingSettings, zero: bool) -> No
         backend.step(1e-6)
 
 
-def _zero(settings: ModelSettings, training: TrainingSettings, model: torch.nn.Module) -> Backend:
+def _zero(settings: ModelSettings, training: TrainingSettings, model: torch.nn.Module) -> TrainingBackend:
     """One rank with DeepSpeed, which takes seconds to import."""
     from prospect.training.zero import ZeroBackend
 

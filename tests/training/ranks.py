@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from prospect.data.batches import Batch
 from prospect.model.losses import loss_sums
 from prospect.model.settings import LossSettings
-from prospect.training.backend import Alone, Backend, PlainBackend
+from prospect.training.backend import PlainBackend, TrainingBackend
 from prospect.training.settings import TrainingError
-from prospect.training.worker import TrainingRun, work
+from prospect.training.worker import TrainingRun
 from prospect.training.worker_spec import TrainingData, WorkerJob
 
 
@@ -86,7 +86,7 @@ def interrupting(backend: Any, after: int | None, job: WorkerJob) -> Any:
     return backend
 
 
-def make(kind: str, job: WorkerJob, model: nn.Module, after: int | None) -> Backend:
+def make(kind: str, job: WorkerJob, model: nn.Module, after: int | None) -> TrainingBackend:
     if kind == "plain":
         return interrupting(PlainBackend(model, job.training), after, job)
     from prospect.training.zero import ZeroBackend
@@ -95,28 +95,28 @@ def make(kind: str, job: WorkerJob, model: nn.Module, after: int | None) -> Back
 
 
 def train(kind: str, job: WorkerJob, data: TrainingData, die_after: int | None = None) -> dict[str, Any] | None:
-    """`work` on a backend of this kind, `zero` or `plain`; None where it died."""
+    """A run on a backend of this kind, `zero` or `plain`; None where it died."""
     try:
-        return work(job, data, lambda model: make(kind, job, model, die_after))
+        return TrainingRun(job, data, lambda model: make(kind, job, model, die_after)).run()
     except InterruptionError:
         return None
 
 
 def sentence_on(kind: str, jobs: Sequence[WorkerJob], data: TrainingData) -> str:
     """What ends training on this rank, whose job is that of its number."""
-    from prospect.training.zero import Ranks as Group
+    from prospect.training.zero import TorchProcessGroup
 
-    group = Group(torch.device("cpu"))
+    group = TorchProcessGroup(torch.device("cpu"))
     job = jobs[group.rank]
     try:
-        work(job, data, lambda model: make(kind, job, model, None), group)
+        TrainingRun(job, data, lambda model: make(kind, job, model, None), group).run()
     except TrainingError as error:
         return str(error)
     return "nothing"
 
 
 def train_with_files_up_to(num_bytes: int, job: WorkerJob, data: TrainingData) -> str:
-    """What `work` on the plain backend fails with where no file may get larger: its error's class and sentence."""
+    """What a run on the plain backend fails with where no file may get larger: its error's class and sentence."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
     try:
@@ -130,13 +130,13 @@ def train_with_files_up_to(num_bytes: int, job: WorkerJob, data: TrainingData) -
 
 def train_and_compare(job: WorkerJob, data: TrainingData) -> tuple[float, float]:
     """Trains with ZeRO; then the loss on one batch by all ranks together, and by each alone on the whole model."""
-    made: list[Backend] = []
+    made: list[TrainingBackend] = []
 
-    def keep(model: nn.Module) -> Backend:
+    def keep(model: nn.Module) -> TrainingBackend:
         made.append(make("zero", job, model, None))
         return made[0]
 
-    running = TrainingRun(job, data, keep, Alone())
+    running = TrainingRun(job, data, keep)
     running.run()
     [backend] = made
     backend.model.eval()

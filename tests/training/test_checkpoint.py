@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from prospect.data.clips import split_clips
-from prospect.data.settings import ClipSettings, SamplingSettings
+from prospect.data.settings import ClipSettings, LabelSamplingSettings
 from prospect.dialogue.sequence import SequenceBuilder
 from prospect.errors import CheckpointError
 from prospect.model.checkpoint import load_model
@@ -57,7 +57,7 @@ def job(world: World, tmp_path: Path) -> WorkerJob:
         warmup_steps=2,
         save_every=2,
         eval_every=3,
-        sampling=SamplingSettings(),
+        sampling=LabelSamplingSettings(),
     )
     lora = LoraSettings(r=4, alpha=8, dropout=0.1)
     model = MODEL.model_copy(update={"frame_noise": 0.1, "lora": lora})
@@ -255,7 +255,9 @@ def test_a_run_without_a_whole_checkpoint_is_not_begun_anew_unasked(
     ranks.train("plain", job, data, 3)
     [only] = (job.folder / "checkpoints").iterdir()
     (only / "checkpoint.json").write_text("{")
-    with pytest.raises(TrainingError, match=r"step_0000002: checkpoint.json is missing or cut off; no older one is"):
+    with pytest.raises(
+        TrainingError, match=r"step_0000002: checkpoint.json is missing or cut off; no undamaged checkpoint is left"
+    ):
         ranks.train("plain", job, data)
 
 
@@ -327,7 +329,7 @@ def test_a_mistake_that_one_rank_meets_ends_the_run_on_all(
     job = at(job, "alone", world)
     lacks_base = built(job, base="/nowhere")
     sentences = groups[2].run(ranks.sentence_on, "zero", [job, lacks_base], data)
-    assert sentences[0].startswith("`model.base` is /nowhere, but that folder does not exist")
+    assert sentences[0].startswith("`model.base` (/nowhere) is a missing folder")
     assert sentences == sentences[:1] * 2
     ranks.train("plain", built(job, tiny=WIDE), data, 3)
     [sentence, other] = groups[2].run(ranks.sentence_on, "zero", [job, job], data)
@@ -374,8 +376,8 @@ def test_early_stopping_keeps_the_best_weights(job: WorkerJob, data: TrainingDat
 def test_a_metric_without_labels_names_those_that_are_measured(
     job: WorkerJob, data: TrainingData, world: World
 ) -> None:
-    """One that there is not at all is refused with the other settings, see test_mistakes.py."""
+    """An unknown metric is refused with the other settings, see test_mistakes.py."""
     job = at(job, "metric", world, early_stopping=EarlyStopping(metric="summary_text"), eval_every=1)
-    measured = "metric is 'summary_text', but validation measures loss, speaking_text, dst_text"
+    measured = "metric` .summary_text. is missing from validation, which measures loss, speaking_text, dst_text"
     with pytest.raises(TrainingError, match=measured):
         ranks.train("plain", job, data)

@@ -1,17 +1,19 @@
 """One step and a run of steps on the plain backend."""
 
 import math
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 
-from prospect.data.settings import SamplingSettings
+from prospect.data.clips import Clip
+from prospect.data.settings import LabelSamplingSettings
 from prospect.errors import ConfigError
 from prospect.model.losses import TERMS
-from prospect.training.backend import PlainBackend
-from prospect.training.loop import MicroBatch, lr_at, train_step, train_steps
+from prospect.training.backend import PlainBackend, TrainingBackend
+from prospect.training.loop import Collate, MicroBatch, StepBatch, StepResult, lr_at, step_batches, train_step
 from prospect.training.settings import TrainingError, TrainingSettings
 from prospect.training.validation import validate
 from tests.world import World, clip_of, frames, without_steps
@@ -29,6 +31,13 @@ class GradientBackend(PlainBackend):
         return torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])
 
 
+def train_steps(
+    backend: TrainingBackend, clips: Sequence[Clip], collate: Collate, settings: TrainingSettings, start: int = 0
+) -> Iterator[StepResult]:
+    batches = step_batches(backend, clips, collate, settings, start=start)
+    return (train_step(backend, batch, settings) for batch in batches)
+
+
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("decisions", ["heads", "token"])
 def test_accumulated_gradients_are_those_of_one_batch(world: World, decisions: str, packed: bool) -> None:
@@ -36,12 +45,12 @@ def test_accumulated_gradients_are_those_of_one_batch(world: World, decisions: s
 
     The order of additions differs, nothing else.
     """
-    collate, results = world.collate(SamplingSettings()), []
+    collate, results = world.collate(LabelSamplingSettings()), []
     collate.packed = packed
     for sizes in ((8,), (1, 7), (4, 4), (2,) * 4, (1,) * 8):
         backend, ends = GradientBackend(world.model(decision_backend=decisions), SETTINGS), np.cumsum(sizes)
         batches = [MicroBatch(collate(world.clips[end - size : end])) for size, end in zip(sizes, ends, strict=True)]
-        results.append((train_step(backend, batches, SETTINGS, 1e-3), backend.gradients()))
+        results.append((train_step(backend, StepBatch(batches, 1e-3), SETTINGS), backend.gradients()))
     (whole, gradients), *others = results
     for step, other in others:
         assert step.loss == pytest.approx(whole.loss, rel=1e-5)
@@ -55,7 +64,7 @@ def test_gradients_are_clipped_to_their_global_norm(world: World) -> None:
     batch = MicroBatch(world.collate()(world.clips[:4]))
     settings = SETTINGS.model_copy(update={"max_grad_norm": 0.1})
     backend = PlainBackend(world.model(), settings)
-    result = train_step(backend, [batch], settings, 1e-3)
+    result = train_step(backend, StepBatch([batch], 1e-3), settings)
     moments = torch.cat([backend.get_tensor("exp_avg", name).flatten() for name in backend.shapes()])
     assert result.grad_norm > 1
     assert moments.norm() / (1 - 0.9) == pytest.approx(0.1, rel=1e-3)
@@ -70,7 +79,7 @@ def test_activation_checkpointing_changes_memory_and_nothing_else(world: World) 
         backend = GradientBackend(world.model(), settings)
         kept: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: (kept.append(t.nbytes), t)[1], lambda t: t):
-            train_step(backend, [batch], settings, 1e-3)
+            train_step(backend, StepBatch([batch], 1e-3), settings)
         gradients.append((backend.gradients(), sum(kept)))
     assert (gradients[1][0] - gradients[0][0]).abs().max() <= 1e-6 * gradients[0][0].abs().max()
     assert gradients[1][1] < 0.6 * gradients[0][1]
@@ -80,7 +89,10 @@ def test_a_token_budget_gives_the_loss_curve_of_a_clip_budget(world: World) -> N
     """Up to 1e-4: two epochs of updates, summed in another order."""
     by_tokens = SETTINGS.model_copy(update={"micro_batch_tokens": max(clip.num_tokens or 0 for clip in world.clips)})
     curves = [
-        [r.loss for r in train_steps(PlainBackend(world.model(), s), world.clips, world.collate(SamplingSettings()), s)]
+        [
+            r.loss
+            for r in train_steps(PlainBackend(world.model(), s), world.clips, world.collate(LabelSamplingSettings()), s)
+        ]
         for s in (SETTINGS, by_tokens)
     ]
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
@@ -104,7 +116,8 @@ def test_a_micro_batch_that_does_not_count_changes_nothing(world: World) -> None
     results = []
     for filler in ([], [MicroBatch(collate(world.clips[4:5]), counts=False)]):
         backend = GradientBackend(world.model(), SETTINGS)
-        result = train_step(backend, [MicroBatch(collate(world.clips[:2])), *filler], SETTINGS, 1e-3)
+        batch = StepBatch([MicroBatch(collate(world.clips[:2])), *filler], 1e-3)
+        result = train_step(backend, batch, SETTINGS)
         results.append((result, backend.gradients()))
     assert results[0][0] == results[1][0]
     assert torch.allclose(results[0][1], results[1][1], rtol=0, atol=1e-7)
@@ -112,7 +125,7 @@ def test_a_micro_batch_that_does_not_count_changes_nothing(world: World) -> None
 
 def test_the_loss_falls_and_heads_count_as_trained(world: World) -> None:
     settings = SETTINGS.model_copy(update={"epochs": 40, "learning_rate": 1e-2})
-    backend, collate = PlainBackend(world.model(), settings), world.collate(SamplingSettings())
+    backend, collate = PlainBackend(world.model(), settings), world.collate(LabelSamplingSettings())
     before = validate(backend, world.clips, world.collate(), settings).losses
     results = list(train_steps(backend, world.clips, collate, settings))
     after = validate(backend, world.clips, world.collate(), settings).losses
@@ -124,8 +137,8 @@ def test_the_loss_falls_and_heads_count_as_trained(world: World) -> None:
     assert set(results[-1].parts) == {"speaking_text", "dst_text", "speak", "update", "state"}
 
 
-def test_a_run_that_starts_in_the_middle_continues_the_unbroken_one(world: World) -> None:
-    collate = world.collate(SamplingSettings())
+def test_a_run_that_starts_in_the_middle_continues_the_uninterrupted_one(world: World) -> None:
+    collate = world.collate(LabelSamplingSettings())
     whole = [
         result.loss for result in train_steps(PlainBackend(world.model(), SETTINGS), world.clips, collate, SETTINGS)
     ]
@@ -154,7 +167,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_clip(wo
 
 
 def test_no_clip_is_one_sentence(world: World) -> None:
-    with pytest.raises(TrainingError, match="no clip to train on"):
+    with pytest.raises(TrainingError, match="the split `train` has no clips"):
         list(train_steps(PlainBackend(world.model(), SETTINGS), [], world.collate(), SETTINGS))
 
 

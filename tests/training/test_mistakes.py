@@ -23,7 +23,7 @@ from prospect.model.geometry import base_geometry
 from prospect.model.settings import LossSettings, ModelSettings
 from prospect.training.checks import GIB
 from prospect.training.memory_plan import MemoryPlan
-from prospect.training.preflight import Device, check_device, explain_oom
+from prospect.training.preflight import DeviceInfo, check_device, explain_oom
 from prospect.training.settings import OPERATIONAL, EarlyStopping, OutOfMemoryError, TrainingSettings
 from tests.conftest import REPOSITORY
 from tests.e2e.training_runs import prepared
@@ -79,7 +79,7 @@ def sentence_on(base: str, cache: Path) -> str:
         said.add(str(caught.value))
         assert caught.value.field == "model.base"
     [sentence] = said
-    assert sentence.startswith(f"`model.base` is {base}, ")
+    assert sentence.startswith(f"`model.base` ({base}) ")
     assert sentence.endswith(".")
     assert "\n" not in sentence
     return sentence
@@ -88,16 +88,16 @@ def sentence_on(base: str, cache: Path) -> str:
 @pytest.mark.parametrize(
     ("base", "says"),
     [
-        ("gated/llama", "gated: accept the licence at HUB/gated/llama and set HF_TOKEN"),
-        ("refused/llama", "which your account may not read: accept the licence at HUB/refused/llama and wait"),
-        ("unknown/llama", "which HUB does not know: correct the name, set HF_TOKEN if it is private"),
-        ("absent/llama", "which HUB does not know"),
-        ("empty/llama", "in which HUB has no config.json"),
+        ("gated/llama", "has gated weights: accept the licence at HUB/gated/llama and set HF_TOKEN"),
+        ("refused/llama", "may not be read by your account: accept the licence at HUB/refused/llama and wait"),
+        ("unknown/llama", "is unknown to HUB: correct the name, set HF_TOKEN if it is private"),
+        ("absent/llama", "is unknown to HUB"),
+        ("empty/llama", "has no config.json at HUB"),
         ("down/llama", "and HUB answers with status 503: give the path of a folder"),
-        ("two words", "neither a folder nor a name: write such as meta-llama"),
-        ("/no/such/folder", "but that folder does not exist"),
-        ("a/b/c", "but that folder does not exist"),
-        ("package:gpt5", "but there is only package:smollm2_135m"),
+        ("two words", "neither a folder nor a name: write for example meta-llama"),
+        ("/no/such/folder", "is a missing folder"),
+        ("a/b/c", "is a missing folder"),
+        ("package:gpt5", "is an unknown package; known: package:smollm2_135m"),
     ],
 )
 def test_a_base_that_cannot_be_had(
@@ -117,7 +117,7 @@ def test_a_base_without_a_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_a_base_that_is_no_llama(tmp_path: Path) -> None:
     GPT2Config(n_layer=1, n_embd=8, n_head=1).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=f"is {tmp_path}, a model of type gpt2, but a base must be"):
+    with pytest.raises(CheckpointError, match=f".{tmp_path}. has the unknown model_type gpt2; it must be"):
         base_geometry(ModelSettings(base=str(tmp_path)))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="cannot be loaded"):
@@ -128,7 +128,7 @@ def test_a_base_that_is_no_llama(tmp_path: Path) -> None:
     ("overrides", "says"),
     [
         (["training.num_workers=2", "training.min_workers=3"], "`training.min_workers` (3) must not exceed"),
-        (["model.adaptation=qlora", "training.zero_stage=3"], "`training.zero_stage` is 3, which cannot part"),
+        (["model.adaptation=qlora", "training.zero_stage=3"], "`training.zero_stage` (3) must not be combined with"),
         (["training.zero_stage=0"], "`training.zero_stage` cannot be 0: input should be 1, 2 or 3"),
         (["model.tiny.num_heads=7"], "`model.tiny` cannot work: hidden_size 128 does not divide into num_heads 7"),
         (
@@ -140,7 +140,7 @@ def test_a_base_that_is_no_llama(tmp_path: Path) -> None:
         (["model.dtype=float16"], "`model.dtype` cannot be 'float16': input should be 'float32' or 'bfloat16'"),
         (
             [f"training.losses.{name}=0" for name in LossSettings.model_fields if name not in LOSS_KINDS],
-            "`training.losses` are all weighted 0, so that nothing is learned",
+            "`training.losses` must have a weight above 0",
         ),
     ],
 )  # fmt: skip
@@ -192,7 +192,7 @@ def test_a_plan_that_does_not_fit_says_what_to_change(tmp_path: Path) -> None:
 
 LORA, PACKED = ModelSettings(dtype="bfloat16"), TrainingSettings(micro_batch_tokens=8192)
 NEEDS_30 = MemoryPlan(6 * GIB, 1 * GIB, 2 * GIB, 1 * GIB, 0, 20 * GIB, 0, 0, 1, 1, 8192)
-CARD, MACHINE = Device("an A10", 24 * GIB, True), Device("this machine", 64 * GIB, False)
+CARD, MACHINE = DeviceInfo("an A10", 24 * GIB, True), DeviceInfo("this machine", 64 * GIB, False)
 
 
 def test_a_batch_that_cannot_fit_stops_with_what_to_change() -> None:
@@ -205,9 +205,9 @@ def test_a_batch_that_cannot_fit_stops_with_what_to_change() -> None:
     )
     with pytest.raises(ConfigError, match=r"under another training.run_name and .* set model.adaptation=qlora"):
         check_device(LORA, PACKED, NEEDS_30, CARD, begun=True)
-    assert check_device(LORA, PACKED, NEEDS_30, Device("an A100", 80 * GIB, True)) == ""
+    assert check_device(LORA, PACKED, NEEDS_30, DeviceInfo("an A100", 80 * GIB, True)) == ""
     assert "memory will be tight: about 30.0 of 31.0 GiB" in check_device(
-        LORA, PACKED, NEEDS_30, Device("a V100", 31 * GIB, True)
+        LORA, PACKED, NEEDS_30, DeviceInfo("a V100", 31 * GIB, True)
     )
 
 
@@ -218,8 +218,8 @@ def test_workers_share_a_machine_s_memory_and_offloading_counts_there() -> None:
 
 
 def test_a_device_that_lacks_something_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"`model\.dtype` is bfloat16, in which a T4 does not compute: set "):
-        check_device(LORA, PACKED, NEEDS_30, Device("a T4", 80 * GIB, True, bfloat16=False))
+    with pytest.raises(ConfigError, match=r"`model\.dtype` .bfloat16. must be float32 on a T4, which has no bfl"):
+        check_device(LORA, PACKED, NEEDS_30, DeviceInfo("a T4", 80 * GIB, True, bfloat16=False))
 
 
 def test_a_device_that_runs_full_is_told_with_its_step() -> None:

@@ -13,8 +13,8 @@ from rich.console import Console as Terminal
 
 from prospect.cluster.controller import FailureLog
 from prospect.cluster.workers import _explained
-from prospect.training.console import Console, LiveConsole, summary_table
-from prospect.training.events import Event, EventLog, Follower, once, read_events, training_seconds
+from prospect.training.console import LineConsole, LiveConsole, summary_table
+from prospect.training.events import EventFollower, EventLog, RunEvent, drop_repeats, read_events, training_seconds
 from prospect.training.metrics import metric_rows, run_tags
 from prospect.training.result import TrainResult
 from prospect.training.settings import TrainingError, TrainingSettings
@@ -24,17 +24,17 @@ def step(log: EventLog, number: int) -> None:
     log.write("step", step=number, loss=1.0, parts={"speak": 0.5}, grad_norm=1.0, learning_rate=0.1, clips=4, tokens=9, epoch=0)  # fmt: skip # noqa: E501
 
 
-def follow(file: Path, batches: list[Sequence[Event]], lines: list[str] | None = None) -> Follower:
-    return Follower(file, batches.append, Console(2, (lines if lines is not None else []).append))
+def follow(file: Path, batches: list[Sequence[RunEvent]], lines: list[str] | None = None) -> EventFollower:
+    return EventFollower(file, batches.append, LineConsole(2, (lines if lines is not None else []).append))
 
 
-def steps(batches: list[Sequence[Event]]) -> list[int]:
+def steps(batches: list[Sequence[RunEvent]]) -> list[int]:
     return [event["step"] for batch in batches for event in batch if event["kind"] == "step"]
 
 
-def test_steps_that_a_restarted_run_repeats_are_handed_on_once(tmp_path: Path) -> None:
+def test_steps_that_a_restarted_run_repeats_are_uploaded_once(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
-    batches: list[Sequence[Event]] = []
+    batches: list[Sequence[RunEvent]] = []
     with follow(file, batches):
         log = EventLog(file)
         for number in (0, 1, 2):
@@ -46,7 +46,7 @@ def test_steps_that_a_restarted_run_repeats_are_handed_on_once(tmp_path: Path) -
 
 def test_a_second_job_continues_where_the_first_stopped(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
-    batches: list[Sequence[Event]] = []
+    batches: list[Sequence[RunEvent]] = []
     log = EventLog(file)
     step(log, 0)
     with follow(file, batches):
@@ -61,18 +61,18 @@ def test_a_second_job_continues_where_the_first_stopped(tmp_path: Path) -> None:
 def test_what_the_tracker_refused_comes_again(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
 
-    def refuse(events: Sequence[Event]) -> None:
+    def refuse(events: Sequence[RunEvent]) -> None:
         raise ConnectionError("the server is away")
 
     lines: list[str] = []
-    with Follower(file, refuse, Console(1, lambda line: None), lines.append, patience=0) as follower:
+    with EventFollower(file, refuse, LineConsole(1, lambda line: None), lines.append, timeout=0) as follower:
         step(EventLog(file), 0)
     assert isinstance(follower.failure, ConnectionError)
     assert lines == [
-        "train  metrics are not handed on for now: the server is away",
+        "train  metrics cannot be uploaded for now: the server is away",
         f"train  metrics wait in {file} for the tracking server, and for this run's next start",
     ]
-    batches: list[Sequence[Event]] = []
+    batches: list[Sequence[RunEvent]] = []
     with follow(file, batches):
         pass
     assert steps(batches) == [0]
@@ -90,7 +90,7 @@ def test_half_a_line_of_a_killed_writer_is_passed_over(tmp_path: Path) -> None:
 def test_console_and_metric_names(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     lines: list[str] = []
-    batches: list[Sequence[Event]] = []
+    batches: list[Sequence[RunEvent]] = []
     with follow(file, batches, lines):
         log = EventLog(file)
         log.write("start", step=0, total_steps=4, workers=2, gpu=False, clips=7, parameters=1_900_000)  # fmt: skip
@@ -112,20 +112,20 @@ def test_an_early_stop_says_everywhere_whose_weights_the_model_has() -> None:
     """Those of step 2 of 6: in MLflow's tags and metrics, in the console's lines and in the table at the end."""
     best = {"loss": 1.5, "speak_f1": 0.5}
     streamed = {"kind": "streaming", "time": 7.0, "step": 1, "scores": {"stream_turn_f1": 0.25}}
-    events: list[Event] = [
+    events: list[RunEvent] = [
         {"kind": "stopped", "time": 6.0, "step": 6, "best_step": 2},
         streamed,
         {**streamed, "time": 8.0},  # by a run that died before it knew
         {"kind": "done", "time": 9.0, "step": 6, "model_step": 2, "validation": best},
     ]
     assert run_tags(events) == {"stopped_early": "after step 6; the model has the weights of step 2"}
-    assert metric_rows([*once(events)]) == [
+    assert metric_rows([*drop_repeats(events)]) == [
         (1, 7.0, {"validation/stream_turn_f1": 0.25}),
         (1, 9.0, {"model/step": 2.0, "model/loss": 1.5, "model/speak_f1": 0.5}),
     ]
     lines: list[str] = []
     for event in events:
-        Console(1, lines.append)(event)
+        LineConsole(1, lines.append)(event)
     assert lines[0] == "train  stopped early; the model will have the weights of step 2"
     assert lines[1] == "train  validation after step 2  stream_turn_f1 0.250"
     assert lines[-1] == "train  finished after 6 steps; the model has the weights of step 2"
@@ -133,7 +133,7 @@ def test_an_early_stop_says_everywhere_whose_weights_the_model_has() -> None:
     assert "/r/tea/model, with the weights of step 2" in table_of(result, events)
 
 
-def table_of(result: TrainResult, events: Sequence[Event]) -> str:
+def table_of(result: TrainResult, events: Sequence[RunEvent]) -> str:
     screen = io.StringIO()
     Terminal(file=screen, width=80).print(summary_table(result, events))
     return " ".join(screen.getvalue().split())
@@ -157,14 +157,14 @@ def test_the_worker_that_died_is_the_reason_and_not_who_waited_for_it(tmp_path: 
 
 def test_a_server_that_hangs_holds_up_no_line(tmp_path: Path) -> None:
     file, answered = tmp_path / "metrics.jsonl", threading.Event()
-    shown: list[Event] = []
-    batches: list[Sequence[Event]] = []
+    shown: list[RunEvent] = []
+    batches: list[Sequence[RunEvent]] = []
 
-    def hang(events: Sequence[Event]) -> None:
+    def hang(events: Sequence[RunEvent]) -> None:
         answered.wait()
         batches.append(events)
 
-    with Follower(file, hang, shown.append):
+    with EventFollower(file, hang, shown.append):
         log = EventLog(file)
         step(log, 0)
         while not shown:
@@ -177,17 +177,17 @@ def test_a_server_that_hangs_holds_up_no_line(tmp_path: Path) -> None:
     assert steps(batches) == [0, 1]
 
 
-def began(time: float, step: int) -> Event:
+def began(time: float, step: int) -> RunEvent:
     numbers = {"total_steps": 4, "workers": 1, "gpu": True, "clips": 7, "parameters": 1_900_000}
     return {"kind": "start", "time": time, "step": step, **numbers}
 
 
-def stepped(time: float, number: int) -> Event:
+def stepped(time: float, number: int) -> RunEvent:
     numbers = {"loss": 2.0 - number, "parts": {}, "clips": 4, "tokens": 500, "seconds": 0.5}
     return {"kind": "step", "time": time, "step": number, **numbers}
 
 
-RUN: list[Event] = [
+RUN: list[RunEvent] = [
     began(0, 0), stepped(1, 0), stepped(2, 1),
     {"kind": "failure", "time": 2.5, "step": 2, "workers": 1, "reason": "killed"},
     began(100, 1), stepped(101, 1), stepped(102, 2), stepped(103, 3),
@@ -232,6 +232,6 @@ def test_the_table_at_the_end_counts_what_was_done_once_and_the_time_that_it_too
 def test_calibration_speaks_where_there_is_no_terminal_and_is_no_training_time() -> None:
     lines: list[str] = []
     event = {"kind": "calibration", "time": 9.0, "step": 4, "message": "calibrating thresholds"}
-    Console(10, lines.append)(event)
+    LineConsole(10, lines.append)(event)
     assert lines == ["train  calibrating thresholds"]
     assert training_seconds([{"kind": "start", "time": 1.0}, {"kind": "done", "time": 3.0}, event]) == 2.0

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from prospect.data.embeddings import EmbeddingStore
+from prospect.dialogue.sequence import SequenceBuilder
 from prospect.evaluation.settings import CalibrationSettings, EvaluationSettings
 from prospect.model.checkpoint import load_model
 from prospect.similarity import SimilaritySettings
@@ -19,7 +20,7 @@ from prospect.streaming.settings import StreamingSettings
 from prospect.training.backend import PlainBackend
 from prospect.training.calibrate import DIALOGUES_AT_ONCE, CalibrationJob, calibrate, max_sessions
 from prospect.training.events import read_events
-from prospect.training.settings import MEASURED, EarlyStopping, TrainingError, TrainingSettings
+from prospect.training.settings import VALIDATION_METRICS, EarlyStopping, TrainingError, TrainingSettings
 from prospect.training.validation import (
     StreamingValidation,
     head_curve,
@@ -27,7 +28,7 @@ from prospect.training.validation import (
     state_scores,
     validate,
 )
-from prospect.training.worker import work
+from prospect.training.worker import TrainingRun
 from prospect.training.worker_spec import TrainingData, WorkerJob
 from tests.world import BRIEF, CONTEXT, MODEL, World, stored
 
@@ -100,7 +101,8 @@ def run(job: WorkerJob, name: str, world: World, **training: object) -> tuple[di
     world.tokenizer.save_pretrained(folder / "tokenizer")  # type: ignore[attr-defined]
     settings = TrainingSettings.model_validate({**SETTINGS.model_dump(), **training})
     data = TrainingData(world.clips[:6], world.clips[6:])
-    summary = work(replace(job, folder=folder, training=settings), data, lambda model: PlainBackend(model, settings))
+    job = replace(job, folder=folder, training=settings)
+    summary = TrainingRun(job, data, lambda model: PlainBackend(model, settings)).run()
     events = [event for event, _ in read_events(folder / "metrics.jsonl") if event["kind"] == "validation"]
     return summary, events, folder
 
@@ -117,8 +119,8 @@ def test_streaming_is_scored_and_disturbs_nothing(world: World, job: WorkerJob) 
     assert not any(name.startswith("stream_") for name in scores[3])
     assert scores[3] == plain[0]["scores"]
     assert summary["validation"] == {**streamed[-1]["losses"], **streamed[-1]["scores"]}
-    undefined = set(MEASURED) - summary["validation"].keys()
-    assert summary["validation"].keys() <= set(MEASURED), "what early stopping may go by"
+    undefined = set(VALIDATION_METRICS) - summary["validation"].keys()
+    assert summary["validation"].keys() <= set(VALIDATION_METRICS), "what early stopping may go by"
     assert "summary_text" in undefined, "which nobody asks for"
     assert all(name.startswith("stream_") for name in undefined - {"summary_text"})
     assert (folder / "curves.json").is_file()
@@ -220,8 +222,7 @@ def test_a_dialogue_that_cannot_be_streamed_ends_the_run_in_a_sentence(
     validation = StreamingValidation(
         world.clips,
         EmbeddingStore(job.store),
-        world.vocabulary,
-        tight,
+        SequenceBuilder(world.vocabulary, tight, 1),
         StreamingSettings(),
         EvaluationSettings(),
         SETTINGS,

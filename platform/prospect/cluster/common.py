@@ -1,4 +1,4 @@
-"""Shared by the jobs: the sample corpus, the frames that are embedded, the run that a job leaves in the tracker."""
+"""Functions that several jobs use: draw the sample corpus, count embedded frames, track a job."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -11,16 +11,16 @@ Report = Callable[[str], None]
 """Takes one line of progress at a time."""
 
 _PARAMETERS = {"embed": ("data", "vision", "embedding"), "label": ("data", "labels")}
-"""Sections of the configuration by which the runs of a job are compared."""
+"""Sections of the configuration that are logged as a job's parameters."""
 
 
 def embeddings_root(config: Config) -> str:
-    """The embedding store of a storage root."""
+    """Path of the embedding store under the storage root."""
     return f"{config.storage.root}/embeddings"
 
 
 def draw_sample(config: Config, report: Report = print) -> None:
-    """Draws the sample corpus where `data.path` is its place; what is there with the same settings is kept."""
+    """Draw the sample corpus if `data.path` is its folder; videos drawn with the same settings are kept."""
     folder = Path(config.storage.root) / "corpus"
     if config.data.path != str(folder):
         return
@@ -39,14 +39,14 @@ def draw_sample(config: Config, report: Report = print) -> None:
 
 
 def frames_in(config: Config) -> Callable[[str], int | None]:
-    """T of a video that is embedded below the storage root, None of another."""
+    """A function: video id -> number of embedded frames, or None where the video is not embedded."""
     store = EmbeddingStore(embeddings_root(config))
     stored = set(store.video_ids())
     return lambda video_id: store.num_frames(video_id) if video_id in stored else None
 
 
 def track_job(config: Config, job: str, metrics: Mapping[str, float], texts: Mapping[str, str], report: Report) -> None:
-    """Leaves a run in the tracker; a storage root on an object store has no place for the default database."""
+    """Log a finished job to the tracker; the default database needs a local storage root."""
     named = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if "://" in config.storage.root and not named:
         report(f"{job:6} not tracked: storage.root is a URL, so name a server with tracking.uri or MLFLOW_TRACKING_URI")

@@ -1,21 +1,21 @@
-"""Scores a model: held-out videos streamed with Ray Data, beside baselines that do not watch; the better one serves."""
+"""Evaluate a model with Ray Data: stream held-out videos, score them beside baselines, promote the better model."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 
 from prospect.cluster.common import Report
-from prospect.cluster.runtime import connect
+from prospect.cluster.runtime import cluster_size, connect
 from prospect.config.schema import Config
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.prepare import Records, read_records
-from prospect.dialogue.prompt import ContextSettings
 from prospect.errors import DataError, ProspectError
 from prospect.evaluation.baselines import Periodic, TimePrior, oracle, right_time_wrong_step, silence
-from prospect.evaluation.decision_cache import Row, cached_decisions
+from prospect.evaluation.decision_cache import GroupRow, StreamedModel, cached_decisions
 from prospect.evaluation.intervals import Interval
 from prospect.evaluation.metrics import Scores, evaluate, paired_interval
 from prospect.evaluation.records import Placed, VideoDecisions, View
@@ -31,51 +31,51 @@ if TYPE_CHECKING:
 
 MODEL = "trained model"
 VIEWS: dict[View, str] = {"watched": MODEL, "shuffled": "shuffled frames", "blank": "blank frames"}
-"""What the model is shown, and the name of the system that it then is."""
+"""What the model is shown -> name of the system in the table of scores."""
 RIVALS = ("silence", "time prior", "shuffled frames", "blank frames")
-"""What a model that watches must beat in joint goal accuracy; silence stays in the initial state."""
+"""Systems that a model that watches must beat in joint goal accuracy; silence stays in the initial state."""
 GROUPS_PER_ACTOR = 12
-"""Groups for which it pays to start one more engine, whose process imports torch and loads the model first."""
+"""Groups of dialogues that are worth another actor, which must import torch and load the model first."""
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What an evaluation found, by system; `MODEL` is the trained one."""
+    """Scores of an evaluation by system; `MODEL` is the trained one."""
 
     scores: dict[str, Scores]
     advantage: dict[str, Interval | None]
-    """Joint goal accuracy of the model less that of each rival on the same videos."""
+    """Difference in joint goal accuracy between the model and each rival, on the same videos."""
     model: str
     file: Path
-    """All of it as JSON."""
+    """This result as JSON."""
     fast_share: float
-    """Of the frames that the model watched, those decided without `lm_head`."""
+    """Share of watched frames that were decided without `lm_head`."""
     manifest: dict[str, Any]
-    """What travels with the model: its run, its encoder."""
+    """Of the model: its run, its encoder."""
     champion: bool = False
-    """Whether it serves from now on."""
+    """Whether the model was promoted."""
 
 
 def evaluate_and_show(config: Config) -> None:
-    """`evaluate_model`, with its table at the end."""
-    from prospect.reports.tables import render_table  # both with scipy
+    """Run `evaluate_model` and print its table."""
+    from prospect.reports.tables import render_table  # with scipy
 
     result = evaluate_model(config)
     Console(width=100).print(render_table(result.scores, f"{result.model} on {config.evaluation.split}"))
 
 
 def evaluate_model(config: Config, report: Report = print) -> EvaluationResult:
-    """Streams the split's dialogues through the model and scores them beside the baselines.
+    """Stream the split's dialogues through the model, and score it beside the baselines.
 
-    A registered model is promoted to `champion` where it is the first or better than the one that serves.
+    A registered model is promoted to `champion` if it is the first or better than the current one.
 
     Args:
         config: sections storage, data, vision, model, context, streaming, evaluation and tracking.
         report: takes one line of progress at a time.
 
     Raises:
-        DataError: nothing to score.
-        CheckpointError: no such model.
+        DataError: the split is empty.
+        CheckpointError: the model is missing.
         UntrainedHeadError: its heads were never trained.
         FingerprintError: the embeddings were made by another encoder than the model's.
     """
@@ -85,7 +85,7 @@ def evaluate_model(config: Config, report: Report = print) -> EvaluationResult:
     placed = records.scored(settings.split)
     if not placed:
         raise DataError(
-            f"evaluation.split={settings.split!r} holds no dialogue; hold some out, for instance with data.holdout=1",
+            f"`evaluation.split` ({settings.split}) has no dialogues; hold some out, for example with data.holdout=1",
             field="evaluation.split",
         )
     from prospect.tracking.tracking import Tracking  # with MLflow
@@ -98,7 +98,8 @@ def evaluate_model(config: Config, report: Report = print) -> EvaluationResult:
     report(f"eval   {_thresholds(saved, config.streaming, {dialogue.dataset for dialogue, _ in placed})}")
     report(f"eval   {model}: streaming {len(placed)} dialogues, {len(VIEWS)} views each")
     context = config.context.over(saved.manifest.get("context", {}))
-    decided = streamed(saved.folder, root / "cache", placed, store, context, config.streaming, report)
+    streamed = StreamedModel(saved.folder, root / "cache", str(store.root), context, config.streaming)
+    decided = stream_views(streamed, placed, report)
     systems = decided | _baselines(records, placed)
     encoder = SentenceSimilarity(settings.similarity)
     scores = {name: evaluate(videos, settings, encoder) for name, videos in systems.items()}
@@ -120,7 +121,7 @@ def _fast_share(videos: Sequence[VideoDecisions]) -> float:
 
 
 def _thresholds(saved: SavedModel, streaming: StreamingSettings, datasets: set[str]) -> str:
-    """Which thresholds hold, in a line."""
+    """One line on the thresholds in use, and where they come from."""
     calibrated = saved.thresholds
     in_force = {dataset: streaming.thresholds(calibrated, dataset) for dataset in datasets}
     if calibrated and streaming.calibrated:
@@ -129,65 +130,48 @@ def _thresholds(saved: SavedModel, streaming: StreamingSettings, datasets: set[s
     return f"thresholds as configured, {why}: {shown(in_force)}"
 
 
-class _Streamer:
-    """A `GroupStreamer` in a Ray Data actor, which alone imports torch."""
+class _StreamerActor:
+    """A Ray Data actor around `GroupStreamer`, so that the driver need not import torch."""
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, model: StreamedModel) -> None:
         from prospect.evaluation.group_streamer import GroupStreamer
 
         self._stream: GroupStreamer | None = None
         self._error = ""
         try:
-            self._stream = GroupStreamer(*arguments)
-        except ProspectError as error:  # as a value: what an actor raises arrives as a stack trace
+            self._stream = GroupStreamer(model)
+        except ProspectError as error:  # as a value: an exception in an actor would arrive as a stack trace
             self._error = str(error)
 
-    def __call__(self, row: Row) -> Row:
+    def __call__(self, row: GroupRow) -> GroupRow:
         if self._stream is None:
             return {"key": row["key"], "decisions": "", "error": self._error}
         return self._stream(row)
 
 
-def streamed(
-    folder: Path,
-    cache: Path,
-    placed: Sequence[Placed],
-    store: EmbeddingStore,
-    context: ContextSettings,
-    streaming: StreamingSettings,
-    report: Report,
-    views: Sequence[View] = tuple(VIEWS),
+def stream_views(
+    model: StreamedModel, placed: Sequence[Placed], report: Report, views: Sequence[View] = tuple(VIEWS)
 ) -> dict[str, list[VideoDecisions]]:
-    """Decisions by the system's name, one for each view that the model in `folder` is shown.
+    """Stream dialogues through the model once for each view; returns decisions by the system's name.
 
     Raises:
         DataError: a dialogue cannot be streamed.
     """
-
-    def stream(rows: list[Row]) -> Iterator[Row]:
-        return _stream_rows(rows, folder, cache, store, context, streaming)
-
-    found = cached_decisions(stream, folder, cache, placed, store, context, streaming, report, views)
+    found = cached_decisions(model, placed, views, partial(_stream_groups, model), report)
     return {VIEWS[view]: decisions for view, decisions in found.items()}
 
 
-def _stream_rows(
-    rows: list[Row],
-    folder: Path,
-    cache: Path,
-    store: EmbeddingStore,
-    context: ContextSettings,
-    streaming: StreamingSettings,
-) -> Iterator[Row]:
+def _stream_groups(model: StreamedModel, rows: list[GroupRow]) -> Iterator[GroupRow]:
+    """Stream groups of dialogues in Ray Data actors, one for each GPU, or on CPUs without any."""
     import ray.data
 
     connect()
-    resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
-    actors = min(len(rows), gpus) or max(1, min(-(-len(rows) // GROUPS_PER_ACTOR), int(resources.get("CPU", 1))))
+    size = cluster_size()
+    gpus, cpus = int(size.gpus), int(size.cpus)
+    actors = min(len(rows), gpus) or max(1, min(-(-len(rows) // GROUPS_PER_ACTOR), cpus))
     streamed = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        cast(Any, _Streamer),  # Ray takes a class for a stateful function; its annotation does not say so
-        fn_constructor_args=(folder, cache, str(store.root), context, streaming),
+        cast(Any, _StreamerActor),  # Ray takes a class for a stateful function; its annotation does not say so
+        fn_constructor_args=(model,),
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=1,
         num_gpus=1 if gpus else 0,
@@ -219,7 +203,7 @@ def _write(result: EvaluationResult) -> None:
 
 
 def _record(tracking: "Tracking", result: EvaluationResult, report: Report) -> bool:
-    """Metrics and the file go to the training run; a registered model may become the champion."""
+    """Log metrics and the file to the model's training run, and promote a registered model if it is better."""
     scores = result.scores[MODEL].overall
     run = tracking.find_run(result.manifest.get("mlflow_run", ""))
     if run is not None:

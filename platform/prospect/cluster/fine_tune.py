@@ -1,6 +1,6 @@
-"""From records and embeddings to a registered model: what a run does that was not finished before.
+"""The steps of an unfinished training run: clips, memory plan, MLflow run, workers, registration.
 
-`cluster.train` finds out whether there is anything to do. From here on torch, transformers, MLflow and Ray are needed.
+Imports torch, transformers, MLflow and Ray; `cluster.train` first finds out whether there is anything to do.
 """
 
 import json
@@ -14,7 +14,7 @@ import torch
 
 from prospect.cluster.common import Report
 from prospect.cluster.plan import plan
-from prospect.cluster.record import keep_reports, open_run, outcome, register, upload_events
+from prospect.cluster.record import open_run, record_failure, register, upload_events, upload_reports
 from prospect.cluster.workers import fit
 from prospect.config.schema import Config
 from prospect.data.embeddings import EmbeddingStore
@@ -32,13 +32,13 @@ from prospect.training.console import write_table
 from prospect.training.loop import clip_lengths, make_sampler
 from prospect.training.manifest import dataset_manifest
 from prospect.training.memory_plan import MemoryPlan
-from prospect.training.preflight import check_device, own_device, trained_parameters
+from prospect.training.preflight import check_device, describe_device, trained_parameters
 from prospect.training.result import TrainResult
 from prospect.training.run_folder import write_identity
 from prospect.training.worker_spec import TrainingData, WorkerJob
 
 
-def execute(
+def fine_tune(
     config: Config,
     records: Records,
     store: EmbeddingStore,
@@ -46,14 +46,14 @@ def execute(
     folder: Path,
     report: Report,
 ) -> TrainResult:
-    """Trains, calibrates, tracks and registers; see `train` for what it raises.
+    """Train, calibrate, track and register a model; raises as `train` does.
 
     Args:
         config: of the run.
-        records: what it reads.
+        records: dialogues of all splits.
         store: embeddings of their videos.
-        identity: by which a run of the same name knows that it is the same.
-        folder: the run's.
+        identity: configuration by which a later start recognises the run.
+        folder: of the run.
         report: takes one line of progress at a time.
     """
     settings, root = config.training, folder.parents[1]
@@ -66,10 +66,10 @@ def execute(
     run = retry_until_available(lambda: open_run(tracking, config, folder, manifest), report)
     where = retry_until_available(lambda: tracking.where(run), report)
     report(f"train  run {settings.run_name!r} is tracked: {where}")
-    with outcome(run, report):
+    with record_failure(run, report):
         job = _worker_job(config, folder, store, run, planned)
         summary = fit(job, data, root, partial(upload_events, run), report)
-        keep_reports(run, folder, summary["model_step"], report)
+        upload_reports(run, folder, summary["model_step"], report)
         version = retry_until_available(
             lambda: register(tracking, config.model.name, run, folder / "model", summary), report
         )
@@ -97,7 +97,7 @@ def execute(
 def _prepare(
     config: Config, records: Records, store: EmbeddingStore, folder: Path, report: Report
 ) -> tuple[TrainingData, list[QuarantinedRecord]]:
-    """Clips of both splits and the tokenizer, which lies in the run's folder from now on."""
+    """Cut the clips of both splits, and write the tokenizer into the run's folder."""
     train_split, validation_split = records.split("train"), records.split("validation")
     texts = training_texts((d for d, _ in train_split), config.training.clips.summaries)
     tokenizer = build_tokenizer(config.model, texts, folder.parents[1] / "cache")
@@ -133,14 +133,14 @@ def _prepare(
 
 
 def _plan(config: Config, data: TrainingData, store: EmbeddingStore, report: Report) -> MemoryPlan:
-    """The memory of a step of these clips; on a machine of our own, what cannot fit stops here."""
+    """Plan the memory of a step; where this process starts Ray, raise if it cannot fit this machine."""
     own, workers = "RAY_ADDRESS" not in os.environ, config.training.num_workers
     if own:
         workers = min(workers, torch.cuda.device_count() or os.cpu_count() or 1)
     training = config.training.model_copy(update={"num_workers": workers})
     planned = plan(config.model_copy(update={"training": training}), clip_lengths(data.train), store.dim)
     write_table(trained_parameters(config.model, store.dim), report)
-    if own and (remark := check_device(config.model, training, planned, own_device(), workers)):
+    if own and (remark := check_device(config.model, training, planned, describe_device(), workers)):
         report(f"train  {remark}")
     return planned
 

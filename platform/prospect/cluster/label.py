@@ -1,7 +1,7 @@
-"""Annotations -> DST labels with Ray Data: steps get their spans, every event its frame, and all is counted.
+"""Label annotations with DST events, with Ray Data: assign times to steps and frames to events, and report counts.
 
-Steps that a source times keep their times. Steps that nobody timed get theirs from the video's annotation lines,
-which the aligner maps to steps inside the tasks, or a language model before them.
+Steps with times in the source keep them. Other steps get theirs from the video's annotation lines, which are mapped to
+steps by the aligner inside the tasks, or by a language model before them.
 """
 
 import math
@@ -26,18 +26,17 @@ from prospect.dialogue.schema import Dialogue
 from prospect.errors import DataError
 from prospect.files import open_filesystem, write_file
 
-Progress = Callable[[str, int, int], None]
-"""(what is being done, videos done, videos in all)."""
-
+VideoProgress = Callable[[str, int, int], None]
+"""(what is done, videos done, videos in all)."""
 
 PROGRESS_S = 5.0
 """Seconds between two lines of progress."""
 
 
 def make_labels(config: Config, report: Report = print) -> LabelReport:
-    """Annotations -> DST labels on the frames of the embeddings, or of the stated durations where there are none.
+    """Label the configured data on the frames of its embeddings, or on those of the stated durations.
 
-    Ends with the table, the plots, and a finished run of the tracker.
+    Prints the table, draws the plots and tracks the job.
     """
     draw_sample(config, report)
     began: dict[str, tuple[int, float]] = {}
@@ -46,7 +45,9 @@ def make_labels(config: Config, report: Report = print) -> LabelReport:
     def progress(what: str, done: int, total: int) -> None:
         nonlocal shown
         now = time.monotonic()
-        first, start = began.setdefault(what, (done, now))  # models are loaded: from here on the pace tells
+        first, start = began.setdefault(
+            what, (done, now)
+        )  # the pace counts from the first video, after models are loaded
         if done > first and now - shown >= PROGRESS_S:
             left = timedelta(seconds=round((now - start) / (done - first) * (total - done)))
             report(f"label  {done}/{total} videos {what}, {left} left")
@@ -73,7 +74,7 @@ def make_labels(config: Config, report: Report = print) -> LabelReport:
 
 
 def label_and_show(config: Config, report: Report = print) -> None:
-    """`make_labels`; or, with `preview=VIDEO`, one page on that video's labels."""
+    """Run `make_labels`, or write a page on one video's labels with `preview=VIDEO`."""
     if config.preview is None:
         make_labels(config, report)
         return
@@ -90,33 +91,33 @@ def label(
     root: str,
     frames_of: FramesOf = lambda _: None,
     settings: LabelSettings | None = None,
-    progress: Progress = lambda what, done, total: None,
+    progress: VideoProgress = lambda what, done, total: None,
 ) -> LabelReport:
-    """Labels a corpus in place and writes `labels/` under `root`: dialogues, ProAssist's JSON, a table, the report.
+    """Label a corpus in place, and write dialogues, ProAssist's JSON, a table and the report to `labels/` in `root`.
 
     Args:
         corpus: the source; its dialogues are replaced by labelled ones without annotation lines.
         root: absolute path or URL of the storage root.
-        frames_of: T of a video that is embedded; others get theirs from the source's duration.
+        frames_of: frames of an embedded video; for others the source's duration decides.
         settings: how steps get their times.
         progress: called as videos are done.
 
     Raises:
-        DataError: the corpus holds nothing that can be used.
-        ConfigError: a sentence encoder that is not there.
+        DataError: the corpus has no usable dialogue.
+        ConfigError: the sentence encoder is missing.
         EndpointError: the language model's endpoint does not work.
     """
     settings = settings or LabelSettings()
     if not corpus.dialogues:
         why = f": {corpus.quarantined[0]}" if corpus.quarantined else ""
-        raise DataError(f"data.path: it holds no dialogue that can be used{why}", field="data.path")
+        raise DataError(f"`data.path` has no usable dialogue{why}", field="data.path")
     videos, places = by_video(corpus.dialogues, frames_of)
     untimed = [place for place, video in enumerate(videos) if video.lines]
     if untimed:
-        load_encoder(settings.similarity)  # a wrong name is told before any work
+        load_encoder(settings.similarity)  # a wrong name fails before any work
     mapping = None
     if settings.mapper == "llm":
-        mapping = _ask([videos[place] for place in untimed], settings, root, progress)
+        mapping = _map_with_llm([videos[place] for place in untimed], settings, root, progress)
         for place, answer in zip(untimed, mapping.results, strict=True):
             videos[place] = videos[place].model_copy(update={"mapping": answer})
     report = _label(corpus, videos, places, settings, mapping, progress)
@@ -124,7 +125,9 @@ def label(
     return report
 
 
-def _ask(videos: Sequence[Video], settings: LabelSettings, root: str, progress: Progress) -> MappingReport:
+def _map_with_llm(
+    videos: Sequence[Video], settings: LabelSettings, root: str, progress: VideoProgress
+) -> MappingReport:
     from prospect.data.labels.llm.mapping import map_videos  # with the client of the endpoint
 
     done = iter(range(1, len(videos) + 1))
@@ -138,12 +141,12 @@ def _label(
     places: list[list[int]],
     settings: LabelSettings,
     mapping: MappingReport | None,
-    progress: Progress,
+    progress: VideoProgress,
 ) -> LabelReport:
-    """Replaces the corpus's dialogues by labelled ones, and reports."""
+    """Replace the corpus's dialogues by labelled ones, and summarise the labels."""
     labels: dict[int, DialogueLabels] = {}
     results: dict[int, VideoLabels] = {}
-    for place, result in _run(videos, settings):
+    for place, result in _label_videos(videos, settings):
         results[place] = result
         for index, dialogue, counts in zip(places[place], videos[place].dialogues, result.labels, strict=True):
             labels[index] = counts
@@ -160,8 +163,8 @@ def _label(
     )
 
 
-def _run(videos: list[Video], settings: LabelSettings) -> Iterator[tuple[int, VideoLabels]]:
-    """The results as they come, each with its video's place."""
+def _label_videos(videos: list[Video], settings: LabelSettings) -> Iterator[tuple[int, VideoLabels]]:
+    """Label the videos in Ray Data tasks, and yield (place, labels) as they finish."""
     import ray.data
 
     def task(row: dict[str, str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""How much memory a training job would take, from its configuration alone."""
+"""Predict the memory of a training job from its configuration: `plan=true`."""
 
 from collections.abc import Iterable
 
@@ -7,20 +7,20 @@ from rich.console import Console
 from prospect.config.schema import Config
 from prospect.training.checks import GIB, card_bytes
 from prospect.training.memory_plan import MemoryPlan, largest_micro_batch, plan_zero
-from prospect.training.preflight import any_of, own_device, savings, trained_parameters
+from prospect.training.preflight import describe_device, join_savings, savings, trained_parameters
 from prospect.vision.towers import tower_width
 
 USUAL_CARD = "24GB"
 
 
 def show_plan(config: Config) -> None:
-    """Prints what a run would train and how much memory it would take; needs neither data nor weights.
+    """Print the trainable parameters and the memory of a run; needs neither data nor weights.
 
     Raises:
-        ConfigError: `card` is no size, or see `plan`.
-        CheckpointError: the base's geometry is not known.
+        ConfigError: `card` is not a size, or see `plan`.
+        CheckpointError: the base's geometry is unknown.
     """
-    name, room = _judged_by(config.card)
+    name, room = _planned_card(config.card)
     planned = plan(config)
     console = Console(width=100, highlight=False)
     console.print(trained_parameters(config.model, tower_width(config.vision.backend, config.vision.model)))
@@ -30,28 +30,28 @@ def show_plan(config: Config) -> None:
     if planned.fits(room / GIB):
         console.print(f"\nThe run fits {name}: {peak}.", soft_wrap=True)
         return
-    change = any_of(savings(config.model, config.training, planned))
+    change = join_savings(savings(config.model, config.training, planned))
     console.print(f"\nThe run does not fit {name}: {peak}. To save memory, {change}.", soft_wrap=True)
 
 
-def _judged_by(card: str | None) -> tuple[str, int]:
-    """Name and bytes of the card that is meant: the one named, this machine's own, or `USUAL_CARD`."""
-    own = own_device()
+def _planned_card(card: str | None) -> tuple[str, int]:
+    """Name and bytes of the GPU to plan for: `card`, this machine's, or `USUAL_CARD`."""
+    own = describe_device()
     if card is None and own.gpu:
         return own.name, own.num_bytes
     return f"a card of {card or USUAL_CARD}", card_bytes(card or USUAL_CARD)
 
 
 def plan(config: Config, lengths: Iterable[int] | None = None, vision_dim: int | None = None) -> MemoryPlan:
-    """The plan of a training job.
+    """Predict the memory of a training job's step.
 
     Args:
         config: sections vision, model, training and context.
-        lengths: tokens of the clips that there are; default: all as long as `context.max_seq_len` allows.
+        lengths: tokens of each clip; default: all as long as `context.max_seq_len` allows.
         vision_dim: D of the embeddings; default: the vision encoder's.
 
     Raises:
-        CheckpointError: the base's geometry is not known.
+        CheckpointError: the base's geometry is unknown.
         ConfigError: an unknown vision encoder.
     """
     training, longest = config.training, config.context.max_seq_len

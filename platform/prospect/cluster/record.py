@@ -1,4 +1,4 @@
-"""What a training tells MLflow beside its metrics: where it comes from, what it reads, its reports and its end."""
+"""A training run in MLflow: parameters, data sets, metrics, reports, the registered model and failures."""
 
 import contextlib
 import json
@@ -17,8 +17,8 @@ from prospect.tracking.retry import retry_until_available
 from prospect.tracking.run import DatasetCard, Run
 from prospect.tracking.settings import TrackingError
 from prospect.tracking.tracking import Tracking
-from prospect.training.events import Event, once, read_events
-from prospect.training.metrics import failure_tag, measured, metric_rows, run_tags, threshold_metrics
+from prospect.training.events import RunEvent, drop_repeats, read_events
+from prospect.training.metrics import failure_tag, metric_rows, run_tags, threshold_metrics, validation_metrics
 
 PARAMETERS = ("training", "model", "context", "data", "vision")
 """Sections of the configuration by which runs are compared; `config.json` has all."""
@@ -26,14 +26,14 @@ PARAMETERS = ("training", "model", "context", "data", "vision")
 INTERFACE = ModelInterface("prospect.streaming.table", table.INPUTS, table.OUTPUTS, table.PARAMETERS)
 
 _REPORTS = ("calibration.json", "curves.json", "quarantine.jsonl")
-"""Files of the run's folder that go to MLflow with its pictures."""
+"""Files of the run's folder that are uploaded with its plots."""
 
 _CONTEXTS = {"train": "training", "validation": "validation"}
 """MLflow's words for what a run does with a split."""
 
 
 def open_run(tracking: Tracking, config: Config, folder: Path, manifest: dict[str, Any]) -> Run:
-    """The MLflow run, with everything that is known before the first step."""
+    """Open the MLflow run, and log everything that is known before the first step."""
     tags = {"records": manifest["records"], "embeddings": manifest["embeddings"], "folder": str(folder)}
     whole = config.model_dump(mode="json")
     parameters = {section: whole[section] for section in PARAMETERS}
@@ -48,16 +48,16 @@ def open_run(tracking: Tracking, config: Config, folder: Path, manifest: dict[st
     return run
 
 
-def upload_events(run: Run, events: Sequence[Event]) -> None:
-    """Metrics and tags of a batch of events; the same batch again changes nothing."""
+def upload_events(run: Run, events: Sequence[RunEvent]) -> None:
+    """Log metrics and tags of a batch of events; logging a batch again changes nothing."""
     run.log_history(metric_rows(events))
     if tags := run_tags(events):
         run.set_tags(tags)
 
 
-def keep_reports(run: Run, folder: Path, step: int, report: Report) -> None:
-    """Curves of a run that is done, thresholds of its model, whose weights are those of `step`, what was left out."""
-    pictures = plot_run(folder, once(event for event, _ in read_events(folder / "metrics.jsonl")))
+def upload_reports(run: Run, folder: Path, step: int, report: Report) -> None:
+    """Plot a finished run and upload plots, reports and thresholds; the model has the weights of `step`."""
+    pictures = plot_run(folder, drop_repeats(event for event, _ in read_events(folder / "metrics.jsonl")))
     files = [file for name in _REPORTS if (file := folder / name).is_file()]
     calibration = folder / "calibration.json"
     chosen = json.loads(calibration.read_text())["thresholds"] if calibration.is_file() else {}
@@ -74,27 +74,30 @@ def keep_reports(run: Run, folder: Path, step: int, report: Report) -> None:
 
 
 def register(tracking: Tracking, name: str, run: Run, folder: Path, summary: Mapping[str, Any]) -> int:
-    """The model's version, with the step of its weights and what validation measured of them, out of `summary`."""
+    """Register the model with the step and validation of its weights; returns its version."""
     step = summary["model_step"]
-    tags = {"step": str(step), **{name: f"{value:.6g}" for name, value in measured(summary["validation"]).items()}}
+    tags = {
+        "step": str(step),
+        **{name: f"{value:.6g}" for name, value in validation_metrics(summary["validation"]).items()},
+    }
     return tracking.register(name, run, folder, INTERFACE, step, tags)
 
 
 @contextlib.contextmanager
-def outcome(run: Run, report: Report) -> Iterator[None]:
-    """Leaves the MLflow run with the status of what went wrong; a server that is away does not hide what it was."""
+def record_failure(run: Run, report: Report) -> Iterator[None]:
+    """Give the MLflow run the status and reason of an exception; an unreachable server does not replace it."""
     try:
         yield
     except BaseException as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
         reason = failure_tag(time.time(), first_line(error))
         try:
-            retry_until_available(lambda: _leave(run, status, reason), report, seconds=10)
+            retry_until_available(lambda: _end_failed(run, status, reason), report, seconds=10)
         except TrackingError as away:
             report(f"train  {away}")
         raise
 
 
-def _leave(run: Run, status: str, tags: dict[str, str]) -> None:
+def _end_failed(run: Run, status: str, tags: dict[str, str]) -> None:
     run.set_tags(tags)
     run.finish(status)

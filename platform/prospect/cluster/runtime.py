@@ -1,6 +1,6 @@
-"""The one place that starts Ray, or joins the cluster that a submitted job runs on, and that leaves it.
+"""Start Ray, or join the cluster that a submitted job runs on, and disconnect at the end.
 
-Ray is imported when it is first wanted: a job that finds nothing to do, or a mistake, never waits for it.
+Ray is imported on first use, so that a job that stops early never waits for it.
 """
 
 import atexit
@@ -9,15 +9,16 @@ import os
 import sys
 import threading
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 _QUIET = ("ray.data", "ray.train", "ray.serve", "ray.tune")
 
 
 def connect(num_cpus: int | None = None) -> None:
-    """Makes Ray ready for a job; does nothing where it is.
+    """Connect to Ray, unless connected.
 
-    The jobs print their own progress, so Ray's is switched off and only its errors stay.
+    Ray's progress output is switched off, because the jobs print their own; its errors stay.
 
     Args:
         num_cpus: CPUs of a Ray that is started here, for jobs that share the machine; default: all of them.
@@ -40,15 +41,31 @@ def connect(num_cpus: int | None = None) -> None:
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
     context.print_on_execution_start = False
-    atexit.unregister(disconnect)  # once, however often a job connects
-    atexit.register(disconnect)  # later than Ray's own, which therefore runs after it
+    atexit.unregister(disconnect)  # register once, however often a job connects
+    atexit.register(disconnect)  # handlers run in reverse order: this one before Ray's
+
+
+@dataclass(frozen=True)
+class ClusterSize:
+    """CPUs and GPUs of all nodes, whether busy or idle."""
+
+    cpus: float
+    gpus: float
+
+
+def cluster_size() -> ClusterSize:
+    """The CPUs and GPUs that the cluster has now; needs `connect`."""
+    import ray
+
+    resources = ray.cluster_resources()
+    return ClusterSize(resources.get("CPU", 0.0), resources.get("GPU", 0.0))
 
 
 def disconnect() -> None:
-    """Leaves Ray, once Ray Data has ended; does nothing where Ray is not running.
+    """Stop Ray Data's executors, then disconnect from Ray; does nothing where Ray is not imported.
 
-    A job that stops amid its rows leaves their executor's thread behind, and Ray ends a process whose thread uses it
-    while it shuts down: without a word, with status 1.
+    A job that stops in the middle of a dataset leaves an executor thread running. If that thread uses Ray while it
+    shuts down, Ray ends the process silently with status 1.
     """
     if "ray" not in sys.modules:
         return

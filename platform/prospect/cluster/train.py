@@ -1,12 +1,12 @@
 """Fine-tuning with Ray Train and DeepSpeed: from embeddings and labels to a registered model.
 
-ROOT/runs/NAME/identity.json    what makes the run itself; another configuration needs another name
+ROOT/runs/NAME/identity.json    the configuration that identifies the run; another one needs another name
 ROOT/runs/NAME/tokenizer/       the same for every worker and every resumption
 ROOT/runs/NAME/metrics.jsonl    every step, as it happens
 ROOT/runs/NAME/checkpoints/     see checkpoint.py
 ROOT/runs/NAME/plots/           its curves
-ROOT/runs/NAME/curves.json      precision over recall of the heads, at the validation whose weights are the model's
-ROOT/runs/NAME/calibration.json what thresholds were tried, and which were chosen
+ROOT/runs/NAME/curves.json      precision-recall curves of the heads, for the model's weights
+ROOT/runs/NAME/calibration.json thresholds that were tried, and the chosen ones
 ROOT/runs/NAME/model/           the finished model
 ROOT/runs/NAME/result.json      written last: the run is finished
 """
@@ -34,7 +34,7 @@ _EVALUATED = ("storage", "corpus", "data", "vision", "model", "context", "tracki
 
 
 def train_and_show(config: Config, report: Report = print) -> None:
-    """`train` with a table at the end; or, with `plan=true`, the plan alone."""
+    """Run `train` and print its summary, or print only the memory plan with `plan=true`."""
     if config.plan:
         from prospect.cluster.plan import show_plan
 
@@ -44,50 +44,46 @@ def train_and_show(config: Config, report: Report = print) -> None:
     report("")
     events = [event for event, _ in read_events(result.model.parent / "metrics.jsonl")]
     write_table(summary_table(result, events), report)
-    report(f"\nevaluate it: {_evaluation(result, sys.argv[1:])}")
+    report(f"\nevaluate it: {_evaluation_command(result, sys.argv[1:])}")
 
 
-def _evaluation(result: TrainResult, arguments: Sequence[str]) -> str:
+def _evaluation_command(result: TrainResult, arguments: Sequence[str]) -> str:
     """The command that scores the model on the same data; `arguments` are those of the training."""
     kept = [each for each in arguments if each.partition("=")[0].partition(".")[0] in _EVALUATED]
     return shlex.join(["python", "jobs/eval.py", *kept, f"evaluation.model=models:/{result.name}/{result.version}"])
 
 
 def train(config: Config, report: Report = print) -> TrainResult:
-    """Fine-tunes, tracks and registers a model; continues a run of the same name, returns a finished one at once.
+    """Fine-tune, track and register a model; continue a run of the same name, or return its result if finished.
 
     Args:
         config: sections storage, data, vision, model, training, context, streaming, evaluation and tracking.
         report: takes one line of progress at a time.
 
     Raises:
-        DataError: no embeddings, no labels that belong to the data, or nothing to train on.
+        DataError: embeddings or labels are missing or belong to other data, or the training split is empty.
         FingerprintError: the embeddings were made by another encoder than `config.vision`.
-        ConfigError: the run name belongs to a run of another configuration, or to one that goes on now.
+        ConfigError: the run name belongs to a run of another configuration, or to one that is running now.
         CheckpointError: the base model cannot be loaded.
         TrainingError: the loss is not finite, a disk is full, or workers died more often than
             `training.max_failures`.
-        TrackingError: the tracking server stayed away; the model is complete, and registered by the next start.
+        TrackingError: the tracking server stayed unreachable; the model is complete, and the next start registers it.
     """
-    root = _local(config.storage.root)
-    folder = root / "runs" / config.training.run_name
+    settings, root = config.training, _local_path(config.storage.root)
+    folder = root / "runs" / settings.run_name
     with exclusive_lock(folder):
-        return _train(config, root, folder, report)
+        config = _as_begun(config, folder)
+        store = EmbeddingStore(root / "embeddings")
+        records = read_records(config.data, root / "labels" / "dialogues.jsonl", store)
+        store.require(encoder_fingerprint(config.vision), config.vision.equivalent_to)
+        identity = _identity(config, records, store)
+        require_same(folder, identity)
+        if finished := read_result(folder):
+            report(f"train  run {settings.run_name!r} is finished; training.run_name=NAME starts another")
+            return finished
+        from prospect.cluster.fine_tune import fine_tune  # with torch, transformers, MLflow and Ray
 
-
-def _train(config: Config, root: Path, folder: Path, report: Report) -> TrainResult:
-    config, settings = _as_begun(config, folder), config.training
-    store = EmbeddingStore(root / "embeddings")
-    records = read_records(config.data, root / "labels" / "dialogues.jsonl", store)
-    store.require(encoder_fingerprint(config.vision), config.vision.equivalent_to)
-    identity = _identity(config, records, store)
-    require_same(folder, identity)
-    if finished := read_result(folder):
-        report(f"train  run {settings.run_name!r} is finished; training.run_name=NAME starts another")
-        return finished
-    from prospect.cluster.fine_tune import execute  # with torch, transformers, MLflow and Ray
-
-    return execute(config, records, store, identity, folder, report)
+        return fine_tune(config, records, store, identity, folder, report)
 
 
 def _as_begun(config: Config, folder: Path) -> Config:
@@ -99,7 +95,7 @@ def _as_begun(config: Config, folder: Path) -> Config:
     return config.model_copy(update={"context": context})
 
 
-def _local(root: str) -> Path:
+def _local_path(root: str) -> Path:
     path = root.removeprefix("file://")
     if "://" in path:
         raise ConfigError(

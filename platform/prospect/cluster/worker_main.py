@@ -1,4 +1,4 @@
-"""A Ray Train worker process, from its start to rank 0's summary; the only kind that imports DeepSpeed."""
+"""A Ray Train worker process: training as one rank, then calibration on rank 0."""
 
 import gc
 import logging
@@ -8,39 +8,39 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import ray
 import ray.train
 import torch
 from ray.train.torch import get_device
 from torch import nn
 
+from prospect.devices import has_gpu
 from prospect.errors import ProspectError
 from prospect.training.backend import raise_on_all_ranks
 from prospect.training.calibrate import calibrate_run
-from prospect.training.preflight import check_device, own_device
+from prospect.training.preflight import check_device, describe_device
 from prospect.training.settings import OutOfMemoryError, TrainingError
-from prospect.training.worker import work
+from prospect.training.worker import TrainingRun
 from prospect.training.worker_spec import TrainingData, WorkerJob
 
 
-def worker_main(job: WorkerJob, data: Any) -> dict[str, Any]:
+def worker_main(job: WorkerJob, data: TrainingData) -> dict[str, Any]:
     """Train as one rank of the group that Ray Train has opened, and calibrate as rank 0.
 
     Args:
-        job: what to do.
-        data: the reference to `TrainingData`.
+        job: what to train.
+        data: the clips.
 
     Returns:
-        Rank 0's summary. A mistake that all workers know of comes back as `{"error": sentence}`: it would come again
-        at every restart.
+        Rank 0's summary. An error that all workers raise comes back as `{"error": sentence}`, because a restart would
+        only raise it again.
     """
-    if not torch.cuda.is_available():
+    if not has_gpu():
         os.environ["DS_ACCELERATOR"] = "cpu"
-    with hidden("mlflow"):  # DeepSpeed's autotuner would import it, for a second
-        from prospect.training.zero import Ranks, ZeroBackend
+    with hide_module("mlflow"):  # DeepSpeed's autotuner would import it, for a second
+        from prospect.training.zero import TorchProcessGroup, ZeroBackend
 
     device, workers = get_device(), ray.train.get_context().get_local_world_size()
-    group = Ranks(device)
+    group = TorchProcessGroup(device)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     threads = job.training.threads_per_worker or max(1, len(os.sched_getaffinity(0)) // workers)
     torch.set_num_threads(threads)
@@ -49,24 +49,23 @@ def worker_main(job: WorkerJob, data: Any) -> dict[str, Any]:
         return ZeroBackend(model, job.training, job.model.dtype, device)
 
     try:
-        clips: TrainingData = ray.get(data)
-        raise_on_all_ranks(group, find_mismatch(job, workers))
-        summary = work(job, clips, make_backend, group)
-        if group.rank == 0:  # the others are done, and wait in no collective that would give up on a long calibration
+        raise_on_all_ranks(group, device_error(job, workers))
+        summary = TrainingRun(job, data, make_backend, group).run()
+        if group.rank == 0:  # the other ranks have ended: none waits in a collective that would time out
             free_memory()
             torch.set_num_threads(threads * workers)
-            calibrate_run(job, clips, summary["step"])
+            calibrate_run(job, data, summary["step"])
         return summary
     except ProspectError as error:
-        agreed = isinstance(error, TrainingError) and not isinstance(error, OutOfMemoryError)
-        if not agreed and group.world_size > 1:
-            raise  # the other workers wait for this one, until Ray ends them
+        on_all_ranks = isinstance(error, TrainingError) and not isinstance(error, OutOfMemoryError)
+        if not on_all_ranks and group.world_size > 1:
+            raise  # the other workers wait for this one until Ray ends them
         return {"error": str(error)}
 
 
 @contextmanager
-def hidden(module: str) -> Iterator[None]:
-    """Let others find that a module is not installed, unless it is imported already."""
+def hide_module(module: str) -> Iterator[None]:
+    """Make imports of `module` fail inside the block, unless it is imported already."""
     if module in sys.modules:
         yield
         return
@@ -78,16 +77,16 @@ def hidden(module: str) -> Iterator[None]:
 
 
 def free_memory() -> None:
-    """Let go of the engine and the optimizer's state, which DeepSpeed's hooks hold in circles."""
+    """Free the engine and the optimizer's state, which DeepSpeed's hooks hold in reference cycles."""
     gc.collect()
     torch.cuda.empty_cache()
 
 
-def find_mismatch(job: WorkerJob, workers: int) -> ProspectError | None:
-    """Why this process's device cannot train, if so."""
+def device_error(job: WorkerJob, workers: int) -> ProspectError | None:
+    """The reason why this worker's device cannot train, if there is one."""
     try:
         if job.planned:
-            check_device(job.model, job.training, job.planned, own_device(), workers, begun=True)
+            check_device(job.model, job.training, job.planned, describe_device(), workers, begun=True)
     except ProspectError as error:
         return error
     return None

@@ -1,10 +1,11 @@
-"""Ray Train around the workers: how many there are, what their failures mean, and who is told."""
+"""Ray Train's side of a training: start the workers, follow their events, explain their failures."""
 
 import errno
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,44 +16,45 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from prospect.cluster.common import Report
-from prospect.cluster.controller import FailureLog, died, enter_worker
-from prospect.cluster.runtime import connect
+from prospect.cluster.controller import FailureLog, is_process_death, run_worker
+from prospect.cluster.runtime import cluster_size, connect
 from prospect.errors import ProspectError
 from prospect.messages import first_line
 from prospect.training.console import console_for
-from prospect.training.events import Event, Follower
+from prospect.training.events import EventFollower, RunEvent
 from prospect.training.settings import TrainingError, TrainingSettings
 from prospect.training.worker_spec import TrainingData, WorkerJob
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-"""What a full disk, a quota, a size limit and a disk that was mounted read-only say."""
+"""Error numbers of a full disk, a quota, a file size limit and a read-only disk."""
 
 
 def fit(
-    job: WorkerJob, data: TrainingData, root: Path, hand_on: Callable[[Sequence[Event]], None], report: Report
+    job: WorkerJob, data: TrainingData, root: Path, upload: Callable[[Sequence[RunEvent]], None], report: Report
 ) -> dict[str, Any]:
-    """Rank 0's summary of a run that came to its end, through failures of its workers.
+    """Train with Ray Train, restarting dead workers, and return rank 0's summary.
 
     Args:
-        job: what each worker is told.
+        job: what every worker trains.
         data: the clips.
         root: the storage root.
-        hand_on: takes the run's events in batches; while it raises, they wait.
+        upload: takes the run's events in batches; while it raises, they wait.
         report: takes one line of progress at a time.
 
     Raises:
         TrainingError: the loss is not finite, a disk is full, or workers died more often than
             `training.max_failures`.
     """
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how soon an end is seen, or a death
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # seconds until an end or a death is noticed
     connect()
     settings = job.training
-    gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
+    size = cluster_size()
+    gpus, cpus = int(size.gpus), int(size.cpus)
     threads = min(settings.threads_per_worker or 1, max(1, cpus))
-    workers = _workers(settings, gpus or max(1, cpus // threads), report)
+    workers = _worker_count(settings, gpus or max(1, cpus // threads), report)
     report(f"train  starting {workers} worker{'s' if workers > 1 else ''}")
-    trainer = _Trainer(
-        cast(Any, enter_worker),
+    trainer = _TorchTrainer(
+        cast(Any, run_worker),
         train_loop_config={"job": ray.put(job), "data": ray.put(data)},
         scaling_config=ScalingConfig(
             num_workers=cast(Any, _elastic(workers, settings)),
@@ -68,18 +70,19 @@ def fit(
     )
 
     console = console_for(settings.log_every, report)
-    with console, Follower(job.folder / "metrics.jsonl", hand_on, console, report):
-        summary = _run(trainer, settings)
+    follower = EventFollower(job.folder / "metrics.jsonl", upload, console, report)
+    with console, follower, _explain_failures(settings):
+        summary: dict[str, Any] = cast(Any, trainer.fit()).return_value
         if "error" in summary:
             raise TrainingError(summary["error"])
     return summary
 
 
-class _Trainer(TorchTrainer):
-    """Ray's, which in a Ray of our own goes without the actor that outlives a dead controller.
+class _TorchTrainer(TorchTrainer):
+    """Ray's trainer, without the placement group cleaner where this process started Ray.
 
-    Nothing outlives a Ray that ends with its driver; and where Ray has no dashboard, that actor's question whether the
-    controller lives takes ten seconds, for which the end of every training would wait.
+    That actor cleans up after a dead controller, but such a Ray ends with its driver anyway. Without a dashboard the
+    cleaner takes ten seconds to find out whether the controller lives, and every training would end that much later.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -88,29 +91,34 @@ class _Trainer(TorchTrainer):
         return [each for each in made if not (own and isinstance(each, PlacementGroupCleanerCallback))]
 
 
-def _workers(settings: TrainingSettings, room: int, report: Report) -> int:
-    """As many as asked for; on one machine of our own no more than it has room for: its GPUs, or CPUs without any."""
+def _worker_count(settings: TrainingSettings, room: int, report: Report) -> int:
+    """`training.num_workers`, or fewer where this process started Ray and the machine has no room for all of them."""
     if settings.num_workers <= room:
         return settings.num_workers
     if len(ray.nodes()) == 1 and "RAY_ADDRESS" not in os.environ:
         report(f"train  only {room} of the {settings.num_workers} requested workers fit on this machine; continuing")
         return room
     least = settings.min_workers or settings.num_workers
-    report(f"train  {settings.num_workers} workers wanted, {least} needed to begin, room for {room} now")
+    report(f"train  {settings.num_workers} workers requested, {least} needed to start, room for {room} now")
     return settings.num_workers
 
 
 def _elastic(workers: int, settings: TrainingSettings) -> int | tuple[int, int]:
+    """Ray Train's `num_workers`: one number, or (fewest, most) for elastic training."""
     least = min(settings.min_workers or workers, workers)
     return workers if least == workers else (least, workers)
 
 
-def _run(trainer: TorchTrainer, settings: TrainingSettings) -> dict[str, Any]:
-    """Rank 0's summary. Ray's own SIGINT handler stops the workers, and stays installed unless it is removed."""
+@contextmanager
+def _explain_failures(settings: TrainingSettings) -> Iterator[None]:
+    """Re-raise Ray Train's errors as the user's mistakes or one-line reasons.
+
+    Ray's own SIGINT handler stops the workers, but stays installed afterwards: the earlier handler is put back.
+    """
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)
     try:
-        return cast(Any, trainer.fit()).return_value
+        yield
     except SystemExit:
         raise KeyboardInterrupt from None
     except TrainingFailedError as error:
@@ -121,7 +129,7 @@ def _run(trainer: TorchTrainer, settings: TrainingSettings) -> dict[str, Any]:
 
 
 def _explained(error: TrainingFailedError, settings: TrainingSettings) -> BaseException:
-    """A user's mistake as itself, a worker's death in a sentence; a defect keeps its stack trace."""
+    """A user's mistake itself, a sentence for a full disk or a dead worker, or `error` for a bug."""
     failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
     for cause in failures:
         if isinstance(cause, ProspectError):
@@ -131,9 +139,9 @@ def _explained(error: TrainingFailedError, settings: TrainingSettings) -> BaseEx
                 f"a worker cannot write: {cause}; make room and start the run again, which continues from its last "
                 "checkpoint"
             )
-    if ended := [failure for failure in failures if died(failure)]:
+    if deaths := [failure for failure in failures if is_process_death(failure)]:
         return TrainingError(
             f"workers died more than training.max_failures={settings.max_failures} times; the run continues from its "
-            f"last checkpoint when started again ({first_line(ended[0])})"
+            f"last checkpoint when started again ({first_line(deaths[0])})"
         )
     return error

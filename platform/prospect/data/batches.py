@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from prospect.data.clips import Clip, clip_sequence
-from prospect.data.settings import SamplingSettings
+from prospect.data.settings import LabelSamplingSettings
 from prospect.dialogue.sequence import FrameSequence, SequenceBuilder, TextTask
 from prospect.errors import DataError
 from prospect.hashing import derived_seed
@@ -80,7 +80,7 @@ class Batch:
         return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
 
 
-def sampled_frames(clip: Clip, settings: SamplingSettings, epoch: int) -> set[int]:
+def sampled_frames(clip: Clip, settings: LabelSamplingSettings, epoch: int) -> set[int]:
     """Decided frames (absolute) that the decision losses see: every event and a draw of the silence.
 
     The draw depends on seed, epoch and clip alone: not on ranks, order or what was drawn before.
@@ -94,7 +94,7 @@ def sampled_frames(clip: Clip, settings: SamplingSettings, epoch: int) -> set[in
     return events.union(rng.sample(silent, count))
 
 
-def is_watch_only(clip: Clip, settings: SamplingSettings, epoch: int) -> bool:
+def is_watch_only(clip: Clip, settings: LabelSamplingSettings, epoch: int) -> bool:
     """Whether this epoch shows the clip without its events; one without DST labels has nothing to learn so."""
     drawn = random.Random(derived_seed("watch-only", settings.seed, epoch, clip.id)).random()
     return clip.dialogue.has_dst_labels and drawn < settings.watch_only_share
@@ -107,7 +107,7 @@ class Collator:
         self,
         builder: SequenceBuilder,
         read_frames: ReadFrames,
-        sampling: SamplingSettings | None,
+        sampling: LabelSamplingSettings | None,
         packed: bool = True,
     ) -> None:
         """`sampling=None` labels every frame, as evaluation does; `packed=False` makes padded batches."""

@@ -19,7 +19,7 @@ class ClipSettings(Settings):
     seed: int = 0
 
 
-class SamplingSettings(Settings):
+class LabelSamplingSettings(Settings):
     """What the losses see of a clip in one epoch; redrawn in the next."""
 
     watch_only_share: float = Field(default=0.0, ge=0, lt=1)

@@ -1,8 +1,8 @@
-"""Systems that watch nothing: floors and ceilings that a trained model is read against.
+"""Baselines that watch nothing: floors and ceilings to compare a trained model with.
 
 A baseline takes the reference (`Dialogue`, `Timeline`) and gives `VideoDecisions`, scored like a model's.
 `Periodic` and `TimePrior` learn from the training split and look at the reference only for the recipe and
-the video's length; the others are told more than a model could know, or nothing at all.
+the video's length; the others know more than a model could, or nothing at all.
 """
 
 from collections import Counter, defaultdict

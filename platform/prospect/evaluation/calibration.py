@@ -1,9 +1,8 @@
-"""Thresholds from streaming: held-out dialogues run at every threshold of a grid, and F1 chooses, by data set.
+"""Calibrate thresholds by data set: stream held-out dialogues at every threshold of a grid and choose by F1.
 
-First `update`, by the F1 of transitions within the tolerance of an evaluation: unlike the share of frames in the right
-state it falls when the model updates too often and when it updates too seldom. Then, with what that gave, `speak` by
-the F1 of turns, as in ProAssist. All thresholds of a dialogue, and as many dialogues as
-it has room for, run side by side as sessions of one engine.
+`update` comes first, by the F1 of transitions within the evaluation's tolerance: unlike the share of frames in the
+right state, F1 falls when the model updates too often and when it updates too seldom. Then, with that threshold,
+`speak` by the F1 of turns, as in ProAssist. One engine runs all thresholds of several dialogues at once, as sessions.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +30,7 @@ _METRIC, _REFERENCE = {"speak": "turn", "update": "dst"}, {"speak": "reference",
 
 @dataclass(frozen=True)
 class Point:
-    """What one threshold gave."""
+    """Scores at one threshold."""
 
     threshold: float
     f1: float
@@ -42,29 +41,28 @@ class Point:
 
 
 Curves = dict[str, list[Point]]
-"""By data set, and as `DEFAULT` of all together; points in the order of the grid."""
+"""Data set, or `DEFAULT` for all of them -> points in the order of the grid."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was tried, and what was chosen."""
+    """Chosen thresholds, and the curves they were chosen from."""
 
     thresholds: dict[str, dict[str, float]] = field(default_factory=dict)
-    """`speak` and `update` by data set, and as `DEFAULT`; what is missing was not calibrated."""
+    """`speak` and `update` by data set and for `DEFAULT`; missing ones were not calibrated."""
     curves: dict[Decides, Curves] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    """What could not be calibrated, and why: one clause each."""
+    """Why a threshold could not be calibrated, one clause each."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def first_maximum(f1: Sequence[float], tolerance: float = 0.0) -> int | None:
-    """The index of the first local maximum that is within `tolerance` of the best; of a plateau, its middle.
+    """Index of the first local maximum within `tolerance` of the best F1, or the middle of a plateau.
 
-    Where F1 rises and then falls (ProAssist's inverse U), that is its peak, whatever the tolerance. Where a few
-    dialogues give a curve with several peaks, `tolerance` keeps a bump at its beginning from being taken for it.
-    None: F1 is nowhere above zero.
+    For a curve that rises and then falls (ProAssist's inverse U) this is the peak, whatever the tolerance. A curve
+    from few dialogues may have several peaks; `tolerance` skips low ones at its beginning. None: F1 is 0 everywhere.
     """
     best, start = max(f1, default=0.0), 0
     for value, plateau in groupby(f1):
@@ -78,7 +76,7 @@ def first_maximum(f1: Sequence[float], tolerance: float = 0.0) -> int | None:
 
 
 def choose(curves: Curves, settings: CalibrationSettings) -> tuple[dict[str, float], dict[str, str]]:
-    """Thresholds by data set and as `DEFAULT`, and why there is none for the other data sets."""
+    """Thresholds by data set and for `DEFAULT`, and for other data sets the reason why they have none."""
     chosen, refused = {}, {}
     for name, points in curves.items():
         index = first_maximum([point.f1 for point in points], settings.tolerance)
@@ -96,13 +94,13 @@ class Calibrator:
     """Finds the thresholds of one model.
 
     Args:
-        engine: with room for as many sessions as the grid has thresholds, or for several dialogues at a time, and all
-            frames of a dialogue; thresholds that the model brings must not count in it.
-        read: features of a dialogue's frames.
+        engine: with room for a session for each threshold of the grid, or a multiple of that, and for all frames of a
+            dialogue; it must ignore the model's own thresholds.
+        read: reads features of a dialogue's frames.
         settings: the grid, and how much is streamed.
         evaluation: how turns and transitions are matched.
         encoder: sentence vectors for the turn matcher.
-        decides: what is calibrated; a head that was never trained is left out.
+        decides: decisions to calibrate; leave out heads that were never trained.
     """
 
     engine: StreamingEngine
@@ -126,8 +124,8 @@ class Calibrator:
         for name in self.decides:
             streamed: list[list[VideoDecisions]] = []
             while len(streamed) < len(picked):
-                together = picked[len(streamed) : len(streamed) + self._room]
-                streamed += self._stream(name, together, calibration.thresholds)
+                batch = picked[len(streamed) : len(streamed) + self._dialogues_at_once]
+                streamed += self._stream(name, batch, calibration.thresholds)
                 yield f"{name}: {len(streamed)}/{len(picked)} dialogues at {len(self.settings.grid)} thresholds"
             curves = self._curves(name, streamed)
             chosen, refused = choose(curves, self.settings)
@@ -141,21 +139,21 @@ class Calibrator:
         return [pair for group in groups for pair in pick_dialogues(group, settings.videos, settings.minutes)]
 
     @property
-    def _room(self) -> int:
-        """Dialogues that the engine holds at every threshold."""
+    def _dialogues_at_once(self) -> int:
+        """Dialogues that the engine can stream at once, each at every threshold."""
         return max(1, self.engine.capacity // len(self.settings.grid))
 
     def _stream(
-        self, name: Decides, together: Sequence[Placed], found: Mapping[str, Mapping[str, float]]
+        self, name: Decides, batch: Sequence[Placed], found: Mapping[str, Mapping[str, float]]
     ) -> Iterator[list[VideoDecisions]]:
-        """Each dialogue at every threshold for `name`, and at what was found for the other."""
+        """Stream each dialogue at every threshold for `name`, and at the one in `found` for the other decision."""
         grid, specs = self.settings.grid, []
-        for dialogue, timeline in together:
+        for dialogue, timeline in batch:
             known = {**found.get(DEFAULT, {}), **found.get(dialogue.dataset, {})}
             spec = spec_of(dialogue, timeline)
             if "update" not in self.decides:
                 spec = replace(spec, track=False)
-            specs += [_at(spec, {**known, name: threshold}) for threshold in grid]
+            specs += [_with_thresholds(spec, {**known, name: threshold}) for threshold in grid]
         frames: dict[tuple[str, int, int], np.ndarray] = {}
 
         def read(dialogue: Dialogue, start: int, stop: int) -> np.ndarray:
@@ -164,7 +162,7 @@ class Calibrator:
                 frames[key] = self.read(dialogue, start, stop)
             return frames[key]
 
-        streamed = stream_dialogues(self.engine, [pair for pair in together for _ in grid], read, specs)
+        streamed = stream_dialogues(self.engine, [pair for pair in batch for _ in grid], read, specs)
         return (streamed[at : at + len(grid)] for at in range(0, len(streamed), len(grid)))
 
     def _curves(self, name: Decides, streamed: Sequence[Sequence[VideoDecisions]]) -> Curves:
@@ -177,7 +175,7 @@ class Calibrator:
         return curves
 
 
-def _at(spec: SessionSpec, thresholds: Mapping[str, float]) -> SessionSpec:
+def _with_thresholds(spec: SessionSpec, thresholds: Mapping[str, float]) -> SessionSpec:
     return replace(spec, speak_threshold=thresholds.get("speak"), update_threshold=thresholds.get("update"))
 
 
@@ -192,7 +190,7 @@ def _extended(
     thresholds = {dataset: dict(values) for dataset, values in calibration.thresholds.items()}
     for dataset, threshold in chosen.items():
         thresholds.setdefault(dataset, {})[name] = threshold
-    rest = f"takes {chosen[DEFAULT]:g}, that of all data sets" if DEFAULT in chosen else "stays as configured"
+    rest = f"takes {chosen[DEFAULT]:g}, the threshold of all data sets" if DEFAULT in chosen else "stays as configured"
     notes = [
         f"{name} of {'all data sets' if dataset == DEFAULT else dataset} {rest} ({why})"
         for dataset, why in refused.items()

@@ -1,6 +1,6 @@
-"""Decisions of streamed dialogues on disk: an evaluation that was killed goes on, one that is repeated streams nothing.
+"""Cache of a model's streamed decisions on disk, so that a killed or repeated evaluation streams only what is missing.
 
-A key holds everything that a decision depends on: weights, code, settings, frames and dialogues.
+A key hashes everything that a decision depends on: weights, code, settings, frames and dialogues.
 """
 
 import functools
@@ -23,52 +23,55 @@ from prospect.streaming.settings import StreamingSettings
 from prospect.streaming.types import Decision
 
 SESSIONS_PER_GROUP = 8
-"""Dialogues that one engine streams together; a group is the unit that workers are handed."""
+"""Dialogues that one engine streams at once; a worker gets one such group at a time."""
 
-Report = Callable[[str], None]
-Row = dict[str, str]
-"""A group on its way to a worker: `view`, `dialogues` and `key`; or back: `key`, `decisions` and `error`."""
+GroupRow = dict[str, str]
+"""A group sent to a worker (`view`, `dialogues`, `key`), or its result (`key`, `decisions`, `error`)."""
 
 DECISIONS = TypeAdapter(list[Decision])
 
 
-def cached_decisions(
-    stream: Callable[[list[Row]], Iterable[Row]],
-    folder: Path,
-    cache: Path,
-    placed: Sequence[Placed],
-    store: EmbeddingStore,
-    context: ContextSettings,
-    streaming: StreamingSettings,
-    report: Report,
-    views: Sequence[View],
-) -> dict[View, list[VideoDecisions]]:
-    """Decisions by what the model in `folder` is shown.
+@dataclass(frozen=True)
+class StreamedModel:
+    """A model folder, and the frames and settings with which an evaluation streams it."""
 
-    What the same model and code streamed before with the same settings is not streamed again: `cache` has it.
+    folder: Path
+    cache: Path
+    """`cache` of the storage root: earlier decisions, and base models converted from packages."""
+    store: str
+    """Root of the embedding store."""
+    context: ContextSettings
+    streaming: StreamingSettings
+
+
+def cached_decisions(
+    model: StreamedModel,
+    placed: Sequence[Placed],
+    views: Sequence[View],
+    stream: Callable[[list[GroupRow]], Iterable[GroupRow]],
+    report: Callable[[str], None],
+) -> dict[View, list[VideoDecisions]]:
+    """The model's decisions on dialogues by view, streaming only those that are not in the cache.
 
     Args:
-        stream: decides the dialogues of rows that are not there.
-        folder: the model's.
-        cache: of the storage root.
+        model: what is streamed.
         placed: the dialogues.
-        store: their frames.
-        context: how contexts are made.
-        streaming: the engine's settings.
-        report: takes one line of progress at a time.
         views: what the model is shown.
+        stream: decides the dialogues of missing groups.
+        report: takes one line of progress at a time.
 
     Raises:
         DataError: a dialogue cannot be streamed.
     """
-    settings = [each.model_dump(mode="json") for each in (context, streaming)]
-    same = [_weights_hash(folder), _code_hash(), *settings, store.fingerprint]
+    store = EmbeddingStore(model.store)
+    settings = [each.model_dump(mode="json") for each in (model.context, model.streaming)]
+    same = [_weights_hash(model.folder), _code_hash(), *settings, store.fingerprint]
     groups = [
-        _Group.of(view, placed[start : start + SESSIONS_PER_GROUP], same, store)
+        _DialogueGroup.of(view, placed[start : start + SESSIONS_PER_GROUP], same, store)
         for view in views
         for start in range(0, len(placed), SESSIONS_PER_GROUP)
     ]
-    finished = _Finished(cache / "decisions", len(groups), report)
+    finished = _DecisionFiles(model.cache / "decisions", len(groups), report)
     missing = [group.row for group in groups if not finished.has(group.row["key"])]
     if missing:
         for row in stream(missing):
@@ -86,24 +89,24 @@ def cached_decisions(
 
 
 @dataclass(frozen=True)
-class _Group:
-    """Dialogues that one engine streams together, and the row that carries them through Ray Data."""
+class _DialogueGroup:
+    """Dialogues that one engine streams at once, and the row that carries them to a worker."""
 
     view: View
     placed: Sequence[Placed]
     row: dict[str, str]
 
     @classmethod
-    def of(cls, view: View, placed: Sequence[Placed], same: list[Any], store: EmbeddingStore) -> "_Group":
+    def of(cls, view: View, placed: Sequence[Placed], same: list[Any], store: EmbeddingStore) -> "_DialogueGroup":
         row = {"view": view, "dialogues": json.dumps([dialogue.model_dump_json() for dialogue, _ in placed])}
         sources = [store.stored(dialogue.video_id).source_hash for dialogue, _ in placed]
         return cls(view, placed, {**row, "key": fingerprint([*same, row, sources])})
 
 
-class _Finished:
-    """Decisions on disk, a file a group, so that an evaluation that was killed goes on where it was."""
+class _DecisionFiles:
+    """Decisions on disk, one file for each group."""
 
-    def __init__(self, folder: Path, total: int, report: Report) -> None:
+    def __init__(self, folder: Path, total: int, report: Callable[[str], None]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._total, self._report, self._done = folder, total, report, 0
 
@@ -128,7 +131,7 @@ def _weights_hash(folder: Path) -> str:
 
 @functools.cache
 def _code_hash() -> str:
-    """Of what decides, so that another version's decisions are not taken for this one's."""
+    """Hash of the code that decides, so that the cache of another version is not used."""
     package = Path(prospect.__file__).parent
     files = [file for part in ("dialogue", "model", "streaming") for file in sorted((package / part).rglob("*.py"))]
     return fingerprint([hash_file(file) for file in [*files, package / "evaluation" / "stream.py"]])

@@ -1,4 +1,4 @@
-"""Which decided transition answers which reference transition: same step, same kind, near in time."""
+"""Match decided transitions to the reference's: same step, same kind, near in time."""
 
 from collections import defaultdict
 from collections.abc import Iterable

@@ -1,38 +1,34 @@
-"""One engine that streams groups of dialogues: what an evaluation's workers run."""
+"""Streams groups of dialogues through the engine, in an evaluation's workers."""
 
 import json
-from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
 
 from prospect.data.embeddings import EmbeddingStore
-from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.timeline import place
 from prospect.errors import ProspectError
-from prospect.evaluation.decision_cache import DECISIONS, SESSIONS_PER_GROUP, Row
+from prospect.evaluation.decision_cache import DECISIONS, SESSIONS_PER_GROUP, GroupRow, StreamedModel
 from prospect.evaluation.records import View
 from prospect.evaluation.stream import stream_dialogues, view_of
 from prospect.model.checkpoint import load_model
 from prospect.streaming.engine import StreamingEngine
-from prospect.streaming.settings import StreamingSettings
 
 
 class GroupStreamer:
-    """Decides the dialogues of a row, as `cached_decisions` sends them."""
+    """Decides the dialogues of the rows that `cached_decisions` sends; the model is loaded once."""
 
-    def __init__(
-        self, folder: Path, cache: Path, store: str, context: ContextSettings, streaming: StreamingSettings
-    ) -> None:
+    def __init__(self, model: StreamedModel) -> None:
         torch.set_num_threads(1)
-        self._loaded = load_model(folder, cache=cache, device="auto")
-        self._store = EmbeddingStore(store)
-        self._context = context
-        self._settings = streaming.model_copy(update={"max_sessions": SESSIONS_PER_GROUP, "max_waiting_frames": 10**9})
+        self._loaded = load_model(model.folder, cache=model.cache, device="auto")
+        self._store = EmbeddingStore(model.store)
+        self._context = model.context
+        room = {"max_sessions": SESSIONS_PER_GROUP, "max_waiting_frames": 10**9}
+        self._settings = model.streaming.model_copy(update=room)
 
-    def __call__(self, row: Row) -> Row:
+    def __call__(self, row: GroupRow) -> GroupRow:
         engine = StreamingEngine(self._loaded, self._context, self._settings)
         blank = self._loaded.model.mm_projector.mean_frame()
         dialogues = [Dialogue.model_validate_json(text) for text in json.loads(row["dialogues"])]
@@ -44,7 +40,7 @@ class GroupStreamer:
 
         try:
             streamed = stream_dialogues(engine, placed, read)
-        except ProspectError as error:  # as a value: what an actor raises arrives as a stack trace
+        except ProspectError as error:  # as a value: an exception in an actor would arrive as a stack trace
             return {"key": row["key"], "decisions": "", "error": str(error)}
         decisions = [DECISIONS.dump_json(list(one.decisions)).decode() for one in streamed]
         return {"key": row["key"], "decisions": json.dumps(decisions), "error": ""}

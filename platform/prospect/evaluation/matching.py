@@ -27,7 +27,7 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from prospect.dialogue.timeline import FPS
-from prospect.evaluation.settings import MatcherMode, MatchingSettings, Seconds
+from prospect.evaluation.settings import MatcherMode, MatchingSettings, WindowSeconds
 from prospect.similarity import SentenceEncoder
 
 _EPSILON = 1e-6
@@ -89,7 +89,7 @@ def match_turns(
     return _matches(rows, references, assigned, 1 - text)
 
 
-def _window_frames(window: Seconds, fps: float, mode: MatcherMode) -> tuple[int, int]:
+def _window_frames(window: WindowSeconds, fps: float, mode: MatcherMode) -> tuple[int, int]:
     """Whole frames inside the window: int() rounds both ends towards zero."""
     slack = _FRAME_SLACK if mode == "corrected" else 0.0
     left, right = window
@@ -124,8 +124,8 @@ def _assign(cost: NDArray[np.float32], inside: NDArray[np.bool_], mode: MatcherM
         try:
             return np.asarray(min_weight_full_bipartite_matching(published)[1])
         except ValueError:
-            # So many zero costs were dropped that no full matching is left, and the published code
-            # ends here. There is no published figure to be compatible with.
+            # So many zero costs were dropped that a full matching is impossible. The published code stops here, so
+            # no published figure depends on what follows.
             pass
     edges = coo_array((cost[inside].astype(np.float64) + _EPSILON, np.nonzero(inside)), shape=cost.shape)
     return np.asarray(min_weight_full_bipartite_matching(edges.tocsr())[1])

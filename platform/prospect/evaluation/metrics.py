@@ -81,7 +81,7 @@ def evaluate(
             a reference with one, as in a comparison of states.
 
     Raises:
-        DataError: utterances are to be matched and there is no encoder.
+        DataError: utterances must be matched, and `encoder` is missing.
     """
     settings = settings or EvaluationSettings()
     videos = sorted(videos, key=lambda video: (video.video, video.dialogue.dialogue_id))

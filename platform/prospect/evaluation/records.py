@@ -1,4 +1,4 @@
-"""What is scored: the decisions of one streamed dialogue beside its reference, on the video's own frames."""
+"""The decisions of a streamed dialogue beside its reference, by frame of the video: the input of all scores."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class VideoDecisions:
 
     @property
     def video(self) -> str:
-        """The unit that the bootstrap draws: dialogues of one video are no independent samples."""
+        """The unit that the bootstrap draws: dialogues of one video are not independent samples."""
         return f"{self.dialogue.dataset}/{self.dialogue.video_id}"
 
     @property

@@ -1,4 +1,4 @@
-"""What is scored and how, and how thresholds are found. Imports no scipy: every job reads it first."""
+"""Settings of scores and of the calibration of thresholds. Imports no scipy: every job's configuration loads it."""
 
 from typing import Annotated, Literal, Self
 
@@ -11,11 +11,11 @@ from prospect.similarity import SimilaritySettings
 MatcherMode = Literal["compat", "corrected"]
 
 
-Seconds = tuple[float, float]
+WindowSeconds = tuple[float, float]
 """(left, right): the reference may lie in [generated + left, generated + right] seconds."""
 
 
-WINDOWS: dict[str, Seconds] = {
+WINDOWS: dict[str, WindowSeconds] = {
     "narration": (-2.5, 2.5),
     "ego4d": (-4.0, 8.5),
     "epickitchens": (-1.5, 3.0),
@@ -27,7 +27,7 @@ WINDOWS: dict[str, Seconds] = {
 """Published windows: a quarter of the mean talk interval back, half of it ahead."""
 
 
-DEFAULT_WINDOW: Seconds = (-2.5, 2.5)
+DEFAULT_WINDOW: WindowSeconds = (-2.5, 2.5)
 
 
 class MatchingSettings(Settings):
@@ -39,18 +39,18 @@ class MatchingSettings(Settings):
     """Exponent of the distance in frames."""
     weight: Annotated[float, Field(ge=0)] = 0.3
     """Cost of the longest distance that the window allows; a wholly unlike sentence costs 1."""
-    windows: dict[str, Seconds] = Field(default_factory=dict)
+    windows: dict[str, WindowSeconds] = Field(default_factory=dict)
     """(left, right) in seconds by dataset, before the published ones; `default` is for all others."""
 
     @field_validator("windows")
     @classmethod
-    def _contain_zero(cls, windows: dict[str, Seconds]) -> dict[str, Seconds]:
+    def _contain_zero(cls, windows: dict[str, WindowSeconds]) -> dict[str, WindowSeconds]:
         for dataset, (left, right) in windows.items():
             if not left <= 0 <= right:
                 raise ValueError(f"window of {dataset}: ({left:g}, {right:g}) must contain 0, as (-2.5, 2.5) does")
         return windows
 
-    def window(self, dataset: str) -> Seconds:
+    def window(self, dataset: str) -> WindowSeconds:
         """The window of a dataset; as in the published code, a known name is looked for inside `dataset`."""
         default = self.windows.get("default", DEFAULT_WINDOW)
         name = _letters(dataset)
@@ -77,7 +77,7 @@ class EvaluationSettings(Settings):
     similarity_threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
     """A paired utterance counts as correct above this."""
     event_tolerance: Annotated[float, Field(ge=0)] = 2.5
-    """Seconds by which a transition may miss its reference."""
+    """WindowSeconds by which a transition may miss its reference."""
     state_policy: StatePolicy = "strict"
     """How the reference's transitions are replayed."""
     bootstrap_samples: Annotated[int, Field(gt=0)] = 1000

@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Tally:
-    """What the metrics divide; float64 arrays of one shape, () for a plain sum."""
+    """Sums from which the metrics are ratios; float64 arrays of one shape, () for a plain sum."""
 
     dialogues: Floats
     frames: Floats
@@ -74,7 +74,7 @@ class Tally:
 
 
 def _ratio(part: Floats, whole: Floats, empty: float = np.nan) -> Floats:
-    """The ratio, and `empty` where there is nothing to divide by."""
+    """The ratio, and `empty` where `whole` is 0."""
     part, whole = np.broadcast_arrays(np.asarray(part, float), np.asarray(whole, float))
     return np.divide(part, whole, out=np.full(whole.shape, empty), where=whole > 0)
 

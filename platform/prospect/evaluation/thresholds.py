@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 DEFAULT = "default"
-"""The key of what was chosen on all data sets together."""
+"""Key of the thresholds that were calibrated on all data sets."""
 
 
 def shown(thresholds: Mapping[str, Mapping[str, float]]) -> str:

@@ -44,7 +44,7 @@ def build_model(
     cache: Path,
     seed: int = 0,
 ) -> DSTModel:
-    """The DST model on top of its base, new parts initialised from `seed`, nothing trained yet.
+    """Build an untrained DST model on top of its base, with new parts initialised from `seed`.
 
     Args:
         settings: base and architecture.
@@ -56,13 +56,13 @@ def build_model(
         seed: of every random initialisation.
 
     Raises:
-        CheckpointError: the base cannot be loaded or is not a Llama.
+        CheckpointError: the base cannot be loaded, or no backbone is made for its class.
     """
     torch.manual_seed(seed)
     folder = "" if settings.base == "tiny" else base_folder(settings.base, cache)
     base = read_config(settings.base, folder) if folder else _tiny_config(settings, tokenizer)
     backbone = backbone_of(base, settings.base)
-    config = backbone.config.on(
+    config = backbone.config.from_base(
         base,
         settings,
         vision_dim=vision_dim,
@@ -86,7 +86,7 @@ def _on_base(name: str, folder: str, backbone: Backbone, config: DSTProActConfig
     foreign = sorted(weight for weight in missing if weight.split(".")[0] not in NEW_MODULES)
     if foreign:
         raise CheckpointError(
-            f"`model.base` is {name}, whose weights do not fit its config.json: {foreign[0]} is missing.",
+            f"`model.base` ({name}) has weights that do not fit its config.json: {foreign[0]} is missing.",
             field="model.base",
         )
     if config.whiten_frames:
@@ -95,7 +95,7 @@ def _on_base(name: str, folder: str, backbone: Backbone, config: DSTProActConfig
 
 
 def cast_parameters(model: DSTModel, dtype: torch.dtype) -> DSTModel:
-    """Buffers stay in float32: rounded frequencies of the rotary embedding turn far positions by radians."""
+    """Cast parameters, not buffers: rounding the rotary frequencies would turn far positions by radians."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     return model
@@ -119,7 +119,7 @@ def _tiny_config(settings: ModelSettings, tokenizer: Any) -> LlamaConfig:
 
 
 def _stop_ids(model: PreTrainedModel) -> list[int]:
-    """Everything that ends a generation: Llama-3.2-Instruct ships three ids."""
+    """All ids that end a generation; Llama-3.2-Instruct has three."""
     found: list[int] = []
     for ids in (model.config.eos_token_id, getattr(model.generation_config, "eos_token_id", None)):
         found += ids if isinstance(ids, list) else [ids] if ids is not None else []
@@ -127,7 +127,7 @@ def _stop_ids(model: PreTrainedModel) -> list[int]:
 
 
 def adapt(model: DSTModel, settings: ModelSettings) -> "DSTModel | PeftModel":
-    """The model as `settings.adaptation` trains it: what shall not learn is frozen.
+    """Freeze or quantise the base and add LoRA, as `settings.adaptation` says.
 
     Raises:
         ConfigError: `qlora` without bitsandbytes.
@@ -142,17 +142,17 @@ def adapt(model: DSTModel, settings: ModelSettings) -> "DSTModel | PeftModel":
 
 
 def learning_modules(model: DSTModel) -> list[str]:
-    """The new modules that a loss reaches: the token back-end decides by rows of `lm_head` and not by heads."""
-    idle = () if model.config.decision_backend == "heads" else ("speaking_decision_head", "dst_update_head")
-    return [name for name in NEW_MODULES if name not in idle]
+    """The new modules that are trained; the token back-end decides by rows of `lm_head`, so its heads are not."""
+    unused = () if model.config.decision_backend == "heads" else ("speaking_decision_head", "dst_update_head")
+    return [name for name in NEW_MODULES if name not in unused]
 
 
 def add_lora(model: DSTModel, settings: LoraSettings) -> "PeftModel":
-    """LoRA on the seven projections; projector, heads and the grammar's token rows train in full, nothing else."""
-    from peft import LoraConfig, get_peft_model  # a second or two, which a model without adapters does not wait for
+    """Add LoRA to the seven projections; projector, heads and the grammar's token rows are trained in full."""
+    from peft import LoraConfig, get_peft_model  # takes a second or two, which other models need not wait for
 
     rows = sorted((model.config.grammar_ids or {}).values())
-    # A tied `lm_head` shares the embedding's rows; one of its own needs them for the token back-end.
+    # A tied `lm_head` shares the embedding's rows; an untied one needs its own for the token back-end.
     tokens = {"embed_tokens": rows} | ({} if model.config.tie_word_embeddings else {"lm_head": rows})
     config = LoraConfig(
         r=settings.r,
@@ -169,9 +169,9 @@ def add_lora(model: DSTModel, settings: LoraSettings) -> "PeftModel":
 
 
 def quantize(model: DSTModel) -> None:
-    """Turns the seven projections of every layer into NF4 with quantised scales, 4.13 bits a weight.
+    """Convert the seven projections of every layer to NF4 with quantised scales, 4.13 bits a weight.
 
-    On the CPU they are quantised here, otherwise as they move to the device.
+    Weights on the CPU are quantised here, others when they move to the device.
 
     Raises:
         ConfigError: bitsandbytes is not installed.
@@ -184,15 +184,14 @@ def quantize(model: DSTModel) -> None:
                 plain.in_features, plain.out_features, bias=False, compute_dtype=plain.weight.dtype, quant_type="nf4"
             )
             linear.weight = nn4.Params4bit(plain.weight.data, requires_grad=False, quant_type="nf4")
-            # On some CPUs the first forward pass in evaluation would bring the weights into a form without gradients,
-            # in which they then stay.
+            # On some CPUs the first evaluation would convert the weights for good to a layout without gradients.
             linear.support_avx512bf16_for_cpu = False
             layer.set_submodule(path, linear.to(model.device))
-    cast(Any, model).is_loaded_in_4bit = True  # how peft knows
+    cast(Any, model).is_loaded_in_4bit = True  # peft reads this
 
 
 def round_to_4_bits(model: DSTModel) -> None:
-    """Gives the projections the values that they have in NF4, in their own type: what QLoRA's adapters were fitted to.
+    """Round the projections to NF4 values in their own dtype, which QLoRA's adapters were trained on.
 
     Raises:
         ConfigError: bitsandbytes is not installed.
@@ -207,28 +206,28 @@ def round_to_4_bits(model: DSTModel) -> None:
 
 
 def bitsandbytes() -> Any:
-    """Its layers.
+    """The module `bitsandbytes.nn`.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: bitsandbytes is not installed.
     """
     try:
         return importlib.import_module("bitsandbytes.nn")
     except ImportError as error:
         raise ConfigError(
-            "`model.adaptation` is qlora, which needs the package bitsandbytes: install it, or choose lora.",
+            "`model.adaptation` (qlora) needs the package bitsandbytes, which is missing: install it, or choose lora.",
             field="model.adaptation",
         ) from error
 
 
 def keep_trained_in_float32(model: torch.nn.Module) -> None:
-    """Small updates are lost on bfloat16 weights. For a forward pass under autocast; DeepSpeed keeps copies itself."""
+    """Cast trainable weights to float32, because bfloat16 loses small updates; forward passes then need autocast."""
     for parameter in trainable_parameters(model).values():
         parameter.data = parameter.data.float()
 
 
 def is_adapted(model: torch.nn.Module) -> "TypeGuard[PeftModel]":
-    """Whether LoRA is around the model; asked of an attribute, so that nobody imports peft to be told no."""
+    """Whether the model has LoRA adapters; checked by attribute, which needs no import of peft."""
     return hasattr(model, "get_base_model")
 
 

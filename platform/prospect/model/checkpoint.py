@@ -1,4 +1,4 @@
-"""Model folders: what a finished training writes and evaluation and serving load.
+"""Save and load model folders: training writes them, evaluation and serving load them.
 
 A folder holds `config.json`, the tokenizer, `prospect.json` and either full weights (`model.safetensors`) or
 an adapter with the base that it belongs to.
@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
+from prospect.devices import pick_device
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import CheckpointError, ConfigError
 from prospect.model.adapters import build_model, round_to_4_bits, unwrap
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _ALIGNMENT = 64
-"""Bytes; where torch lets its own tensors start on a CPU."""
+"""Bytes to which torch aligns its own tensors on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,7 @@ class LoadedModel:
         return self.model.config.fingerprint
 
     def require_trained(self, *heads: str) -> None:
-        """Refuses heads that never had a label.
-
-        Raises:
-            UntrainedHeadError: naming them.
-        """
+        """Raise UntrainedHeadError if any of `heads` was never trained."""
         require_trained(self.folder, self.model.config.trained_steps, *heads)
 
 
@@ -64,22 +61,22 @@ def save_model(
     extra: dict[str, Any] | None = None,
     state_dict: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Writes a model folder under a temporary name and renames it.
+    """Write a model folder under a temporary name, then rename it.
 
     Args:
         model: plain or with LoRA.
         tokenizer: with the grammar's tokens.
-        settings: with which the model was built.
-        folder: replaced if there.
-        extra: JSON that travels with the model (run id, vision settings, ...).
-        state_dict: weights gathered from partitions; the model's own otherwise.
+        settings: the model's.
+        folder: an existing one is replaced.
+        extra: JSON to save with the model (run id, vision settings, ...).
+        state_dict: weights to save; default: the model's own.
     """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     model.save_pretrained(str(partial), state_dict=state_dict)
     config = unwrap(model).config
-    config.dtype = getattr(torch, settings.dtype)  # transformers notes that of float32 copies of what trains
+    config.dtype = getattr(torch, settings.dtype)  # transformers would save the dtype of trainable weights
     config.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     manifest = {"model": settings.model_dump(), **(extra or {})}
@@ -91,16 +88,16 @@ def save_model(
 def load_model(
     folder: str | Path, *, allow_untrained: bool = False, cache: Path | None = None, device: str = "cpu"
 ) -> LoadedModel:
-    """Loads a model folder for use, LoRA merged.
+    """Load a model folder for use, with LoRA merged.
 
     Args:
         folder: from `save_model`.
-        allow_untrained: for benchmarks only: accept heads that were never trained.
+        allow_untrained: accept a speaking head that was never trained; for benchmarks and calibration.
         cache: folder of converted packaged bases, `ROOT/cache` of a storage root; default: one of the user's own.
         device: where it is to run: `cpu`, `cuda`, or `auto` for a GPU where there is one.
 
     Raises:
-        CheckpointError: missing, unreadable or not one of ours.
+        CheckpointError: missing, unreadable or not written by training.
         UntrainedHeadError: the speaking head was never trained.
     """
     folder = Path(folder)
@@ -112,8 +109,7 @@ def load_model(
         model = _load_weights(folder, backbone, config, tokenizer, manifest, cache or _user_cache())
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"model {folder}: unreadable ({str(error).splitlines()[0]})") from error
-    where = "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
-    torch.nn.Module.to(model, where)
+    torch.nn.Module.to(model, pick_device(device))
     _align(model)
     loaded = LoadedModel(model.eval(), Vocabulary(tokenizer, config.stop_ids or ()), folder, manifest)
     if not allow_untrained:
@@ -122,14 +118,14 @@ def load_model(
 
 
 def _align(model: torch.nn.Module) -> None:
-    """Copies what still lies where the mapped file has it: off a boundary, kernels of some CPUs differ in last bits."""
+    """Copy parameters that are unaligned in the memory-mapped file: kernels of some CPUs round them differently."""
     for parameter in model.parameters():
         if parameter.data_ptr() % _ALIGNMENT:
             parameter.data = parameter.data.clone()
 
 
-def _round(base: DSTModel, folder: Path) -> None:
-    """Where that cannot be, the adapters sit on a base that is a little better than the one they were fitted to."""
+def _round_base(base: DSTModel, folder: Path) -> None:
+    """Round the base as QLoRA saw it; without bitsandbytes keep it unrounded, with a warning."""
     try:
         round_to_4_bits(base)
     except ConfigError:
@@ -164,7 +160,7 @@ def _load_weights(
         seed=manifest.get("seed", 0),  # of the frozen base where it is random: `tiny`
     )
     if settings.adaptation == "qlora":
-        _round(base, folder)
+        _round_base(base, folder)
     from peft import PeftModel
 
     merged = PeftModel.from_pretrained(base, folder).merge_and_unload()

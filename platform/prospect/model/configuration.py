@@ -1,4 +1,4 @@
-"""What defines a model: the user's choice (`ModelSettings`) and the saved architecture (`DSTProActConfig`)."""
+"""The saved architecture of a Llama backbone, `DSTProActConfig`."""
 
 from typing import Any, Self
 
@@ -8,7 +8,7 @@ from prospect.model.settings import ModelSettings
 
 
 class DSTProActConfig(LlamaConfig):
-    """A Llama's configuration with the vision, the grammar and the heads."""
+    """A Llama's configuration with projector, grammar tokens and heads."""
 
     model_type = "dst_proact_llama"
 
@@ -31,8 +31,8 @@ class DSTProActConfig(LlamaConfig):
     calibrated on all datasets together, for any other."""
 
     @classmethod
-    def on(cls, base: LlamaConfig, settings: ModelSettings, **given: Any) -> Self:
-        """Of a base with the parts that the settings choose; `given` has what neither of them knows."""
+    def from_base(cls, base: LlamaConfig, settings: ModelSettings, **given: Any) -> Self:
+        """The base's configuration with the settings' heads; `given` sets further fields."""
         parts = ("decision_backend", "decision_head", "state_head_size", "whiten_frames", "frame_noise")
         kept = {key: value for key, value in base.to_dict().items() if key not in ("model_type", "architectures")}
         return cls(**{**kept, **{name: getattr(settings, name) for name in parts}, **given})

@@ -1,4 +1,4 @@
-"""Shapes of models before any weight is there: for memory plans, and for benchmarks of speed."""
+"""Sizes of base models, and models without weights, for memory plans and benchmarks."""
 
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,14 @@ GEOMETRIES = {
     "meta-llama/Llama-3.2-1B-Instruct": _geometry(128_256, 2048, 8192, 16, 32, 8),
     "package:smollm2_135m": _geometry(49_152, 576, 1536, 30, 9, 3),
 }
-"""Of the bases in configs/model; all tie the output to the input embedding."""
+"""Sizes of the bases in configs/model; all tie `lm_head` to the input embedding."""
 
 
 def base_geometry(settings: ModelSettings) -> LlamaConfig:
-    """Widths and depths of the base, with no weights loaded.
+    """Width and depth of the base, without loading weights.
 
     Raises:
-        CheckpointError: neither a base of configs/model nor one whose config.json can be read.
+        CheckpointError: the base is not one of configs/model, and its config.json cannot be read.
     """
     if settings.base == "tiny":
         tiny = settings.tiny
@@ -56,11 +56,11 @@ def base_geometry(settings: ModelSettings) -> LlamaConfig:
 
 
 def empty_model(base: LlamaConfig, settings: ModelSettings, vision_dim: int) -> DSTModel:
-    """The DST model of a geometry on torch's meta device: shapes without numbers."""
+    """A DST model on torch's meta device, which has shapes but no numbers."""
     vocabulary = base.vocab_size + (0 if settings.base == "tiny" else len(GRAMMAR_TOKENS))
     first = vocabulary - len(GRAMMAR_TOKENS)
     backbone = backbone_of(base, settings.base)
-    config = backbone.config.on(
+    config = backbone.config.from_base(
         base,
         settings,
         vocab_size=vocabulary,

@@ -1,4 +1,4 @@
-"""The projector and the decision heads. H is the language model's width."""
+"""Projector, decision heads and state head. H is the language model's width."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ NUM_STEP_STATES = 3
 class FrameProjector(nn.Module):
     """Linear-GELU-Linear from embeddings [*, D] to the model's width [*, H], after an optional fixed whitening.
 
-    In training Gaussian noise of deviation `noise` is added behind the whitening.
+    In training Gaussian noise of deviation `noise` is added after the whitening.
     """
 
     mean: Tensor
@@ -27,12 +27,12 @@ class FrameProjector(nn.Module):
             self.register_buffer("whitening", torch.eye(vision_dim, dtype=torch.float32))
 
     def fix_whitening(self, mean: Tensor, whitening: Tensor) -> None:
-        """Frames become (frame - mean) @ whitening, with [D] and [D, D], in float32; no training changes it."""
+        """Set the fixed whitening (frame - mean) @ whitening, with mean [D] and whitening [D, D], in float32."""
         self.mean = mean.to(self.mean.device, torch.float32)
         self.whitening = whitening.to(self.whitening.device, torch.float32)
 
     def mean_frame(self) -> np.ndarray:
-        """The frame [D] that carries no information: the training mean, or zeros where it is not kept."""
+        """An uninformative frame [D]: the training mean, or zeros without whitening."""
         mean = self.mean if self.whitens else torch.zeros(self.up.in_features)
         return mean.float().cpu().numpy()
 

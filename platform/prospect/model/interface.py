@@ -1,7 +1,7 @@
 """What every backbone offers: a text trunk with projected frames, decision heads and a state head.
 
-Heads, losses, adapters, packing, checkpoints, memory plans, the engine and serving speak to `DSTModel` alone.
-`backbones.py` lists the classes that there are.
+Heads, losses, adapters, packing, checkpoints, memory plans, the engine and serving use only `DSTModel`.
+`backbones.py` is the registry of backbones.
 
 Shapes: B sequences, S tokens, H width, D embedding width, I tokens a frame.
 """
@@ -28,13 +28,13 @@ else:
 
 
 class DSTConfig(Protocol):
-    """What a saved architecture says beside its text and vision parts."""
+    """Fields that every backbone's saved config has beside those of its base."""
 
     vocab_size: int
     vision_dim: int
     tokens_per_frame: int
     fingerprint: str
-    """Of the embeddings that the model was trained on."""
+    """Fingerprint of the embeddings that the model was trained on."""
     decision_backend: str
     decision_head: str
     state_head_size: int
@@ -48,11 +48,11 @@ class DSTConfig(Protocol):
 
 @dataclass(frozen=True)
 class KVGeometry:
-    """Sizes of a token's keys and values."""
+    """Sizes of the keys and values that a token has in the KV cache."""
 
     layers: int
     heads: int
-    """Of keys."""
+    """Key heads."""
     head_dim: int
     groups: int
     """Query heads that share a key head."""
@@ -64,15 +64,15 @@ class KVGeometry:
         return cls(config.num_hidden_layers, heads, head_dim, config.num_attention_heads // heads)
 
     def bytes_per_token(self, element_size: int) -> int:
-        """Of the cache; `element_size` is that of one number."""
+        """KV cache bytes of a token; `element_size` is in bytes."""
         return 2 * self.layers * self.heads * self.head_dim * element_size
 
 
 class DSTModel(Module):
-    """The trunk decides by heads or by three rows of `lm_head`; `lm_head` is otherwise for text alone.
+    """A language model with projected frames, decision heads and a state head.
 
-    A backbone derives from this and from its class of transformers, calls `add_heads` when it is built, and says
-    where its text trunk is.
+    It decides by heads, or by three rows of `lm_head`, which is otherwise used for text only. A backbone derives from
+    this and from its class in transformers, calls `add_heads` in its constructor, and defines `text` and `text_config`.
     """
 
     config: Any
@@ -84,8 +84,8 @@ class DSTModel(Module):
     dst_state_head: StateHead
 
     logits_in_chunks = True
-    """The text's loss computes logits a chunk at a time. False where the weights are parted over ranks, which have to
-    gather `lm_head` equally often."""
+    """Whether the text loss computes logits in chunks. False with partitioned weights, as all ranks must gather
+    `lm_head` equally often."""
 
     @property
     @abstractmethod
@@ -99,19 +99,25 @@ class DSTModel(Module):
 
     @property
     def kv_geometry(self) -> KVGeometry:
-        """Sizes of the cache."""
+        """Sizes of the KV cache."""
         return KVGeometry.of(self.text_config)
 
     def add_heads(self) -> None:
-        """Add projector and heads, with weights of their own."""
+        """Add projector and heads, randomly initialised."""
         config, width = self.config, self.text_config.hidden_size
         self.mm_projector = FrameProjector(config.vision_dim, width, config.whiten_frames, config.frame_noise)
         self.speaking_decision_head = BinaryHead(width, config.decision_head)
         self.dst_update_head = BinaryHead(width, config.decision_head)
         self.dst_state_head = StateHead(width, config.state_head_size)
 
-    def embed(self, input_ids: Tensor, frames: Tensor) -> Tensor:
-        """Token embeddings [*, H] with the image tokens' rows replaced by projected `frames` [N, D], in order.
+    def embed(self, input_ids: Tensor, frames: Tensor, *, aligned: bool = False) -> Tensor:
+        """Token embeddings [*, H] with projected `frames` in the rows of the image tokens.
+
+        Args:
+            input_ids: [*].
+            frames: [N, D], one for each image token, in order.
+            aligned: whether `frames` are [*, D] instead, one for each token; those of text tokens are not used. No
+                shape then depends on the tokens and nothing is read on the host: a CUDA graph can capture the call.
 
         Raises:
             DataError: N differs from the number of image tokens, or D from the model's.
@@ -122,13 +128,14 @@ class DSTModel(Module):
                 f"embedding: has {frames.shape[-1]} dimensions, the model was built for {self.config.vision_dim}",
                 field="embedding",
             )
-        if int(is_image.sum()) != len(frames):
+        if not aligned and int(is_image.sum()) != len(frames):
             raise DataError(
                 f"frames: {len(frames)} feature rows for {int(is_image.sum())} image tokens", field="frames"
             )
         embeddings = self.text.embed_tokens(input_ids)
         projected = self.mm_projector(frames).to(embeddings.dtype)
-        return embeddings.masked_scatter(is_image.unsqueeze(-1), projected)
+        mask = is_image.unsqueeze(-1)
+        return torch.where(mask, projected, embeddings) if aligned else embeddings.masked_scatter(mask, projected)
 
     def trunk(self, input_ids: Tensor, frames: Tensor, attention: str = "sdpa", **kwargs: Any) -> Tensor:
         """Hidden states [B, S, H] after the final norm; `lm_head` is not touched.
@@ -138,17 +145,17 @@ class DSTModel(Module):
         return self.hidden_states(self.embed(input_ids, frames), attention, **kwargs)
 
     def hidden_states(self, embeddings: Tensor, attention: str = "sdpa", **kwargs: Any) -> Tensor:
-        """The same from embeddings [B, S, H]."""
+        """`trunk` from embeddings [B, S, H] instead of tokens and frames."""
         self._attend_by(attention)
         return self.text(inputs_embeds=embeddings, use_cache=False, **kwargs).last_hidden_state
 
     def _attend_by(self, attention: str) -> None:
-        """It stays after the call: checkpointed layers run it again in the backward pass."""
+        """Choose the attention function for good: checkpointed layers run it again in the backward pass."""
         if self.text_config._attn_implementation != attention:
             self.text.set_attn_implementation(attention)
 
     def checkpoint_layers(self, on: bool) -> None:
-        """Whether training keeps one hidden state a layer and computes the layer again in the backward pass."""
+        """Switch activation checkpointing: keep one hidden state a layer, recompute the layer in the backward pass."""
         layers: list[Any] = [module for module in self.modules() if isinstance(module, GradientCheckpointingLayer)]
         if any(layer.gradient_checkpointing != on for layer in layers):
             recompute = partial(checkpoint, use_reentrant=False)
@@ -165,7 +172,10 @@ class DSTModel(Module):
         return torch.nn.functional.linear(hidden, self.lm_head.weight[ids]).float()
 
     def decision_probabilities(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """To speak and to update, each [*], at a frame's last image token; the first also at a delta's stop token."""
+        """Probabilities of speaking and updating, each [*], at a frame's last image token.
+
+        The first is also read at a delta's stop token.
+        """
         if self.config.decision_backend == "heads":
             speak, update = self.decision_logits(hidden)
             return torch.sigmoid(speak), torch.sigmoid(update)

@@ -1,8 +1,10 @@
-"""The losses (docs/architecture.md#losses) as sums and counts, to take their means over the global batch.
+"""Training losses as sums and counts, from which means over the global batch are taken (docs/architecture.md#losses).
 
-A rank computes the sums of its micro-batch; the counts come from the labels alone and are added up over ranks
-and accumulation before the backward pass. World size therefore changes neither loss nor gradient.
+A rank computes the sums of its micro-batch; the counts come from the labels and are summed over ranks and micro-batches
+before the backward pass. World size therefore changes neither loss nor gradient.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,21 +16,21 @@ from prospect.data.batches import IGNORE, Batch
 from prospect.dialogue.sequence import TextTask
 from prospect.model.interface import DSTModel
 from prospect.model.packing import ATTENTION, Packing
-from prospect.model.settings import PARTS, LossSettings
+from prospect.model.settings import LOSS_PARTS, LossSettings
 
 TERMS = (
     "speaking_text", "dst_text", "summary_text", "speak_positive", "speak_negative", "update_positive",
     "update_negative", "state",
 )  # fmt: skip
-"""What is summed: text by task, decisions by class, the state head. Order of all [8] tensors here."""
+"""Loss terms, in the order of all [8] tensors here: text by task, decisions by class, the state head."""
 
 
-LOGITS = 2**25
-"""Largest number of vocabulary logits that are held at once: 128 MiB in float32, 261 tokens of Llama 3."""
+MAX_LOGITS = 2**25
+"""Most vocabulary logits that are held at once: 128 MiB in float32, 261 tokens of Llama 3."""
 
 
 def label_counts(batch: Batch, backend: str) -> Tensor:
-    """[8] labels of each term in this micro-batch, float64."""
+    """Number of labels of each term in this micro-batch, [8] float64."""
     speak = spoken_labels(batch, backend)
     return torch.tensor(
         [
@@ -46,34 +48,34 @@ def label_counts(batch: Batch, backend: str) -> Tensor:
 
 
 def loss_sums(model: DSTModel, batch: Batch, settings: LossSettings) -> Tensor:
-    """[8] sums of each term over this micro-batch, differentiable."""
-    return term_sums(model, hidden_states(model, batch), batch, settings)
+    """Sum of each loss term over this micro-batch, [8], differentiable."""
+    return term_sums(model, model.trunk(**trunk_inputs(batch)).flatten(0, 1), batch, settings)
 
 
 def term_sums(model: DSTModel, flat: Tensor, batch: Batch, settings: LossSettings) -> Tensor:
-    """[8] sums of each term, from hidden states [B * S, H]."""
+    """Sum of each loss term, [8], from hidden states [B * S, H]."""
     return torch.stack([*text_sums(model, flat, batch), *decision_sums(model, flat, batch, settings)])
 
 
 def decision_sums(model: DSTModel, flat: Tensor, batch: Batch, settings: LossSettings) -> list[Tensor]:
-    """The terms behind the text's, from hidden states [B * S, H]: decisions by class, then the state head."""
+    """Sums of the terms after the text's, from hidden states [B * S, H]: decisions by class, then the state head."""
     decide = _head_decisions if model.config.decision_backend == "heads" else _token_decisions
     return [*decide(model, flat, batch, settings), _state(model, flat, batch)]
 
 
-def hidden_states(model: DSTModel, batch: Batch) -> Tensor:
-    """Of every position, [B * S, H]."""
-    if batch.packed:
-        packing = Packing.of(batch.lengths, batch.input_ids.device)
-        kwargs = {"packing": packing, "position_ids": packing.position_ids}
-        return model.trunk(batch.input_ids, batch.frames, ATTENTION, **kwargs)[0]
-    return model.trunk(batch.input_ids, batch.frames, attention_mask=batch.attention_mask).flatten(0, 1)
+def trunk_inputs(batch: Batch) -> dict[str, Any]:
+    """Arguments with which `DSTModel.trunk` reads a batch, packed into one row or padded."""
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "frames": batch.frames}
+    if not batch.packed:
+        return {**inputs, "attention_mask": batch.attention_mask}
+    packing = Packing.of(batch.lengths, batch.input_ids.device)
+    return {**inputs, "attention": ATTENTION, "packing": packing, "position_ids": packing.position_ids}
 
 
 def total_loss(sums: Tensor, counts: Tensor, settings: LossSettings) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted loss, and its parts by name, from sums and the global batch's counts, both [8].
 
-    A decision's loss is the mean of its positive and its negative mean, or the one that has labels.
+    A decision's loss averages the means of its two classes, or is the mean of the only class with labels.
     """
     means = dict(zip(TERMS, sums / counts.to(sums).clamp_min(1), strict=True))
     present = dict(zip(TERMS, counts > 0, strict=True))
@@ -82,13 +84,13 @@ def total_loss(sums: Tensor, counts: Tensor, settings: LossSettings) -> tuple[Te
         classes = [f"{name}_positive", f"{name}_negative"]
         return (means[classes[0]] + means[classes[1]]) / max(1, sum(bool(present[c]) for c in classes))
 
-    parts = {name: means[name] if name in means else balanced(name) for name in PARTS}
+    parts = {name: means[name] if name in means else balanced(name) for name in LOSS_PARTS}
     total = sum((getattr(settings, name) * part for name, part in parts.items()), sums.new_zeros(()))
     return total, parts
 
 
 def trained_heads(counts: Tensor, settings: LossSettings) -> dict[str, bool]:
-    """Which heads learn from [8] counts: a decision from its positives and their text, with weights above zero."""
+    """Which heads a batch with `counts` [8] trains: a decision needs positives and text with weights above zero."""
     n = dict(zip(TERMS, counts.tolist(), strict=True))
     return {
         "speaking": min(n["speak_positive"], n["speaking_text"], settings.speak, settings.speaking_text) > 0,
@@ -98,15 +100,15 @@ def trained_heads(counts: Tensor, settings: LossSettings) -> dict[str, bool]:
 
 
 def text_sums(model: DSTModel, flat: Tensor, batch: Batch) -> list[Tensor]:
-    """The text's three terms, from hidden states [B * S, H].
+    """Sums of the three text terms, from hidden states [B * S, H].
 
-    `lm_head` runs at the labelled positions only, a chunk at a time that the backward pass computes again.
+    `lm_head` runs at labelled positions only, in chunks that the backward pass recomputes.
     """
 
     def chunk_losses(hidden: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(model.lm_head(hidden).float(), targets, reduction="none")
 
-    rows = max(1, LOGITS // model.config.vocab_size if model.logits_in_chunks else len(batch.text_positions))
+    rows = max(1, MAX_LOGITS // model.config.vocab_size if model.logits_in_chunks else len(batch.text_positions))
     chunks = list(zip(flat[batch.text_positions].split(rows), batch.text_targets.split(rows), strict=True))
     if len(chunks) == 1 or not torch.is_grad_enabled():
         losses = torch.cat([chunk_losses(*chunk) for chunk in chunks])
@@ -137,12 +139,12 @@ def _modulate(losses: Tensor, settings: LossSettings) -> Tensor:
 
 
 def _by_class(losses: Tensor, labels: Tensor) -> list[Tensor]:
-    """Sums over the labels 1 and 0. No shape depends on labels: a GPU need not be waited for."""
+    """Sums over the labels 1 and 0, without shapes that depend on labels, which would synchronise a GPU."""
     return [(losses * (labels == label)).sum() for label in (1, 0)]
 
 
 def spoken_labels(batch: Batch, backend: str) -> Tensor:
-    """Where the token back-end reads `speak`: after the delta if there is one, else at the image."""
+    """Speak labels at the positions where the back-end reads them; `token`: after a delta, else at the image."""
     if backend == "heads":
         return batch.speak
     at_image = torch.where(batch.update == 1, torch.full_like(batch.speak, IGNORE), batch.speak)
@@ -150,7 +152,7 @@ def spoken_labels(batch: Batch, backend: str) -> Tensor:
 
 
 def _token_decisions(model: DSTModel, flat: Tensor, batch: Batch, settings: LossSettings) -> list[Tensor]:
-    """CE over [SILENT], [DST], [ASST]: at the image the update decides first, after a delta only speech is left."""
+    """Cross-entropy over [SILENT], [DST], [ASST]: an update comes first at the image, speech then after its delta."""
     updates = batch.update == 1
     target = torch.where(updates, torch.ones_like(batch.speak), torch.where(batch.speak == 1, 2, 0))
     target = torch.where((batch.speak == IGNORE) & ~updates, IGNORE, target)
@@ -164,7 +166,7 @@ def _token_decisions(model: DSTModel, flat: Tensor, batch: Batch, settings: Loss
 
 
 def state_logits(model: DSTModel, flat: Tensor, batch: Batch) -> Tensor:
-    """[E, 3] of the state head, for every frame and step that has a label."""
+    """State head logits [E, 3] for every frame and step with a label."""
     head = model.dst_state_head
     steps, frames = head.step_vectors(flat[batch.step_positions]), head.frame_vectors(flat[batch.decisions])
     return head.compare(frames[batch.state_frames], steps[batch.state_steps])

@@ -1,4 +1,4 @@
-"""Attention within each of several clips that stand one behind the other in one row, without padding.
+"""Packed attention: several clips in one row without padding, each attending to itself only.
 
 Shapes: N tokens of all clips together, Hq and Hkv query and key heads, Dh head width.
 """
@@ -19,17 +19,17 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 ATTENTION = "prospect_packed"
 
 _GQA = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
-"""Torch before 2.12 takes fewer key than query heads without being told."""
+"""Torch before 2.12 supports grouped-query attention without an argument."""
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the clips of a row of N tokens lie.
+    """Boundaries of the clips in a row of N tokens.
 
     Attributes:
         lengths: tokens of each clip; their sum is N.
         offsets: [clips + 1] int32, the first token of each clip, then N.
-        position_ids: [1, N], counted anew in each clip.
+        position_ids: [1, N], from 0 in each clip.
     """
 
     lengths: tuple[int, ...]
@@ -54,11 +54,11 @@ def packed_attention(
     packing: Packing,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention of [1, Hq, N, Dh] within each clip alone -> [1, N, Hq, Dh].
+    """Causal attention of [1, Hq, N, Dh] within each clip -> [1, N, Hq, Dh].
 
-    One kernel for all clips on CUDA in half precision; elsewhere one call a clip.
+    On CUDA in half precision one kernel for all clips, otherwise one call for each clip.
     """
-    query, key = query.to(value.dtype), key.to(value.dtype)  # a rotation under autocast leaves them in float32
+    query, key = query.to(value.dtype), key.to(value.dtype)  # rotary embedding under autocast makes them float32
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         return _in_one_kernel(query, key, value, scaling, packing), None
     parts = zip(*(tensor.split(packing.lengths, dim=2) for tensor in (query, key, value)), strict=True)

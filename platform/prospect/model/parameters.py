@@ -1,4 +1,4 @@
-"""What trains: every parameter of a model in the part that it belongs to."""
+"""Counts of trainable and frozen parameters by part of a model."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _LABELS = {
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """A part of a model, in tensors and numbers; a 4-bit weight counts as what it stands for."""
+    """Parameter counts of a part of a model; a 4-bit weight counts as one parameter."""
 
     name: str
     tensors: int
@@ -45,7 +45,7 @@ def parameter_groups(model: nn.Module) -> list[ParameterGroup]:
 
 
 def parameter_table(model: nn.Module) -> Table:
-    """One row a part: how many tensors and numbers of it train, how many are frozen."""
+    """Table of the parts: trainable tensors, trainable and frozen parameters."""
     groups = parameter_groups(model)
     table = Table(title="Parameters", box=box.SIMPLE_HEAD, show_edge=False, show_footer=True)
     table.add_column("part", footer="all")

@@ -1,4 +1,4 @@
-"""What a model decides at the labelled frames of a batch, beside their labels: what validation scores."""
+"""Decision probabilities and states at the labelled frames of a batch, with their labels, for validation scores."""
 
 from dataclasses import dataclass
 
@@ -8,17 +8,17 @@ from torch import Tensor
 from prospect.data.batches import IGNORE, Batch
 from prospect.model.heads import NUM_STEP_STATES
 from prospect.model.interface import DSTModel
-from prospect.model.losses import hidden_states, spoken_labels, state_logits, term_sums
+from prospect.model.losses import spoken_labels, state_logits, term_sums, trunk_inputs
 from prospect.model.settings import LossSettings
 
 
 @dataclass(frozen=True)
 class Readings:
-    """Probabilities of the labelled frames as the engine reads them, with a reference's events in the context.
+    """Decisions of the labelled frames as the engine reads them, with a reference's events in the context.
 
     Attributes:
-        speak, update: [2, N] float32, probabilities above their labels; each with an N of its own.
-        states: [3, 3] float64: how often a step of class `row` was taken for one of class `column`.
+        speak, update: [2, N] float32: probabilities, then labels; N differs between the two.
+        states: [3, 3] float64: confusion counts of step states, label by prediction.
     """
 
     speak: Tensor
@@ -26,7 +26,7 @@ class Readings:
     states: Tensor
 
     @classmethod
-    def none(cls) -> "Readings":
+    def empty(cls) -> "Readings":
         return cls(torch.empty(2, 0), torch.empty(2, 0), torch.zeros(NUM_STEP_STATES, NUM_STEP_STATES).double())
 
     def __add__(self, other: "Readings") -> "Readings":
@@ -35,8 +35,8 @@ class Readings:
 
 
 def loss_sums_and_readings(model: DSTModel, batch: Batch, settings: LossSettings) -> tuple[Tensor, Readings]:
-    """`losses.loss_sums` and, from the same forward pass, what was decided; on the CPU."""
-    flat = hidden_states(model, batch)
+    """`losses.loss_sums`, and the decisions of the same forward pass on the CPU."""
+    flat = model.trunk(**trunk_inputs(batch)).flatten(0, 1)
     return term_sums(model, flat, batch, settings), _readings(model, flat, batch)
 
 

@@ -1,4 +1,4 @@
-"""What a model folder says of itself, read without its weights and without torch."""
+"""Read a model folder's config and manifest, without its weights and without torch."""
 
 import json
 from collections.abc import Mapping
@@ -13,16 +13,16 @@ MANIFEST = "prospect.json"
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A folder that training wrote."""
+    """Config and manifest of a model folder."""
 
     folder: Path
     config: dict[str, Any]
-    """As `DSTProActConfig` has it."""
+    """Fields of `DSTProActConfig`."""
     manifest: dict[str, Any]
 
     @property
     def fingerprint(self) -> str:
-        """Of the embeddings that the model was trained on."""
+        """Fingerprint of the embeddings that the model was trained on."""
         return str(self.config.get("fingerprint", ""))
 
     @property
@@ -30,15 +30,15 @@ class SavedModel:
         return self.config.get("thresholds")
 
     def require_trained(self, *heads: str) -> None:
-        """Raises UntrainedHeadError, see `require_trained`."""
+        """Raise UntrainedHeadError if any of `heads` was never trained."""
         require_trained(self.folder, self.config.get("trained_steps"), *heads)
 
 
 def read_saved(folder: str | Path) -> SavedModel:
-    """Reads a model folder's description.
+    """Read a model folder's config and manifest.
 
     Raises:
-        CheckpointError: missing, unreadable or not one of ours.
+        CheckpointError: missing, unreadable or not written by training.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -55,7 +55,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         CheckpointError: missing or unreadable.
     """
     if not (folder / MANIFEST).is_file():
-        raise CheckpointError(f"model {folder}: no {MANIFEST} there; give a folder that training wrote")
+        raise CheckpointError(f"model {folder}: {MANIFEST} is missing; give a folder that training wrote")
     try:
         return json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError) as error:
@@ -63,10 +63,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def require_trained(folder: Path, steps: Mapping[str, int] | None, *heads: str) -> None:
-    """Refuses heads that never had a label.
+    """Check that `heads` were trained.
 
     Raises:
-        UntrainedHeadError: naming them.
+        UntrainedHeadError: names the untrained ones.
     """
     untrained = [head for head in heads if not (steps or {}).get(head)]
     if untrained:

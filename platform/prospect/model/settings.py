@@ -1,4 +1,4 @@
-"""What a user chooses of a model and of its losses. Imports no torch: every job reads it before anything else."""
+"""Settings of models and losses. Imports no torch, because every job's configuration imports this."""
 
 from typing import Literal, Self
 
@@ -63,8 +63,8 @@ class ModelSettings(Settings):
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
-PARTS = ("speaking_text", "dst_text", "summary_text", "speak", "update", "state")
-"""What the loss is the weighted sum of, under the names of the weights in `LossSettings`."""
+LOSS_PARTS = ("speaking_text", "dst_text", "summary_text", "speak", "update", "state")
+"""Parts of the weighted loss, by the names of their weights in `LossSettings`."""
 
 
 class LossSettings(Settings):

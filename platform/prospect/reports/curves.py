@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from prospect.evaluation.thresholds import DEFAULT
+from prospect.training.events import RunEvent
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Told apart by everybody (Okabe and Ito)."""
@@ -28,10 +29,8 @@ _STYLE: Any = {
 _PANEL = (4.2, 3.1)
 """Width and height of one panel, inches."""
 
-Event = Mapping[str, Any]
 
-
-def plot_run(folder: Path, events: Iterable[Event]) -> list[Path]:
+def plot_run(folder: Path, events: Iterable[RunEvent]) -> list[Path]:
     """Writes `plots/*.png` in a run's folder.
 
     Args:
@@ -59,7 +58,7 @@ def plot_run(folder: Path, events: Iterable[Event]) -> list[Path]:
     return files
 
 
-def loss_figure(events: Iterable[Event]) -> Figure | None:
+def loss_figure(events: Iterable[RunEvent]) -> Figure | None:
     """The loss and its parts over optimizer steps, one panel each: training with its running mean, and validation."""
     train: dict[str, dict[int, float]] = defaultdict(dict)
     validation: dict[str, dict[int, float]] = defaultdict(dict)
@@ -85,7 +84,7 @@ def loss_figure(events: Iterable[Event]) -> Figure | None:
     return figure
 
 
-def score_figure(events: Iterable[Event]) -> Figure | None:
+def score_figure(events: Iterable[RunEvent]) -> Figure | None:
     """Validation's scores between 0 and 1 over optimizer steps: of decisions and states, and of streaming."""
     scores: dict[str, dict[int, float]] = defaultdict(dict)
     for event in events:

@@ -1,9 +1,10 @@
 """HTTP and WebSocket over any `Core` (docs/protocol.md). No Ray: a test runs it over a host in its own process."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from fastapi import FastAPI, Request, WebSocket
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -56,10 +57,7 @@ def build_api(core: Core) -> FastAPI:
     async def model() -> ModelCard:
         return await core.model()
 
-    @api.websocket("/v1/stream")
-    async def stream(socket: WebSocket) -> None:
-        await serve_socket(core, socket)
-
+    api.add_api_websocket_route("/v1/stream", partial(serve_socket, core))
     return api
 
 

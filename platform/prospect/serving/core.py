@@ -1,4 +1,4 @@
-"""What the gateway needs of whoever holds the sessions."""
+"""The interface between the gateway and the process that holds the sessions."""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol

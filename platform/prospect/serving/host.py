@@ -1,8 +1,4 @@
-"""The live sessions of one engine, without Ray.
-
-The engine is a plain object that must not be entered twice, so everything that touches it runs on one thread;
-the event loop stays free for the clients.
-"""
+"""The live sessions of one engine, without Ray: who may open, resume and close them, and for how long they live."""
 
 import asyncio
 import dataclasses
@@ -11,17 +7,13 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
-import numpy as np
-
 from prospect.dialogue.timeline import FPS
-from prospect.errors import ProspectError, UnknownSessionError, session_error
+from prospect.errors import UnknownSessionError
 from prospect.protocol.messages import (
     ErrorMessage,
     FrameAppend,
-    FrameDropped,
     FrameOutcome,
     ModelCard,
     ServerMessage,
@@ -31,12 +23,12 @@ from prospect.protocol.messages import (
     SessionUpdate,
     SessionView,
     StateMap,
-    StateUpdated,
     state_map,
 )
+from prospect.serving.engine_thread import EngineThread
 from prospect.serving.settings import SessionLimits
 from prospect.serving.stream import Stream, new_token
-from prospect.streaming.types import Failed, SessionSpec
+from prospect.streaming.types import Event, Failed, SessionSpec
 
 if TYPE_CHECKING:
     from prospect.serving.live_encoder import LiveEncoder
@@ -49,7 +41,7 @@ CloseReason = Literal["client", "idle", "disconnected"]
 
 
 def shielded(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Runs to its end even where the caller is cancelled: a client that hangs up leaves nothing half done."""
+    """Let a method run to its end even if its caller is cancelled: a client that hangs up leaves nothing half done."""
     running: set[asyncio.Task[T]] = set()
 
     @functools.wraps(method)
@@ -63,7 +55,10 @@ def shielded(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Corouti
 
 
 class SessionHost:
-    """See `prospect.serving.core.Core`. Its loop starts with the first session, in that session's event loop."""
+    """The sessions of one engine: the `prospect.serving.core.Core` of this process.
+
+    The engine's loop starts with the first session, in that session's event loop.
+    """
 
     def __init__(
         self, engine: "StreamingEngine", encoder: "LiveEncoder | None" = None, settings: SessionLimits | None = None
@@ -71,9 +66,8 @@ class SessionHost:
         self._engine = engine
         self._encoder = encoder
         self._settings = settings or SessionLimits()
-        self._thread = ThreadPoolExecutor(1, "engine")
+        self._thread = EngineThread(engine)
         self._streams: dict[str, Stream] = {}
-        self._work = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -95,7 +89,7 @@ class SessionHost:
 
     @shielded
     async def create(self, update: SessionUpdate, stream: bool = False) -> SessionCreated:
-        """Opens a session. With `stream`, its messages are kept for `events` from the first one on."""
+        """Open a session. With `stream`, its messages are kept for `events` from the first one on."""
         self._ensure_running()
         session_id = update.session_id or secrets.token_hex(16)
         spec = SessionSpec(
@@ -106,16 +100,15 @@ class SessionHost:
             speak_threshold=update.thresholds.speak,
             update_threshold=update.thresholds.update,
         )
-        await self._call(self._engine.open, session_id, spec)
-        opened = Stream(session_id, update, self._settings.max_unread_messages)
+        await self._thread.call(self._engine.open, session_id, spec)
+        opened = Stream(session_id, update, self._thread, self._encoder, self._settings.max_unread_messages)
         if stream:
             opened.outbox = asyncio.Queue()
         self._streams[session_id] = opened
-        self._work.set()
         return await self._created(opened)
 
     async def resume(self, handle: str) -> SessionCreated:
-        """Continues a session on a new stream; the old one ends, and what it has not read moves over."""
+        """Continue a session on a new stream; the old one ends, and its unread messages move over."""
         session_id, _, token = handle.partition(":")
         stream = self._streams.get(session_id)
         if stream is None or not secrets.compare_digest(stream.token.encode(), token.encode()):
@@ -127,7 +120,7 @@ class SessionHost:
 
     @shielded
     async def close(self, session_id: str) -> SessionClosed:
-        """Closes the session once the frames taken so far are decided."""
+        """Close the session once the frames taken so far are decided."""
         stream = self._stream(session_id)
         async with stream.lock:
             await asyncio.gather(*(stream.outcome(seq) for seq in stream.pending))
@@ -135,7 +128,7 @@ class SessionHost:
 
     @shielded
     async def leave(self, session_id: str, handle: str) -> None:
-        """The client of the stream that got `handle` is gone: closes the session, unless it was to be kept."""
+        """Close the session whose stream, named by `handle`, has lost its client, unless the session is to be kept."""
         stream = self._streams.get(session_id)
         if stream is None or stream.handle != handle:  # closed, or continued by another stream
             return
@@ -146,7 +139,7 @@ class SessionHost:
 
     async def view(self, session_id: str) -> SessionView:
         stream = self._stream(session_id)
-        state, counters = await self._call(
+        state, counters = await self._thread.call(
             lambda: (self._engine.state(session_id), dataclasses.asdict(self._engine.counters(session_id)))
         )
         return SessionView(
@@ -160,114 +153,42 @@ class SessionHost:
         )
 
     async def events(self, session_id: str) -> AsyncIterator[ServerMessage]:
-        """What happens in a session created for a stream or resumed, until it is closed or taken over."""
+        """Yield the messages of a session on a stream until it is closed or another stream takes it over."""
         stream = self._streams.get(session_id)
         outbox = stream.outbox if stream is not None else None
         while outbox is not None and (message := await outbox.get()) is not None:
             yield message
 
-    # Input -------------------------------------------------------------------------------------------------
-
     @shielded
     async def push(self, session_id: str, frame: FrameAppend) -> None:
-        """Takes a frame of a stream; one that finds too many waiting is answered `frame.dropped`."""
-        stream = self._stream(session_id)
-        async with stream.lock:
-            seq = stream.next_seq if frame.seq is None else frame.seq
-            stream.check_seq(seq)
-            try:
-                await self._take(stream, [frame], seq)
-            except ProspectError as error:
-                stream.refused(seq)
-                if error.code != "overloaded":
-                    raise
-                stream.say(FrameDropped(seq=seq, reason=str(error)))
+        await self._stream(session_id).push(frame)
 
     @shielded
     async def decide(self, session_id: str, frames: Sequence[FrameAppend]) -> list[FrameOutcome]:
-        """Takes frames and waits for what is decided at each; all pictures are read before the first is taken."""
-        stream = self._stream(session_id)
-        async with stream.lock:
-            first = stream.next_seq if frames[0].seq is None else frames[0].seq
-            stream.check_seq(first)
-            for expected, frame in enumerate(frames[1:], first + 1):
-                if frame.seq not in (None, expected):
-                    raise session_error(
-                        "sequence_gap", f"seq: {frame.seq} follows {expected - 1} in this request", "seq"
-                    )
-            outcomes = await self._take(stream, frames, first, wait=True)
-        return await asyncio.gather(*outcomes)
+        return await self._stream(session_id).decide(frames)
 
     @shielded
     async def text(self, session_id: str, text: str) -> None:
-        stream = self._stream(session_id)
-        async with stream.lock:
-            await self._call(self._engine.push_text, session_id, text)
+        await self._stream(session_id).text(text)
 
     @shielded
     async def patch(self, session_id: str, changes: StateMap) -> StateMap:
-        stream = self._stream(session_id)
-        async with stream.lock:
-            state = state_map(await self._call(self._engine.patch_state, session_id, changes))
-        stream.say(StateUpdated(state=state))
-        return state
-
-    async def _take(
-        self, stream: Stream, frames: Sequence[FrameAppend], first: int, wait: bool = False
-    ) -> list[asyncio.Future[FrameOutcome]]:
-        slots = stream.slots(frames)
-        embeddings = await asyncio.gather(*map(self._embedding, frames))
-        outcomes = []
-        for seq, (frame, slot, embedding) in enumerate(zip(frames, slots, embeddings, strict=True), first):
-            outcome = stream.outcome(seq) if wait else None
-            await self._call(self._push, stream, seq, embedding, frame)
-            stream.took(seq, frame, slot)
-            self._work.set()
-            if outcome is not None:
-                outcomes.append(outcome)
-        return outcomes
-
-    def _push(self, stream: Stream, seq: int, embedding: np.ndarray, frame: FrameAppend) -> None:
-        """On the engine's thread, so that no step decides the frame before its seq is known."""
-        fingerprint = frame.embedding.fingerprint if frame.embedding else None
-        self._engine.push_frame(stream.session_id, embedding, fingerprint)
-        stream.pending.append(seq)
-
-    async def _embedding(self, frame: FrameAppend) -> np.ndarray:
-        if frame.embedding is not None:
-            return frame.embedding.array()
-        if self._encoder is None:
-            fingerprint = self._engine.loaded.fingerprint
-            message = f"image: this model has no encoder here; send embeddings of fingerprint {fingerprint}"
-            raise session_error("no_encoder", message, "image")
-        assert frame.image is not None
-        return await self._encoder.encode(frame.image)
+        return await self._stream(session_id).patch(changes)
 
     # The loop ----------------------------------------------------------------------------------------------
 
-    async def _call(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
-
     def _ensure_running(self) -> None:
         if not self._tasks:
-            self._tasks = [asyncio.create_task(self._drive()), asyncio.create_task(self._sweep())]
+            self._tasks = [asyncio.create_task(self._thread.drive(self._publish)), asyncio.create_task(self._sweep())]
             self._tasks[0].add_done_callback(self._abandon)
 
-    async def _drive(self) -> None:
-        """Steps the engine while there is work; sleeps until somebody brings some."""
-        while True:
-            await self._work.wait()
-            self._work.clear()
-            busy = True
-            while busy:
-                events, busy = await self._call(lambda: (self._engine.step(), self._engine.has_work()))
-                for session_id, event in events:
-                    if session_id not in self._streams:  # closed while the step ran
-                        continue
-                    if isinstance(event, Failed):  # the engine has closed it; its handle leads nowhere
-                        self._streams.pop(session_id).finish(_failure(event), event.reason)
-                    else:
-                        self._streams[session_id].publish(event)
+    def _publish(self, session_id: str, event: Event) -> None:
+        if session_id not in self._streams:  # closed while the step ran
+            return
+        if isinstance(event, Failed):  # the engine has closed it; its handle leads nowhere
+            self._streams.pop(session_id).finish(_failure(event), event.reason)
+        else:
+            self._streams[session_id].publish(event)
 
     async def _sweep(self) -> None:
         limit = self._settings.idle_timeout_s
@@ -278,7 +199,7 @@ class SessionHost:
                     await self._end(stream, "idle")
 
     def _abandon(self, drive: asyncio.Task[None]) -> None:
-        """The loop ended, by a defect or by `stop`: nobody is left waiting for an answer that cannot come."""
+        """Tell every client that the loop has ended, by a defect or by `stop`."""
         reason = "the server stops" if drive.cancelled() else "the engine failed"
         if not drive.cancelled():
             log.error(reason, exc_info=drive.exception())
@@ -287,27 +208,27 @@ class SessionHost:
         self._streams.clear()
 
     def check_health(self) -> None:
-        """Raises what ended the loop, if something did."""
+        """Raise the error that ended the loop, if one did."""
         if self._tasks and self._tasks[0].done():
             self._tasks[0].result()
 
     async def stop(self) -> None:
-        """Says `session.going_away` to every stream and ends the loop."""
+        """Say `session.going_away` to every stream and end the loop."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._thread.shutdown(wait=False)
+        self._thread.shut_down()
 
     async def _end(self, stream: Stream, reason: CloseReason) -> SessionClosed:
         if self._streams.pop(stream.session_id, None) is None:
             raise _unknown(stream.session_id)
-        frames = await self._call(self._forget, stream.session_id)
+        frames = await self._thread.call(self._forget, stream.session_id)
         closed = SessionClosed(session_id=stream.session_id, reason=reason, frames=frames)
         stream.finish(closed, f"session {stream.session_id!r} was closed ({reason})")
         return closed
 
     def _forget(self, session_id: str) -> int:
-        """On the engine's thread, in one go: whoever opens the id again comes after it."""
+        """Close a session on the engine's thread, in one call, so that its id can be opened again after it."""
         frames = self._engine.counters(session_id).frames
         self._engine.close(session_id)
         return frames
@@ -321,7 +242,7 @@ class SessionHost:
             fingerprint=card.fingerprint,
             tokens_per_frame=card.tokens_per_frame,
             next_seq=stream.next_seq,
-            state=state_map(await self._call(self._engine.state, stream.session_id)),
+            state=state_map(await self._thread.call(self._engine.state, stream.session_id)),
         )
 
     def _stream(self, session_id: str) -> Stream:

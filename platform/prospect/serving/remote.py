@@ -1,4 +1,4 @@
-"""The gateway's way to the engines: `prospect.serving.core.Core` behind a Serve handle. Imports no torch."""
+"""The gateway's connection to the engines: a `prospect.serving.core.Core` over a Serve handle. Imports no torch."""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -29,7 +29,7 @@ QUIET = LoggingConfig(enable_access_log=False)
 
 
 class RemoteCore:
-    """`prospect.serving.host.Core` behind a handle; a session that died with its engine is an unknown one."""
+    """Calls the engine that has the session; a session that died with its engine is unknown."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle

@@ -1,4 +1,4 @@
-"""A session as its clients see it: which frame comes next, who waits for it, what was not read yet."""
+"""One session as its client sees it: frames in, decisions and what was said out."""
 
 import asyncio
 import logging
@@ -6,86 +6,83 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from prospect.dialogue.state import format_delta
 from prospect.dialogue.timeline import FPS, frame_at
-from prospect.errors import session_error
+from prospect.errors import ProspectError, session_error
 from prospect.protocol.messages import (
     ErrorMessage,
     FrameAppend,
     FrameDecision,
+    FrameDropped,
     FrameOutcome,
     ResponseDelta,
     ResponseDone,
     ServerMessage,
     SessionRefreshed,
     SessionUpdate,
+    StateMap,
     StateUpdated,
     state_map,
 )
+from prospect.serving.engine_thread import EngineThread
 from prospect.streaming.types import Decision, Event, Refreshed, TextPiece
+
+if TYPE_CHECKING:
+    from prospect.serving.live_encoder import LiveEncoder
 
 log = logging.getLogger(__name__)
 
 Outbox = asyncio.Queue[ServerMessage | None]
-"""What a client has not read yet; None ends the stream."""
+"""Messages that a client has not read yet; None ends the stream."""
 
 
 def new_token() -> str:
     return secrets.token_hex(8)
 
 
-@dataclass
-class Stream:
-    """Belongs to the event loop; only `pending` is extended by the engine's thread."""
+class FrameOrder:
+    """The numbers (seq) and times (pts) of a session's frames: each frame is taken once and in order.
 
-    session_id: str
-    update: SessionUpdate
-    max_unread: int
-    outbox: Outbox | None = None
-    """None: nobody listens, so nothing is kept."""
-    token: str = field(default_factory=new_token)
-    """Of the stream that the session is bound to; a handle is good for one resumption."""
-    touched: float = field(default_factory=time.monotonic)
-    next_seq: int = 0
-    pending: deque[int] = field(default_factory=deque)
-    """seq of every frame that is taken and not decided; the engine decides them in order."""
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Keeps the order of messages while a picture is being encoded."""
-    _last_seq: int = 0
-    _first_pts: float = 0.0
-    _last_slot: int | None = None
-    _cut_off: bool = False
-    """Nothing is kept any more, until somebody takes over."""
-    _awaited: dict[int, asyncio.Future[FrameOutcome]] = field(default_factory=dict)
+    Attributes:
+        next_seq: of the frame after the last one taken.
+    """
 
-    @property
-    def handle(self) -> str:
-        return f"{self.session_id}:{self.token}"
+    def __init__(self) -> None:
+        self.next_seq = 0
+        self._next_new = 0
+        """Follows the last frame that was taken or refused."""
+        self._first_pts = 0.0
+        self._last_slot: int | None = None
 
-    # Input -------------------------------------------------------------------------------------------------
-
-    def check_seq(self, seq: int) -> None:
-        """Each frame is taken once and in order.
+    def first_seq(self, frames: Sequence[FrameAppend]) -> int:
+        """Return the seq of the first of `frames`, which follow each other.
 
         Raises:
             SessionError: `duplicate_frame` or `sequence_gap`.
         """
-        if seq < self.next_seq:
+        first = self.next_seq if frames[0].seq is None else frames[0].seq
+        if first < self.next_seq:
             raise session_error(
-                "duplicate_frame", f"seq: {seq} was taken before, the next one is {self.next_seq}", "seq"
+                "duplicate_frame", f"seq: {first} was taken before, the next one is {self.next_seq}", "seq"
             )
-        if seq > max(self.next_seq, self._last_seq):
+        if first > max(self.next_seq, self._next_new):
             raise session_error(
-                "sequence_gap", f"seq: {seq} came and {self.next_seq} was expected; send that first", "seq"
+                "sequence_gap", f"seq: {first} came and {self.next_seq} was expected; send that first", "seq"
             )
+        for expected, frame in enumerate(frames[1:], first + 1):
+            if frame.seq not in (None, expected):
+                raise session_error("sequence_gap", f"seq: {frame.seq} follows {expected - 1} in this request", "seq")
+        return first
 
     def slots(self, frames: Sequence[FrameAppend]) -> list[int]:
-        """The interval of 1/fps seconds that each frame fills, counted from the first frame.
+        """Return the interval of 1/fps seconds that each frame fills, counted from the session's first frame.
 
         Raises:
-            SessionError: `same_frame`: two pictures of one interval, or time runs backwards.
+            SessionError: `same_frame`: two pictures lie in one interval, or time runs backwards.
         """
         slots: list[int] = []
         first_pts, last = self._first_pts, self._last_slot
@@ -101,25 +98,127 @@ class Stream:
             last = slot
         return slots
 
-    def took(self, seq: int, frame: FrameAppend, slot: int) -> None:
+    def take(self, seq: int, frame: FrameAppend, slot: int) -> None:
         if self._last_slot is None:
             self._first_pts = frame.pts or 0.0
         self._last_slot = slot
-        self.next_seq = self._last_seq = seq + 1
+        self.next_seq = self._next_new = seq + 1
 
-    def refused(self, seq: int) -> None:
-        """The frame may be sent again or left out: a client that sends ahead cannot go back."""
-        self._last_seq = seq + 1
+    def refuse(self, seq: int) -> None:
+        """Let the frame be sent again or left out: a client that sends ahead cannot go back."""
+        self._next_new = seq + 1
+
+
+class Stream:
+    """Takes what the client sends to the engine, and what the engine says to the client.
+
+    Belongs to the event loop; only `pending` is extended on the engine's thread.
+
+    Attributes:
+        outbox: messages for whoever listens; None: nobody does, so none are kept.
+        token: of the connection that the session is bound to; a handle is good for one resumption.
+        touched: when the client last sent something.
+        pending: seq of every frame that is taken and not decided; the engine decides them in order.
+        lock: keeps the client's messages in order while a picture is being encoded.
+    """
+
+    def __init__(
+        self,
+        session_id: str,
+        update: SessionUpdate,
+        engine: EngineThread,
+        encoder: "LiveEncoder | None",
+        max_unread: int,
+    ) -> None:
+        self.session_id, self.update = session_id, update
+        self._engine, self._encoder, self._max_unread = engine, encoder, max_unread
+        self.outbox: Outbox | None = None
+        self.token = new_token()
+        self.touched = time.monotonic()
+        self.pending: deque[int] = deque()
+        self.lock = asyncio.Lock()
+        self._order = FrameOrder()
+        self._cut_off = False
+        """Whether messages are dropped until another connection takes over."""
+        self._awaited: dict[int, asyncio.Future[FrameOutcome]] = {}
+
+    @property
+    def handle(self) -> str:
+        return f"{self.session_id}:{self.token}"
+
+    @property
+    def next_seq(self) -> int:
+        return self._order.next_seq
+
+    # Input -------------------------------------------------------------------------------------------------
+
+    async def push(self, frame: FrameAppend) -> None:
+        """Take a frame; one that finds too many waiting is answered `frame.dropped`."""
+        async with self.lock:
+            seq = self._order.first_seq([frame])
+            try:
+                await self._take([frame], seq)
+            except ProspectError as error:
+                self._order.refuse(seq)
+                if error.code != "overloaded":
+                    raise
+                self.say(FrameDropped(seq=seq, reason=str(error)))
+
+    async def decide(self, frames: Sequence[FrameAppend]) -> list[FrameOutcome]:
+        """Take frames and wait for what is decided at each; all pictures are read before the first is taken."""
+        async with self.lock:
+            outcomes = await self._take(frames, self._order.first_seq(frames), wait=True)
+        return await asyncio.gather(*outcomes)
+
+    async def text(self, text: str) -> None:
+        async with self.lock:
+            await self._engine.call(self._engine.engine.push_text, self.session_id, text)
+
+    async def patch(self, changes: StateMap) -> StateMap:
+        async with self.lock:
+            state = await self._engine.call(self._engine.engine.patch_state, self.session_id, changes)
+        self.say(StateUpdated(state=state_map(state)))
+        return state_map(state)
+
+    async def _take(
+        self, frames: Sequence[FrameAppend], first: int, wait: bool = False
+    ) -> list[asyncio.Future[FrameOutcome]]:
+        slots = self._order.slots(frames)
+        embeddings = await asyncio.gather(*map(self._embedding, frames))
+        outcomes = []
+        for seq, (frame, slot, embedding) in enumerate(zip(frames, slots, embeddings, strict=True), first):
+            if wait:
+                outcomes.append(self.outcome(seq))
+            await self._engine.call(self._push, seq, embedding, frame)
+            self._order.take(seq, frame, slot)
+        return outcomes
+
+    def _push(self, seq: int, embedding: np.ndarray, frame: FrameAppend) -> None:
+        """On the engine's thread, so that no step decides the frame before its seq is known."""
+        fingerprint = frame.embedding.fingerprint if frame.embedding else None
+        self._engine.engine.push_frame(self.session_id, embedding, fingerprint)
+        self.pending.append(seq)
+
+    async def _embedding(self, frame: FrameAppend) -> np.ndarray:
+        if frame.embedding is not None:
+            return frame.embedding.array()
+        if self._encoder is None:
+            fingerprint = self._engine.engine.loaded.fingerprint
+            message = f"image: this model has no encoder here; send embeddings of fingerprint {fingerprint}"
+            raise session_error("no_encoder", message, "image")
+        assert frame.image is not None
+        return await self._encoder.encode(frame.image)
 
     # Output ------------------------------------------------------------------------------------------------
 
     def outcome(self, seq: int) -> asyncio.Future[FrameOutcome]:
-        """Done when the frame is decided, or fails with `closed`."""
+        """Return a future: done when the frame is decided, failed with `closed` if it never is."""
         if seq not in self._awaited:
             self._awaited[seq] = asyncio.get_running_loop().create_future()
         return self._awaited[seq]
 
     def publish(self, event: Event) -> None:
+        """Tell the client what a step of the engine said about the session."""
         match event:
             case TextPiece():
                 self.say(ResponseDelta(seq=self.pending[0], frame=event.frame, text=event.text))
@@ -129,31 +228,21 @@ class Stream:
                 self._decided(self.pending.popleft(), event)
 
     def _decided(self, seq: int, decision: Decision) -> None:
-        outcome = FrameOutcome(
-            seq=seq,
-            frame=decision.frame,
-            p_speak=decision.p_speak,
-            p_update=decision.p_update,
-            state=state_map(decision.state),
-            delta=format_delta(decision.delta),
-            utterance=decision.utterance,
-            readout=state_map(decision.readout) if decision.readout else None,
-            silence=decision.silence,
-        )
-        self.say(FrameDecision(**outcome.model_dump(include=set(FrameDecision.model_fields) - {"type"})))
+        self.say(FrameDecision.of(seq, decision))
         if decision.delta:
-            self.say(StateUpdated(state=outcome.state, delta=outcome.delta, seq=seq, frame=decision.frame))
+            state, delta = state_map(decision.state), format_delta(decision.delta)
+            self.say(StateUpdated(state=state, delta=delta, seq=seq, frame=decision.frame))
         if decision.utterance is not None:
             self.say(ResponseDone(seq=seq, frame=decision.frame, text=decision.utterance))
         waiter = self._awaited.pop(seq, None)
         if waiter is not None and not waiter.done():  # the request may have been given up
-            waiter.set_result(outcome)
+            waiter.set_result(FrameOutcome.of(seq, decision))
 
     def say(self, message: ServerMessage) -> None:
-        """Queues a message; a client that does not read is cut off, so that it delays nobody."""
+        """Queue a message; a client that does not read is cut off, so that it delays nobody."""
         if self.outbox is None or self._cut_off:
             return
-        if self.outbox.qsize() < self.max_unread:
+        if self.outbox.qsize() < self._max_unread:
             self.outbox.put_nowait(message)
             return
         unread = self.outbox.qsize()
@@ -165,7 +254,7 @@ class Stream:
         self._cut_off = True
 
     def take_over(self) -> None:
-        """What was not read moves to a new outbox; whoever reads the old one is done."""
+        """Move what was not read to a new outbox; whoever reads the old one is done."""
         old, self.outbox = self.outbox, asyncio.Queue()
         self._cut_off = False
         if old is None:
@@ -176,7 +265,7 @@ class Stream:
         old.put_nowait(None)
 
     def finish(self, last: ServerMessage, reason: str) -> None:
-        """The session is over: says so to whoever listens or waits."""
+        """Say that the session is over to whoever listens or waits."""
         for waiter in self._awaited.values():
             if not waiter.done():
                 waiter.set_exception(session_error("closed", reason))

@@ -1,6 +1,6 @@
-"""The streaming engine: many sessions, one forward pass.
+"""The streaming engine: opens sessions, takes their frames, and decides them in one forward pass a step.
 
-A plain Python object that a test, the evaluator and the Serve deployment drive alike.
+A plain Python object: tests, the evaluator and the Serve deployment drive the same one.
 """
 
 import logging
@@ -18,23 +18,16 @@ from prospect.dialogue.state import TaskState
 from prospect.errors import FingerprintError, OutOfPagesError, SessionError, UnknownSessionError, session_error
 from prospect.hashing import derived_seed
 from prospect.model.checkpoint import LoadedModel
-from prospect.streaming.inputs import (
-    changed_state,
-    checked_cache,
-    checked_embedding,
-    checked_log,
-    model_hash,
-    weights_hash,
-)
 from prospect.streaming.kv_cache.block_table import BlockTable
 from prospect.streaming.kv_cache.parking import ParkingLot, pack, put_back
-from prospect.streaming.kv_cache.residence import Activity, CachePlacement
+from prospect.streaming.kv_cache.placement import Activity, CachePlacement
 from prospect.streaming.kv_cache.sizing import make_pool
 from prospect.streaming.runner.executor import Executor
 from prospect.streaming.runner.scheduler import Scheduler
 from prospect.streaming.runner.select import make_trunk
 from prospect.streaming.session.decisions import decision_policy
 from prospect.streaming.session.log import Segment, to_dialogue
+from prospect.streaming.session.log_check import checked_cache, checked_log, model_hash, weights_hash
 from prospect.streaming.session.sampling import RandomState
 from prospect.streaming.session.session import Session
 from prospect.streaming.session.shared import Counters, SessionParts
@@ -46,13 +39,13 @@ log = logging.getLogger(__name__)
 
 
 class StreamingEngine:
-    """Opens sessions, takes frames, and decides them in `step`.
+    """Many live sessions of one model.
 
     Args:
         loaded: the model.
-        context: how contexts are made.
+        context: how contexts are built.
         settings: of the engine.
-        equivalent_to: fingerprints of embeddings that are taken beside those of the model's own.
+        equivalent_to: fingerprints of embeddings that are accepted beside the model's own.
     """
 
     def __init__(
@@ -73,16 +66,17 @@ class StreamingEngine:
             context,
             settings.state_policy,
             settings.catch_up_frames,
+            settings.max_waiting_frames,
             settings.history_events,
         )
         self._pool = make_pool(loaded.model, settings, context.max_seq_len)
         lot = ParkingLot(settings.parking_folder if settings.parking == "disk" else None)
         full = self._pool.pages_for(context.max_seq_len)
-        self._residence = CachePlacement(self._pool, self._pool.num_pages // full, lot, self._activity)
+        self._placement = CachePlacement(self._pool, self._pool.num_pages // full, lot, self._activity)
         self._sessions: dict[str, Session] = {}
-        self._past = ClosedSessionTotals()
+        self._closed = ClosedSessionTotals()
         self._step_seconds: deque[float] = deque(maxlen=1000)
-        self._work = Executor(
+        self._executor = Executor(
             loaded.model,
             make_trunk(loaded.model, self._pool, settings, context.max_seq_len),
             Scheduler(settings.step_tokens, settings.chunk_tokens, settings.patience),
@@ -93,24 +87,26 @@ class StreamingEngine:
     # Sessions ----------------------------------------------------------------------------------------------
 
     def open(self, session_id: str, spec: SessionSpec) -> None:
-        """Opens a session; its context is fed by the next steps.
+        """Open a session; the next steps feed its context.
 
         Raises:
-            SessionError: the id is taken, all places are (`busy`), or the context leaves no room.
-            UntrainedHeadError: a recipe is given and the model never learned to track one.
+            SessionError: the id is in use, all sessions are (`busy`), or the context leaves no room for a frame.
+            UntrainedHeadError: a recipe is given, and the heads that track it are untrained.
         """
         self._admit(session_id, spec, self.settings.dst_decoder)
         seed = derived_seed(self.settings.sampling.seed, session_id) if spec.seed is None else spec.seed
         policy = decision_policy(self.settings, self._model.config.thresholds, spec)
         session = Session(self._parts, spec, self._new_table(), policy, RandomState(seed))
-        self._enter(session_id, session)
-        self._work.start(session_id, session.start(), session.cache)
+        self._add(session_id, session)
+        self._executor.start(session_id, session.start(), session.cache)
 
     def push_frame(self, session_id: str, embedding: np.ndarray, fingerprint: str | None = None) -> int:
-        """Queues a frame's features [I, D]; returns its index.
+        """Queue a frame's features [I, D]; return its index in the stream.
 
         Raises:
-            UnknownSessionError, FingerprintError, SessionError: `wrong_shape`, `overloaded`.
+            UnknownSessionError: the session is not open here.
+            FingerprintError: the features come from another encoder.
+            SessionError: `wrong_shape`, values that are not finite, or `overloaded`.
         """
         session = self._session(session_id)
         if fingerprint is not None and fingerprint not in self._accepted:
@@ -119,24 +115,20 @@ class StreamingEngine:
                 f"the server can declare it as good with vision.equivalent_to=[{fingerprint}]",
                 field="fingerprint",
             )
-        embedding = checked_embedding(embedding, self._model.config)
-        if len(session.frames) >= self.settings.max_waiting_frames:
-            waiting = f"session {session_id}: {len(session.frames)} frames are waiting already"
-            raise session_error("overloaded", waiting, "seq")
         return session.push_frame(embedding)
 
     def push_text(self, session_id: str, text: str) -> None:
-        """Text of the user; it joins the next frame."""
+        """Add a text of the user to the next frame that is pushed."""
         self._session(session_id).push_text(text)
 
     def patch_state(self, session_id: str, changes: Mapping[str, str]) -> TaskState:
-        """Sets steps by id, such as {"S2": "completed"}; returns the new state.
+        """Set steps by id, such as {"S2": "completed"}; return the new state.
 
         Raises:
-            SessionError: a step or a state that does not exist; nothing is changed then.
+            SessionError: a step or a state is unknown; nothing is changed then.
         """
         session = self._session(session_id)
-        session.patch_state(changed_state(session.state, changes))
+        session.patch_state(changes)
         return session.state
 
     def state(self, session_id: str) -> TaskState:
@@ -146,66 +138,70 @@ class StreamingEngine:
         return self._session(session_id).counters
 
     def waiting(self, session_id: str) -> int:
-        """Frames pushed and not decided."""
+        """Return the number of frames pushed and not decided."""
         session = self._session(session_id)
         return session.num_pushed - session.counters.frames
 
     def close(self, session_id: str) -> None:
-        """Forgets the session and frees its pages."""
-        self._past.add(self._session(session_id).counters)
-        self._work.drop(session_id)
-        self._residence.leave(session_id)
+        """Forget the session and free its pages."""
+        self._closed.add(self._session(session_id).counters)
+        self._executor.drop(session_id)
+        self._placement.remove(session_id)
         del self._sessions[session_id]
 
     @property
     def capacity(self) -> int:
-        """Sessions that fit when each is as long as a context may be; known before any opens."""
-        return min(self.settings.max_sessions, self._residence.places)
+        """Sessions that fit when all are as long as a context may be; known before any opens."""
+        return min(self.settings.max_sessions, self._placement.max_residents)
 
     def park(self, session_id: str) -> None:
-        """Moves an idle session's keys and values out of the pool; its next frame brings them back.
+        """Move an idle session's keys and values out of the pool; its next frame brings them back.
 
         Raises:
-            SessionError: frames are still being decided, or the disk takes no more.
+            SessionError: frames are still being decided, or the parked copy cannot be written.
         """
-        self._idle(session_id)
-        self._residence.park(session_id)
+        self._idle_session(session_id)
+        self._placement.park(session_id)
 
     @property
     def session_ids(self) -> list[str]:
         return list(self._sessions)
 
     def record(self, session_id: str) -> Dialogue:
-        """The session so far as a dialogue record, which converts back to the tokens that were fed."""
+        """Return the session so far as a dialogue record, which converts back to the tokens that were fed.
+
+        Raises:
+            SessionError: the session continued another, its state was set, or its first events are forgotten.
+        """
         session = self._session(session_id)
         given = session.spec.state is not None and session.spec.state != TaskState.initial(len(session.spec.steps))
         if given or session.patched or session.spec.utterances:
-            raise SessionError(f"session {session_id}: it continued another or its state was set; it makes no record")
-        if session.forgot:
             raise SessionError(
-                f"session {session_id}: it has forgotten its first events; raise streaming.history_events"
+                f"session {session_id}: cannot become a record, since it continued another or its state was set"
             )
+        if session.forgot:
+            raise SessionError(f"session {session_id}: has forgotten its first events; raise streaming.history_events")
         return to_dialogue(session_id, session.spec, session.history, session.counters.frames)
 
     def segment(self, session_id: str) -> Segment | None:
-        """What was fed since the context was last built."""
+        """Return what was fed since the context was last built; None until the first context is fed."""
         return self._session(session_id).segment
 
     # Work --------------------------------------------------------------------------------------------------
 
     def has_work(self) -> bool:
-        return bool(self._work) or any(session.frames or session.outbox for session in self._sessions.values())
+        return bool(self._executor) or any(session.frames or session.outbox for session in self._sessions.values())
 
     def step(self) -> list[tuple[str, Event]]:
-        """One ragged forward for the sessions whose turn it is; returns what happened, by session."""
-        for session_id in self._waiting(self._residence.parked):
-            self._bring_in(session_id)
-        for session_id in self._waiting(self._residence.residents):
+        """Run one ragged forward pass for the scheduled sessions; return what happened, as (session id, event)."""
+        for session_id in self._waiting(self._placement.parked):
+            self._unpark(session_id)
+        for session_id in self._waiting(self._placement.residents):
             session = self._sessions[session_id]
-            self._residence.used(session_id)
-            self._work.start(session_id, session.decide(), session.cache)
-        if self._work:
-            self._step_seconds.append(_timed(self._work.step))
+            self._placement.touch(session_id)
+            self._executor.start(session_id, session.decide(), session.cache)
+        if self._executor:
+            self._step_seconds.append(_timed(self._executor.step))
         events = [(sid, event) for sid, session in self._sessions.items() for event in _drain(session.outbox)]
         for session_id, event in events:
             if isinstance(event, Failed):
@@ -213,32 +209,32 @@ class StreamingEngine:
         return events
 
     def _activity(self, session_id: str) -> Activity:
-        if session_id in self._work:
+        if session_id in self._executor:
             return "working"
         return "waiting" if self._sessions[session_id].frames else "idle"
 
     def _waiting(self, session_ids: Iterable[str]) -> list[str]:
         return [session_id for session_id in session_ids if self._activity(session_id) == "waiting"]
 
-    def _bring_in(self, session_id: str) -> None:
+    def _unpark(self, session_id: str) -> None:
         try:
-            self._residence.bring_in(session_id, self._sessions[session_id].cache)
+            self._placement.unpark(session_id, self._sessions[session_id].cache)
         except SessionError as error:
             self._fail(session_id, error)
 
     def stats(self) -> EngineStats:
-        """What was done so far and what is in the pool now."""
-        counters = [self._past.total, *(session.counters for session in self._sessions.values())]
+        """Return what was done so far, and what is in the pool now."""
+        counters = [self._closed.total, *(session.counters for session in self._sessions.values())]
         return EngineStats(
             sessions=len(self._sessions),
-            parked=len(self._residence.parked),
+            parked=len(self._placement.parked),
             capacity=self.capacity,
             pages=self._pool.counts(),
             page_bytes=self._pool.bytes_per_page,
             frames=sum(c.frames for c in counters),
             fast_frames=sum(c.fast_frames for c in counters),
-            tokens=self._work.num_tokens,
-            lm_head_rows=self._work.lm_head_rows,
+            tokens=self._executor.num_tokens,
+            lm_head_rows=self._executor.lm_head_rows,
             step_seconds=tuple(self._step_seconds),
         )
 
@@ -251,15 +247,15 @@ class StreamingEngine:
     # Moving sessions ---------------------------------------------------------------------------------------
 
     def export(self, session_id: str, parked: bool = False) -> dict[str, Any]:
-        """The session's log, from which another engine continues: JSON, without keys and values.
+        """Return the session's log, from which another engine continues it: JSON, without keys and values.
 
-        With `parked` they are in it, as safetensors bytes under `cache`: the other engine then computes nothing again.
-        They are left out where a state that was set makes the next frame build the context anew.
+        With `parked`, `cache` holds these as safetensors bytes, and the other engine computes nothing again. They are
+        left out if a patched state makes the next frame rebuild the context.
 
         Raises:
             SessionError: frames are still being decided.
         """
-        session = self._idle(session_id)
+        session = self._idle_session(session_id)
         exported = session.export()
         log = {
             "session_id": session_id,
@@ -269,7 +265,7 @@ class StreamingEngine:
         }
         if parked and not exported.stale:
             vectors = {} if session.step_vectors is None else {"step_vectors": session.step_vectors.cpu()}
-            log["cache"] = pack(self._residence.copy(session_id) | vectors)
+            log["cache"] = pack(self._placement.copy(session_id) | vectors)
             log["weights"] = self._weights
         return log
 
@@ -278,15 +274,15 @@ class StreamingEngine:
         return weights_hash(self._model)
 
     def import_(self, log: Mapping[str, Any]) -> str:
-        """Opens a session from its log; the cache is put back, or rebuilt from the tokens. Returns its id.
+        """Open a session from its log; put its cache back, or feed its tokens again. Returns its id.
 
         Raises:
-            SessionError: the log is unreadable, or the id is taken here.
-            FingerprintError: it was recorded with another encoder.
+            SessionError: the log is unreadable or does not fit this engine, or the id is in use.
+            FingerprintError: the log was recorded with another encoder.
         """
         restored = checked_log(log, self.loaded, self._parts.builder)
         session_id = str(log.get("session_id"))
-        policy, randomness = restored.restraint.policy, restored.randomness
+        policy, randomness = restored.gate.policy, restored.randomness
         self._admit(session_id, restored.spec, policy.dst_decoder)
         session = Session(self._parts, restored.spec, self._new_table(), policy, randomness)
         if "cache" in log:
@@ -294,11 +290,11 @@ class StreamingEngine:
             put_back(self._pool, session.cache, parked)
             vectors = parked.get("step_vectors")
             session.restore(restored, None if vectors is None else vectors.to(self._pool.device))
-            self._enter(session_id, session)
+            self._add(session_id, session)
         else:
             session.restore(restored)
-            self._enter(session_id, session)
-            self._work.start(session_id, session.start(), session.cache)
+            self._add(session_id, session)
+            self._executor.start(session_id, session.start(), session.cache)
         return session_id
 
     # Helpers -----------------------------------------------------------------------------------------------
@@ -309,23 +305,23 @@ class StreamingEngine:
         except KeyError:
             raise UnknownSessionError(f"session {session_id!r} is not open here", field="session_id") from None
 
-    def _idle(self, session_id: str) -> Session:
+    def _idle_session(self, session_id: str) -> Session:
         session = self._session(session_id)
         if self._activity(session_id) != "idle" or session.segment is None:
             raise session_error("in_progress", f"session {session_id}: frames are still being decided")
         return session
 
-    def _enter(self, session_id: str, session: Session) -> None:
+    def _add(self, session_id: str, session: Session) -> None:
         self._sessions[session_id] = session
-        self._residence.enter(session_id, session.cache)
+        self._placement.add(session_id, session.cache)
 
     def _admit(self, session_id: str, spec: SessionSpec, dst_decoder: DstDecoder) -> None:
         if session_id in self._sessions:
             raise session_error("session_exists", f"session {session_id!r} is open already", "session_id")
         if len(self._sessions) >= self.settings.max_sessions:
             raise session_error("busy", f"all {self.settings.max_sessions} sessions are taken; try again later")
-        if self._residence.is_full() and (self.settings.parking == "off" or not self._residence.make_place()):
-            places = self._residence.places
+        if self._placement.is_full() and (self.settings.parking == "off" or not self._placement.make_room()):
+            places = self._placement.max_residents
             raise OutOfPagesError(f"all pages are promised to {places} sessions; close one or try again later")
         if spec.tracked:
             self.loaded.require_trained("dst_update", *(["dst_state"] if dst_decoder == "readout" else []))

@@ -1,4 +1,4 @@
-"""What an engine has done, for benchmarks and operators."""
+"""Statistics of an engine, for benchmarks and operators."""
 
 from dataclasses import dataclass, field, fields
 
@@ -8,36 +8,36 @@ from prospect.streaming.session.shared import Counters
 
 @dataclass(frozen=True)
 class EngineStats:
-    """Since the engine was made, closed sessions included."""
+    """What an engine has done since it was made, closed sessions included, and what its pool holds now."""
 
     sessions: int
-    """Open now."""
+    """Open sessions."""
     parked: int
-    """Of these, outside the pool."""
+    """Open sessions outside the pool."""
     capacity: int
     """Full sessions that fit into the pool."""
     pages: PageCounts
     page_bytes: int
     frames: int
-    """Decided."""
+    """Decided frames."""
     fast_frames: int
-    """Of these, without `lm_head`."""
+    """Frames decided without `lm_head`."""
     tokens: int
-    """Through the trunk."""
+    """Tokens that ran through the trunk."""
     lm_head_rows: int
-    """Hidden states that met `lm_head`."""
+    """Hidden states that ran through `lm_head`."""
     step_seconds: tuple[float, ...]
-    """Of the last thousand steps."""
+    """Duration of each of the last thousand steps."""
 
     @property
     def fast_share(self) -> float:
-        """1 where nothing was decided yet."""
+        """Share of frames decided without `lm_head`; 1 before any frame is decided."""
         return self.fast_frames / self.frames if self.frames else 1.0
 
 
 @dataclass
 class ClosedSessionTotals:
-    """The counters of closed sessions, added up."""
+    """Sums of the counters of closed sessions."""
 
     total: Counters = field(default_factory=Counters)
 

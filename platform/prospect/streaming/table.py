@@ -1,4 +1,7 @@
-"""A model folder as a function of a table of frames: what `mlflow.pyfunc.load_model` loads. Knows no MLflow."""
+"""A model folder as a function from a table of frames to a table of decisions, for `mlflow.pyfunc.load_model`.
+
+Imports no MLflow. Registered models name this module as their loader.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +20,7 @@ INPUTS = (
     {"name": "embedding", "type": "array", "items": {"type": "double"}, "required": True},
     {"name": "text", "type": "string", "required": False},
 )
-"""A row is a frame: its features, I x D numbers of the encoder, and what the user said before it."""
+"""Columns of the input; a row is a frame: its I x D features, and what the user said before it."""
 
 OUTPUTS = (
     {"name": "frame", "type": "long", "required": True},
@@ -26,14 +29,14 @@ OUTPUTS = (
     {"name": "utterance", "type": "string", "required": False},
     {"name": "state", "type": "array", "items": {"type": "string"}, "required": True},
 )
-"""A row is a frame's decision, with the state of each step after it."""
+"""Columns of the output; a row is a frame's decision, with the state of each step after it."""
 
 PARAMETERS = (
     {"name": "goal", "type": "string", "default": "", "shape": None},
     {"name": "steps", "type": "string", "default": [], "shape": [-1]},
     {"name": "knowledge", "type": "string", "default": "", "shape": None},
 )
-"""What the session is about."""
+"""Parameters of a session."""
 
 
 class TableModel:
@@ -45,11 +48,11 @@ class TableModel:
         self._loaded = loaded
 
     def predict(self, table: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """`INPUTS` and `PARAMETERS` to `OUTPUTS`.
+        """Stream a table of `INPUTS` with `PARAMETERS`; return a table of `OUTPUTS`.
 
         Raises:
-            DataError: an embedding of another length than the model's I x D.
-            UntrainedHeadError: steps are given and the model never learned to track them.
+            DataError: an embedding does not have the model's I x D numbers.
+            UntrainedHeadError: steps are given, and the heads that track them are untrained.
         """
         engine = StreamingEngine(self._loaded, self._context, self._settings)
         given = dict(params or {})
@@ -70,7 +73,7 @@ class TableModel:
         numbers = np.asarray(embedding, np.float16).reshape(-1)
         if len(numbers) != config.tokens_per_frame * config.vision_dim:
             raise DataError(
-                f"embedding: row {index} has {len(numbers)} numbers, and the model takes "
+                f"embedding: row {index} has {len(numbers)} numbers, the model expects "
                 f"{config.tokens_per_frame} x {config.vision_dim}",
                 field="embedding",
             )
@@ -78,7 +81,12 @@ class TableModel:
 
 
 def _load_pyfunc(folder: str) -> TableModel:
-    """MLflow's name for what loads a model; raises CheckpointError and UntrainedHeadError as `load_model` does."""
+    """Load a model folder; MLflow calls it by this name.
+
+    Raises:
+        CheckpointError: the folder holds no usable model.
+        UntrainedHeadError: a decision head was never trained.
+    """
     return TableModel(load_model(folder))
 
 

@@ -1,4 +1,4 @@
-"""What goes into the engine and what it says: plain records that the protocol sends and the evaluator scores."""
+"""What goes into the engine and the events that come out: records that the protocol sends and the evaluator scores."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,8 +6,7 @@ from typing import Literal
 from prospect.dialogue.state import Delta, TaskState
 
 Silence = Literal["threshold", "cooldown", "hysteresis"]
-"""Why nothing was said: the probability was too low, the last utterance is too recent, or the probability has not
-come down since."""
+"""Why nothing was said: `p_speak` is too low, the last utterance too recent, or `p_speak` has not come down since."""
 
 
 @dataclass(frozen=True)
@@ -18,23 +17,23 @@ class SessionSpec:
     steps: tuple[str, ...] = ()
     knowledge: str = ""
     state: TaskState | None = None
-    """None: nothing started."""
+    """None: no step has started."""
     utterances: tuple[tuple[str, str], ...] = ()
-    """(role, text) of what was said before, oldest first; for a session that continues another."""
+    """(role, text) of earlier utterances, oldest first; for a session that continues another."""
     track: bool = True
     """False: the recipe is background, its state is not tracked."""
     dataset: str = ""
-    """Whose calibrated thresholds the session takes; one that the model does not know takes its default ones."""
+    """Data set whose calibrated thresholds the session takes; for an unknown one, the model's default thresholds."""
     speak_threshold: float | None = None
     """None: the model's calibrated threshold, else the configured one."""
     update_threshold: float | None = None
     seed: int | None = None
-    """Of the session's random numbers; None: of its id and `streaming.sampling.seed`."""
+    """Seed of the session's random numbers; None: derived from its id and `streaming.sampling.seed`."""
     summary: str | None = None
-    """Of the progress before the session; shown where the context strategy asks for summaries."""
+    """Summary of the progress before the session; shown if the context strategy asks for summaries."""
     oracle: tuple[tuple[int, str], ...] = ()
-    """The reference's deltas by frame, which `summarize_with_dst` tells the model where `context.published` is set;
-    for evaluation."""
+    """(frame, delta) of the reference, which `summarize_with_dst` tells the model if `context.published` is set; for
+    evaluation only."""
 
     @property
     def tracked(self) -> bool:
@@ -50,22 +49,22 @@ class Decision:
     """Index in the session's stream, from 0; decided at (frame + 1) / fps seconds."""
     p_speak: float
     p_update: float
-    """0 without a recipe: there is nothing to update."""
+    """0 without a recipe."""
     state: TaskState
     """The tracked state after this frame's delta."""
     delta: Delta = ()
     utterance: str | None = None
     readout: TaskState | None = None
-    """The most probable state reachable by legal transitions; None without a recipe or a state head."""
+    """The most probable state that legal transitions reach; None without a recipe or a trained state head."""
     fast: bool = True
-    """Decided by trunk and heads alone: `lm_head` was not touched."""
+    """Whether trunk and heads alone decided, without `lm_head`."""
     silence: Silence | None = None
-    """Why nothing was said; None where something was, or where the model wanted to and had no words."""
+    """Why nothing was said; None if something was, or if the model wanted to speak and had no words."""
 
 
 @dataclass(frozen=True)
 class TextPiece:
-    """A part of the utterance that is being generated at `frame`."""
+    """A piece of the utterance that is being generated at `frame`."""
 
     frame: int
     text: str
@@ -79,17 +78,17 @@ class Refreshed:
     tokens_before: int
     tokens_after: int
     summary: str | None = None
-    """Of the progress, where the model was asked for one."""
+    """Summary of the progress, if the model was asked for one."""
     oracle: bool = False
-    """Whether it was told the reference's state then."""
+    """Whether the model was told the reference's state for the summary."""
 
 
 @dataclass(frozen=True)
 class Failed:
-    """The session met a defect of ours and is closed; the others go on."""
+    """The session met a defect of ours and is closed; other sessions go on."""
 
     reason: str
 
 
 Event = Decision | TextPiece | Refreshed | Failed
-"""What one step of the engine can say about one session."""
+"""What a step of the engine can say about a session."""

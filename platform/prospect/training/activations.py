@@ -1,6 +1,6 @@
-"""What a training step holds besides its weights, from shapes alone: both passes run on fake tensors.
+"""Activation memory of a training step, measured on fake tensors: shapes without numbers.
 
-A fake tensor has a shape and no numbers. Models of one and of two layers are run; the others cost as much as the
+Forward and backward passes of a one-layer and a two-layer model are run; every further layer costs as much as the
 second.
 """
 
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 TEXT_SHARE = 0.4
-"""Of a row's tokens that carry text labels; the sample corpus, which talks much, has 0.41."""
+"""Assumed share of tokens with text labels; the sample corpus, which talks much, has 0.41."""
 STEPS = 8
-"""Of a recipe, for the state head."""
+"""Assumed steps of a recipe, for the state head."""
 
 
 def adapted_shape(base: LlamaConfig, settings: ModelSettings, vision_dim: int) -> "DSTModel | PeftModel":
-    """The model that trains, on the meta device. 4-bit weights hold their place in full width: only their bytes differ.
+    """The model as it is trained, on the meta device; 4-bit weights have the shape of full ones.
 
     Args:
         base: geometry of the base.
-        settings: what becomes of it.
+        settings: heads and adaptation.
         vision_dim: D of the embeddings.
     """
     whole = "full" if settings.adaptation == "full" else "lora"
@@ -54,14 +54,14 @@ def activation_bytes(
     vision_dim: int,
     trained: torch.dtype,
 ) -> int:
-    """The most that a forward and a backward pass hold besides weights, gradients and the optimizer's state.
+    """Peak bytes of a forward and a backward pass, without weights, gradients and the optimizer's state.
 
     Args:
         settings: the model.
-        training: losses and whether activations are computed anew.
+        training: losses and activation checkpointing.
         lengths: tokens of each clip of the micro-batch.
         vision_dim: D of the embeddings.
-        trained: type of what trains, as the backend keeps it.
+        trained: dtype in which the backend keeps trainable weights.
     """
     layers = base_geometry(settings).num_hidden_layers
     one, two = (
@@ -91,7 +91,7 @@ def _pass_bytes(
     partitioned: bool,
     layers: int,
 ) -> int:
-    """Of a model of `layers` layers; the plans of one job ask for it again and again."""
+    """Peak bytes with `layers` layers; cached, because one job plans several times."""
     geometry = base_geometry(settings)
     geometry.num_hidden_layers = layers
     model = adapted_shape(geometry, settings, vision_dim)
@@ -112,7 +112,7 @@ def _pass_bytes(
 
 
 def _make_fake(model: nn.Module, trained: torch.dtype) -> None:
-    """Weights and gradients on the CPU that have a shape alone; what trains has the type `trained`."""
+    """Replace meta weights by fake CPU tensors, with gradients; trainable weights get the dtype `trained`."""
     replaced: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, meta in [(n, p) for n, p in module._parameters.items() if p is not None]:
@@ -127,7 +127,7 @@ def _make_fake(model: nn.Module, trained: torch.dtype) -> None:
 
 
 def fake_batch(lengths: tuple[int, ...], vision_dim: int) -> Batch:
-    """A row of frames and text as it is mostly: `TEXT_SHARE` of it text, every other token a decided frame."""
+    """A typical micro-batch: `TEXT_SHARE` of its tokens are labelled text, all others are decided frames."""
     tokens = sum(lengths)
     texts, frames = int(tokens * TEXT_SHARE), tokens - int(tokens * TEXT_SHARE)
     sizes = {
@@ -142,7 +142,7 @@ def fake_batch(lengths: tuple[int, ...], vision_dim: int) -> Batch:
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Adds up the storages that operations make, as long as they live.
+    """Counts the bytes of all storages that operations create, while they live.
 
     Attributes:
         peak: most bytes alive at once.
@@ -157,17 +157,17 @@ class _LiveBytes(TorchDispatchMode):
                 storage = tensor.untyped_storage()
                 self._storages[id(storage)] = weakref.ref(storage)
 
-    def _see(self, tensor: Tensor) -> None:
+    def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key, size = id(storage), storage.nbytes()
         if key in self._storages:
             return
 
-        def gone(_: Any) -> None:
+        def freed(_: Any) -> None:
             self._storages.pop(key, None)
             self._alive -= size
 
-        self._storages[key] = weakref.ref(storage, gone)
+        self._storages[key] = weakref.ref(storage, freed)
         self._alive += size
         self.peak = max(self.peak, self._alive)
 
@@ -175,5 +175,5 @@ class _LiveBytes(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         made = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self._see, made)
+        tree_map_only(Tensor, self._count, made)
         return made

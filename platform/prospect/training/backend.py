@@ -1,4 +1,4 @@
-"""What a step needs of the machinery: `PlainBackend` on one device here, DeepSpeed's in zero.py."""
+"""Forward, backward and update behind one interface: `PlainBackend` on one device; DeepSpeed's is in zero.py."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -19,20 +19,20 @@ from prospect.training.settings import TrainingError, TrainingSettings
 T = TypeVar("T")
 
 
-class Group(Protocol):
-    """Ranks that tell each other something; all of them make each call."""
+class ProcessGroup(Protocol):
+    """Collectives over the ranks of a run; every rank makes each call."""
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """The sum of `tensor` over all ranks."""
         ...
 
     def gather(self, items: list[T]) -> list[T]:
-        """The items of all ranks, in the order of ranks."""
+        """The items of all ranks, in rank order."""
         ...
 
 
-class Alone:
-    """The group of one process."""
+class SingleProcess:
+    """A process group of one."""
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         return tensor
@@ -41,41 +41,41 @@ class Alone:
         return items
 
 
-class Backend(Checkpointable, Group, Protocol):
-    """What a step needs of the machinery. Gradients of all `backward` calls, on all ranks, are added up."""
+class TrainingBackend(Checkpointable, ProcessGroup, Protocol):
+    """Computes losses and updates a model. Gradients of all `backward` calls, on all ranks, are summed."""
 
     model: DSTModel
-    """The DST model inside whatever wraps it."""
+    """The DST model inside LoRA and DeepSpeed."""
     device: torch.device
 
     def loss_sums(self, batch: Batch, settings: LossSettings) -> Tensor:
-        """`model.losses.loss_sums`; on all ranks equally often, because partitioned weights meet there."""
+        """`model.losses.loss_sums`; all ranks call it equally often, because it gathers partitioned weights."""
         ...
 
     def loss_sums_and_readings(self, batch: Batch, settings: LossSettings) -> tuple[Tensor, Readings]:
-        """`model.readings.loss_sums_and_readings`; on all ranks equally often."""
+        """`model.readings.loss_sums_and_readings`; all ranks call it equally often."""
         ...
 
     def backward(self, loss: Tensor) -> None: ...
 
     def step(self, learning_rate: float) -> float:
-        """Clips, updates and clears the gradients; returns their global norm before clipping."""
+        """Clip the gradients, update the weights, clear the gradients; returns the global norm before clipping."""
         ...
 
     def whole_model(self) -> AbstractContextManager[DSTModel]:
-        """The model with all its weights in place, for a rank to use alone between two steps, and not to change.
+        """The model with all weights gathered on this rank, to read between two steps.
 
-        All ranks enter and leave together.
+        All ranks enter and leave the block together.
         """
         ...
 
     def state_dict(self) -> dict[str, Tensor] | None:
-        """What a model's folder holds, on rank 0's CPU; None where that is what the model itself holds."""
+        """Weights to save, on rank 0's CPU; None where the model's own `state_dict` can be saved as it is."""
         ...
 
 
-class PlainBackend(Alone):
-    """One process, one device, torch's AdamW."""
+class PlainBackend(SingleProcess):
+    """Training on one device in one process, with torch's AdamW."""
 
     rank = 0
     world_size = 1
@@ -83,7 +83,7 @@ class PlainBackend(Alone):
     def __init__(self, model: nn.Module, settings: TrainingSettings, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self.model = unwrap(model.to(self.device))  # type: ignore[arg-type]
-        self._dtype = self.model.dtype  # of what was built; its arithmetic and its folder keep it
+        self._dtype = self.model.dtype  # as built: forward passes and the saved model keep it
         keep_trained_in_float32(model)
         self._max_grad_norm = settings.max_grad_norm
         self._optimizer = make_optimizer(model, settings)
@@ -113,7 +113,7 @@ class PlainBackend(Alone):
         yield self.model
 
     def state_dict(self) -> dict[str, Tensor] | None:
-        """Of a whole model in bfloat16 its weights in that; adapters are small enough for float32."""
+        """A fully trained bfloat16 model is saved in bfloat16; adapters are small enough for float32."""
         if self.model.dtype == self._dtype:
             return None
         cast: dict[int, Tensor] = {}
@@ -149,12 +149,12 @@ class PlainBackend(Alone):
 
 
 def autocast(model: DSTModel, dtype: torch.dtype | None = None) -> torch.autocast:
-    """bfloat16 arithmetic with what trains in float32, for a model of `dtype`, or of its frozen base's."""
+    """Autocast to bfloat16 for a model that was built in it; `dtype` is the model's before training."""
     return torch.autocast(model.device.type, torch.bfloat16, enabled=(dtype or model.dtype) == torch.bfloat16)
 
 
 def set_updates(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], count: int) -> None:
-    """Sets AdamW's counter of updates; `parameters` are what it updates."""
+    """Set AdamW's update counter for all of its `parameters`."""
     fused = any(group.get("fused") for group in optimizer.param_groups)
     for parameter in parameters:
         state = optimizer.state[parameter]
@@ -163,7 +163,7 @@ def set_updates(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], 
 
 
 def make_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
-    """AdamW over what is trainable; only matrices decay."""
+    """AdamW over the trainable parameters; only matrices have weight decay."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": settings.weight_decay},
@@ -178,7 +178,7 @@ def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
         group["lr"] = learning_rate
 
 
-def raise_on_all_ranks(group: Group, result: T | Exception) -> T:
+def raise_on_all_ranks(group: ProcessGroup, result: T | Exception) -> T:
     """Return `result`, or raise on every rank if any failed; healthy ranks would hang in the next collective.
 
     Raises:

@@ -1,7 +1,7 @@
-"""The last part of a run: thresholds for the finished model, from streaming the validation dialogues.
+"""Calibrate the thresholds of a finished model by streaming the validation dialogues: the last part of a run.
 
-ROOT/runs/NAME/calibration.json    every threshold that was tried, what it gave, and what was chosen
-ROOT/runs/NAME/model/config.json   gets what was chosen, so that it travels with the model
+ROOT/runs/NAME/calibration.json    scores at every threshold of the grid, and the chosen ones
+ROOT/runs/NAME/model/config.json   gets the chosen thresholds, so that they travel with the model
 """
 
 import json
@@ -35,41 +35,41 @@ from prospect.training.worker_spec import TrainingData, WorkerJob
 FILE = "calibration.json"
 
 DIALOGUES_AT_ONCE = 4
-"""At every threshold; more would save little."""
+"""Dialogues that are streamed at the same time, each at every threshold; more would save little."""
 
 CACHE_BYTES = 2**30
-"""Of keys and values that more than one dialogue at a time may take: on a CPU they lie in the machine's memory."""
+"""Limit of the KV cache when more than one dialogue is streamed: on a CPU it lies in the machine's memory."""
 
 
 @dataclass(frozen=True)
 class CalibrationJob:
-    """Everything that it takes; folders are readable and writable where it runs."""
+    """Inputs of a calibration; the folders are readable and writable where it runs."""
 
     folder: Path
-    """The run's, with the finished model."""
+    """Folder of the run, with the finished model."""
     cache: Path
-    """Of converted packaged bases."""
+    """Folder of base models converted from packages."""
     store: str
     """Root of the embedding store."""
     dialogues: Sequence[Dialogue]
-    """Of validation."""
+    """The validation dialogues."""
     context: ContextSettings
     settings: CalibrationSettings
     streaming: StreamingSettings
-    """The engine's, in which the thresholds are to hold."""
+    """The engine's settings, for which the thresholds are calibrated."""
     evaluation: EvaluationSettings
     """How turns and transitions are matched."""
 
 
 def calibrate_run(job: WorkerJob, data: TrainingData, step: int) -> None:
-    """Gives the run's finished model its thresholds, as `training.calibration` says; the run's events tell of it.
+    """Calibrate the run's finished model as `training.calibration` says, with progress in the run's events.
 
     Raises:
         TrainingError: a dialogue cannot be streamed, or the thresholds cannot be written.
     """
     log, settings = EventLog(job.folder / "metrics.jsonl"), job.training.calibration
     if not settings.enabled:
-        message = "thresholds are not calibrated, as training.calibration.enabled=false says"
+        message = "thresholds are not calibrated because training.calibration.enabled=false"
         log.write("calibration", step=step, message=message)
         return
     log.write("calibration", step=step, message="calibrating thresholds")
@@ -83,27 +83,27 @@ def calibrate_run(job: WorkerJob, data: TrainingData, step: int) -> None:
     except (ProspectError, OSError) as error:
         raise TrainingError(
             f"the model is complete, but its thresholds cannot be calibrated: {first_line(error)}; start the same run "
-            "again when that is mended, or with training.calibration.enabled=false",
+            "again once that is fixed, or with training.calibration.enabled=false",
             field="training.calibration",
         ) from error
 
 
 def calibrate(job: CalibrationJob) -> Iterator[str]:
-    """Writes the thresholds to the model's folder and yields lines of progress; what was found before is used again.
+    """Write thresholds into the model's folder, and yield lines of progress; an earlier result is reused.
 
     Raises:
-        CheckpointError: there is no model.
+        CheckpointError: the model is missing.
         SessionError: a dialogue cannot be streamed.
-        ConfigError: there is no sentence encoder.
+        ConfigError: the sentence encoder is missing.
     """
     key = _key(job)
     found = _read(job.folder / FILE)
     if found.get("key") != key:
-        for news in _calibrate(job):
-            if isinstance(news, str):
-                yield f"calibration of {news}"
+        for item in _calibrate(job):
+            if isinstance(item, str):
+                yield f"calibration of {item}"
             else:
-                found = {"key": key, "grid": job.settings.grid, **news.to_dict()}
+                found = {"key": key, "grid": job.settings.grid, **item.to_dict()}
         write_json(job.folder / FILE, found)
     config = job.folder / "model" / "config.json"
     write_json(config, {**_read(config), "thresholds": found["thresholds"]})
@@ -111,7 +111,7 @@ def calibrate(job: CalibrationJob) -> Iterator[str]:
 
 
 def summary_lines(thresholds: Mapping[str, Mapping[str, float]], notes: Sequence[str]) -> Iterator[str]:
-    """What was chosen and what could not be, a line each."""
+    """The chosen thresholds, and what could not be calibrated, a line each."""
     if thresholds:
         yield f"calibrated thresholds: {shown(thresholds)}"
     yield from notes
@@ -132,19 +132,21 @@ def _calibrate(job: CalibrationJob) -> Iterator[str | Calibration]:
 
     placed = [(dialogue, place(dialogue, store.num_frames(dialogue.video_id))) for dialogue in job.dialogues]
     encoder = SentenceSimilarity(job.evaluation.similarity)
-    calibrator = Calibrator(engine, read, job.settings, job.evaluation, encoder, _trained(loaded, job.streaming))
+    calibrator = Calibrator(
+        engine, read, job.settings, job.evaluation, encoder, _trained_decisions(loaded, job.streaming)
+    )
     yield from calibrator.run(placed)
 
 
 def max_sessions(loaded: LoadedModel, job: CalibrationJob) -> int:
-    """Sessions of the engine: each of some dialogues at every threshold."""
+    """Sessions that the engine needs: several dialogues, each at every threshold."""
     thresholds = len(job.settings.grid)
     dialogue_bytes = thresholds * job.context.max_seq_len * bytes_per_token(loaded.model)
     return thresholds * max(1, min(DIALOGUES_AT_ONCE, len(job.dialogues), CACHE_BYTES // dialogue_bytes))
 
 
-def _trained(loaded: LoadedModel, streaming: StreamingSettings) -> list[Decides]:
-    """The decisions that the model has learned to make."""
+def _trained_decisions(loaded: LoadedModel, streaming: StreamingSettings) -> list[Decides]:
+    """The decisions whose heads were trained."""
     steps = loaded.model.config.trained_steps or {}
     updates = ["dst_update", *(["dst_state"] if streaming.dst_decoder == "readout" else [])]
     decides: list[Decides] = ["update"] if all(steps.get(head) for head in updates) else []
@@ -152,7 +154,7 @@ def _trained(loaded: LoadedModel, streaming: StreamingSettings) -> list[Decides]
 
 
 def _key(job: CalibrationJob) -> str:
-    """Changes with the weights and with everything that is tried on them."""
+    """A hash of the weights, the settings and the dialogues."""
     weights = [hash_file(file) for file in sorted((job.folder / "model").glob("*.safetensors"))]
     settings = [each.model_dump(mode="json") for each in (job.settings, job.streaming, job.evaluation, job.context)]
     return fingerprint([weights, settings, [dialogue.model_dump(mode="json") for dialogue in job.dialogues]])

@@ -1,12 +1,12 @@
-"""Checkpoints that belong to no number of workers, no ZeRO stage and no backend.
+"""Checkpoints that any number of workers, any ZeRO stage and any backend can read.
 
     CHECKPOINTS/step_0000200/weights.safetensors      trainable tensors by name, float32
                              exp_avg.safetensors      AdamW's first moments, by the same names
                              exp_avg_sq.safetensors   AdamW's second moments
                              checkpoint.json          updates, progress, and size and checksum of each file
 
-A checkpoint is written under another name and renamed when all of it is on the disk. Nothing else has to be kept:
-the order of clips, the schedule and every random draw of training are functions of the seed, the step and the clips.
+A checkpoint is written under a temporary name and renamed once all of it is on disk. It needs nothing else: clip
+order, learning rates and random draws are functions of the seed, the step and the clips.
 """
 
 import contextlib
@@ -32,12 +32,12 @@ _STATE, _PARTIAL = "checkpoint.json", ".partial"
 
 
 class Checkpointable(Protocol):
-    """What a backend shows of its state. Every method but `shapes` is called on all ranks in the same order."""
+    """A backend's state for checkpoints. All ranks call every method but `shapes` in the same order."""
 
     rank: int
     world_size: int
     updates: int
-    """Optimizer updates so far, for AdamW's bias correction; setting it makes moments of zero where there are none."""
+    """Optimizer updates so far, for AdamW's bias correction; setting it creates missing moments as zeros."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The trainable tensors, in an order that is the same on all ranks."""
@@ -53,16 +53,16 @@ class Checkpointable(Protocol):
 def write_checkpoint(
     backend: Checkpointable, folder: Path, progress: Mapping[str, Any], *, moments: bool = True
 ) -> OSError | None:
-    """Writes a checkpoint, one whole tensor in memory at a time; all ranks call it, rank 0 writes.
+    """Write a checkpoint, one whole tensor in memory at a time; all ranks call it, rank 0 writes.
 
     Args:
-        backend: whose state it is.
-        folder: of this checkpoint; replaced at once if there.
-        progress: JSON that comes back from `read_checkpoint`.
-        moments: with the optimizer's state; without it the weights can be used and not trained on.
+        backend: its state is written.
+        folder: of this checkpoint; an existing one is replaced.
+        progress: JSON that `read_checkpoint` returns.
+        moments: whether to write the optimizer's moments; without them training cannot be resumed.
 
     Returns:
-        On rank 0, why it could not be written; nothing is left of it then.
+        On rank 0, the error if it could not be written; no partial checkpoint remains.
     """
     shapes = backend.shapes()
     kinds = (WEIGHTS, *MOMENTS) if moments else (WEIGHTS,)
@@ -74,18 +74,18 @@ def write_checkpoint(
             _write(folder, kinds, shapes, tensors, state)
         except OSError as error:
             failure = error
-    for _ in tensors:  # every rank takes part in every gathering, whatever became of rank 0's disk
+    for _ in tensors:  # every rank takes part in every collective, even where rank 0 could not write
         pass
     return failure
 
 
 def read_checkpoint(backend: Checkpointable, folder: Path) -> dict[str, Any]:
-    """Restores `backend` from a checkpoint, whoever wrote it, and returns its progress.
+    """Restore `backend` from a checkpoint of any backend, and return its progress.
 
     Raises:
         CheckpointError: it is damaged, or belongs to another model.
     """
-    if mistake := unfit(backend, folder):
+    if mistake := find_mismatch(backend, folder):
         raise mistake
     state = _state(folder)
     backend.updates = state["updates"]
@@ -96,8 +96,8 @@ def read_checkpoint(backend: Checkpointable, folder: Path) -> dict[str, Any]:
     return state["progress"]
 
 
-def unfit(backend: Checkpointable, folder: Path) -> CheckpointError | None:
-    """Why `backend` cannot be restored from a checkpoint, as far as sizes and shapes tell; quick, by itself."""
+def find_mismatch(backend: Checkpointable, folder: Path) -> CheckpointError | None:
+    """The error with which restoring would fail, by file sizes and tensor shapes; quick, and without collectives."""
     if reason := _incomplete(folder):
         return CheckpointError(f"checkpoint {folder}: {reason}")
     here = backend.shapes()
@@ -124,12 +124,12 @@ def _opened(folder: Path, file: str) -> Iterator[Any]:
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
-    """What a checkpoint keeps besides tensors."""
+    """The JSON in a checkpoint that `write_checkpoint` was given."""
     return cast(dict[str, Any], _state(folder)["progress"])
 
 
 def write_progress(folder: Path, progress: Mapping[str, Any]) -> OSError | None:
-    """Gives a checkpoint other progress, at once; its tensors stay. Returns why it could not be written."""
+    """Replace the progress in a checkpoint atomically, keeping its tensors; returns the error if it failed."""
     partial = folder / f"{_STATE}{_PARTIAL}"
     try:
         _write_durably(partial, [json.dumps({**_state(folder), "progress": dict(progress)}, indent=2).encode()])
@@ -154,10 +154,10 @@ def whole_checkpoints(checkpoints: Path) -> list[Path]:
 
 
 def newest_checkpoint(checkpoints: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose every byte is as it was written, and a sentence for each newer one.
+    """The newest undamaged checkpoint, by checksums, and a sentence for each newer, damaged one.
 
     Raises:
-        CheckpointError: there are checkpoints, and none is whole: to begin anew is not ours to decide.
+        CheckpointError: all checkpoints are damaged; only the user may decide to start over.
     """
     passed_over: list[str] = []
     for folder in reversed(_named(checkpoints)):
@@ -166,7 +166,7 @@ def newest_checkpoint(checkpoints: Path) -> tuple[Path | None, list[str]]:
             return folder, passed_over
         passed_over.append(f"checkpoint {folder}: {reason}")
     if passed_over:
-        raise CheckpointError(f"{passed_over[0]}; no older one is whole, so delete {checkpoints} to begin anew")
+        raise CheckpointError(f"{passed_over[0]}; no undamaged checkpoint is left: delete {checkpoints} to start over")
     return None, []
 
 
@@ -175,18 +175,18 @@ def _named(checkpoints: Path) -> list[Path]:
 
 
 def remove_old(checkpoints: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` checkpoints, and what killed writers left."""
+    """Delete all but the newest `keep` checkpoints, and partial ones of killed writers."""
     _remove(checkpoints, whole_checkpoints(checkpoints)[:-keep])
 
 
 def remove_others(folder: Path, steps: Container[int]) -> None:
-    """Deletes the checkpoints of other steps than `steps`, and what killed writers left."""
+    """Delete the checkpoints of all steps but `steps`, and partial ones of killed writers."""
     _remove(folder, [each for each in _named(folder) if step_of(each) not in steps])
 
 
 def _remove(checkpoints: Path, folders: Sequence[Path]) -> None:
     for folder in [*folders, *checkpoints.glob(f"*{_PARTIAL}")]:
-        (folder / _STATE).unlink(missing_ok=True)  # first, so that what is half deleted does not look whole
+        (folder / _STATE).unlink(missing_ok=True)  # first, so that a half-deleted checkpoint does not look whole
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -195,7 +195,7 @@ def _state(folder: Path) -> dict[str, Any]:
 
 
 def _incomplete(folder: Path) -> str | None:
-    """What is missing of a checkpoint; quick, by the files' sizes."""
+    """What is missing in a checkpoint, by file sizes; None where it is complete."""
     try:
         files = _state(folder)["files"]
     except (OSError, ValueError, KeyError):
@@ -207,14 +207,14 @@ def _incomplete(folder: Path) -> str | None:
 
 
 def _changed(folder: Path) -> str | None:
-    """Which file of a complete checkpoint is not as it was written; reads all of them."""
+    """Which file of a complete checkpoint is damaged, by checksums; None where all are as written."""
     for file, written in _state(folder)["files"].items():
         checksum = 0
         with (folder / file).open("rb") as stored:
             while part := stored.read(2**24):
                 checksum = zlib.crc32(part, checksum)
         if checksum != written["crc32"]:
-            return f"{file} is damaged, its checksum is not that of what was written"
+            return f"{file} is damaged: its checksum differs from the written one"
     return None
 
 
@@ -240,7 +240,7 @@ def _write(
 
 
 def _write_tensors(file: Path, shapes: dict[str, tuple[int, ...]], tensors: Iterator[Tensor]) -> int:
-    """A safetensors file, one tensor after the other: its own writer wants all of them at once."""
+    """Write a safetensors file tensor by tensor; the library's own writer needs all of them in memory."""
     header, offset = {}, 0
     for name, shape in shapes.items():
         end = offset + 4 * math.prod(shape)
@@ -253,7 +253,7 @@ def _write_tensors(file: Path, shapes: dict[str, tuple[int, ...]], tensors: Iter
 
 
 def _write_durably(file: Path, parts: Iterable[bytes]) -> int:
-    """Returns the checksum of what was written."""
+    """Write and fsync a file; returns its CRC-32."""
     checksum = 0
     with file.open("wb") as out:
         for part in parts:
@@ -265,7 +265,7 @@ def _write_durably(file: Path, parts: Iterable[bytes]) -> int:
 
 
 def _sync(folder: Path) -> None:
-    """Its names survive a power failure, where the file system knows how."""
+    """Fsync a folder, so that its file names survive a power failure, where the file system supports it."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

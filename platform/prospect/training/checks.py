@@ -1,19 +1,19 @@
-"""Settings that are each fine and cannot work together, and cards by their size."""
+"""Checks for combinations of settings that cannot work, and the `card=` setting in bytes."""
 
 import re
 
 from prospect.errors import ConfigError
-from prospect.model.settings import PARTS, ModelSettings
+from prospect.model.settings import LOSS_PARTS, ModelSettings
 from prospect.training.settings import TrainingSettings
 
 GIB = 2**30
 
 
 def check_settings(model: ModelSettings, training: TrainingSettings) -> None:
-    """Refuses what no training could do.
+    """Refuse combinations of settings that no training can run with.
 
     Raises:
-        ConfigError: one sentence that names both settings and what to change.
+        ConfigError: names both settings and what to change.
     """
     least, most = training.min_workers or 1, training.num_workers
     if least > most:
@@ -24,13 +24,12 @@ def check_settings(model: ModelSettings, training: TrainingSettings) -> None:
     if model.adaptation == "qlora" and training.zero_stage == 3:
         _refuse(
             "training.zero_stage",
-            "`training.zero_stage` is 3, which cannot part the 4-bit weights of model.adaptation=qlora: choose "
+            "`training.zero_stage` (3) must not be combined with model.adaptation=qlora, whose 4-bit weights cannot be "
+            "partitioned: choose "
             "training.zero_stage=2, or model.adaptation=lora",
         )
-    if not any(getattr(training.losses, name) for name in PARTS):
-        _refuse(
-            "training.losses", "`training.losses` are all weighted 0, so that nothing is learned: raise one of them"
-        )
+    if not any(getattr(training.losses, name) for name in LOSS_PARTS):
+        _refuse("training.losses", "`training.losses` must have a weight above 0: raise one of them")
 
 
 def _refuse(field: str, sentence: str) -> None:
@@ -38,15 +37,13 @@ def _refuse(field: str, sentence: str) -> None:
 
 
 def card_bytes(card: str | float) -> int:
-    """`24GB`, `24GiB`, `24` -> bytes; cards are named after GiB.
+    """The bytes of `24GB`, `24GiB` or `24`; cards are sold by GB and have as many GiB.
 
     Raises:
-        ConfigError: none of these.
+        ConfigError: not a size.
     """
     text = str(card).strip().lower()
     size = re.fullmatch(r"(\d+(?:\.\d*)?)\s*(?:gi?b)?", text)
     if not size or not float(size[1]):
-        raise ConfigError(
-            f"`card` is {card}, which is not a size; expected for example card=24GB or card=80GB.", field="card"
-        )
+        raise ConfigError(f"`card` ({card}) must be a size, for example card=24GB or card=80GB.", field="card")
     return int(float(size[1]) * GIB)

@@ -1,7 +1,7 @@
-"""What happens in a run, as JSON lines: rank 0 writes, the driver reads, shows and hands on to the tracker.
+"""A run's event log, `metrics.jsonl`: rank 0 writes it, the driver shows it and uploads it to the tracker.
 
-The file is the tracker's spool: what was not handed on, because the driver died or the server was away, is handed on
-by the next job of the same run.
+Events that could not be uploaded, because the driver died or the server was unreachable, are uploaded by the next job
+of the same run.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 
 from prospect.files import write_text
 
-Event = dict[str, Any]
+RunEvent = dict[str, Any]
 """`kind` (start, step, validation, streaming, checkpoint, warning, failure, stopped, done, calibration), `time` in
 seconds since 1970, `step`, and the kind's numbers."""
 
@@ -22,7 +22,7 @@ _POLL_SECONDS, _LONGEST_PAUSE = 0.5, 10.0
 
 
 class EventLog:
-    """Appends events, each complete as soon as `write` returns."""
+    """Appends events to a file, each flushed when `write` returns."""
 
     def __init__(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -34,8 +34,8 @@ class EventLog:
         self._file.flush()
 
 
-def read_events(file: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
-    """Complete events from byte `offset` on, each with the offset behind it; half a line of a killed writer is none."""
+def read_events(file: Path, offset: int = 0) -> Iterator[tuple[RunEvent, int]]:
+    """Events from byte `offset` on, each with the offset behind it; half-written lines are skipped."""
     if not file.is_file():
         return
     with file.open("rb") as lines:
@@ -51,80 +51,81 @@ def read_events(file: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
             yield event, offset
 
 
-_ONCE = ("step", "validation", "streaming")
-"""Kinds that a restarted run repeats, for steps after its checkpoint."""
+_REPEATED = ("step", "validation", "streaming")
+"""Event kinds that a restarted run writes again, for the steps after its checkpoint."""
 
 
-def once(events: Iterable[Event]) -> Iterator[Event]:
-    """Without what a restarted run repeats: the first of each step and validation counts, wherever a run is shown.
+def drop_repeats(events: Iterable[RunEvent]) -> Iterator[RunEvent]:
+    """Leave out what a restarted run repeats: the first event of each step and validation counts.
 
-    They differ by rounding at most, and a tracker that has the first takes no other in its place.
+    Repetitions differ by rounding at most, and a tracker does not replace the first.
     """
     latest: dict[str, int] = {}
-    return (event for event in events if _counts(event, latest))
+    return (event for event in events if _is_new(event, latest))
 
 
-def _counts(event: Event, latest: dict[str, int]) -> bool:
-    """Whether it is no repetition; `latest` has the last step by kind, and learns of this one."""
+def _is_new(event: RunEvent, latest: dict[str, int]) -> bool:
+    """Whether the event is not a repetition; updates `latest`, the last step by kind."""
     kind, step = event["kind"], event.get("step", -1)
-    if kind in _ONCE and step <= latest.get(kind, -1):
+    if kind in _REPEATED and step <= latest.get(kind, -1):
         return False
     latest[kind] = max(step, latest.get(kind, -1))
     return True
 
 
-def training_seconds(events: Iterable[Event]) -> float:
-    """Between a training's first event and its last, without the time that passed before it was continued."""
+def training_seconds(events: Iterable[RunEvent]) -> float:
+    """Seconds of training, without the time between a stop and the next start."""
     trained = (event for event in events if event["kind"] != "calibration")
     return sum(after["time"] - before["time"] for before, after in pairwise(trained) if after["kind"] != "start")
 
 
-class Follower:
-    """Shows a run's events and hands them on while they are written, in batches, each once whatever dies when.
+class EventFollower:
+    """Shows a run's events while they are written, and uploads each of them once, in batches.
 
-    Handing on has a thread of its own: a server that is slow or away holds up neither the console nor the run.
+    Uploads have their own thread: a slow or unreachable server delays neither the console nor the run. The position in
+    the file is saved, so that no event is lost or uploaded twice, whichever process dies.
 
     Args:
         file: that `EventLog` writes.
-        hand_on: takes a batch. If it raises, the batch stays and comes again, with later ones.
-        show: called with each event of this job, for the console.
-        report: told when handing on fails, and when it works again.
-        patience: seconds for which the end waits for what was not handed on yet.
+        upload: takes a batch. If it raises, the batch is uploaded again later, with newer events.
+        show: called with each event of this job.
+        report: takes a line when uploads fail, and when they work again.
+        timeout: seconds for which the end waits for uploads.
     """
 
     def __init__(
         self,
         file: Path,
-        hand_on: Callable[[Sequence[Event]], None],
-        show: Callable[[Event], None],
+        upload: Callable[[Sequence[RunEvent]], None],
+        show: Callable[[RunEvent], None],
         report: Callable[[str], None] = print,
-        patience: float = 120,
+        timeout: float = 120,
     ) -> None:
         self._file = file
         self._mark = file.with_suffix(".offset")
-        self._hand_on, self._show, self._report, self._patience = hand_on, show, report, patience
+        self._upload, self._show, self._report, self._timeout = upload, show, report, timeout
         self._offset = int(self._mark.read_text() or 0) if self._mark.is_file() else 0
         self._shown = file.stat().st_size if file.is_file() else 0
         self._latest: dict[str, int] = {}
         for event, end in read_events(file):
             if end <= self._offset:
-                _counts(event, self._latest)
+                _is_new(event, self._latest)
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=run, name=f"training-{run.__name__}", daemon=True)
-            for run in (self._run_show, self._run_drain)
+            for run in (self._run_show, self._run_upload)
         ]
         self.failure: Exception | None = None
-        """Why the last batch could not be handed on, if so."""
+        """The error of the last upload, if it failed."""
 
-    def __enter__(self) -> "Follower":
+    def __enter__(self) -> "EventFollower":
         for thread in self._threads:
             thread.start()
         return self
 
     def __exit__(self, failed: object, *_: object) -> None:
         if failed:
-            self._patience = 0  # who waits for a reason is told it at once
+            self._timeout = 0  # the error is shown at once
         self._stop.set()
         for thread in self._threads:
             thread.join()
@@ -141,33 +142,33 @@ class Follower:
             self._show(event)
             self._shown = end
 
-    def _run_drain(self) -> None:
+    def _run_upload(self) -> None:
         pause = _POLL_SECONDS
         while not self._stop.wait(pause):
-            pause = min(2 * pause, _LONGEST_PAUSE) if not self._drain() else _POLL_SECONDS
-        deadline, pause = time.monotonic() + self._patience, _POLL_SECONDS
-        while not self._drain() and time.monotonic() + pause < deadline:
+            pause = min(2 * pause, _LONGEST_PAUSE) if not self._upload_new() else _POLL_SECONDS
+        deadline, pause = time.monotonic() + self._timeout, _POLL_SECONDS
+        while not self._upload_new() and time.monotonic() + pause < deadline:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _drain(self) -> bool:
-        """Hands on what is new; whether nothing is left."""
+    def _upload_new(self) -> bool:
+        """Upload new events; whether all are uploaded."""
         batch, offset, latest = [], self._offset, dict(self._latest)
         for event, end in read_events(self._file, self._offset):
             offset = end
-            if _counts(event, latest):
+            if _is_new(event, latest):
                 batch.append(event)
         if offset == self._offset:
             return True
         try:
-            self._hand_on(batch)
+            self._upload(batch)
             write_text(self._mark, str(offset))
-        except Exception as error:  # any: a tracker that fails is reported, and never the end of a training
+        except Exception as error:  # any: a failing tracker is reported, and never ends a training
             if self.failure is None:
-                self._report(f"train  metrics are not handed on for now: {str(error).strip().splitlines()[0]}")
+                self._report(f"train  metrics cannot be uploaded for now: {str(error).strip().splitlines()[0]}")
             self.failure = error
             return False
         if self.failure:
-            self._report("train  metrics are handed on again")
+            self._report("train  metrics are uploaded again")
         self.failure, self._offset, self._latest = None, offset, latest
         return True

@@ -1,6 +1,6 @@
-"""Training without a cluster: one step, a run of steps, the validation loss.
+"""The training step, its batches and its learning rate, on any backend.
 
-Everything here sees a `Backend`. The order of clips, the labels that count and the means of the losses belong to the
+The order of clips, the labels that count and the means of the losses belong to the
 global batch, so that neither world size nor micro-batch size changes the loss curve (docs/architecture.md#losses).
 """
 
@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from prospect.data.clips import Clip
 from prospect.errors import ConfigError, DataError
 from prospect.hashing import derived_seed
 from prospect.model.losses import TERMS, label_counts, total_loss, trained_heads
-from prospect.training.backend import Backend, raise_on_all_ranks
+from prospect.training.backend import TrainingBackend, raise_on_all_ranks
 from prospect.training.sampler import ClipSampler, Share
 from prospect.training.settings import TrainingError, TrainingSettings
 
@@ -26,7 +27,7 @@ Collate = Callable[[Sequence[Clip], int], Batch]
 
 
 def lr_at(step: int, settings: TrainingSettings, total_steps: int) -> float:
-    """The learning rate of step `step` (from 0): linear warm-up, then the schedule down to 0 after the last step."""
+    """Learning rate of a step (from 0): linear warm-up, then the schedule, which reaches 0 after the last step."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
     if settings.schedule == "constant":
@@ -42,8 +43,8 @@ class StepResult:
 
     Attributes:
         loss: before the update.
-        parts: unweighted losses by name, of those that had labels.
-        labels: how many of each of the losses' terms that have any; a decision has one term for each class.
+        parts: unweighted losses by name; losses without labels are left out.
+        labels: labels of each loss term that has any; a decision has a term for each class.
         trained: which heads had labels.
         grad_norm: before clipping.
         clips, tokens: how many, padding not counted.
@@ -63,30 +64,32 @@ class StepResult:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A batch, and whether its clips count."""
+    """Clips that one forward pass computes, and whether they count in the loss."""
 
     batch: Batch
     counts: bool = True
 
 
-def train_step(
-    backend: Backend,
-    micro_batches: Sequence[MicroBatch],
-    settings: TrainingSettings,
-    learning_rate: float,
-    *,
-    step: int = 0,
-    epoch: int = 0,
-) -> StepResult:
-    """One optimizer step on this rank's micro-batches of the global batch.
+@dataclass(frozen=True)
+class StepBatch:
+    """One rank's share of an optimizer step's global batch."""
+
+    micro_batches: Sequence[MicroBatch]
+    learning_rate: float
+    step: int = 0
+    epoch: int = 0
+
+
+def train_step(backend: TrainingBackend, batch: StepBatch, settings: TrainingSettings) -> StepResult:
+    """One optimizer step on this rank's share of the global batch.
 
     Labels are counted over the global batch before the first forward pass, so that every micro-batch's loss is its
-    share of the global loss, and adding up gradients is all that is left to do.
+    share of the global loss and gradients only need to be summed.
 
     Raises:
         TrainingError: the loss or the gradient is not finite, naming the clips; on every rank alike.
     """
-    decisions = backend.model.config.decision_backend
+    micro_batches, step, decisions = batch.micro_batches, batch.step, backend.model.config.decision_backend
     none = torch.zeros(len(TERMS) + 2, dtype=torch.float64)
     totals = backend.all_reduce(sum((_totals(micro, decisions) for micro in micro_batches), none))
     counts, clips, tokens = totals[:-2], int(totals[-2]), int(totals[-1])
@@ -94,7 +97,7 @@ def train_step(
     backend.model.checkpoint_layers(settings.activation_checkpointing)
     sums = []
     for micro in micro_batches:
-        # Dropout belongs to the clips and not to the rank: any number of workers draws the same.
+        # Dropout is seeded by the clips, not by the rank: any number of workers draws the same.
         torch.manual_seed(derived_seed("dropout", settings.seed, step, *micro.batch.clip_ids))
         terms = backend.loss_sums(micro.batch.to(backend.device), settings.losses)
         loss, _ = total_loss(terms, counts, settings.losses)
@@ -103,19 +106,20 @@ def train_step(
     loss, parts = total_loss(backend.all_reduce(torch.stack(sums).sum(0)), counts, settings.losses)
     if not loss.isfinite():
         broken = [m.batch.clip_ids for m, terms in zip(micro_batches, sums, strict=True) if not terms.isfinite().all()]
-        _stop(f"the loss is {loss:g}", step, backend.gather([clip for ids in broken for clip in ids]))
-    grad_norm = backend.step(learning_rate)
+        _raise_not_finite(f"the loss is {loss:g}", step, backend.gather([clip for ids in broken for clip in ids]))
+    grad_norm = backend.step(batch.learning_rate)
     if not math.isfinite(grad_norm):
-        _stop("the gradient is not finite", step, backend.gather([c for m in micro_batches for c in m.batch.clip_ids]))
+        ids = backend.gather([clip for micro in micro_batches for clip in micro.batch.clip_ids])
+        _raise_not_finite("the gradient is not finite", step, ids)
     return StepResult(
         step=step,
-        epoch=epoch,
+        epoch=batch.epoch,
         loss=float(loss),
         parts=labelled_parts(parts, counts, settings),
         labels={name: int(count) for name, count in zip(TERMS, counts.tolist(), strict=True) if count},
         trained=trained_heads(counts, settings.losses),
         grad_norm=grad_norm,
-        learning_rate=learning_rate,
+        learning_rate=batch.learning_rate,
         clips=clips,
         tokens=tokens,
     )
@@ -128,12 +132,12 @@ def _totals(micro: MicroBatch, decisions: str) -> Tensor:
 
 
 def labelled_parts(parts: dict[str, Tensor], counts: Tensor, settings: TrainingSettings) -> dict[str, float]:
-    """The parts that had a label: a loss of 0 for want of labels is no loss."""
+    """The parts that had labels; a loss of 0 without labels means nothing."""
     _, present = total_loss((counts > 0).double(), counts.clamp(max=1), settings.losses)
     return {name: float(part) for name, part in parts.items() if present[name] > 0}
 
 
-def _stop(what: str, step: int, clips: list[str]) -> None:
+def _raise_not_finite(what: str, step: int, clips: list[str]) -> NoReturn:
     shown = ", ".join(clips[:8]) + (f" and {len(clips) - 8} more" if len(clips) > 8 else "")
     raise TrainingError(
         f"{what} at step {step} on {shown}; look at these clips, or lower training.learning_rate under another "
@@ -141,26 +145,26 @@ def _stop(what: str, step: int, clips: list[str]) -> None:
     )
 
 
-def train_steps(
-    backend: Backend,
+def step_batches(
+    backend: TrainingBackend,
     clips: Sequence[Clip],
     collate: Collate,
     settings: TrainingSettings,
     *,
     start: int = 0,
-) -> Iterator[StepResult]:
-    """Runs the steps from `start` to the end; the caller logs, saves and validates between them.
+) -> Iterator[StepBatch]:
+    """This rank's batches of the steps from `start` to the last one, each made while the step before it computes.
 
-    The next step's batches are made while this one computes. Every random draw belongs to the seed, the step and the
-    clips, so that a resumed run draws what an unbroken one draws.
+    Every random draw is seeded by `training.seed`, the step and the clips, so that a resumed run repeats the draws of
+    an uninterrupted one.
 
     Raises:
-        TrainingError: an embedding cannot be read, or see `train_step`; on every rank alike.
+        TrainingError: an embedding cannot be read; on every rank alike.
     """
     sampler = make_sampler(clips, settings)
     total = settings.total_steps(sampler)
 
-    def prepare(step: int) -> list[MicroBatch] | DataError:
+    def collated(step: int) -> list[MicroBatch] | DataError:
         shares = _shares(sampler, settings, step, backend)
         try:
             return [_micro_batch(share, clips, collate, sampler.epoch(step)) for share in shares]
@@ -168,24 +172,23 @@ def train_steps(
             return error
 
     with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(prepare, start) if start < total else None
+        following = pool.submit(collated, start) if start < total else None
         for step in range(start, total):
             assert following is not None
             micro_batches = raise_on_all_ranks(backend, following.result())
-            following = pool.submit(prepare, step + 1) if step + 1 < total else None
-            rate = lr_at(step, settings, total)
-            yield train_step(backend, micro_batches, settings, rate, step=step, epoch=sampler.epoch(step))
+            following = pool.submit(collated, step + 1) if step + 1 < total else None
+            yield StepBatch(micro_batches, lr_at(step, settings, total), step, sampler.epoch(step))
 
 
 def make_sampler(clips: Sequence[Clip], settings: TrainingSettings) -> ClipSampler:
-    """The order of `clips`.
+    """A sampler that says which of `clips` each step trains on.
 
     Raises:
-        TrainingError: there is none.
-        ConfigError: one is longer than `micro_batch_tokens`.
+        TrainingError: `clips` is empty.
+        ConfigError: a clip is longer than `micro_batch_tokens`.
     """
     if not clips:
-        raise TrainingError("no clip to train on; check what was quarantined, and the splits")
+        raise TrainingError("the split `train` has no clips; check what was quarantined, and the splits")
     lengths = clip_lengths(clips)
     budget, longest = settings.micro_batch_tokens, max(range(len(clips)), key=lengths.__getitem__)
     if budget and lengths[longest] > budget:
@@ -202,7 +205,7 @@ def clip_lengths(clips: Sequence[Clip]) -> list[int]:
     return [clip.num_tokens or clip.stop - clip.first_row for clip in clips]
 
 
-def _shares(sampler: ClipSampler, settings: TrainingSettings, step: int, backend: Backend) -> list[Share]:
+def _shares(sampler: ClipSampler, settings: TrainingSettings, step: int, backend: TrainingBackend) -> list[Share]:
     place = (backend.rank, backend.world_size)
     if settings.micro_batch_tokens:
         return sampler.packed_shares(step, settings.micro_batch_tokens, *place)

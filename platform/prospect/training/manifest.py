@@ -1,4 +1,4 @@
-"""What a run trains on, counted: of each data set and split, the videos, dialogues, clips and tokens."""
+"""Counts of a run's training data: videos, dialogues, clips and tokens by data set and split."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ Counts = dict[str, int]
 def dataset_manifest(
     records: Records, store: EmbeddingStore, clips: dict[str, Sequence[Clip]], quarantined: int
 ) -> dict[str, Any]:
-    """JSON: the fingerprints of records and embeddings, and `datasets`: data set -> split -> counts.
+    """JSON with the fingerprints of records and embeddings, and `datasets`: data set -> split -> counts.
 
     Args:
-        records: all of them.
+        records: of all splits.
         store: embeddings of their videos.
-        clips: by split, those that are trained on and validated with.
+        clips: by split.
         quarantined: records and events that were left out.
     """
     counts: dict[str, dict[str, Counts]] = defaultdict(dict)

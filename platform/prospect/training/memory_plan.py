@@ -1,4 +1,4 @@
-"""How much memory a training run takes, from shapes alone: nothing is loaded and nothing computed.
+"""Predict the memory of a training step from shapes: nothing is loaded and nothing computed.
 
 Weights, gradients and the optimizer's state follow from the number of parameters; activations.py has the rest.
 """
@@ -19,24 +19,24 @@ from prospect.training.settings import TrainingSettings
 
 CARDS = ("24GB", "40GB", "80GB")
 NF4_BYTES = 4.127 / 8
-"""Of a weight with its share of quantised scales."""
+"""Bytes of an NF4 weight with its share of quantised scales."""
 USABLE = 0.95
-"""Share of a card that an allocator can fill, fragments and kernels' workspaces left out."""
+"""Share of a card that tensors can fill; fragments and kernels' workspaces take the rest."""
 CONTEXT_BYTES = int(0.5 * GIB)
-"""What CUDA takes for itself."""
+"""Memory of the CUDA context."""
 BUCKET = 500_000_000
 """Most gradients that DeepSpeed reduces at once."""
-LIVE = 1_000_000_000
-"""Gathered weights that ZeRO-3 keeps for their next use, as DeepSpeed sets it."""
+MAX_LIVE_PARAMETERS = 1_000_000_000
+"""Gathered weights that ZeRO-3 keeps for their next use: DeepSpeed's default."""
 
 _ROWS = {
     "weights": "weights",
-    "master": "float32 copy of what trains",
+    "master": "float32 copy of trainable weights",
     "optimizer": "optimizer",
     "gradients": "gradients",
     "gathered": "gathered weights",
     "activations": "activations",
-    "update": "the update's intermediate results, in place of activations",
+    "update": "intermediate results of the update, instead of activations",
 }
 
 
@@ -46,14 +46,14 @@ class MemoryPlan:
 
     Attributes:
         weights: of the model, as the forward pass reads them.
-        master: DeepSpeed's own copy of what trains.
+        master: DeepSpeed's float32 copy of trainable weights.
         optimizer: AdamW's two moments.
-        gradients: with DeepSpeed's bucket.
+        gradients: with DeepSpeed's reduce bucket.
         gathered: whole weights that ZeRO-3 holds at once.
-        activations: what forward and backward hold at most, logits included.
-        update: what the optimizer's step holds beside all that, when activations are gone.
-        host: on the machine's memory instead, with offload.
-        trainable, frozen: numbers of parameters of the whole model.
+        activations: peak of forward and backward passes, logits included.
+        update: temporaries of the optimizer's step, after activations are freed.
+        host: in the machine's memory, with offload.
+        trainable, frozen: parameters of the whole model.
         tokens: of a micro-batch.
     """
 
@@ -75,7 +75,7 @@ class MemoryPlan:
         return lasting + max(self.activations, self.update)
 
     def fits(self, card: str | float) -> bool:
-        """Whether the peak fits a card of `card` ("24GB", or GiB as a number), CUDA's own needs considered."""
+        """Whether the peak fits a `card` ("24GB", or GiB as a number) beside the CUDA context."""
         return self.peak <= USABLE * (card_bytes(card) - CONTEXT_BYTES)
 
     def table(self, cards: tuple[str, ...] = CARDS) -> Table:
@@ -94,25 +94,25 @@ class MemoryPlan:
 
 
 def largest_micro_batch(lengths: Iterable[int], training: TrainingSettings) -> tuple[int, ...]:
-    """Lengths of the clips that are computed at once when the longest of all meet."""
+    """Clip lengths of the largest micro-batch: the longest clips together."""
     ordered, budget = sorted(lengths, reverse=True), training.micro_batch_tokens
     if budget is None:
         return tuple(ordered[: min(training.micro_batch_size, training.batch_size)])
     chosen: list[int] = []
     for length in ordered[: training.batch_size]:
         if room := min(length, budget - sum(chosen)):
-            chosen.append(room)  # the last one stands for shorter clips that fill the row
+            chosen.append(room)  # the last one may be cut: shorter clips fill the row
     return tuple(chosen)
 
 
 def plan_zero(
     model: ModelSettings, training: TrainingSettings, lengths: tuple[int, ...], vision_dim: int = 1152
 ) -> MemoryPlan:
-    """The plan of DeepSpeed training with micro-batches of clips of these lengths."""
+    """The plan of DeepSpeed training; `lengths` are those of a micro-batch's clips."""
     sizes, dtype = _sizes(model, vision_dim), getattr(torch, model.dtype)
     trained, width = sizes.trainable, dtype.itemsize
     stage, offload = training.zero_stage, training.offload_optimizer
-    part = 4 * trained // training.num_workers  # of one float32 number for each that trains
+    part = 4 * trained // training.num_workers  # one rank's share of a float32 number for each trainable parameter
     weights = sizes.frozen_bytes + width * trained
     summed = part if stage > 1 else width * trained
     on_device = 0 if offload else 1
@@ -120,8 +120,8 @@ def plan_zero(
         weights=weights // (training.num_workers if stage == 3 else 1),
         master=part * on_device,
         optimizer=2 * part * on_device,
-        gradients=summed * on_device + width * bucket(trained),
-        gathered=min(weights, width * LIVE) if stage == 3 else 0,
+        gradients=summed * on_device + width * reduce_bucket(trained),
+        gathered=min(weights, width * MAX_LIVE_PARAMETERS) if stage == 3 else 0,
         activations=activation_bytes(model, training, lengths, vision_dim, dtype),
         update=(3 if stage == 3 else 2) * part * on_device,  # the last is ZeRO-3's float32 copy of the gradients
         host=(3 * part + summed) * offload,
@@ -134,7 +134,7 @@ def plan_zero(
 def plan_plain(
     model: ModelSettings, training: TrainingSettings, lengths: tuple[int, ...], vision_dim: int = 1152
 ) -> MemoryPlan:
-    """The plan of `PlainBackend`: one device, no DeepSpeed, what trains in float32."""
+    """The plan of `PlainBackend`: one device, no DeepSpeed, trainable weights in float32."""
     sizes, width = _sizes(model, vision_dim), torch.float32.itemsize
     return MemoryPlan(
         weights=sizes.frozen_bytes + width * sizes.trainable,
@@ -151,8 +151,8 @@ def plan_plain(
     )
 
 
-def bucket(trained: int) -> int:
-    """Gradients that DeepSpeed reduces at once; it makes room for as many, however few there are."""
+def reduce_bucket(trained: int) -> int:
+    """Gradients that DeepSpeed reduces at once; it allocates a buffer of this many."""
     return min(BUCKET, trained)
 
 

@@ -1,4 +1,4 @@
-"""How long a step takes, what it holds in memory, and how busy the machine is; nothing here waits."""
+"""Step time, peak memory and machine load, for a run's metrics."""
 
 import importlib.util
 import resource
@@ -8,16 +8,16 @@ import psutil
 import torch
 
 SYSTEM_EVERY_S = 10.0
-"""Seconds between two looks at the machine."""
+"""Seconds between two measurements of the machine."""
 
 _MIB, _GIB = 2**20, 2**30
 
 
 class Meter:
-    """Of this process, and of the machine it runs on.
+    """Measures this process and the machine it runs on, without blocking.
 
     Args:
-        gpu: whether the process computes on one.
+        gpu: whether the process computes on a GPU.
     """
 
     def __init__(self, gpu: bool) -> None:
@@ -25,15 +25,15 @@ class Meter:
         self._utilization = gpu and importlib.util.find_spec("pynvml") is not None
         self._looked = 0.0
         self._traffic = psutil.net_io_counters()
-        psutil.cpu_percent()  # the first call says nothing: each one counts from the one before
+        psutil.cpu_percent()  # the first call returns 0: each measures the time since the one before
         self.resume()
 
     def resume(self) -> None:
-        """What happened since the last step, such as a validation, is not counted as the next one's time."""
+        """Restart the clock of the next step, so that a validation does not count as its time."""
         self._since = time.monotonic()
 
     def step(self) -> dict[str, float]:
-        """Seconds since the last step, and the most memory in GiB that the process ever held."""
+        """Seconds since the last step, and the process's peak memory in GiB."""
         now = time.monotonic()
         numbers = {"seconds": now - self._since, "peak_memory_gib": _peak_memory()}
         self._since = now
@@ -42,7 +42,7 @@ class Meter:
         return numbers
 
     def system(self) -> dict[str, float]:
-        """The machine's load, under MLflow's own names for it; nothing within `SYSTEM_EVERY_S` of the last look."""
+        """The machine's load under MLflow's names; empty within `SYSTEM_EVERY_S` of the last measurement."""
         now = time.monotonic()
         if now - self._looked < SYSTEM_EVERY_S:
             return {}

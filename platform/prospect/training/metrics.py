@@ -1,19 +1,19 @@
-"""A run's events as the tracker's metrics and tags (docs/training.md has the table of names)."""
+"""Turns a run's events into the tracker's metrics and tags (docs/training.md has the table of names)."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from prospect.model.settings import PARTS
-from prospect.training.events import Event
+from prospect.model.settings import LOSS_PARTS
+from prospect.training.events import RunEvent
 
-Row = tuple[int, float, dict[str, float]]
+MetricRow = tuple[int, float, dict[str, float]]
 """(step, seconds since 1970, values by name)."""
 
 
-def metric_rows(events: Sequence[Event]) -> list[Row]:
+def metric_rows(events: Sequence[RunEvent]) -> list[MetricRow]:
     """Rows under stable grouped names: `train/loss`, `train/loss_speak`, `speed/tokens_per_second`, ...
 
-    A step is counted from 0; what happens between two steps stands at the one before it, a start at the one after.
+    Steps count from 0; an event between two steps gets the step before it, a start the step after it.
     """
     rows = []
     for event in events:
@@ -24,8 +24,8 @@ def metric_rows(events: Sequence[Event]) -> list[Row]:
     return rows
 
 
-def run_tags(events: Sequence[Event]) -> dict[str, str]:
-    """Where the newest checkpoint lies, what failed when, and which step's weights an early stop keeps."""
+def run_tags(events: Sequence[RunEvent]) -> dict[str, str]:
+    """The newest checkpoint's folder, failures by time, and the step whose weights an early stop keeps."""
     tags = {}
     for event in events:
         if event["kind"] == "checkpoint" and "folder" in event:
@@ -45,7 +45,7 @@ def failure_tag(when: float, reason: str) -> dict[str, str]:
 
 
 def threshold_metrics(thresholds: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """`validation/speak_threshold_DATASET`, out of data set -> decision -> threshold."""
+    """`validation/speak_threshold_DATASET` and the like, from data set -> decision -> threshold."""
     return {
         f"validation/{decision}_threshold_{dataset}": value
         for dataset, chosen in thresholds.items()
@@ -53,14 +53,14 @@ def threshold_metrics(thresholds: Mapping[str, Mapping[str, float]]) -> dict[str
     }
 
 
-def _start(event: Event) -> tuple[int, dict[str, float]]:
+def _start(event: RunEvent) -> tuple[int, dict[str, float]]:
     return event["step"], {
         "run/workers": float(event["workers"]),
         "run/trainable_parameters": float(event["parameters"]),
     }
 
 
-def _step(event: Event) -> tuple[int, dict[str, float]]:
+def _step(event: RunEvent) -> tuple[int, dict[str, float]]:
     values = {f"train/{name}": event[name] for name in ("loss", "grad_norm", "learning_rate", "epoch", "tokens")}
     values |= {f"train/loss_{name}": value for name, value in event["parts"].items()}
     values |= {f"train_labels/{name}": float(count) for name, count in event.get("labels", {}).items()}
@@ -70,25 +70,25 @@ def _step(event: Event) -> tuple[int, dict[str, float]]:
     return event["step"], values | {f"system/{name}": value for name, value in event.get("system", {}).items()}
 
 
-def measured(values: Mapping[str, float], group: str = "validation") -> dict[str, float]:
-    """`validation/loss`, `validation/loss_speak`, `validation/speak_f1`, ..., out of what validation calls them."""
-    return {f"{group}/{'loss_' if name in PARTS else ''}{name}": float(value) for name, value in values.items()}
+def validation_metrics(values: Mapping[str, float], group: str = "validation") -> dict[str, float]:
+    """Losses and scores under the tracker's names, such as `validation/loss_speak` and `validation/speak_f1`."""
+    return {f"{group}/{'loss_' if name in LOSS_PARTS else ''}{name}": float(value) for name, value in values.items()}
 
 
-def _validation(event: Event) -> tuple[int, dict[str, float]]:
-    return event["step"], measured({**event.get("losses", {}), **event.get("scores", {})})
+def _validation(event: RunEvent) -> tuple[int, dict[str, float]]:
+    return event["step"], validation_metrics({**event.get("losses", {}), **event.get("scores", {})})
 
 
-def _done(event: Event) -> tuple[int, dict[str, float]]:
+def _done(event: RunEvent) -> tuple[int, dict[str, float]]:
     step = event["model_step"]
-    return max(step - 1, 0), {"model/step": float(step), **measured(event["validation"], "model")}
+    return max(step - 1, 0), {"model/step": float(step), **validation_metrics(event["validation"], "model")}
 
 
-def _checkpoint(event: Event) -> tuple[int, dict[str, float]]:
+def _checkpoint(event: RunEvent) -> tuple[int, dict[str, float]]:
     return event["step"] - 1, {"run/checkpoint_seconds": event.get("seconds", 0.0)}
 
 
-def _failure(event: Event) -> tuple[int, dict[str, float]]:
+def _failure(event: RunEvent) -> tuple[int, dict[str, float]]:
     return max(event["step"] - 1, 0), {"run/failed_workers": float(event["workers"])}
 
 

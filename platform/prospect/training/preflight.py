@@ -1,4 +1,4 @@
-"""What a training is told before anything is loaded: whether it fits its device, and what it trains."""
+"""Checks before a model is loaded: whether training fits its device, which settings save memory, what will train."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +10,7 @@ import psutil
 import torch
 from rich.table import Table
 
+from prospect.devices import has_gpu
 from prospect.errors import ConfigError
 from prospect.model.adapters import bitsandbytes
 from prospect.model.geometry import base_geometry
@@ -21,22 +22,22 @@ from prospect.training.memory_plan import USABLE, MemoryPlan
 from prospect.training.settings import OPERATIONAL, OutOfMemoryError, TrainingSettings
 
 NOTABLE = 0.15
-"""Share of the peak from which on it pays to save a part."""
+"""Share of the peak from which a part is worth saving."""
 CERTAIN = 0.85
-"""Share of the planned peak that a step takes at least, as measured; see tests/training/test_plan.py."""
+"""Smallest measured ratio of a step's real peak to the planned one; see tests/training/test_plan.py."""
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
-"""How much memory a container may use; `max` without a limit."""
+"""The container's memory limit in bytes, or `max`."""
 
 
 @dataclass(frozen=True)
-class Device:
-    """What a worker computes on.
+class DeviceInfo:
+    """Name and memory of the device that a worker computes on.
 
     Attributes:
-        name: as a sentence has it.
-        num_bytes: of its memory, which workers on one CPU share.
-        gpu: else the machine's memory.
-        bfloat16: whether it computes in it.
+        name: for sentences.
+        num_bytes: of its memory; workers on one machine's CPUs share it.
+        gpu: whether it is a GPU.
+        bfloat16: whether it computes in bfloat16.
     """
 
     name: str
@@ -45,18 +46,18 @@ class Device:
     bfloat16: bool = True
 
 
-def own_device() -> Device:
-    """The GPU of this process, or the machine's memory as far as we may use it."""
-    if torch.cuda.is_available():
+def describe_device() -> DeviceInfo:
+    """The GPU of this process, or else the machine, with the container's memory limit."""
+    if has_gpu():
         about = torch.cuda.get_device_properties(torch.cuda.current_device())
-        return Device(about.name, about.total_memory, True, torch.cuda.is_bf16_supported(including_emulation=False))
+        return DeviceInfo(about.name, about.total_memory, True, torch.cuda.is_bf16_supported(including_emulation=False))
     limit = _CGROUP.read_text().strip() if _CGROUP.is_file() else "max"
     memory = psutil.virtual_memory().total
-    return Device("this machine", min(memory, int(limit)) if limit.isdecimal() else memory, False)
+    return DeviceInfo("this machine", min(memory, int(limit)) if limit.isdecimal() else memory, False)
 
 
 def trained_parameters(model: ModelSettings, vision_dim: int) -> Table:
-    """What of a model trains and what is frozen, before there is one."""
+    """Table of trainable and frozen parameters, without building the model."""
     return parameter_table(adapted_shape(base_geometry(model), model, vision_dim))
 
 
@@ -64,22 +65,22 @@ def check_device(
     model: ModelSettings,
     training: TrainingSettings,
     planned: MemoryPlan,
-    device: Device,
+    device: DeviceInfo,
     workers: int = 1,
     begun: bool = False,
 ) -> str:
-    """Stops what clearly cannot run on `device`; what may be tight goes on, with a remark.
+    """Refuse a training that cannot run on `device`; where memory may be tight, return a remark.
 
     Args:
-        model: what is trained.
-        training: how.
-        planned: of one worker.
-        device: that it would run on.
-        workers: that share a machine's memory; each has a GPU of its own.
-        begun: the run has begun, so that other settings may take another name.
+        model: the model's settings.
+        training: the training's settings.
+        planned: memory of one worker.
+        device: of the workers.
+        workers: how many there are; on CPUs they share the machine's memory.
+        begun: whether the run has begun, so that some settings need another run name.
 
     Returns:
-        A remark, or nothing.
+        A remark, or an empty string.
 
     Raises:
         ConfigError: too little memory, no bfloat16, or no bitsandbytes for 4-bit weights.
@@ -88,7 +89,7 @@ def check_device(
         bitsandbytes()
     if model.dtype == "bfloat16" and not device.bfloat16:
         raise ConfigError(
-            f"`model.dtype` is bfloat16, in which {device.name} does not compute: set model.dtype=float32"
+            f"`model.dtype` (bfloat16) must be float32 on {device.name}, which has no bfloat16: set model.dtype=float32"
             f"{', under another training.run_name' if begun else ''}.",
             field="model.dtype",
         )
@@ -101,7 +102,7 @@ def check_device(
         raise ConfigError(
             f"`training` cannot run on {device.name}, which has {room:.1f} GiB: {who} would take "
             f"{needed / GIB:.1f} GiB, {share:.0%} of it for the {planned.tokens:,} tokens that are computed at once; "
-            f"{_then_again(changes) if begun else any_of(changes)}.",
+            f"{_restart_advice(changes) if begun else join_savings(changes)}.",
             field="training",
         )
     if needed > USABLE * device.num_bytes:
@@ -110,11 +111,11 @@ def check_device(
 
 
 class Saving(NamedTuple):
-    """A change after which a step takes less.
+    """A change of settings that saves memory.
 
     Attributes:
-        how: `lower training.micro_batch_size`.
-        same_run: whether a run that has begun may go on with it.
+        how: as a command, `lower training.micro_batch_size`.
+        same_run: whether a run that has begun can continue with it.
     """
 
     how: str
@@ -122,7 +123,7 @@ class Saving(NamedTuple):
 
 
 def savings(model: ModelSettings, training: TrainingSettings, planned: MemoryPlan, gpu: bool = True) -> list[Saving]:
-    """What to change so that a step takes less, the parts that matter first."""
+    """Changes that save memory, the most effective first."""
     return [_saving(*each) for each in _savings(model, training, planned, gpu)] or [Saving("use a larger device", True)]
 
 
@@ -134,7 +135,7 @@ def _saving(how: str, key: str, value: str = "") -> Saving:
 def _savings(
     model: ModelSettings, training: TrainingSettings, planned: MemoryPlan, gpu: bool
 ) -> Iterator[tuple[str, ...]]:
-    """What to do, to which setting, and what to set it to."""
+    """(verb, setting, value) of each change."""
     state = planned.master + planned.optimizer + planned.gradients
     if planned.activations > NOTABLE * planned.peak:
         if not training.activation_checkpointing:
@@ -158,12 +159,12 @@ def _savings(
         yield "raise", "training.num_workers"
 
 
-def any_of(changes: Sequence[Saving]) -> str:
+def join_savings(changes: Sequence[Saving]) -> str:
     return ", or ".join(change.how for change in changes)
 
 
-def ran_full(error: RuntimeError) -> bool:
-    """Whether it says that a device, or the machine, has no memory left."""
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether the error says that the GPU or the machine ran out of memory."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
@@ -174,21 +175,22 @@ def explain_oom(
     """Re-raise an out-of-memory error as one line: when it happened and which settings to lower.
 
     Raises:
-        OutOfMemoryError: instead of torch's; this rank's alone, so that the others wait for it in vain.
+        OutOfMemoryError: instead of torch's error; on this rank only.
     """
     try:
         yield
     except RuntimeError as error:
-        if not ran_full(error):
+        if not is_out_of_memory(error):
             raise
-        gpu = torch.cuda.is_available()
-        changes = savings(model, training, planned, gpu) if planned else [_saving("lower", "training.micro_batch_size")]
-        raise OutOfMemoryError(f"the device ran out of memory {when()}; {_then_again(changes)}") from error
+        changes = (
+            savings(model, training, planned, has_gpu()) if planned else [_saving("lower", "training.micro_batch_size")]
+        )
+        raise OutOfMemoryError(f"the device ran out of memory {when()}; {_restart_advice(changes)}") from error
 
 
-def _then_again(changes: Sequence[Saving]) -> str:
-    """How a run that has begun may come further: by other settings, or under another name."""
+def _restart_advice(changes: Sequence[Saving]) -> str:
+    """How to restart a run that has begun: with changed settings, or under another name."""
     same, other = ([change for change in changes if change.same_run is kind] for kind in (True, False))
-    ways = [f"{any_of(same)}, and start the run again"] if same else []
-    ways += [f"start it under another training.run_name and {any_of(other)}"] if other else []
+    ways = [f"{join_savings(same)}, and start the run again"] if same else []
+    ways += [f"start it under another training.run_name and {join_savings(other)}"] if other else []
     return "; or ".join(ways)

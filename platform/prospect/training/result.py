@@ -1,4 +1,4 @@
-"""What a finished run leaves behind."""
+"""The result of a finished run, `result.json`."""
 
 import json
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished run."""
+    """Losses, scores and the registered model of a finished run."""
 
     run_name: str
     model: Path
     """The model's folder."""
     steps: int
     model_step: int
-    """The step whose weights are the model: with early stopping that of the best validation, else the last."""
+    """Step of the model's weights: the best validation's with early stopping, else the last."""
     first_loss: float
     last_loss: float
     validation: dict[str, float]
@@ -28,11 +28,11 @@ class TrainResult:
     quarantined: int
     """Records and events that were left out."""
     reused: bool = False
-    """The run had been finished before; nothing was computed."""
+    """Whether the run was finished before, so that nothing was computed."""
 
 
 def read_result(folder: Path) -> TrainResult | None:
-    """The result of the run in `folder`; None where it has not ended."""
+    """The result of the run in `folder`; None where the run is not finished."""
     file = folder / "result.json"
     if not file.is_file() or not (folder / "model").is_dir():
         return None

@@ -1,4 +1,4 @@
-"""A run's folder: its identity, and the lock that lets one process at a time work in it."""
+"""A run's folder: the configuration that identifies the run, and a lock that lets one process at a time use it."""
 
 import fcntl
 import json
@@ -32,7 +32,7 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             lock.seek(0)
             raise ConfigError(
-                f"`training.run_name` is {folder.name}, a run that goes on now in {lock.read() or 'another process'}: "
+                f"`training.run_name` is {folder.name}, a run that is active in {lock.read() or 'another process'}: "
                 "wait for its end, or give training.run_name another name.",
                 field="training.run_name",
             ) from None
@@ -83,5 +83,5 @@ def require_same(folder: Path, identity: dict[str, Any]) -> None:
 
 
 def write_identity(folder: Path, identity: dict[str, Any]) -> None:
-    """Write what makes the run itself, once no mistake is left: until then the name is free."""
+    """Write the configuration that identifies the run, after all checks: until then the name stays free."""
     write_json(folder / "identity.json", {"version": IDENTITY_VERSION, **identity})

@@ -1,4 +1,4 @@
-"""Which clips belong to which step: a pure function of the seed and the step, whatever the number of workers."""
+"""Assigns clips to training steps and ranks, as a pure function of seed and step."""
 
 import random
 from collections.abc import Sequence
@@ -10,10 +10,9 @@ from prospect.hashing import derived_seed
 
 @dataclass(frozen=True)
 class Share:
-    """What one rank computes at once: indices of clips, and whether they count.
+    """One rank's micro-batch: indices of clips, and whether they count in the loss.
 
-    A rank that gets no clip of a small batch repeats one that does not count, because all ranks have to take part
-    in the same reductions in the same order.
+    A rank without clips repeats one that does not count, because all ranks must take part in the same collectives.
     """
 
     clips: tuple[int, ...]
@@ -23,8 +22,8 @@ class Share:
 class ClipSampler:
     """Cuts every epoch's permutation of the clips into global batches of nearly equal size.
 
-    Any step can be asked for at any time, so that training resumes in the middle of an epoch. A batch is dealt from
-    long to short, so that its micro-batches take nearly equally long and no rank waits for another.
+    Any step can be asked for at any time, so that training resumes in the middle of an epoch. The clips of a batch are
+    dealt by length, so that micro-batches take nearly equally long and no rank waits.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
@@ -48,13 +47,13 @@ class ClipSampler:
     def shares(self, step: int, micro_batch_size: int, rank: int = 0, world_size: int = 1) -> list[Share]:
         """Rank `rank`'s micro-batches of a global step; every rank gets equally many, at every step.
 
-        How many workers there are says who computes a micro-batch, and as long as their number divides that of the
-        micro-batches, not what it holds: dropout and noise are drawn by micro-batch.
+        If the number of workers divides the number of micro-batches, it decides who computes a micro-batch, but not
+        what is in it: dropout and noise are drawn by micro-batch.
         """
         batch = self.batch(step)
         accumulation = -(-self.largest_batch // (micro_batch_size * world_size))
         parts = accumulation * world_size
-        dealt = [_there_and_back(batch, number, parts) for number in range(parts)]
+        dealt = [_deal_in_snake_order(batch, number, parts) for number in range(parts)]
         return [_share(clips, batch[-1]) for clips in dealt[rank::world_size]]
 
     def packed_shares(self, step: int, budget: int, rank: int = 0, world_size: int = 1) -> list[Share]:
@@ -72,14 +71,16 @@ class ClipSampler:
         while len(bins) % world_size and any(len(each) > 1 for each in bins):
             bins.append(self._halve(max((each for each in bins if len(each) > 1), key=self._load)))
         bins += [[]] * (-len(bins) % world_size)
-        mine = sorted(bins, key=self._load, reverse=True)[rank::world_size]  # neighbours are computed at one time
+        mine = sorted(bins, key=self._load, reverse=True)[
+            rank::world_size
+        ]  # neighbours run at the same time on different ranks
         return [_share(clips, self.batch(step)[-1]) for clips in mine]
 
     def _load(self, clips: Sequence[int]) -> int:
         return sum(self.lengths[clip] for clip in clips)
 
     def _halve(self, clips: list[int]) -> list[int]:
-        """Takes every second clip away."""
+        """Remove and return every second clip."""
         taken = clips[1::2]
         del clips[1::2]
         return taken
@@ -95,8 +96,8 @@ def _part(items: list[int], number: int, parts: int) -> list[int]:
     return items[number * len(items) // parts : (number + 1) * len(items) // parts]
 
 
-def _there_and_back(items: Sequence[int], part: int, parts: int) -> list[int]:
-    """Dealt to parts 0, 1, 2, 2, 1, 0, 0, 1 ..., so that of descending lengths all parts get nearly the same sum."""
+def _deal_in_snake_order(items: Sequence[int], part: int, parts: int) -> list[int]:
+    """Every item of one part when dealt to 0, 1, 2, 2, 1, 0, 0, ...: descending lengths give nearly equal sums."""
     turn = [*range(parts), *reversed(range(parts))]
     return [item for number, item in enumerate(items) if turn[number % len(turn)] == part]
 

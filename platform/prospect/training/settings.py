@@ -1,14 +1,14 @@
-"""How a model is fitted."""
+"""Settings of training, names of its metrics, and its errors. Imports no torch."""
 
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from prospect.data.settings import ClipSettings, SamplingSettings
+from prospect.data.settings import ClipSettings, LabelSamplingSettings
 from prospect.errors import ProspectError
 from prospect.evaluation.settings import CalibrationSettings
 from prospect.messages import unknown
-from prospect.model.settings import PARTS, LossSettings
+from prospect.model.settings import LOSS_PARTS, LossSettings
 from prospect.settings import Settings
 from prospect.training.sampler import ClipSampler
 
@@ -17,32 +17,32 @@ OPERATIONAL = {
     "micro_batch_size", "micro_batch_tokens", "activation_checkpointing", "log_every", "save_every",
     "keep_checkpoints", "eval_every", "stream_every", "stream_videos", "stream_minutes", "calibration",
 }  # fmt: skip
-"""Training settings that may change while a run goes on: they change its course by rounding at most."""
+"""Settings that may change when a run is continued: they change its losses by rounding at most."""
 
-STREAMED = "stream_"
-"""What the names of streaming validation's scores begin with."""
+STREAM_PREFIX = "stream_"
+"""Prefix of streaming validation's scores."""
 STREAM_SCORES = (
     "turn_f1", "turn_precision", "turn_recall", "dst_f1", "joint_goal_accuracy", "readout_joint_goal_accuracy",
     "slot_accuracy", "utterances_per_minute",
 )  # fmt: skip
-"""Of an evaluation's metrics, those that streaming validation gives."""
+"""Metrics of an evaluation that streaming validation reports."""
 HEAD_SCORES = ("precision", "recall", "f1", "average_precision", "best_f1", "best_threshold")
-"""Of each of the two decisions, with the reference's events in sight."""
-MEASURED = (
-    "loss", *PARTS, *(f"{head}_{score}" for head in ("speak", "update") for score in HEAD_SCORES),
-    "state_accuracy", "state_macro_f1", *(f"{STREAMED}{score}" for score in STREAM_SCORES),
+"""Scores of each decision head, with the reference's events in the context."""
+VALIDATION_METRICS = (
+    "loss", *LOSS_PARTS, *(f"{head}_{score}" for head in ("speak", "update") for score in HEAD_SCORES),
+    "state_accuracy", "state_macro_f1", *(f"{STREAM_PREFIX}{score}" for score in STREAM_SCORES),
 )  # fmt: skip
 """Everything that validation may measure; what has no labels is left out."""
 
 
 class TrainingError(ProspectError):
-    """Training cannot go on: the loss is not finite, or the workers failed more often than allowed."""
+    """Training cannot continue: the loss is not finite, or the workers failed more often than allowed."""
 
     code = "training_failed"
 
 
 class OutOfMemoryError(TrainingError):
-    """A device ran full. The only training error that one worker may meet alone."""
+    """The device ran out of memory. The only training error that may be raised on one rank only."""
 
 
 class EarlyStopping(Settings):
@@ -61,14 +61,14 @@ class EarlyStopping(Settings):
     @field_validator("metric")
     @classmethod
     def _known(cls, metric: str) -> str:
-        if metric not in MEASURED:
-            raise ValueError(unknown("metric", metric, MEASURED))
+        if metric not in VALIDATION_METRICS:
+            raise ValueError(unknown("metric", metric, VALIDATION_METRICS))
         return metric
 
     @property
     def streamed(self) -> bool:
         """Whether it takes streaming to measure it."""
-        return self.metric.startswith(STREAMED)
+        return self.metric.startswith(STREAM_PREFIX)
 
     def improves(self, value: float, best: float | None) -> bool:
         gain = 0.0 if best is None else (best - value if self.mode == "min" else value - best)
@@ -86,7 +86,7 @@ class TrainingSettings(Settings):
     """CPU threads of a worker, and as many CPUs that Ray sets aside for it. Default: its node's cores, shared with
     the other workers there; set it where several runs share a machine, as threads that wait for each other are slow."""
     min_workers: int | None = Field(default=None, ge=1)
-    """Elastic: start, and go on after a loss, with as few as this many workers, and grow back to num_workers as
+    """Elastic: start, and continue after a loss, with as few as this many workers, and grow back to num_workers as
     nodes come. Default: wait for num_workers."""
     zero_stage: Literal[1, 2, 3] = 2
     """DeepSpeed ZeRO: 1 partitions the optimizer's state over the workers, 2 the gradients too, 3 the weights too."""
@@ -135,7 +135,7 @@ class TrainingSettings(Settings):
     early_stopping: EarlyStopping | None = None
     """Default: train to the last step, and keep its weights."""
     losses: LossSettings = LossSettings()
-    sampling: SamplingSettings = SamplingSettings()
+    sampling: LabelSamplingSettings = LabelSamplingSettings()
     clips: ClipSettings = ClipSettings()
 
     @model_validator(mode="after")

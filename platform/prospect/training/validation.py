@@ -1,6 +1,7 @@
-"""What validation measures: losses and scores with the reference's events in sight, and scores of real streaming.
+"""Validation during training: losses and head scores on clips, and scores of streamed dialogues.
 
-Every rank does a share; all of them get the same numbers. Neither changes the model, nor a random draw of training.
+On clips the reference's events are in the context; streaming runs the engine. Ranks share the work and get the same
+numbers. Neither changes the model or the random draws of training.
 """
 
 import json
@@ -34,18 +35,18 @@ from prospect.model.settings import HEADS
 from prospect.similarity import SentenceSimilarity
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings
-from prospect.training.backend import Backend, autocast, raise_on_all_ranks
+from prospect.training.backend import TrainingBackend, autocast, raise_on_all_ranks
 from prospect.training.loop import Collate, labelled_parts
-from prospect.training.preflight import ran_full
-from prospect.training.settings import STREAM_SCORES, STREAMED, TrainingError, TrainingSettings
+from prospect.training.preflight import is_out_of_memory
+from prospect.training.settings import STREAM_PREFIX, STREAM_SCORES, TrainingError, TrainingSettings
 
 _POINTS = 200
-"""Most points of a curve that is kept."""
+"""Most points of a saved curve."""
 
 
 @dataclass(frozen=True)
 class Validation:
-    """A pass over the validation clips.
+    """Results of a pass over the validation clips.
 
     Attributes:
         losses: `loss` and its parts.
@@ -60,13 +61,13 @@ class Validation:
 
 @torch.no_grad()
 def validate(
-    backend: Backend,
+    backend: TrainingBackend,
     clips: Sequence[Clip],
     collate: Collate,
     settings: TrainingSettings,
     streaming: StreamingSettings | None = None,
 ) -> Validation:
-    """One pass over `clips`; `collate` should label every frame, `streaming` has the thresholds in force.
+    """Compute losses and scores on `clips`; `collate` should label every frame, `streaming` has the thresholds.
 
     Raises:
         TrainingError: an embedding cannot be read; on every rank alike.
@@ -74,7 +75,7 @@ def validate(
     streaming = streaming or StreamingSettings()
     backend.model.eval()
     decisions = backend.model.config.decision_backend
-    totals, readings = torch.zeros(2, len(TERMS), dtype=torch.float64), Readings.none()
+    totals, readings = torch.zeros(2, len(TERMS), dtype=torch.float64), Readings.empty()
     ordered = sorted(clips, key=len)
     at_once = (1 if settings.micro_batch_tokens else settings.micro_batch_size) * backend.world_size
     for first in range(0, len(ordered), at_once):
@@ -88,7 +89,7 @@ def validate(
     sums, counts = backend.all_reduce(totals)
     loss, parts = total_loss(sums, counts, settings.losses)
     losses = {"loss": float(loss), **labelled_parts(parts, counts, settings)}
-    whole = sum(backend.gather([readings]), Readings.none())
+    whole = sum(backend.gather([readings]), Readings.empty())
     found = _scored(losses, whole, streaming) if backend.rank == 0 else None
     return Validation(**_agreed(backend, found and vars(found)))
 
@@ -100,8 +101,8 @@ def _collated(collate: Collate, clips: Sequence[Clip]) -> Batch | DataError:
         return error
 
 
-def _agreed(backend: Backend, found: Any) -> Any:
-    """Rank 0's numbers, on every rank: what is decided from them must be decided alike."""
+def _agreed(backend: TrainingBackend, found: Any) -> Any:
+    """Rank 0's numbers on every rank, so that all ranks decide the same from them."""
     [agreed] = backend.gather([json.dumps(found)] if backend.rank == 0 else [])
     return json.loads(agreed)
 
@@ -125,7 +126,7 @@ def head_scores(probabilities: Tensor, labels: Tensor, threshold: float) -> dict
 
     Args:
         probabilities: [N].
-        labels: [N] 0 or 1; without a 1 nothing is defined, and nothing comes back.
+        labels: [N] 0 or 1; without a 1 no score is defined, and the result is empty.
         threshold: above which the engine acts.
     """
     truth, acts = labels.bool(), probabilities > threshold
@@ -144,7 +145,7 @@ def head_scores(probabilities: Tensor, labels: Tensor, threshold: float) -> dict
 
 
 def _best_f1(probabilities: Tensor, labels: Tensor) -> tuple[float, float]:
-    """The best F1, and a threshold half-way between the probabilities that it has to part."""
+    """The best F1 over all thresholds, and a threshold half-way between the probabilities that it separates."""
     from sklearn.metrics import precision_recall_curve
 
     precision, recall, lowest = precision_recall_curve(labels.numpy(), probabilities.numpy())
@@ -155,7 +156,7 @@ def _best_f1(probabilities: Tensor, labels: Tensor) -> tuple[float, float]:
 
 
 def head_curve(probabilities: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Precision over recall as the threshold falls, thinned out to what a plot shows.
+    """Precision-recall curve by falling threshold, with at most `_POINTS` points.
 
     Returns:
         `recall`, `precision` and `threshold` (lists of equal length), `labels` and `positives` (how many).
@@ -174,7 +175,7 @@ def head_curve(probabilities: Tensor, labels: Tensor) -> dict[str, Any]:
 
 
 def state_scores(states: Tensor) -> dict[str, float]:
-    """`state_accuracy` over frames and steps, and `state_macro_f1`, the mean of F1 over the classes that have labels.
+    """`state_accuracy` over frames and steps, and `state_macro_f1`, the mean F1 of classes with labels.
 
     Args:
         states: [3, 3] counts, label by prediction.
@@ -192,15 +193,15 @@ def state_scores(states: Tensor) -> dict[str, float]:
 
 
 class StreamingValidation:
-    """Streams a few held-out dialogues with the engine, while the model is in training.
+    """Streams a few held-out dialogues through the engine during training.
 
     Args:
-        clips: of validation; their dialogues are streamed.
-        store: their videos' embeddings.
+        clips: validation clips, whose dialogues are streamed.
+        store: embeddings of their videos.
         builder: writes the model's sequences.
-        streaming: the engine's settings.
-        evaluation: how what was said and tracked is scored.
-        settings: how much is streamed.
+        streaming: settings of the engine.
+        evaluation: settings of the scores.
+        settings: how many videos and minutes are streamed.
     """
 
     def __init__(
@@ -226,14 +227,14 @@ class StreamingValidation:
 
     @property
     def wanted(self) -> bool:
-        """Whether there is anything to stream."""
+        """Whether any dialogue is to be streamed."""
         return bool(self._placed)
 
-    def scores(self, backend: Backend) -> dict[str, float]:
-        """The defined ones of `STREAM_SCORES`, under `stream_...`.
+    def scores(self, backend: TrainingBackend) -> dict[str, float]:
+        """`STREAM_SCORES` that are defined, with the prefix `stream_`.
 
         Raises:
-            TrainingError: a dialogue cannot be streamed, or there is no memory for so many; on every rank alike.
+            TrainingError: a dialogue cannot be streamed, or the device runs out of memory; on every rank alike.
         """
         mine = self._placed[backend.rank :: backend.world_size]
         with backend.whole_model() as model:
@@ -247,17 +248,17 @@ class StreamingValidation:
             return self._read(dialogue.video_id, start, stop)
 
         try:
-            with lent(model), autocast(model):
+            with ready_to_stream(model), autocast(model):
                 loaded = LoadedModel(model, self._builder.vocabulary, Path(), {})
                 engine = StreamingEngine(loaded, self._builder.settings, self._streaming)
                 return stream_dialogues(engine, placed, read)
         except ProspectError as error:
             return error
         except RuntimeError as error:
-            if not ran_full(error):
+            if not is_out_of_memory(error):
                 raise
             return TrainingError(
-                f"the device ran out of memory while {len(placed)} held-out videos were streamed side by side: lower "
+                f"the device ran out of memory while {len(placed)} held-out videos were streamed at once: lower "
                 "training.stream_videos, and start the run again"
             )
 
@@ -266,12 +267,12 @@ class StreamingValidation:
             metrics = evaluate(videos, self._evaluation, self._encoder).logged()
         except ProspectError as error:
             return error
-        return {f"{STREAMED}{name}": metrics[name] for name in STREAM_SCORES if name in metrics}
+        return {f"{STREAM_PREFIX}{name}": metrics[name] for name in STREAM_SCORES if name in metrics}
 
 
 @contextmanager
-def lent(model: DSTModel) -> Iterator[None]:
-    """For an engine to use: in evaluation mode, heads that have learned nothing yet allowed; as before afterwards."""
+def ready_to_stream(model: DSTModel) -> Iterator[None]:
+    """Put a model in training into the state that the engine needs, untrained heads allowed; restore it afterwards."""
     config, training = model.config, model.training
     attention, trained_steps = config._attn_implementation, config.trained_steps
     devices = [model.device] if model.device.type == "cuda" else []

@@ -1,4 +1,4 @@
-"""What a worker is told, and what it makes of it by itself."""
+"""The job that every training worker gets, and the model, tokenizer and collators that it builds from it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -33,51 +33,52 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The clips, and with `whiten_frames` mean [D] and whitening [D, D] of the training frames."""
+    """Clips of both splits."""
 
     train: Sequence[Clip]
     validation: Sequence[Clip]
     frame_statistics: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+    """Mean [D] and whitening [D, D] of the training frames, with `model.whiten_frames`."""
 
 
 @dataclass(frozen=True)
 class WorkerJob:
-    """Everything that a worker is told; folders are readable and writable on every node."""
+    """Settings and paths of a training run; every node can read and write the folders."""
 
     model: ModelSettings
     training: TrainingSettings
     context: ContextSettings
     folder: Path
-    """The run's: tokenizer, metrics and the finished model."""
+    """Folder of the run: tokenizer, metrics, checkpoints and the finished model."""
     cache: Path
-    """Of converted packaged bases."""
+    """Folder of base models converted from packages."""
     store: str
     """Root of the embedding store."""
     manifest: dict[str, Any]
-    """Travels with the model."""
+    """JSON that is saved with the model."""
     planned: MemoryPlan | None = None
-    """Of one worker, where it was made."""
+    """Memory of one worker."""
     streaming: StreamingSettings = field(default_factory=StreamingSettings)
-    """Of the engine, in streaming validation; the thresholds are those of the decisions' scores too."""
+    """The engine's settings in streaming validation; its thresholds also count in the scores of decisions."""
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     """How streaming validation is scored."""
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What a process makes by itself, before it meets the others."""
+class WorkerParts:
+    """Objects that a worker builds before it talks to the other ranks."""
 
     tokenizer: Any
     model: "DSTModel | PeftModel"
-    """The same on every rank."""
+    """With the same weights on every rank."""
     streaming: StreamingValidation
     collate: Collator
     collate_all: Collator
-    """Labels every frame."""
+    """Labels every frame, for validation."""
 
 
-def prepare(job: WorkerJob, data: TrainingData) -> Prepared | ProspectError:
-    """A user's mistake comes back, so that no rank meets it alone."""
+def build_parts(job: WorkerJob, data: TrainingData) -> WorkerParts | ProspectError:
+    """Build model, tokenizer and collators; returns a user's mistake, so that all ranks can raise it together."""
     try:
         with explain_oom(job.model, job.training, job.planned, lambda: "while the model was loaded"):
             tokenizer, store = AutoTokenizer.from_pretrained(job.folder / "tokenizer"), EmbeddingStore(job.store)
@@ -86,7 +87,7 @@ def prepare(job: WorkerJob, data: TrainingData) -> Prepared | ProspectError:
                 data.validation, store, builder, job.streaming, job.evaluation, job.training
             )
             collate, collate_all = (Collator(builder, store.read, each) for each in (job.training.sampling, None))
-            return Prepared(tokenizer, _build(job, data, tokenizer, store), streaming, collate, collate_all)
+            return WorkerParts(tokenizer, _build(job, data, tokenizer, store), streaming, collate, collate_all)
     except ProspectError as error:
         return error
 

@@ -1,4 +1,7 @@
-"""DeepSpeed ZeRO in a process group that somebody else opened. Imported by worker processes only."""
+"""The DeepSpeed ZeRO backend, in a torch process group that the caller opened.
+
+The only module of training that imports DeepSpeed; only worker processes import it.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +23,7 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from prospect.data.batches import Batch
+from prospect.devices import has_gpu
 from prospect.model.adapters import is_adapted, trainable_parameters, unwrap
 from prospect.model.interface import DSTModel
 from prospect.model.losses import loss_sums
@@ -27,37 +31,37 @@ from prospect.model.readings import Readings, loss_sums_and_readings
 from prospect.model.settings import LossSettings
 from prospect.training.backend import make_optimizer, set_learning_rate, set_updates
 from prospect.training.checkpoint import WEIGHTS
-from prospect.training.memory_plan import bucket
+from prospect.training.memory_plan import reduce_bucket
 from prospect.training.settings import TrainingSettings
 
 T = TypeVar("T")
 
 
 def zero_config(settings: TrainingSettings, dtype: str, trained: int) -> dict[str, Any]:
-    """DeepSpeed's configuration for a model of which `trained` numbers learn.
+    """DeepSpeed's configuration for a model with `trained` trainable parameters.
 
-    How many micro-batches make a step is the caller's business, step by step.
+    The caller accumulates gradients: any number of micro-batches makes a step.
     """
-    zero: dict[str, Any] = {"stage": settings.zero_stage, "reduce_bucket_size": bucket(trained)}
+    zero: dict[str, Any] = {"stage": settings.zero_stage, "reduce_bucket_size": reduce_bucket(trained)}
     if settings.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": has_gpu()}
     return {
         "train_micro_batch_size_per_gpu": settings.micro_batch_size,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
         "gradient_clipping": settings.max_grad_norm,
         "zero_optimization": zero,
-        "zero_force_ds_cpu_optimizer": False,  # its own is compiled on first use; torch's fused one is there
+        "zero_force_ds_cpu_optimizer": False,  # DeepSpeed compiles its own on first use; torch has a fused one
         "bf16": {"enabled": dtype == "bfloat16"},
-        # Of stage 1 DeepSpeed would make another optimizer, without partitioned gradients to add up in.
+        # With this type in stage 1 DeepSpeed would use another optimizer, which has no partitioned gradients.
         "data_types": {"grad_accum_dtype": "fp32" if settings.zero_stage > 1 else None},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 1_000_000_000,
     }
 
 
-class _Loss(nn.Module):
-    """The model as one module from batch to losses: ZeRO gathers weights for what runs inside a forward pass."""
+class _LossModule(nn.Module):
+    """Model and losses as one module, because ZeRO gathers weights only inside a module's forward pass."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -69,7 +73,7 @@ class _Loss(nn.Module):
 
 
 def _partition(model: nn.Module, config: dict[str, Any], dtype: str, device: torch.device) -> nn.Module:
-    """Weight by weight to the device and all but this rank's part off it again: no device holds the whole model."""
+    """Partition the weights over the ranks, one weight at a time, so that no device ever holds the whole model."""
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(getattr(torch, dtype))
@@ -79,8 +83,8 @@ def _partition(model: nn.Module, config: dict[str, Any], dtype: str, device: tor
     return model
 
 
-class Ranks:
-    """All workers of the run, each with its `device`; needs an initialised process group."""
+class TorchProcessGroup:
+    """The ranks of an initialised `torch.distributed` group; collectives run on `device`."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -97,14 +101,14 @@ class Ranks:
         return [item for part in parts for item in part]
 
 
-class ZeroBackend(Ranks):
-    """A `Backend` around a DeepSpeed engine."""
+class ZeroBackend(TorchProcessGroup):
+    """A `TrainingBackend` around a DeepSpeed engine."""
 
     def __init__(self, model: nn.Module, settings: TrainingSettings, dtype: str, device: torch.device) -> None:
         """Every rank passes the same weights; `dtype` is theirs: `float32` or `bfloat16`."""
         super().__init__(device)
         if device.type == "cpu":
-            # Its shared-memory collectives are compiled on first use, and without a compiler there is no training.
+            # DeepSpeed compiles its shared-memory collectives on first use, which needs a compiler.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._wrapped = model
         self._trainable = trainable_parameters(model)
@@ -112,13 +116,13 @@ class ZeroBackend(Ranks):
         trained = sum(parameter.numel() for parameter in self._trainable.values())
         optimizer, config = make_optimizer(model, settings), zero_config(settings, dtype, trained)
         self.engine, self._optimizer, *_ = deepspeed.initialize(
-            model=_Loss(_partition(model, config, dtype, device) if self._partitioned else model.to(device)),
+            model=_LossModule(_partition(model, config, dtype, device) if self._partitioned else model.to(device)),
             optimizer=optimizer,
             config=config,
         )
         self.model = unwrap(cast(Any, model))
         self.model.logits_in_chunks = not self._partitioned
-        # DeepSpeed links a parameter to its moments after the first group's first step, when other groups have none.
+        # DeepSpeed links parameters to their moments when the first group steps; other groups have none yet.
         self.updates = 0
 
     def loss_sums(self, batch: Batch, settings: LossSettings) -> Tensor:
@@ -144,7 +148,7 @@ class ZeroBackend(Ranks):
             yield self.model
 
     def state_dict(self) -> dict[str, Tensor] | None:
-        """Of an adapter what trains and the buffers beside it, else every weight; a tied one once in memory."""
+        """Trainable weights and buffers of an adapted model, otherwise all weights; a tied weight is held once."""
         if not self._partitioned:
             return None
         gathered: dict[int, Tensor] = {}
@@ -187,13 +191,13 @@ class ZeroBackend(Ranks):
             safe_set_full_fp32_param(parameter, value)
         else:
             safe_set_full_optimizer_state(parameter, value, kind)
-        if kind == WEIGHTS:  # the forward pass has a copy of its own
+        if kind == WEIGHTS:  # the forward pass reads its own copy
             with GatheredParameters([parameter], modifier_rank=0):
                 if not self._partitioned or self.rank == 0:
                     parameter.data.copy_(value)
 
     def _set_part(self, kind: str, parameter: Any, value: Tensor) -> None:
-        """This rank's part, padded: DeepSpeed's own way cuts off at the end of a tensor that does not divide evenly."""
+        """Set this rank's partition, padded: DeepSpeed's own setter truncates tensors that do not divide evenly."""
         size = parameter.ds_tensor.numel()
         padded = nn.functional.pad(value.flatten(), (0, size * self.world_size - value.numel()))
         mine = padded[self.rank * size : (self.rank + 1) * size]

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d
 
+from prospect.devices import pick_device
 from prospect.errors import ConfigError, DataError
 from prospect.vision.fingerprint import encoder_fingerprint
 from prospect.vision.settings import VisionSettings
@@ -107,10 +108,8 @@ class FrameEncoder:
 
 
 def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.empty(0, device=name).device
+        return torch.empty(0, device=pick_device(name)).device
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"vision.device {name!r} is not on this machine", field="vision.device") from error
 

@@ -109,7 +109,7 @@ def test_no_half_written_file_stays_behind(labelled: tuple[Path, LabelReport]) -
 
 def test_a_source_without_a_usable_dialogue_is_an_error_that_says_why(local_ray: None, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("{broken\n")
-    with pytest.raises(DataError, match=r"holds no dialogue that can be used: .*a\.jsonl:1: record: the line is not"):
+    with pytest.raises(DataError, match=r"has no usable dialogue: .*a\.jsonl:1: record: the line is not"):
         label(load_dialogues(DataSettings(source="dialogues", path=tmp_path)), str(tmp_path / "storage"))
 
 

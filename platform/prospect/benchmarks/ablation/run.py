@@ -14,12 +14,13 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from prospect.benchmarks.ablation.variants import AblationRun
-from prospect.cluster.evaluate import MODEL, streamed
+from prospect.cluster.evaluate import MODEL, stream_views
 from prospect.cluster.runtime import connect, disconnect
 from prospect.cluster.train import train
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.prepare import read_records
 from prospect.errors import DataError, ProspectError
+from prospect.evaluation.decision_cache import StreamedModel
 from prospect.evaluation.metrics import evaluate
 from prospect.files import write_json
 from prospect.similarity import SentenceSimilarity
@@ -46,9 +47,8 @@ def measure(run: AblationRun) -> dict[str, Any]:
     encoder = SentenceSimilarity(config.evaluation.similarity)
     scores = {}
     for name, settings in run.passes.items():
-        systems = streamed(
-            trained.model, root / "cache", placed, store, config.context, settings, print, views=["watched"]
-        )
+        model = StreamedModel(trained.model, root / "cache", str(store.root), config.context, settings)
+        systems = stream_views(model, placed, print, views=["watched"])
         videos = systems[MODEL]
         found = evaluate(videos, config.evaluation, encoder)
         tallies = {video: tally.columns().tolist() for video, tally in found.videos.items()}

@@ -30,6 +30,7 @@ from prospect.benchmarks.settings import EmbedSuite
 from prospect.cluster.embed import embed_videos
 from prospect.cluster.runtime import connect, disconnect
 from prospect.config.schema import Config
+from prospect.devices import has_gpu
 from prospect.vision.encoder import load_encoder
 from prospect.vision.report import EmbedReport, VideoSource
 from prospect.vision.settings import EmbeddingSettings, VisionSettings
@@ -89,7 +90,7 @@ def run(config: Config) -> dict[str, Any]:
         "rounds": [asdict(one) | {"share": one.share} for one in shared + own],
         "encoder_one_process_all_threads": one_process,
         "rivals": {name: rate._asdict() for name, rate in rivals.items()},
-        "siglip_so400m_bf16_images_per_s": _on_a_gpu() if torch.cuda.is_available() else None,
+        "siglip_so400m_bf16_images_per_s": _on_a_gpu() if has_gpu() else None,
         "seconds": time.monotonic() - began,
     }
     Console(width=120).print(_table(result, shared, own))
@@ -145,7 +146,7 @@ def _pipeline(
 
 
 def _machine(cores: int) -> dict[str, Any]:
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    gpu = torch.cuda.get_device_name() if has_gpu() else None
     return {
         "processor": platform.processor() or platform.machine(),
         "cores": cores,

@@ -37,6 +37,7 @@ from prospect.benchmarks.engine.model import planted_model
 from prospect.benchmarks.engine.settings import EngineSuite
 from prospect.benchmarks.machine import describe_machine
 from prospect.config.schema import Config
+from prospect.devices import pick_device
 from prospect.errors import ConfigError, OutOfPagesError
 from prospect.model.checkpoint import LoadedModel
 from prospect.streaming.settings import StreamingSettings
@@ -58,7 +59,7 @@ def measure(suite: EngineSuite, streaming: StreamingSettings, root: Path) -> dic
     """All of it; needs no configuration."""
     console, began = Console(width=150), time.perf_counter()
     torch.set_num_threads(suite.num_threads or torch.get_num_threads())
-    device = suite.device.replace("auto", "cuda" if torch.cuda.is_available() else "cpu")
+    device = str(pick_device(suite.device))
     loaded, machine = planted_model(suite, device, root / "cache"), describe_machine(device)
     console.print(report.headline(suite, machine), soft_wrap=True)
     warm_up(loaded, suite, streaming)

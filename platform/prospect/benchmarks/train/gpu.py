@@ -20,7 +20,7 @@ from prospect.model.settings import ModelSettings
 from prospect.training.activations import fake_batch
 from prospect.training.backend import PlainBackend
 from prospect.training.checks import GIB
-from prospect.training.loop import MicroBatch, train_step
+from prospect.training.loop import MicroBatch, StepBatch, train_step
 from prospect.training.memory_plan import plan_plain
 from prospect.training.settings import TrainingSettings
 
@@ -89,12 +89,12 @@ def _measure(
         torch.arange(len(each)) for each in (batch.decisions, batch.text_positions)
     )
     for _ in range(WARM_UP):
-        train_step(backend, [MicroBatch(batch)], training, 1e-5)
+        train_step(backend, StepBatch([MicroBatch(batch)], 1e-5), training)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
     for _ in range(STEPS):
-        train_step(backend, [MicroBatch(batch)], training, 1e-5)
+        train_step(backend, StepBatch([MicroBatch(batch)], 1e-5), training)
     speed = STEPS * batch.num_tokens / (time.perf_counter() - began)
     on_gpu = device == "cuda"
     peak = torch.cuda.max_memory_allocated() if on_gpu else 0

@@ -31,8 +31,9 @@ from prospect.corpus.draw import plan_corpus
 from prospect.data.batches import IGNORE, Batch, Collator
 from prospect.data.clips import Clip
 from prospect.data.prepare import make_clips
-from prospect.data.settings import ClipSettings, SamplingSettings
+from prospect.data.settings import ClipSettings, LabelSamplingSettings
 from prospect.data.sources import load_dialogues, place_all
+from prospect.devices import has_gpu
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.sequence import SequenceBuilder
@@ -44,7 +45,7 @@ from prospect.hashing import derived_seed
 from prospect.model.adapters import adapt, build_model, build_tokenizer
 from prospect.model.settings import LoraSettings, ModelSettings
 from prospect.training.backend import PlainBackend
-from prospect.training.loop import MicroBatch, make_sampler, train_step
+from prospect.training.loop import MicroBatch, StepBatch, make_sampler, train_step
 from prospect.training.settings import TrainingSettings
 
 WAYS = {
@@ -114,7 +115,7 @@ def run(config: Config) -> None:
     results = {way: _measured(way, task, folder) for way in WAYS}
     console.print(comparison(results))
     _write(config, {"suite": suite.model_dump(), **_machine(suite), "ways": {w: asdict(r) for w, r in results.items()}})
-    if torch.cuda.is_available():
+    if has_gpu():
         from prospect.benchmarks.train.gpu import measure_geometry, render
 
         console.print(render(measure_geometry(suite)))
@@ -220,7 +221,7 @@ class _Collator(Collator):
     """Batches with random frames; padded ones are labelled everywhere, with nothing but text counting."""
 
     def __init__(self, builder: SequenceBuilder, suite: TrainSuite, packed: bool) -> None:
-        super().__init__(builder, self._random_frames, SamplingSettings(negative_rate=suite.negative_rate), packed)
+        super().__init__(builder, self._random_frames, LabelSamplingSettings(negative_rate=suite.negative_rate), packed)
         self.dim = suite.vision_dim
         self.computed = 0
 
@@ -250,7 +251,7 @@ def _train(model: Any, clips: Sequence[Clip], collate: Collator, settings: Train
     for step, first in enumerate(range(0, len(clips), size)):
         batch = clips[first : first + size]
         micro = [MicroBatch(collate(part)) for part in _parts(batch, settings.micro_batch_size)]
-        losses.append(train_step(backend, micro, settings, settings.learning_rate, step=step).loss)
+        losses.append(train_step(backend, StepBatch(micro, settings.learning_rate, step), settings).loss)
     return fmean(losses)
 
 

@@ -1,0 +1,1 @@
+"""Attention over the pages of the KV cache, for many sessions in one call a layer."""

@@ -1,6 +1,7 @@
-"""Attention on a CPU: a run of pages is read where it stands, and neighbours are read in one call.
+"""Attention on a CPU (`sdpa`): extents of contiguous pages are read in place, neighbouring ones in one call.
 
-Shapes as in `prospect.streaming.attention.interface`; a session's queries are [Hkv, n, G, Dh] here.
+Shapes as in `prospect.streaming.attention.interface`; queries are [Hkv, n, G, Dh] here. An extent is a stretch of
+contiguous keys in the pool.
 """
 
 from collections import defaultdict
@@ -11,30 +12,30 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from prospect.streaming.attention.interface import Part
+from prospect.streaming.attention.interface import Chunk
 from prospect.streaming.kv_cache.pool import PagePool
 
 _GATHER_FROM = 4
-"""Runs from which on a copy of the keys costs less than attention in as many parts."""
+"""From this many extents before the last one, a copy of the keys costs less than attention in as many parts."""
 _CALL_BYTES = 400_000
-"""Keys and values that are read in the time that one call of attention takes beside its reading."""
+"""Bytes of keys and values that are read in the time that one more call of attention costs."""
 
 
 class _Piece(Protocol):
-    """Attention of some queries [Hkv, N, G, Dh] over some keys of a layer."""
+    """Attention of some of a layer's queries [Hkv, N, G, Dh] over some of its keys."""
 
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-        """[Hkv, n, G, Dh] and the log of the softmax's denominator [Hkv, n, G], of the piece's n tokens."""
+        """Return [Hkv, n, G, Dh] for the piece's n tokens, and the log of the softmax's denominator [Hkv, n, G]."""
         ...
 
 
 @dataclass(frozen=True)
-class _Run:
-    """Some tokens over some keys that stand together, or over a copy of scattered ones."""
+class _Extent:
+    """Some tokens over one extent of keys, or over a copy of scattered keys."""
 
     tokens: slice | Tensor
     keys: slice | Tensor
-    """In the pool's rows [P * Z]: a view of one run, or a copy of several."""
+    """In the pool's slots [P * Z]: a slice gives a view, indices give a copy."""
     mask: Tensor | None = None
     """[n * G, keys], added to the scores."""
 
@@ -50,21 +51,21 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Neighbours:
-    """One token each of sessions whose last runs begin stretches next to each other: one call for all of them.
+    """One token each of sessions whose last extents begin neighbouring stretches of the pool, in one call.
 
-    Every one of them reads as many keys as the longest, later ones hidden.
+    Each token reads as many keys as the longest extent has; keys behind its own extent are masked.
     """
 
     tokens: Tensor
     """[S]."""
     first: int
-    """Stretch of the first."""
+    """Stretch of the first session."""
     places: Tensor
-    """[S] stretches from the first on: there may be others between."""
+    """[S] stretch of each session, counted from the first; stretches between them may belong to others."""
     mask: Tensor
     """[B, 1, G, keys] of the B stretches from the first to the last, added to the scores."""
     stretch: int
-    """Tokens of one."""
+    """Tokens of one stretch."""
 
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
         width, num_keys = self.mask.shape[0], self.mask.shape[3]
@@ -80,50 +81,50 @@ class _Neighbours:
 
 
 def _flash(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float) -> tuple[Tensor, Tensor]:
-    """[B, Hkv, rows, Dh] over [B, Hkv, keys, Dh], and the log of the softmax's denominator [B, Hkv, rows]."""
+    """Attend [B, Hkv, rows, Dh] to [B, Hkv, keys, Dh]; return also the log of the denominator [B, Hkv, rows]."""
     out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, keys, values, attn_mask=mask, scale=scaling
     )
     return out, total
 
 
-class RunAttention:
-    """CPU: a run of pages is read where it stands.
+class CpuAttention:
+    """The `sdpa` backend.
 
-    A beginning that several sessions share is read once for all of them, and a softmax over two runs is put together
-    from both by their denominators.
+    A prefix that several sessions share is read once for all of them. The softmax over two extents is merged from
+    both by their denominators.
     """
 
-    def __init__(self, pool: PagePool, parts: Sequence[Part]) -> None:
+    def __init__(self, pool: PagePool, chunks: Sequence[Chunk]) -> None:
         self._groups, self._heads = pool.groups, pool.keys[0].shape[2]
         self._last: list[tuple[slice | Tensor, _Piece]] = []
-        """Over the newest keys; they cover every token once."""
+        """Attention over each chunk's last extent; every token is in exactly one piece."""
         earlier: dict[int, dict[tuple[int, int], list[int]]] = defaultdict(lambda: defaultdict(list))
         singles: list[_Single] = []
         start = 0
-        for part in parts:
-            tokens = slice(start, start + part.num_tokens)
+        for chunk in chunks:
+            tokens = slice(start, start + chunk.num_tokens)
             start = tokens.stop
-            *before, (first, length) = part.table.runs(part.end)
-            if len(before) >= _GATHER_FROM or (before and part.end - length > part.past):
-                slots = torch.tensor(part.table.slots(0, part.end))
-                self._add(_Run(tokens, slots, _mask(part.end, part.num_tokens, pool)))
+            *before, (first, length) = chunk.table.extents(chunk.end)
+            if len(before) >= _GATHER_FROM or (before and chunk.end - length > chunk.past):
+                slots = torch.tensor(chunk.table.slots(0, chunk.end))
+                self._add(_Extent(tokens, slots, _mask(chunk.end, chunk.num_tokens, pool)))
                 continue
             stretch, behind = divmod(first, pool.stretch * pool.page_size)
-            if part.num_tokens == 1 and behind == 0 and stretch < pool.num_pages // pool.stretch:
+            if chunk.num_tokens == 1 and behind == 0 and stretch < pool.num_pages // pool.stretch:
                 singles.append(_Single(stretch, tokens.start, length))
             else:
-                self._add(_Run(tokens, slice(first, first + length), _mask(length, part.num_tokens, pool)))
-            for order, run in enumerate(before):
-                earlier[order][run] += range(tokens.start, tokens.stop)
+                self._add(_Extent(tokens, slice(first, first + length), _mask(length, chunk.num_tokens, pool)))
+            for order, extent in enumerate(before):
+                earlier[order][extent] += range(tokens.start, tokens.stop)
         for group in _grouped(singles, pool):
-            self._add(_neighbours(group, pool) if len(group) > 1 else group[0].alone(pool))
+            self._add(_neighbours(group, pool) if len(group) > 1 else group[0].as_extent(pool))
         self._earlier = [
-            [_Run(torch.tensor(tokens), slice(first, first + length)) for (first, length), tokens in runs.items()]
-            for runs in earlier.values()
+            [_Extent(torch.tensor(tokens), slice(first, first + length)) for (first, length), tokens in extents.items()]
+            for extents in earlier.values()
         ]
 
-    def _add(self, piece: "_Run | _Neighbours") -> None:
+    def _add(self, piece: "_Extent | _Neighbours") -> None:
         self._last.append((piece.tokens, piece))
 
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
@@ -142,19 +143,19 @@ class RunAttention:
 
 @dataclass(frozen=True)
 class _Single:
-    """One token whose last run begins a stretch, one of full length."""
+    """One token whose last extent begins a stretch of full length."""
 
     stretch: int
     token: int
     num_keys: int
 
-    def alone(self, pool: PagePool) -> _Run:
+    def as_extent(self, pool: PagePool) -> _Extent:
         first = self.stretch * pool.stretch * pool.page_size
-        return _Run(slice(self.token, self.token + 1), slice(first, first + self.num_keys))
+        return _Extent(slice(self.token, self.token + 1), slice(first, first + self.num_keys))
 
 
 def _grouped(singles: Sequence[_Single], pool: PagePool) -> list[list[_Single]]:
-    """Those in neighbouring stretches, as long as a call that is saved outweighs the keys that are read in vain."""
+    """Group tokens in neighbouring stretches while a saved call outweighs the masked keys that are read for it."""
     worth = _CALL_BYTES // (2 * pool.keys[0][0, 0].nbytes)
     groups: list[list[_Single]] = []
     for single in sorted(singles, key=lambda each: each.stretch):
@@ -184,7 +185,7 @@ def _neighbours(group: Sequence[_Single], pool: PagePool) -> _Neighbours:
 
 
 def _mask(num_keys: int, num_tokens: int, pool: PagePool) -> Tensor | None:
-    """Causal for the last `num_tokens` of `num_keys`, a row a query head of a group; one token needs none."""
+    """Return the causal mask [n * G, keys] of the last `num_tokens` of `num_keys`; a single token needs none."""
     if num_tokens == 1:
         return None
     hidden = torch.ones(num_tokens, num_keys, dtype=torch.bool).triu(num_keys - num_tokens + 1)
@@ -193,7 +194,7 @@ def _mask(num_keys: int, num_tokens: int, pool: PagePool) -> Tensor | None:
 
 
 def _merge(out: Tensor, total: Tensor, tokens: Tensor, more: Tensor, more_total: Tensor) -> None:
-    """Adds attention over further keys to [Hkv, N, G, Dh] and its denominators [Hkv, N, G], at `tokens`."""
+    """Merge attention over further keys into `out` [Hkv, N, G, Dh] and `total` [Hkv, N, G] at `tokens`."""
     known = total[:, tokens]
     both = torch.logaddexp(known, more_total)
     weights = (known - both).exp().unsqueeze(-1), (more_total - both).exp().unsqueeze(-1)

@@ -1,4 +1,4 @@
-"""Attention that reads pages by their tables: on a GPU, and wherever torch compiles FlexAttention."""
+"""Attention that reads pages by block tables: `varlen` on CUDA, `flex` wherever torch compiles FlexAttention."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -10,30 +10,30 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad
 
-from prospect.streaming.attention.interface import Part
+from prospect.streaming.attention.interface import Chunk
 from prospect.streaming.kv_cache.pool import PagePool
 
 QUERY_BLOCK = 128
-"""Queries that FlexAttention treats together; a session's are never in a block with another's."""
+"""Queries in one block of FlexAttention; a block never holds queries of two sessions."""
 
 
 class VarlenOverPages:
-    """CUDA: `torch.nn.attention.varlen` of S sequences' last tokens, packed, over their pages.
+    """`torch.nn.attention.varlen` of the packed last tokens of S sequences, over their pages; on CUDA.
 
-    On Hopper and data-centre Blackwell cuDNN does it, with pages of any power of two; elsewhere Flash Attention 2, with
-    pages of a multiple of 256 tokens.
+    On Hopper and data-centre Blackwell cuDNN runs it, with pages of any power of two; elsewhere Flash Attention 2
+    does, with pages of a multiple of 256 tokens.
 
     Args:
         starts: int32 [S + 1] where each sequence's queries begin.
-        max_new: queries of the sequence that has most.
-        ends: int32 [S] keys of each sequence, its new ones included.
-        max_keys: of the longest one; its pages are the tables' width.
+        max_new: most queries of one sequence.
+        ends: int32 [S] keys of each sequence, the new ones included.
+        max_keys: most keys of one sequence; W pages hold them.
         tables: int32 [S, W] pages.
     """
 
     def __init__(self, starts: Tensor, max_new: int, ends: Tensor, max_keys: int, tables: Tensor) -> None:
         self._starts, self._max_new, self._ends, self._max_keys, self._tables = starts, max_new, ends, max_keys, tables
-        # Tables and ends say it all, but Flash Attention 2 refuses queries with starts where keys have none.
+        # Redundant beside tables and ends, but Flash Attention 2 refuses starts of queries without starts of keys.
         self._key_starts = pad(ends.cumsum(0, dtype=torch.int32), (1, 0))
 
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
@@ -58,14 +58,16 @@ class VarlenOverPages:
 
 
 class VarlenAttention(VarlenOverPages):
-    """The new tokens of the parts' sessions."""
+    """The `varlen` backend."""
 
-    def __init__(self, pool: PagePool, parts: Sequence[Part]) -> None:
-        counts = torch.tensor([part.num_tokens for part in parts], dtype=torch.int32)
-        ends = torch.tensor([part.end for part in parts], dtype=torch.int32)
+    def __init__(self, pool: PagePool, chunks: Sequence[Chunk]) -> None:
+        counts = torch.tensor([chunk.num_tokens for chunk in chunks], dtype=torch.int32)
+        ends = torch.tensor([chunk.end for chunk in chunks], dtype=torch.int32)
         max_keys = int(ends.max())
         width = pool.pages_for(max_keys)
-        tables = [[*part.table.pages[:width], *[pool.num_pages] * (width - len(part.table.pages))] for part in parts]
+        tables = [
+            [*chunk.table.pages[:width], *[pool.num_pages] * (width - len(chunk.table.pages))] for chunk in chunks
+        ]
         super().__init__(
             pad(counts.cumsum(0, dtype=torch.int32), (1, 0)).to(pool.device),
             int(counts.max()),
@@ -76,20 +78,20 @@ class VarlenAttention(VarlenOverPages):
 
 
 class FlexAttention:
-    """Block-sparse over pages. Sessions with as many new tokens as each other make one call."""
+    """The `flex` backend: block-sparse over pages, one call for all sessions with equally many new tokens."""
 
-    def __init__(self, pool: PagePool, parts: Sequence[Part]) -> None:
+    def __init__(self, pool: PagePool, chunks: Sequence[Chunk]) -> None:
         self._pool = pool
         starts, start = [], 0
-        for part in parts:
+        for chunk in chunks:
             starts.append(start)
-            start += part.num_tokens
-        order = sorted(range(len(parts)), key=lambda i: parts[i].num_tokens)
+            start += chunk.num_tokens
+        order = sorted(range(len(chunks)), key=lambda i: chunks[i].num_tokens)
         self._calls: list[tuple[Tensor, BlockMask]] = []
-        for num_tokens, group in groupby(order, key=lambda i: parts[i].num_tokens):
+        for num_tokens, group in groupby(order, key=lambda i: chunks[i].num_tokens):
             members = list(group)
             rows = torch.tensor([[starts[i] + t for t in range(num_tokens)] for i in members], device=pool.device)
-            self._calls.append((rows, self._mask([parts[i] for i in members], num_tokens)))
+            self._calls.append((rows, self._mask([chunks[i] for i in members], num_tokens)))
 
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
         flat_keys, flat_values = (pages.flatten(0, 1).transpose(0, 1).unsqueeze(0) for pages in (keys, values))
@@ -106,17 +108,17 @@ class FlexAttention:
             result[rows] = out.transpose(1, 2)
         return result
 
-    def _mask(self, parts: Sequence[Part], num_tokens: int) -> BlockMask:
-        """Which pages each session's queries read, and which of their keys."""
+    def _mask(self, chunks: Sequence[Chunk], num_tokens: int) -> BlockMask:
+        """Return which pages each session's queries read, and which keys of these."""
         pool, size, num_blocks = self._pool, self._pool.page_size, -(-num_tokens // QUERY_BLOCK)
-        used = [pool.pages_for(part.end) for part in parts]
-        indices = torch.full((len(parts), pool.num_pages + 1), pool.num_pages, dtype=torch.int32)
-        order = torch.full((len(parts), pool.num_pages + 1), -1)
-        for row, (part, count) in enumerate(zip(parts, used, strict=True)):
-            pages = torch.tensor(part.table.pages[:count])
+        used = [pool.pages_for(chunk.end) for chunk in chunks]
+        indices = torch.full((len(chunks), pool.num_pages + 1), pool.num_pages, dtype=torch.int32)
+        order = torch.full((len(chunks), pool.num_pages + 1), -1)
+        for row, (chunk, count) in enumerate(zip(chunks, used, strict=True)):
+            pages = torch.tensor(chunk.table.pages[:count])
             indices[row, :count] = pages.int()
             order[row, pages] = torch.arange(count)
-        order, past = order.to(pool.device), torch.tensor([part.past for part in parts], device=pool.device)
+        order, past = order.to(pool.device), torch.tensor([chunk.past for chunk in chunks], device=pool.device)
 
         def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             page = order[batch, key // size]
@@ -135,6 +137,6 @@ class FlexAttention:
 
 @cache
 def compiled_flex(device_type: str) -> Any:
-    """For any shapes on a GPU, and for one shape after the other on a CPU."""
-    # torch 2.15 writes C++ for open sizes that does not compile: `cur_kvSplitSize0` is not declared
+    """Compile FlexAttention: on a GPU once for all shapes, on a CPU for each shape."""
+    # torch 2.15 generates C++ for dynamic shapes that does not compile: `cur_kvSplitSize0` is not declared.
     return torch.compile(flex_attention, dynamic=device_type != "cpu")

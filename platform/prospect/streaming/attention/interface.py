@@ -1,13 +1,16 @@
-"""Attention of many sessions' tokens in one forward pass, over the pages of a pool.
+"""The interface of the attention backends, and its registration with transformers.
+
+A backend is made once a step from the chunks that run, and called once a layer.
 
 Shapes: N new tokens of all sessions together, Hq and Hkv query and key heads, G = Hq / Hkv, Dh head width, P pages of
-Z tokens. A backend is made once a step, from the tables, and called once a layer.
+Z tokens.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor
 from transformers import AttentionInterface
 from transformers.models.llama.modeling_llama import LlamaAttention
@@ -16,50 +19,64 @@ from prospect.streaming.kv_cache.block_table import BlockTable
 from prospect.streaming.kv_cache.pool import PagePool
 
 ATTENTION = "prospect_ragged"
+"""Name under which transformers finds `RaggedStep`."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """New tokens of one session behind what its table holds."""
+class Chunk:
+    """New tokens of one session, to run behind the tokens that its table holds.
+
+    Attributes:
+        table: the session's pages, with room for the new tokens.
+        ids: the new tokens.
+        features: [num_images, D] features of the image tokens among them; None if no token is an image.
+    """
 
     table: BlockTable
-    num_tokens: int
+    ids: Sequence[int]
+    features: np.ndarray | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.ids)
 
     @property
     def past(self) -> int:
+        """Tokens before the chunk."""
         return self.table.length
 
     @property
     def end(self) -> int:
-        return self.table.length + self.num_tokens
+        """Tokens up to the chunk's last one."""
+        return self.table.length + len(self.ids)
 
 
 class Attend(Protocol):
-    """Attention of one layer: query [N, Hq, Dh] over pages [P, Z, Hkv, Dh] -> [N, Hq, Dh]."""
+    """Attention of one layer: queries [N, Hq, Dh] over pages [P, Z, Hkv, Dh] -> [N, Hq, Dh]."""
 
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor: ...
 
 
 class Backend(Protocol):
-    """What a step needs of the tables is worked out here, so that layers do not."""
+    """Prepares a step: derives from the block tables once what every layer needs."""
 
-    def __call__(self, pool: PagePool, parts: Sequence[Part]) -> Attend: ...
+    def __call__(self, pool: PagePool, chunks: Sequence[Chunk]) -> Attend: ...
 
 
 class RaggedStep:
-    """One packed forward pass over the pages of a pool.
+    """One packed forward pass: writes each layer's new keys and values into the pool, then attends.
 
     Args:
-        pool: of the pages.
-        slots: [N] where each token's keys and values go, in the pool's rows [P * Z].
-        attend: what each token sees.
+        pool: of pages.
+        slots: [N] where each token's keys and values go, in the pool's slots [P * Z].
+        attend: the step's attention.
     """
 
     def __init__(self, pool: PagePool, slots: Tensor, attend: Attend) -> None:
         self._pool, self._slots, self._attend = pool, slots, attend
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Writes keys and values [N, Hkv, Dh], then attends."""
+        """Write keys and values [N, Hkv, Dh] of a layer, then attend: [N, Hq, Dh] -> [N, Hq, Dh]."""
         keys, values = self._pool.keys[layer], self._pool.values[layer]
         keys.flatten(0, 1).index_copy_(0, self._slots, key.to(keys.dtype))
         values.flatten(0, 1).index_copy_(0, self._slots, value.to(values.dtype))
@@ -77,7 +94,7 @@ def _attention(
     ragged: RaggedStep,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls: [1, Hq, N, Dh] -> [1, N, Hq, Dh]."""
+    """The function that transformers calls: [1, Hq, N, Dh] -> [1, N, Hq, Dh]."""
     q, k, v = (heads[0].transpose(0, 1) for heads in (query, key, value))
     assert module.layer_idx is not None
     return ragged(module.layer_idx, q, k, v, scaling).unsqueeze(0), None

@@ -1,4 +1,4 @@
-"""The attention backends by name: which one an engine takes, and whether it computes what plain attention does."""
+"""Select an attention backend: by name or by measuring, and only if it agrees with plain attention."""
 
 import importlib.util
 import logging
@@ -11,32 +11,32 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from prospect.errors import ConfigError
 from prospect.messages import first_line
-from prospect.streaming.attention.cpu import RunAttention
+from prospect.streaming.attention.cpu import CpuAttention
 from prospect.streaming.attention.gpu import FlexAttention, VarlenAttention
-from prospect.streaming.attention.interface import Backend, Part
+from prospect.streaming.attention.interface import Backend, Chunk
 from prospect.streaming.kv_cache.block_table import BlockTable
 from prospect.streaming.kv_cache.pool import PagePool
 from prospect.streaming.settings import AttentionName
 
 log = logging.getLogger(__name__)
 
-BACKENDS: dict[AttentionName, Backend] = {"sdpa": RunAttention, "flex": FlexAttention, "varlen": VarlenAttention}
+BACKENDS: dict[AttentionName, Backend] = {"sdpa": CpuAttention, "flex": FlexAttention, "varlen": VarlenAttention}
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""By how much a backend's results may differ from plain attention, of values with deviation 1."""
+"""How far a backend's results may differ from plain attention, for values of standard deviation 1."""
 _MEASURED = 10
-"""Calls of each backend that are timed."""
+"""Timed calls of each backend."""
 _SESSIONS = 16
-"""That are measured at once, where the pool has room."""
+"""Sessions in a timed call, where the pool has room."""
 
 
 def attention_backend(name: AttentionName, pool: PagePool) -> Backend:
-    """The named backend; `auto`: `sdpa` on a CPU, on a GPU the faster one of those that run there.
+    """Return the named backend; for `auto`, `sdpa` on a CPU and the fastest backend that runs on a GPU.
 
-    A CPU is not measured: FlexAttention takes a compilation a shape there (docs/benchmarks.md).
+    A CPU is not measured: FlexAttention compiles for every shape there (docs/benchmarks.md).
 
     Raises:
-        ConfigError: the named one does not run here, or computes something else than plain attention, as torch's
-            compiled FlexAttention does on CPUs without AVX-512.
+        ConfigError: the named backend does not run here, or does not agree with plain attention, as torch's compiled
+            FlexAttention on CPUs without AVX-512.
     """
     if name != "auto":
         return _usable(name, pool)
@@ -53,7 +53,7 @@ def _usable(name: AttentionName, pool: PagePool) -> Backend:
     where = f"this {pool.device.type}"
     try:
         wrong = deviation(BACKENDS[name], pool)
-    except Exception as error:  # any: a compiler that is not there, a kernel that another device has
+    except Exception as error:  # any: a missing compiler, a kernel of another device
         reason = f"which does not run on {where} ({first_line(error)})"
     else:
         if wrong <= TOLERANCE[pool.dtype]:
@@ -66,12 +66,12 @@ def _usable(name: AttentionName, pool: PagePool) -> Backend:
 
 @torch.inference_mode()
 def fastest(candidates: Mapping[AttentionName, Backend], pool: PagePool) -> AttentionName:
-    """Which takes least time for one new token each of some full sessions; of an empty pool.
+    """Return the fastest backend for one new token each of some full sessions, measured on the empty pool.
 
-    One that does not run on this device, or computes something else than plain attention, is passed over and said.
+    A backend that does not run on this device, or does not agree with plain attention, is skipped with a warning.
 
     Raises:
-        RuntimeError: none runs.
+        RuntimeError: no backend runs.
     """
     seconds: dict[AttentionName, float] = {}
     for name, backend in candidates.items():
@@ -88,7 +88,7 @@ def fastest(candidates: Mapping[AttentionName, Backend], pool: PagePool) -> Atte
 
 
 def _full_tables(pool: PagePool) -> list[BlockTable]:
-    """Of sessions with room for one token more."""
+    """Return tables of sessions with room for exactly one token more."""
     tokens = pool.stretch * pool.page_size
     tables = [BlockTable(pool, tokens, shares=False) for _ in range(min(_SESSIONS, pool.num_pages // pool.stretch))]
     for table in tables:
@@ -98,14 +98,14 @@ def _full_tables(pool: PagePool) -> list[BlockTable]:
 
 
 def _seconds(backend: Backend, pool: PagePool) -> float:
-    """Of one call for some full sessions, its preparation included, after a first one that may compile."""
+    """Time one call for some full sessions, its preparation included, after a first call that may compile."""
     keys, values = pool.keys[0], pool.values[0]
     tables = _full_tables(pool)
-    parts = [Part(table, 1) for table in tables]
-    query = torch.zeros(len(parts), keys.shape[2] * pool.groups, keys.shape[3], dtype=keys.dtype, device=pool.device)
+    chunks = [Chunk(table, [0]) for table in tables]
+    query = torch.zeros(len(chunks), keys.shape[2] * pool.groups, keys.shape[3], dtype=keys.dtype, device=pool.device)
 
     def call() -> float:
-        return float(backend(pool, parts)(query, keys, values, 1.0).sum())  # reading a number waits for the GPU
+        return float(backend(pool, chunks)(query, keys, values, 1.0).sum())  # reading a number waits for the GPU
 
     try:
         call()
@@ -120,7 +120,7 @@ def _seconds(backend: Backend, pool: PagePool) -> float:
 
 @torch.inference_mode()
 def deviation(backend: Backend, pool: PagePool) -> float:
-    """The largest difference between a backend and plain attention, for one new token each of a few sessions.
+    """Return the largest difference between a backend and plain attention, for one new token each of a few sessions.
 
     Writes random keys and values into pages of the empty pool, and zeros when done.
     """
@@ -128,7 +128,7 @@ def deviation(backend: Backend, pool: PagePool) -> float:
     keys, values = pool.keys[0], pool.values[0]
     generator = torch.Generator().manual_seed(0)
     try:
-        for index, table in enumerate(tables):  # a beginning of a page, its end, and one page more
+        for index, table in enumerate(tables):  # half a page, a whole one, and one and a half
             room = min(pool.stretch, pool.num_pages - 2) * pool.page_size
             length = max(1, min((index + 1) * pool.page_size // 2, room))
             table.reserve(length)
@@ -136,12 +136,12 @@ def deviation(backend: Backend, pool: PagePool) -> float:
             for pages in (keys, values):
                 for page in table.pages:
                     pages[page] = torch.randn(pages[page].shape, generator=generator).to(pages)
-        parts = [Part(table, 1) for table in tables]
-        shape = len(parts), keys.shape[2] * pool.groups, keys.shape[3]
+        chunks = [Chunk(table, [0]) for table in tables]
+        shape = len(chunks), keys.shape[2] * pool.groups, keys.shape[3]
         query = torch.randn(shape, generator=generator).to(keys)
         scaling = keys.shape[3] ** -0.5
-        found = backend(pool, parts)(query, keys, values, scaling).float()
-        return float((found - plain_attention(pool, parts, query, scaling)).abs().nan_to_num(torch.inf).max())
+        found = backend(pool, chunks)(query, keys, values, scaling).float()
+        return float((found - plain_attention(pool, chunks, query, scaling)).abs().nan_to_num(torch.inf).max())
     finally:
         for table in tables:
             for page in table.pages:
@@ -149,13 +149,13 @@ def deviation(backend: Backend, pool: PagePool) -> float:
             table.truncate(0)
 
 
-def plain_attention(pool: PagePool, parts: Sequence[Part], query: Tensor, scaling: float) -> Tensor:
-    """Attention [N, Hq, Dh] of the first layer as torch writes it out, session by session, in float32."""
+def plain_attention(pool: PagePool, chunks: Sequence[Chunk], query: Tensor, scaling: float) -> Tensor:
+    """Compute the first layer's attention [N, Hq, Dh] session by session with torch's SDPA, in float32."""
     outs = []
-    for part, rows in zip(parts, query.float().split([part.num_tokens for part in parts]), strict=True):
-        slots = part.table.slots(0, part.end)
+    for chunk, rows in zip(chunks, query.float().split([chunk.num_tokens for chunk in chunks]), strict=True):
+        slots = chunk.table.slots(0, chunk.end)
         keys, values = (pages[0].flatten(0, 1)[slots].float().transpose(0, 1) for pages in (pool.keys, pool.values))
-        mask = torch.ones(part.num_tokens, part.end, dtype=torch.bool, device=query.device).tril(part.past)
+        mask = torch.ones(chunk.num_tokens, chunk.end, dtype=torch.bool, device=query.device).tril(chunk.past)
         out = scaled_dot_product_attention(
             rows.transpose(0, 1)[None], keys[None], values[None], attn_mask=mask, scale=scaling, enable_gqa=True
         )

@@ -1,4 +1,4 @@
-"""Keys and values of all sessions, in pages of one pool.
+"""The page pool: keys and values of all sessions, in pages of equal size.
 
 Shapes: P pages of Z tokens, Hkv key heads of width Dh, H the model's width.
 """
@@ -15,24 +15,23 @@ from prospect.streaming.kv_cache.prefix_index import PrefixIndex
 
 @dataclass(frozen=True)
 class PageCounts:
-    """Pages of a pool: `used` + `cached` + `free` is all of them."""
+    """Pages of a pool by use: `used` + `cached` + `free` = all."""
 
     used: int
-    """In at least one table."""
+    """In at least one block table."""
     shared: int
-    """Of these, in more than one."""
+    """Used by more than one block table."""
     cached: int
-    """In none, and kept for a context that starts with the same tokens; given up as soon as pages run short."""
+    """In no table, but kept for contexts with the same prefix until pages run short."""
     free: int
 
 
 class PagePool:
-    """A tensor [P + 1, Z, Hkv, Dh] a layer for keys and one for values; the last page takes padding.
+    """Tensors [P + 1, Z, Hkv, Dh] for each layer's keys and for its values; the last page takes padding.
 
-    A page goes to a table next to the table's last one where that is free, and a new table starts in a stretch of
-    `stretch` free pages where there is one: most tables are then one contiguous run, which attention on a CPU reads
-    without a copy. Pages start as zeros: attention also multiplies keys that it hides, and what no one wrote may be
-    no number.
+    A table grows into the page after its last one where that is free, and starts at a stretch of `stretch` free pages
+    where one is left. Most tables are then contiguous, and attention on a CPU reads them without a copy. Pages start
+    as zeros: attention also multiplies masked keys, and uninitialised memory may hold NaN.
     """
 
     def __init__(
@@ -75,8 +74,8 @@ class PagePool:
         cached = len(self._cached)
         return PageCounts(used, sum(n > 1 for n in self._holders), cached, self.num_pages - used - cached)
 
-    def take(self, after: int | None = None) -> int:
-        """A page for a table whose last page is `after`.
+    def allocate(self, after: int | None = None) -> int:
+        """Return a page for a table whose last page is `after`.
 
         Raises:
             OutOfPagesError: every page is in a table.
@@ -88,31 +87,31 @@ class PagePool:
         self._holders[page] = 1
         return page
 
-    def hold(self, page: int) -> None:
-        """One more table has the page."""
+    def retain(self, page: int) -> None:
+        """Count one more table that has the page."""
         if page in self._cached:
             del self._cached[page]
         self._holders[page] += 1
 
     def release(self, page: int) -> None:
-        """One table less has it."""
+        """Count one table less that has the page."""
         assert self._holders[page] > 0, f"page {page} is in no table"
         self._holders[page] -= 1
         if self._holders[page] == 0:
-            if page in self.prefixes:
+            if page in self.prefixes.pages:
                 self._cached[page] = None
             else:
                 self._occupied[page // self.stretch] -= 1
 
-    def private(self, page: int) -> int:
-        """A page with the same content that its one table may overwrite from some token on."""
+    def writable(self, page: int) -> int:
+        """Return a page with the same content that one table alone may write to: itself or a copy (copy on write)."""
         if self._holders[page] > 1:
-            copy = self.take(page)
+            copy = self.allocate(page)
             for pages in (*self.keys, *self.values):
                 pages[copy] = pages[page]
             self.release(page)
             return copy
-        if page in self.prefixes:
+        if page in self.prefixes.pages:
             self._unlist(page)
         return page
 
@@ -132,16 +131,16 @@ class PagePool:
         if free is not None:
             return free
         if not self._cached:
-            raise OutOfPagesError(f"cache: all {self.num_pages} pages of {self.page_size} tokens are taken")
+            raise OutOfPagesError(f"KV cache: all {self.num_pages} pages of {self.page_size} tokens are in use")
         return next(iter(self._cached))
 
     def _idle_stretch(self) -> int | None:
-        """The stretch in no table whose kept contexts have waited longest."""
+        """Return the stretch with the oldest cached pages among those without a page in a table."""
         stretches = (page // self.stretch for page in self._cached)
         return next((i for i in stretches if not any(self._holders[i * self.stretch : (i + 1) * self.stretch])), None)
 
     def _unlist(self, page: int) -> None:
-        """Takes a page, and what continues it, out of the contexts that can be shared."""
+        """Remove a page, and the pages that continue it, from the prefix index."""
         for gone in self.prefixes.remove(page):
             if gone in self._cached:
                 del self._cached[gone]

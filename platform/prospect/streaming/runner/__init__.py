@@ -1,0 +1,1 @@
+"""One forward pass a step for the tokens of all sessions: scheduling, trunk, heads."""

@@ -1,6 +1,6 @@
-"""Steps of few tokens on a GPU, each as one captured CUDA graph.
+"""CUDA graphs: steps of few tokens on a GPU, each launched as one captured graph.
 
-A step of a few frames is over sooner than a CPU has launched its kernels one by one; a graph is launched as one.
+A GPU finishes a step of a few frames before a CPU has launched its kernels one by one.
 """
 
 import logging
@@ -11,46 +11,47 @@ from torch import Tensor
 
 from prospect.model.interface import DSTModel
 from prospect.streaming.attention.gpu import VarlenOverPages
+from prospect.streaming.attention.interface import Chunk
 from prospect.streaming.kv_cache.pool import PagePool
-from prospect.streaming.runner.forward import Chunk, Trunk
-from prospect.streaming.runner.static import RowPass, Rows
+from prospect.streaming.runner.forward import Trunk
+from prospect.streaming.runner.static import StaticBuffers, StaticPass
 
 log = logging.getLogger(__name__)
 
 LONGEST_CHUNK = 16
-"""Tokens of one session from which on a pass reads its keys once for all, and not once a row."""
+"""Longest chunk that runs in a graph, which reads a session's keys once for each of the chunk's tokens."""
 _WARM_UPS = 3
-"""Passes before a capture, in which libraries choose their kernels and allocate what they keep."""
+"""Passes before a capture, in which libraries choose kernels and allocate memory that they keep."""
 
 
 class GraphedTrunk:
-    """A step of short chunks runs in the smallest pass that holds it, any other as `packed` does it.
+    """Runs a step of short chunks in the smallest captured pass that holds it, any other step by `packed`.
 
     Args:
-        packed: for everything else.
-        passes: of rising numbers of rows.
+        packed: for all other steps.
+        passes: by rising number of rows.
     """
 
-    def __init__(self, packed: Trunk, passes: Sequence[RowPass]) -> None:
+    def __init__(self, packed: Trunk, passes: Sequence[StaticPass]) -> None:
         self._packed, self._passes = packed, passes
 
     def __call__(self, chunks: Sequence[Chunk]) -> list[Tensor]:
-        lengths = [len(chunk.ids) for chunk in chunks]
+        lengths = [chunk.num_tokens for chunk in chunks]
         fitting = next((each for each in self._passes if each.num_rows >= sum(lengths)), None)
         if fitting is None or max(lengths) > LONGEST_CHUNK:
             return self._packed(chunks)
         return fitting(chunks)
 
 
-class CapturedPass(RowPass):
-    """Captured when it is made, with padding alone; only on CUDA.
+class CapturedPass(StaticPass):
+    """A `StaticPass` as a CUDA graph, captured over padding when it is made.
 
     Args:
-        model: whose trunk.
+        model: whose trunk runs.
         pool: of pages.
-        num_rows: of the pass.
+        num_rows: R.
         num_keys: of a full session.
-        larger: a pass whose memory it shares, since one runs at a time.
+        larger: a pass whose memory this one shares, since they never run at once.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class CapturedPass(RowPass):
         num_keys: int,
         larger: "CapturedPass | None",
     ) -> None:
-        super().__init__(model, pool, num_rows, num_keys, VarlenRows)
+        super().__init__(model, pool, num_rows, num_keys, SingleTokenVarlen)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -78,8 +79,8 @@ class CapturedPass(RowPass):
 
 
 @torch.inference_mode()
-def captured_passes(model: DSTModel, pool: PagePool, buckets: Sequence[int], num_keys: int) -> list[RowPass]:
-    """One for each number of rows, in rising order."""
+def captured_passes(model: DSTModel, pool: PagePool, buckets: Sequence[int], num_keys: int) -> list[StaticPass]:
+    """Capture a pass for each number of rows in `buckets`; return them in rising order."""
     passes: list[CapturedPass] = []
     for rows in sorted(set(buckets), reverse=True):
         passes.append(CapturedPass(model, pool, rows, num_keys, passes[0] if passes else None))
@@ -87,9 +88,11 @@ def captured_passes(model: DSTModel, pool: PagePool, buckets: Sequence[int], num
     return list(reversed(passes))
 
 
-class VarlenRows(VarlenOverPages):
-    """A row as a sequence with one query, over the pages of its table."""
+class SingleTokenVarlen(VarlenOverPages):
+    """Varlen attention of a static pass: each row is a sequence with one query."""
 
-    def __init__(self, pool: PagePool, rows: Rows) -> None:
-        starts = torch.arange(len(rows) + 1, dtype=torch.int32, device=pool.device)
-        super().__init__(starts, 1, (rows.positions + 1).int(), rows.tables.shape[1] * pool.page_size, rows.tables)
+    def __init__(self, pool: PagePool, buffers: StaticBuffers) -> None:
+        starts = torch.arange(len(buffers) + 1, dtype=torch.int32, device=pool.device)
+        super().__init__(
+            starts, 1, (buffers.positions + 1).int(), buffers.tables.shape[1] * pool.page_size, buffers.tables
+        )

@@ -1,4 +1,4 @@
-"""What a session's generator yields to the engine and what it gets back."""
+"""Feeds and replies: what a session's generator asks the executor to run, and what it gets back."""
 
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -7,47 +7,49 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from prospect.streaming.session.decisions import Probabilities
-
 FeedKind = Literal["frame", "context", "text"]
-"""What is fed: images to decide at, a context (or a session's past again), or text of a running generation."""
+"""`frame`: images to decide at; `context`: a new context or a restored session; `text`: a text being written."""
 
 
 @dataclass(frozen=True)
 class Feed:
-    """Tokens to run behind the session's cache, with a feature row [D] for each image token."""
+    """Tokens to run behind those in the session's cache."""
 
     ids: list[int]
-    rows: np.ndarray | None = None
+    features: np.ndarray | None = None
+    """[num_images, D] of the image tokens; None if no token is an image."""
     wants_logits: bool = False
-    """Whether the reply needs the vocabulary logits of the last token: `lm_head` runs for no other."""
+    """Whether the reply needs the vocabulary logits of the last token; `lm_head` runs for these tokens only."""
     kind: FeedKind = "text"
     num_shareable: int = 0
-    """Tokens at the beginning that other sessions' caches may begin with as well: text behind an empty cache."""
+    """Length of the prefix whose pages other sessions may share: text at the start of an empty cache."""
     decide_at: tuple[int, ...] = ()
-    """Indices of the tokens at which the heads are read."""
+    """Indices of the tokens at which the decision heads are read."""
     step_vectors: Tensor | None = None
-    """[K, W] of the recipe's steps, for the state head to be read as well."""
+    """[K, W] of the recipe's steps; given, the state head is read as well."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the heads say at one frame."""
+    """What the heads read at one frame."""
 
-    probabilities: Probabilities
+    p_speak: float
+    p_update: float
     states: Tensor | None = None
-    """Logits [K, 3] of the state head, where the feed brought step vectors."""
+    """Logits [K, 3] of the state head; None where the feed has no step vectors."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """Hidden states [n, H] of the tokens fed, and logits [V] of the last one if they were wanted."""
+    """The results of a feed of n tokens."""
 
     hidden: Tensor
+    """Hidden states [n, H]."""
     logits: Tensor | None = None
+    """[V] of the last token, where the feed wants them."""
     readings: tuple[Reading, ...] = ()
-    """One for each token of the feed's `decide_at`."""
+    """One for each index in the feed's `decide_at`."""
 
 
-Run = Generator[Feed, Reply, None]
-"""A session at work."""
+FeedGenerator = Generator[Feed, Reply, None]
+"""A session at work: yields feeds, and is resumed with their replies."""

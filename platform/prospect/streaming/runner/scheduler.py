@@ -1,4 +1,4 @@
-"""Whose tokens run in a step."""
+"""The scheduler: whose tokens run in a step."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -7,26 +7,28 @@ from dataclasses import dataclass, field
 import torch
 
 from prospect.streaming.kv_cache.block_table import BlockTable
-from prospect.streaming.runner.requests import Feed, FeedKind, Run
+from prospect.streaming.runner.requests import Feed, FeedGenerator, FeedKind
 
 ORDER: dict[FeedKind, int] = {"frame": 0, "context": 1, "text": 2}
-"""Frames first, so that no other session's context or utterance delays a decision."""
+"""Rank of each kind: frames first, so that contexts and texts of other sessions do not delay a decision."""
 
 
 @dataclass
 class Job:
-    """A session's running generator with the feed that it waits for."""
+    """A session's running generator, and the feed whose reply it waits for."""
 
     session_id: str
-    run: Run
+    generator: FeedGenerator
     table: BlockTable
     feed: Feed
     hidden: list[torch.Tensor] = field(default_factory=list)
-    """Of the tokens fed so far, in parts."""
+    """Hidden states of the tokens fed so far, in parts."""
     fed: int = 0
-    rows_fed: int = 0
+    """Tokens fed so far."""
+    features_fed: int = 0
+    """Image tokens among them."""
     waited: int = 0
-    """Steps in which it did not run although others did."""
+    """Consecutive steps in which others ran and this job did not."""
 
     @property
     def num_left(self) -> int:
@@ -35,11 +37,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Scheduler:
-    """A budget of tokens a step, given in order of kind; every `patience` steps of waiting move a job up one kind.
+    """Shares a budget of tokens a step by kind of feed; every `patience` steps of waiting move a job up one kind.
 
-    So a context runs in the same step as frames as far as tokens are left, and whatever the load nobody waits for
-    ever: behind jobs of its own rank the one that has waited longest goes first. Jobs that were moved up to the
-    frames take at most half a step from them, however many they are.
+    A context runs in the same step as frames as far as tokens are left. Among jobs of equal rank the one that has
+    waited longest goes first, so no job starves. Jobs that were moved up to the rank of frames take at most half a
+    step from them together.
+
+    Args:
+        step_tokens: most tokens of a step.
+        chunk_tokens: most tokens of one session in a step.
+        patience: steps of waiting that move a job up one kind.
     """
 
     step_tokens: int
@@ -47,7 +54,7 @@ class Scheduler:
     patience: int
 
     def choose(self, jobs: Iterable[Job]) -> list[tuple[Job, int]]:
-        """Who runs, and how many of its tokens; the others have waited one step more."""
+        """Return the jobs that run, and how many tokens of each; count one step of waiting for the others."""
         ranked = sorted(jobs, key=self._rank)
         frames = [job for job in ranked if job.feed.kind == "frame"]
         overdue = [job for job in ranked if job.feed.kind != "frame" and self._rank(job)[0] <= ORDER["frame"]]
@@ -60,7 +67,7 @@ class Scheduler:
         return [(job, given[job.session_id]) for job in ranked if given[job.session_id]]
 
     def _give(self, jobs: Iterable[Job], budget: int, given: Counter[str]) -> None:
-        """Adds to what each was given, up to its chunk."""
+        """Add to the tokens that each job was given, up to its chunk."""
         for job in jobs:
             num_tokens = min(min(job.num_left, self.chunk_tokens) - given[job.session_id], budget)
             given[job.session_id] += num_tokens

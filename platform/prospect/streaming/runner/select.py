@@ -1,18 +1,18 @@
-"""Which trunk an engine runs."""
+"""Select how an engine runs the trunk: packed, as CUDA graphs, or in fixed shapes (`streaming.deterministic`)."""
 
 from prospect.model.interface import DSTModel
 from prospect.streaming.attention.select import BACKENDS, attention_backend
 from prospect.streaming.kv_cache.pool import PagePool
 from prospect.streaming.runner.cuda_graphs import GraphedTrunk, captured_passes
 from prospect.streaming.runner.forward import PackedTrunk, Trunk
-from prospect.streaming.runner.static import FixedTrunk
+from prospect.streaming.runner.static import DeterministicTrunk
 from prospect.streaming.settings import StreamingSettings
 
 
 def make_trunk(model: DSTModel, pool: PagePool, settings: StreamingSettings, max_seq_len: int) -> Trunk:
-    """As the settings say."""
+    """Make the trunk that `settings` ask for."""
     if settings.deterministic:
-        return FixedTrunk(model, pool, settings.deterministic_rows, max_seq_len)
+        return DeterministicTrunk(model, pool, settings.deterministic_rows, max_seq_len)
     backend = attention_backend(settings.attention, pool)
     packed = PackedTrunk(model, pool, backend)
     if pool.device.type != "cuda" or backend is not BACKENDS["varlen"] or not settings.graph_rows:

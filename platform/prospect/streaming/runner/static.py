@@ -1,6 +1,7 @@
 """Fixed-shape forward passes for CUDA graphs and deterministic mode: R single-token rows, padded.
 
-Shapes: R rows, D a feature's width, W pages of a full session; the others as in `streaming.attention.interface`.
+Shapes: R rows, D features of an image token, W pages of a full session; others as in
+`prospect.streaming.attention.interface`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,22 +11,21 @@ import torch
 from torch import Tensor
 
 from prospect.model.interface import DSTModel
-from prospect.streaming.attention.interface import ATTENTION, Attend, RaggedStep
+from prospect.streaming.attention.interface import ATTENTION, Attend, Chunk, RaggedStep
 from prospect.streaming.kv_cache.pool import PagePool
-from prospect.streaming.runner.forward import Chunk
 
 
-class Rows:
-    """What R tokens need, at addresses that stay.
+class StaticBuffers:
+    """Static buffers: the inputs of R tokens, at addresses that do not change.
 
-    A row that no token needs is padding: it writes to the pool's last page and sees its first key.
+    A row without a token is padding: it writes to the pool's last page and attends to that page's first key.
 
     Attributes:
         tokens: [R].
-        frames: [R, D] features of the image tokens.
-        positions: [R] in their sessions.
-        slots: [R] where keys and values go, in the pool's rows.
-        tables: [R, W] pages of each row's session.
+        frames: [R, D] features of image tokens; zeros for other tokens.
+        positions: [R] of each token in its session.
+        slots: [R] where keys and values go, in the pool's slots.
+        tables: [R, W] pages of each token's session.
     """
 
     def __init__(self, pool: PagePool, num_rows: int, num_keys: int, vision_dim: int) -> None:
@@ -42,7 +42,7 @@ class Rows:
         return len(self.tokens)
 
     def fill(self, chunks: Sequence[Chunk], image: int | None = None) -> None:
-        """The chunks' tokens one after the other, with `image` that of an image."""
+        """Write the chunks' tokens into the buffers one after the other; `image` is the id of an image token."""
         padding = self._pool.num_pages
         tokens, positions = np.zeros(len(self), np.int64), np.zeros(len(self), np.int64)
         slots = np.full(len(self), padding * self._pool.page_size)
@@ -50,31 +50,31 @@ class Rows:
         frames = np.zeros(tuple(self.frames.shape), np.float16)
         start = 0
         for chunk in chunks:
-            rows, past = slice(start, start + len(chunk.ids)), chunk.table.length
-            tokens[rows], positions[rows] = chunk.ids, np.arange(past, past + len(chunk.ids))
-            slots[rows] = chunk.table.slots(past, len(chunk.ids))
+            rows, past = slice(start, start + chunk.num_tokens), chunk.table.length
+            tokens[rows], positions[rows] = chunk.ids, np.arange(past, past + chunk.num_tokens)
+            slots[rows] = chunk.table.slots(past, chunk.num_tokens)
             tables[rows, : len(chunk.table.pages)] = chunk.table.pages
-            if chunk.rows is not None:
-                frames[start + np.flatnonzero(tokens[rows] == image)] = chunk.rows
+            if chunk.features is not None:
+                frames[start + np.flatnonzero(tokens[rows] == image)] = chunk.features
             start = rows.stop
         here = self.tokens, self.positions, self.slots, self.tables, self.frames
         for tensor, values in zip(here, (tokens, positions, slots, tables, frames), strict=True):
             tensor.copy_(torch.from_numpy(values))
 
 
-RowAttention = Callable[[PagePool, Rows], Attend]
-"""Made in every pass, from the rows as they are then."""
+StaticAttention = Callable[[PagePool, StaticBuffers], Attend]
+"""Makes a pass's attention from the buffers as they are filled."""
 
 
-class RowPass:
-    """The trunk over `Rows`; nothing but their content differs from one call to the next.
+class StaticPass:
+    """A forward pass through the trunk over `StaticBuffers`: calls differ in their content only.
 
     Args:
-        model: whose trunk.
+        model: whose trunk runs.
         pool: of pages.
         num_rows: R.
         num_keys: of a full session.
-        attention: of a row over its session's keys.
+        attention: of each row over its session's keys.
     """
 
     def __init__(
@@ -83,39 +83,38 @@ class RowPass:
         pool: PagePool,
         num_rows: int,
         num_keys: int,
-        attention: RowAttention,
+        attention: StaticAttention,
     ) -> None:
         self._model, self._pool, self._attention = model, pool, attention
         self._image = (model.config.grammar_ids or {})["<image>"]
-        self._rows = Rows(pool, num_rows, num_keys, model.config.vision_dim)
+        self._buffers = StaticBuffers(pool, num_rows, num_keys, model.config.vision_dim)
 
     @property
     def num_rows(self) -> int:
-        return len(self._rows)
+        return len(self._buffers)
 
     def __call__(self, chunks: Sequence[Chunk]) -> list[Tensor]:
-        """Hidden states [n, H] of chunks that have R tokens at most; their tables hold them then."""
-        lengths = [len(chunk.ids) for chunk in chunks]
-        self._rows.fill(chunks, self._image)
+        """Return hidden states [n, H] of each chunk and commit it to its table; all have R tokens together at most."""
+        lengths = [chunk.num_tokens for chunk in chunks]
+        self._buffers.fill(chunks, self._image)
         hidden = self._hidden()[: sum(lengths)]
         for chunk, length in zip(chunks, lengths, strict=True):
             chunk.table.commit(length)
         return list(hidden.split(lengths))
 
     def _hidden(self) -> Tensor:
-        """[R, H]."""
-        rows, model = self._rows, self._model
-        text, images = model.text.embed_tokens(rows.tokens), model.mm_projector(rows.frames)
-        embeddings = torch.where((rows.tokens == self._image).unsqueeze(-1), images.to(text.dtype), text)
-        step = RaggedStep(self._pool, rows.slots, self._attention(self._pool, rows))
-        return model.hidden_states(embeddings[None], ATTENTION, position_ids=rows.positions[None], ragged=step)[0]
+        """Run the trunk; return [R, H]."""
+        buffers, model = self._buffers, self._model
+        embeddings = model.embed(buffers.tokens, buffers.frames, aligned=True)
+        step = RaggedStep(self._pool, buffers.slots, self._attention(self._pool, buffers))
+        return model.hidden_states(embeddings[None], ATTENTION, position_ids=buffers.positions[None], ragged=step)[0]
 
 
-class FixedTrunk:
-    """Every pass has the same shape, so that what a token gives does not depend on its company."""
+class DeterministicTrunk:
+    """Runs every pass in one fixed shape: a token's result does not depend on its company (batch invariance)."""
 
     def __init__(self, model: DSTModel, pool: PagePool, num_rows: int, num_keys: int) -> None:
-        self._pass = RowPass(model, pool, num_rows, num_keys, FixedAttention)
+        self._pass = StaticPass(model, pool, num_rows, num_keys, FixedAttention)
         self._image = (model.config.grammar_ids or {})["<image>"]
 
     def __call__(self, chunks: Sequence[Chunk]) -> list[Tensor]:
@@ -126,13 +125,13 @@ class FixedTrunk:
         return [torch.cat(parts) for parts in hidden]
 
     def _batches(self, chunks: Sequence[Chunk]) -> Iterator[list[tuple[int, Chunk]]]:
-        """The chunks cut and packed into passes, with each piece's index."""
+        """Cut the chunks and pack the pieces into passes; each piece comes with its chunk's index."""
         batch: list[tuple[int, Chunk]] = []
         most = room = self._pass.num_rows
         for index, chunk in enumerate(chunks):
             for piece in _cut(chunk, self._image, room, most):
                 batch.append((index, piece))
-                room -= len(piece.ids)
+                room -= piece.num_tokens
                 if room == 0:
                     yield batch
                     batch, room = [], most
@@ -141,16 +140,16 @@ class FixedTrunk:
 
 
 class FixedAttention:
-    """Each row over the same number of gathered keys, later ones hidden: its result depends on nothing but the row.
+    """Attends each row to the same number of gathered keys, later ones masked: its result depends on the row alone.
 
-    Written out, for torch's SDPA on a CPU takes a buffer per thread, and where these start is not the same for each:
-    on an AMD CPU a row's last bits then say which thread worked on it.
+    Written out because torch's SDPA on a CPU gives each thread a buffer of its own alignment: on an AMD CPU a row's
+    last bits then depend on the thread that computed it.
     """
 
-    def __init__(self, pool: PagePool, rows: Rows) -> None:
-        self._tables = rows.tables
-        num_keys = rows.tables.shape[1] * pool.page_size
-        later = torch.arange(num_keys, device=pool.device) > rows.positions.unsqueeze(1)
+    def __init__(self, pool: PagePool, buffers: StaticBuffers) -> None:
+        self._tables = buffers.tables
+        num_keys = buffers.tables.shape[1] * pool.page_size
+        later = torch.arange(num_keys, device=pool.device) > buffers.positions.unsqueeze(1)
         self._later = later[:, None, None]
         self._groups, self._heads = pool.groups, pool.keys[0].shape[2]
 
@@ -162,15 +161,17 @@ class FixedAttention:
         return (weights @ self._gather(values)).to(query.dtype).reshape(num, num_heads, width)
 
     def _gather(self, pages: Tensor) -> Tensor:
-        """[pages, page size, heads, width] -> float32 [R, heads, keys, width]."""
+        """Gather [P, Z, Hkv, Dh] by the tables -> float32 [R, Hkv, keys, Dh]."""
         return pages[self._tables].flatten(1, 2).transpose(1, 2).float()
 
 
 def _cut(chunk: Chunk, image: int, first: int, most: int) -> Iterator[Chunk]:
-    """Pieces of a chunk: at most `first` tokens, then `most` each."""
+    """Cut a chunk into pieces: at most `first` tokens, then `most` each."""
     start = row = 0
-    while start < len(chunk.ids):
+    while start < chunk.num_tokens:
         ids = chunk.ids[start : start + first]
         num_rows = list(ids).count(image)
-        yield Chunk(chunk.table, ids, chunk.rows[row : row + num_rows] if chunk.rows is not None and num_rows else None)
+        yield Chunk(
+            chunk.table, ids, chunk.features[row : row + num_rows] if chunk.features is not None and num_rows else None
+        )
         start, row, first = start + len(ids), row + num_rows, most

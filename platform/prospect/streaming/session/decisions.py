@@ -1,4 +1,4 @@
-"""From a frame's hidden state to probabilities, and from probabilities to a decision."""
+"""The decision policy: from what the heads read at a frame to a delta, an utterance or silence."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,34 +7,33 @@ from torch import Tensor
 
 from prospect.dialogue.state import StepState, TaskState
 from prospect.model.interface import DSTModel
-from prospect.streaming.settings import DstDecoder, SamplingSettings, StreamingSettings
+from prospect.streaming.settings import DstDecoder, GenerationSettings, StreamingSettings
 from prospect.streaming.types import SessionSpec, Silence
 
 
-@dataclass(frozen=True)
-class Probabilities:
-    speak: float
-    update: float
+def speak_after_delta(model: DSTModel, p_speak: float, hidden: Tensor) -> float:
+    """Return the probability of speaking after a delta.
 
+    The `heads` back-end keeps what it read at the image; the `token` back-end reads again.
 
-def speak_after_delta(model: DSTModel, before: Probabilities, hidden: Tensor) -> float:
-    """Of speaking behind a delta whose stop token has the hidden state [H], where the image said `before`.
-
-    What the heads said stands; the token back-end reads again.
+    Args:
+        model: whose back-end decides.
+        p_speak: read at the frame's last image token.
+        hidden: [H] at the delta's stop token.
     """
     if model.config.decision_backend == "heads":
-        return before.speak
+        return p_speak
     speak, _ = model.decision_probabilities(hidden)
     return float(speak)
 
 
 def read_state(logits: Tensor, shown: list[int], current: TaskState) -> TaskState:
-    """The most probable state that `current` can legally become.
+    """Return the most probable state that legal transitions from `current` can reach.
 
     Args:
         logits: [len(shown), 3] of the state head.
-        shown: recipe indices of the steps that stand in the context.
-        current: the tracked state; steps not shown keep theirs.
+        shown: recipe indices of the steps in the context.
+        current: the tracked state; steps that are not in the context keep theirs.
     """
     steps = list(current.steps)
     for step, scores in zip(shown, logits.tolist(), strict=True):
@@ -45,7 +44,7 @@ def read_state(logits: Tensor, shown: list[int], current: TaskState) -> TaskStat
 
 @dataclass(frozen=True)
 class DecisionPolicy:
-    """A session acts where a probability is above its threshold and nothing holds it back."""
+    """A session's thresholds and what else decides whether it acts."""
 
     speak: float
     update: float
@@ -53,13 +52,13 @@ class DecisionPolicy:
     speak_hysteresis: float | None
     update_hysteresis: float | None
     dst_decoder: DstDecoder
-    sampling: SamplingSettings
+    sampling: GenerationSettings
 
 
 def decision_policy(
     settings: StreamingSettings, calibrated: Mapping[str, Mapping[str, float]] | None, spec: SessionSpec
 ) -> DecisionPolicy:
-    """With the session's own thresholds, else those of `StreamingSettings.thresholds`."""
+    """Make a session's policy: its own thresholds come before those of `StreamingSettings.thresholds`."""
     chosen = settings.thresholds(calibrated, spec.dataset)
     return DecisionPolicy(
         speak=chosen["speak"] if spec.speak_threshold is None else spec.speak_threshold,
@@ -74,26 +73,30 @@ def decision_policy(
 
 @dataclass
 class DecisionGate:
-    """What keeps a session from doing the same thing at frame after frame, whatever its model says."""
+    """Cooldown and hysteresis: keeps a session from acting at frame after frame, whatever its model says."""
 
     policy: DecisionPolicy
     last_spoken: int | None = None
     """Frame of the last utterance."""
     speak_armed: bool = True
-    """Whether the probability has come down since the last utterance."""
+    """Whether `p_speak` has come down since the last utterance."""
     update_armed: bool = True
-    """Whether it has since the last update."""
+    """Whether `p_update` has come down since the last update."""
 
-    def updates(self, p_update: float) -> bool:
-        """Whether to update the state at a frame."""
+    def allows_update(self, p_update: float) -> bool:
+        """Return whether to update the state at a frame."""
         threshold, hysteresis = self.policy.update, self.policy.update_hysteresis
         self.update_armed |= _came_down(p_update, threshold, hysteresis)
         return p_update > threshold and self.update_armed
 
-    def silence(self, p_speak: float, frame: int, addressed: bool, updated: bool) -> Silence | None:
-        """Why to stay silent at a frame; None: speak. A user who has just said something is always answered.
+    def silence_reason(self, p_speak: float, frame: int, addressed: bool, updated: bool) -> Silence | None:
+        """Return why to stay silent at a frame; None: speak.
 
-        A state that has just moved is something new to speak about: the probability need not have come down.
+        Args:
+            p_speak: read at the frame.
+            frame: its index.
+            addressed: whether the user has just said something: then cooldown and hysteresis do not apply.
+            updated: whether the state has just moved, which is something new to say: hysteresis does not apply.
         """
         threshold, hysteresis = self.policy.speak, self.policy.speak_hysteresis
         self.speak_armed |= addressed or updated or _came_down(p_speak, threshold, hysteresis)
@@ -103,8 +106,8 @@ class DecisionGate:
             return "cooldown"
         return None if self.speak_armed else "hysteresis"
 
-    def acted(self, frame: int, updated: bool, spoke: bool) -> None:
-        """Something was done at a frame; it must not simply go on."""
+    def record(self, frame: int, updated: bool, spoke: bool) -> None:
+        """Note what was done at a frame."""
         if spoke:
             self.last_spoken, self.speak_armed = frame, False
         self.update_armed &= not updated

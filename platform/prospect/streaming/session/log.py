@@ -1,7 +1,7 @@
-"""The log of a session in portable form, from which another engine rebuilds it without its keys and values.
+"""The session log: a session as JSON, from which another engine continues it without its keys and values.
 
-A `Segment` is everything since the context was last built. Its tokens are those of a training clip, so feeding
-them again gives the cache that was lost.
+A `Segment` is everything since the context was last built. Feeding its tokens, which are those of a training clip,
+rebuilds the cache.
 """
 
 import base64
@@ -26,12 +26,12 @@ from prospect.streaming.types import SessionSpec
 
 @dataclass
 class Segment:
-    """One context and the frames decided after it. Features are float16 [I, D] a frame."""
+    """A context and the frames decided after it. Each frame's features are float16 [I, D]."""
 
     context: Context
     first_frame: int
     state: TaskState
-    """That the context shows: the one before the first of `frames`."""
+    """The state in the context: the one before the first of `frames`."""
     tail: list[np.ndarray] = field(default_factory=list)
     frames: list[np.ndarray] = field(default_factory=list)
     events: list[FrameEvents] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Segment:
 
 
 def to_dialogue(session_id: str, spec: SessionSpec, events: dict[int, FrameEvents], num_frames: int) -> Dialogue:
-    """A recorded live session as a record to train or score on."""
+    """Convert a recorded live session to a record to train or score on."""
     turns, transitions = record_events(events)
     return Dialogue(
         dataset="live",
@@ -58,11 +58,11 @@ def to_dialogue(session_id: str, spec: SessionSpec, events: dict[int, FrameEvent
 
 @dataclass(frozen=True)
 class SessionLog:
-    """A session between two frames. `to_json` and `from_json` carry it to another engine."""
+    """A session between two frames; `to_json` and `from_json` carry it to another engine."""
 
     spec: SessionSpec
-    restraint: DecisionGate
-    """With the thresholds that the session decides by."""
+    gate: DecisionGate
+    """Holds the session's thresholds too. Its JSON key is `restraint`."""
     randomness: RandomState
     state: TaskState
     opening: TaskState
@@ -78,13 +78,13 @@ class SessionLog:
     stale: bool
     patched: bool
     epoch: int
-    """How many engines had the session before."""
+    """Number of engines that had the session before."""
 
     def to_json(self) -> dict[str, Any]:
         segment = self.segment
         return {
             "spec": {**vars(self.spec), "state": None if self.spec.state is None else list(self.spec.state.labels)},
-            "restraint": _RESTRAINT.dump_python(self.restraint, mode="json"),
+            "restraint": _GATE.dump_python(self.gate, mode="json"),
             "randomness": vars(self.randomness),
             "state": list(self.state.labels),
             "opening": list(self.opening.labels),
@@ -104,16 +104,16 @@ class SessionLog:
 
     @classmethod
     def from_json(cls, log: Mapping[str, Any]) -> "SessionLog":
-        """Reads what `to_json` wrote, also after a trip through JSON text.
+        """Read what `to_json` wrote, also after a trip through JSON text.
 
         Raises:
-            SessionError: a field is missing or unreadable; the sentence names it.
+            SessionError: a field is missing or unreadable; the message names it.
         """
         try:
             segment, spec = log["segment"], log["spec"]
             return cls(
                 spec=_SPEC.validate_python({**spec, "state": spec["state"] and TaskState.from_labels(spec["state"])}),
-                restraint=_RESTRAINT.validate_python(log["restraint"]),
+                gate=_GATE.validate_python(log["restraint"]),
                 randomness=_RANDOMNESS.validate_python(log["randomness"]),
                 state=TaskState.from_labels(log["state"]),
                 opening=TaskState.from_labels(log["opening"]),
@@ -138,7 +138,7 @@ class SessionLog:
 
 _SPEC = TypeAdapter(SessionSpec)
 _CONTEXT = TypeAdapter(Context)
-_RESTRAINT = TypeAdapter(DecisionGate)
+_GATE = TypeAdapter(DecisionGate)
 _RANDOMNESS = TypeAdapter(RandomState)
 _COUNTERS = TypeAdapter(Counters)
 
@@ -151,11 +151,11 @@ _PLAIN: dict[str, TypeAdapter[Any]] = {
     "patched": TypeAdapter(bool),
     "epoch": TypeAdapter(int),
 }
-"""Fields that are JSON as they are."""
+"""Fields that need no conversion to JSON."""
 
 
 def _pack_arrays(arrays: list[np.ndarray]) -> dict[str, Any]:
-    """Equal-shaped float16 arrays as JSON."""
+    """Pack float16 arrays of equal shape as JSON."""
     shape = list(arrays[0].shape) if arrays else []
     data = b"".join(np.ascontiguousarray(array, np.float16).tobytes() for array in arrays)
     return {"count": len(arrays), "shape": shape, "float16": base64.b64encode(data).decode()}

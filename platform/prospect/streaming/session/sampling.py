@@ -1,4 +1,4 @@
-"""Which token comes next: the most probable one, or one drawn from a session's own random numbers."""
+"""Choose the next token: the most probable one, or one drawn from the session's own random numbers."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from prospect.hashing import derived_seed
-from prospect.streaming.settings import SamplingSettings
+from prospect.streaming.settings import GenerationSettings
 
 
 @dataclass
 class RandomState:
-    """Numbers in [0, 1) that depend on `seed` and on how many were drawn, on every machine alike."""
+    """Random numbers in [0, 1) that depend on `seed` and the number of draws alone, equal on every machine."""
 
     seed: int
     draws: int = 0
@@ -24,24 +24,24 @@ class RandomState:
 
 @dataclass(frozen=True)
 class TextLimits:
-    """What ends a text."""
+    """Limits of a generated text."""
 
     max_tokens: int
     stop_ids: frozenset[int]
     never: Sequence[int]
-    """Tokens that a text cannot hold."""
+    """Tokens that must not be generated."""
 
 
 def most_probable(logits: Tensor, among: Collection[int]) -> int:
-    """The token of `among` with the highest of the logits [V]; of equal ones, the one named first."""
+    """Return the token of `among` with the highest of the logits [V]; of equal tokens, the first."""
     candidates = list(among)
     return candidates[int(logits[candidates].argmax())]
 
 
 def next_token(
-    logits: Tensor, limits: TextLimits, first: bool, settings: SamplingSettings, randomness: RandomState
+    logits: Tensor, limits: TextLimits, first: bool, settings: GenerationSettings, randomness: RandomState
 ) -> int:
-    """The token of a text after logits [V]; the first one does not end it."""
+    """Choose a text's next token from logits [V]; the first token is never a stop token."""
     logits = logits.float().clone()
     logits[list(limits.never)] = -torch.inf
     if first:

@@ -1,26 +1,27 @@
-"""One live stream, its control flow written straight down: it yields tokens to feed and receives hidden states.
+"""A session: the control flow of one live stream, as a generator that yields feeds and receives replies.
 
-The engine batches the feeds of all sessions; a session knows nothing of the others.
+The engine batches the feeds of all sessions; a session does not know the others.
 """
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
 
 from prospect.dialogue.sequence import user_block
-from prospect.dialogue.state import Delta, TaskState
+from prospect.dialogue.state import Delta, StepState, TaskState
 from prospect.dialogue.timeline import FrameEvents
-from prospect.errors import SessionError
+from prospect.errors import SessionError, session_error
+from prospect.model.interface import DSTConfig
 from prospect.streaming.kv_cache.block_table import BlockTable
-from prospect.streaming.runner.requests import Feed, Reading, Reply, Run
+from prospect.streaming.runner.requests import Feed, FeedGenerator, Reading, Reply
 from prospect.streaming.session.decisions import DecisionGate, DecisionPolicy, read_state, speak_after_delta
 from prospect.streaming.session.log import Segment, SessionLog
 from prospect.streaming.session.sampling import RandomState
 from prospect.streaming.session.shared import Counters, SessionParts
-from prospect.streaming.session.window import Window
+from prospect.streaming.session.window import ContextWindow
 from prospect.streaming.session.writer import Writer
 from prospect.streaming.types import Decision, Event, SessionSpec
 
@@ -29,19 +30,25 @@ QueuedFrame = tuple[np.ndarray, tuple[str, ...]]
 
 
 class Session:
-    """State, cache and queue of one stream.
+    """One live stream: its queued frames, its task state, its cache and its context.
 
     Args:
-        parts: what it shares with the others.
-        spec: what it starts from.
-        cache: its own.
-        policy: the thresholds that it decides by.
-        randomness: its own; drawn from where texts are sampled.
+        parts: what all sessions of an engine share.
+        spec: what the session starts from.
+        cache: its block table.
+        policy: its thresholds.
+        randomness: random numbers for sampled texts.
 
     Attributes:
+        state: the tracked task state.
+        frames: queued frames.
+        texts: of the user; they join the next frame.
         outbox: events that the engine has not collected yet.
-        history: events of the last frames at which something happened.
-        epoch: how many engines had the session before.
+        history: events by frame, of the last frames that have any.
+        num_pushed: frames pushed so far.
+        patched: whether a client ever set the state.
+        forgot: whether `history` lacks the first events.
+        epoch: number of engines that had the session before.
     """
 
     def __init__(
@@ -58,36 +65,43 @@ class Session:
         self.texts: list[str] = []
         self.num_pushed = self.epoch = 0
         self.patched = self.forgot = False
-        self._restraint = DecisionGate(policy)
+        self._gate = DecisionGate(policy)
         self._randomness = randomness
         self._writer = Writer(parts, cache, policy.sampling, randomness, self.outbox, self.counters)
-        self._window = Window(parts, spec, cache, self._writer)
+        self._window = ContextWindow(parts, spec, cache, self._writer)
         self._window.check_room(self.state)
 
     @property
-    def decides(self) -> DecisionPolicy:
-        """The thresholds that the session decides by."""
-        return self._restraint.policy
+    def policy(self) -> DecisionPolicy:
+        """The session's thresholds."""
+        return self._gate.policy
 
     @property
     def segment(self) -> Segment | None:
-        """What stands in the cache; None until the first context is made."""
+        """What the cache holds; None until the first context is fed."""
         return self._window.segment
 
-    # What the engine calls ---------------------------------------------------------------------------------
+    # Called by the engine ---------------------------------------------------------------------------------
 
     def push_frame(self, embedding: np.ndarray) -> int:
-        """Queues a frame; returns its index in the stream."""
+        """Queue a frame's features [I, D]; return its index in the stream.
+
+        Raises:
+            SessionError: `wrong_shape`, values that are not finite, or `overloaded`.
+        """
+        embedding = _checked_features(embedding, self._parts.model.config)
+        if len(self.frames) >= self._parts.max_waiting_frames:
+            raise session_error("overloaded", f"frame: {len(self.frames)} frames are waiting already", "seq")
         self.frames.append((embedding, tuple(self.texts)))
         self.texts.clear()
         self.num_pushed += 1
         return self.num_pushed - 1
 
     def push_text(self, text: str) -> None:
-        """The text joins the next frame that is pushed and not yet decided.
+        """Add a text of the user to the next frame that is pushed.
 
         Raises:
-            SessionError: empty, or longer than a context can hold beside it.
+            SessionError: the text is empty, or longer than the context has room for.
         """
         if not text.strip():
             raise SessionError("text: is empty", field="text")
@@ -97,18 +111,22 @@ class Session:
             raise SessionError(f"text: takes {length} tokens, this session has room for {room}", field="text")
         self.texts.append(text)
 
-    def patch_state(self, state: TaskState) -> None:
-        """Somebody else knows better; the context is rebuilt before the next frame."""
-        self.state = self._window.opening = state
+    def patch_state(self, changes: Mapping[str, str]) -> None:
+        """Set steps by id, such as {"S2": "completed"}; the context is rebuilt before the next frame.
+
+        Raises:
+            SessionError: the recipe has no such step, or no step has such a state; nothing is changed then.
+        """
+        self.state = self._window.opening = _with_steps(self.state, changes)
         self._window.stale = self.patched = True
 
     def export(self) -> SessionLog:
-        """Everything but keys and values; call it between frames."""
+        """Return everything but keys and values; call it between frames."""
         window = self._window
         assert window.segment is not None
         return SessionLog(
             spec=self.spec,
-            restraint=replace(self._restraint),
+            gate=replace(self._gate),
             randomness=replace(self._randomness),
             state=self.state,
             opening=window.opening,
@@ -127,18 +145,20 @@ class Session:
 
     @property
     def step_vectors(self) -> Tensor | None:
-        """[K, W] of the steps that stand in the context; they belong to what is in the cache."""
+        """[K, W] of the steps in the context; they belong to what the cache holds."""
         return self._window.step_vectors
 
     def restore(self, log: SessionLog, step_vectors: Tensor | None = None) -> None:
-        """Continues `log`, from which the policy and the random numbers come too.
+        """Continue `log`, with its policy and its random numbers.
 
-        `start` then rebuilds the cache, unless it was put back; that comes with its step vectors.
+        Args:
+            log: of the session.
+            step_vectors: [K, W], if the cache was put back; without it, `start` rebuilds both.
         """
         window = self._window
         self.state, self.history, self.texts = log.state, dict(log.history), list(log.texts)
         self.forgot, self.patched, self.epoch = log.forgot, log.patched, log.epoch + 1
-        self._restraint = replace(log.restraint)
+        self._gate = replace(log.gate)
         vars(self.counters).update(vars(log.counters))
         self.num_pushed = log.counters.frames
         window.segment, window.opening, window.summary = log.segment, log.opening, log.summary
@@ -146,19 +166,19 @@ class Session:
         window.said.clear()
         window.said.extend(log.said)
         window.tail.extend(log.tail)
-        window.take_back(step_vectors)
+        window.restore_step_vectors(step_vectors)
 
-    def start(self) -> Run:
-        """Feeds the first context, or a restored segment's tokens."""
+    def start(self) -> FeedGenerator:
+        """Feed the first context, or the tokens of a restored segment."""
         yield from self._window.start(self.state)
 
-    def decide(self) -> Run:
-        """Decides waiting frames in one chunk, up to the first at which something is done; the rest wait again."""
+    def decide(self) -> FeedGenerator:
+        """Feed waiting frames in one chunk and decide them; frames after one that acts are queued again."""
         yield from self._make_room()
         frames, ids, ends = self._catch_up()
         start = self.cache.length
-        rows = np.concatenate([embedding for embedding, _ in frames])
-        reply = yield Feed(ids, rows, kind="frame", decide_at=tuple(ends), step_vectors=self._window.step_vectors)
+        features = np.concatenate([embedding for embedding, _ in frames])
+        reply = yield Feed(ids, features, kind="frame", decide_at=tuple(ends), step_vectors=self._window.step_vectors)
         for index, (embedding, texts) in enumerate(frames):
             behind = start + ends[index] + 1
             acted = yield from self._decide_at(embedding, texts, reply.readings[index], behind)
@@ -170,23 +190,23 @@ class Session:
 
     # Frames ------------------------------------------------------------------------------------------------
 
-    def _make_room(self) -> Run:
+    def _make_room(self) -> FeedGenerator:
         refreshed = yield from self._window.make_room(self.counters.frames, self.frames[0][1], self.state)
         if refreshed is not None:
             self.counters.refreshes += 1
             self.outbox.append(refreshed)
 
     def _catch_up(self) -> tuple[list[QueuedFrame], list[int], list[int]]:
-        """Takes waiting frames with their tokens and the index of each one's last image token.
+        """Take waiting frames; return them with their tokens and the index of each frame's last image token.
 
-        The first has its room; a later one comes along if it needs no new context even then.
+        There is room for the first frame; later ones are taken while they fit into this context.
         """
         parts = self._parts
         taken: list[QueuedFrame] = []
         ids: list[int] = []
         ends: list[int] = []
         while self.frames and len(taken) < parts.catch_up_frames:
-            if taken and not self._window.holds(len(ids), self.frames[0][1]):
+            if taken and not self._window.fits(len(ids), self.frames[0][1]):
                 break
             taken.append(self.frames.popleft())
             ids += [token for text in taken[-1][1] for token in user_block(parts.vocabulary, text)]
@@ -197,35 +217,34 @@ class Session:
     def _decide_at(
         self, embedding: np.ndarray, texts: tuple[str, ...], reading: Reading, behind: int
     ) -> Generator[Feed, Reply, bool]:
-        """Decides one frame, whose image ends before position `behind`; returns whether the cache changed there."""
+        """Decide one frame, whose image ends before position `behind`; return whether anything was written after it."""
         frame, tracked, lm_head_before = self.counters.frames, self.spec.tracked, self.counters.lm_head_calls
-        p = reading.probabilities
-        p_speak, p_update = p.speak, p.update if tracked else 0.0
+        p_speak, p_update = reading.p_speak, reading.p_update if tracked else 0.0
         readout = self._read_out(reading)
-        wanted = None if self.decides.dst_decoder == "generate" else readout or self.state
+        wanted = None if self.policy.dst_decoder == "generate" else readout or self.state
         delta: Delta = ()
-        updates = tracked and self._restraint.updates(p_update) and self._writer.has_delta(self.state, wanted)
+        updates = tracked and self._gate.allows_update(p_update) and self._writer.can_write_delta(self.state, wanted)
         if updates:
             self.cache.truncate(behind)
             delta, after = yield from self._update(wanted)
-            p_speak = speak_after_delta(self._parts.model, p, after)
-        utterance, silence = None, self._restraint.silence(p_speak, frame, bool(texts), bool(delta))
+            p_speak = speak_after_delta(self._parts.model, p_speak, after)
+        utterance, silence = None, self._gate.silence_reason(p_speak, frame, bool(texts), bool(delta))
         if silence is None:
             if not updates:
                 self.cache.truncate(behind)
-            utterance = yield from self._writer.utterance(frame)
+            utterance = yield from self._writer.generate_utterance(frame)
         fast = self.counters.lm_head_calls == lm_head_before
         self._finish(embedding, FrameEvents(texts, delta, utterance), fast)
         self.outbox.append(Decision(frame, p_speak, p_update, self.state, delta, utterance, readout, fast, silence))
         return updates or silence is None
 
     def _update(self, wanted: TaskState | None) -> Generator[Feed, Reply, tuple[Delta, Tensor]]:
-        """Moves the state by a delta that the model writes, or to `wanted`, which the state head reads off."""
+        """Update the state by a delta that the model generates, or to `wanted`, which the state head read."""
         if wanted is None:
-            delta, after = yield from self._writer.delta(self.state)
+            delta, after = yield from self._writer.generate_delta(self.state)
         else:
-            delta, after = yield from self._writer.given_delta(self.state, wanted)
-        self.state, late = self.state.apply(delta, self._parts.policy)  # the state may have been set meanwhile
+            delta, after = yield from self._writer.write_delta_to(self.state, wanted)
+        self.state, late = self.state.apply(delta, self._parts.policy)  # a patch may have come meanwhile
         return tuple(transition for transition in delta if transition not in late), after
 
     def _read_out(self, reading: Reading) -> TaskState | None:
@@ -235,8 +254,8 @@ class Session:
 
     def _finish(self, embedding: np.ndarray, events: FrameEvents, fast: bool) -> None:
         frame = self.counters.frames
-        self._window.decided(embedding, events)
-        self._restraint.acted(frame, bool(events.delta), events.utterance is not None)
+        self._window.add_frame(embedding, events)
+        self._gate.record(frame, bool(events.delta), events.utterance is not None)
         if events != FrameEvents():
             self.history[frame] = events
         if len(self.history) > self._parts.history_events:
@@ -244,3 +263,37 @@ class Session:
             self.forgot = True
         self.counters.frames += 1
         self.counters.fast_frames += fast
+
+
+def _checked_features(embedding: np.ndarray, config: DSTConfig) -> np.ndarray:
+    """Return a frame's features [I, D] as float16.
+
+    Raises:
+        SessionError: `wrong_shape`, or values that are not finite.
+    """
+    expected = (config.tokens_per_frame, config.vision_dim)
+    if embedding.shape != expected:
+        message = f"embedding: has shape {list(embedding.shape)}, expected {list(expected)}"
+        raise session_error("wrong_shape", message, "embedding")
+    embedding = np.asarray(embedding, np.float16)
+    if not np.isfinite(embedding).all():
+        raise SessionError("embedding: holds values that are not finite", field="embedding")
+    return embedding
+
+
+def _with_steps(state: TaskState, changes: Mapping[str, str]) -> TaskState:
+    """Return `state` with steps set by id, such as {"S2": "completed"}.
+
+    Raises:
+        SessionError: a step or a state that does not exist.
+    """
+    steps = list(state.steps)
+    for step_id, label in changes.items():
+        index = int(step_id[1:]) - 1 if step_id[:1] == "S" and step_id[1:].isdecimal() else -1
+        if not 0 <= index < len(steps):
+            raise SessionError(f"state: no step {step_id!r} in a recipe of {len(steps)}", field="state")
+        if label.upper() not in StepState.__members__:
+            known = ", ".join(state.label for state in StepState)
+            raise SessionError(f"state.{step_id}: {label!r} must be one of {known}", field="state")
+        steps[index] = StepState[label.upper()]
+    return TaskState(tuple(steps))

@@ -1,4 +1,4 @@
-"""What the engine shares with every session, and what it counts of each."""
+"""What all sessions of an engine share, and the counters of each."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,14 +13,16 @@ from prospect.streaming.session.grammar import DeltaGrammar
 
 @dataclass
 class SessionParts:
-    """What the engine shares with every session."""
+    """What all sessions of an engine share."""
 
     model: DSTModel
     vocabulary: Vocabulary
     context: ContextSettings
     policy: StatePolicy
     catch_up_frames: int
-    """Most waiting frames of one session that are decided in one chunk."""
+    """Most frames of one session that are fed in one chunk."""
+    max_waiting_frames: int
+    """Frames of one session that may wait; one more is refused."""
     history_events: int
     """Frames with events that a session remembers."""
 
@@ -35,10 +37,12 @@ class SessionParts:
 
 @dataclass
 class Counters:
-    """What a session has done so far."""
+    """Counts of what a session has done so far."""
 
     frames: int = 0
+    """Decided frames."""
     fast_frames: int = 0
+    """Frames decided without `lm_head`."""
     refreshes: int = 0
     lm_head_calls: int = 0
     overruled: int = 0

@@ -1,8 +1,8 @@
-"""What happens when a session's context is full: the context strategies (docs/architecture.md#context-strategies).
+"""Context strategies: what replaces a session's context when it is full (docs/architecture.md#context-strategies).
 
-Ours show a context that a training clip could start with: every key stands at its position, and the prompt stays.
-`context.published` has what the earlier code does instead, for comparison: nothing but the frames after `drop_all`,
-keys at their old positions after `drop_middle`, the prompt of the session's opening after a summary.
+Our strategies make a context that a training clip could start with: they keep the prompt, and every key is at its
+position. With `context.published` they do what ProAssist published, for comparison: `drop_all` keeps nothing,
+`drop_middle` leaves keys at their old positions, summaries follow the prompt of the session's opening.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,54 +16,54 @@ from prospect.streaming.types import SessionSpec
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What there is to make a context from. F frames were decided since the last one was made."""
+class ContextInputs:
+    """What a new context can be made from. F frames were decided since the last context was made."""
 
     opening: TaskState
-    """The state that the session opened with, or that it was last set to from outside."""
+    """The state that the session opened with, or that a client last set."""
     state: TaskState
     said: Sequence[tuple[str, str]]
     """(role, text) of the last utterances, oldest first."""
     num_tail: int
-    """Frames at hand that can be shown again."""
+    """Number of last frames that can be shown again."""
     summary: str | None = None
-    """Of the progress, where one was asked for."""
+    """Summary of the progress, if the model was asked for one."""
     lengths: Sequence[int] = ()
-    """[F] tokens of each, its events included."""
+    """[F] tokens of each frame with its events."""
     states: Sequence[TaskState] = ()
-    """[F] the state before each."""
+    """[F] the state before each frame."""
     room: int = 0
-    """Tokens that a context has for more than its prompt."""
+    """Tokens that a context may have beside its prompt."""
 
 
 @dataclass(frozen=True)
 class ContextPlan:
-    """What a rebuilt context shows."""
+    """What a new context shows."""
 
     state: TaskState
     utterances: tuple[tuple[str, str], ...] = ()
     tail_frames: int = 0
-    """Frames shown again, undecided and without what happened at them."""
+    """Number of last frames shown again, undecided and without their events."""
     summary: str | None = None
     kept_frames: int = 0
-    """Frames that stay as they were decided, with what happened at them; `state` is the one before them."""
+    """Number of last frames that stay as they were decided, with their events; `state` is the one before them."""
     prompt: bool = True
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """One way to go on when the context is full.
+    """What one context strategy does.
 
     Attributes:
-        plan: what the next context shows.
-        asks: whether the model is asked for a summary of the progress first: of what it watched, or told the state.
-        stateless: whether every frame is decided by itself, behind the prompt alone.
-        cuts: whether keys are taken out of the middle, and those behind keep their old positions.
-        shows_state: whether the state that the context shows is always the tracked one.
-        reserve: tokens that it leaves free at least.
+        plan: plans the next context.
+        asks: whether the model is asked for a summary first: of what it watched, or after it is told the state.
+        stateless: whether each frame is decided by itself after the prompt.
+        cuts: whether keys are removed from the middle, and later keys keep their old positions.
+        shows_state: whether the context always shows the tracked state.
+        reserve: least tokens to leave free.
     """
 
-    plan: Callable[[ContextSettings, Seen], ContextPlan]
+    plan: Callable[[ContextSettings, ContextInputs], ContextPlan]
     asks: Literal["", "watched", "state"] = ""
     stateless: bool = False
     cuts: bool = False
@@ -71,32 +71,32 @@ class Strategy:
     reserve: int = 0
 
 
-def _prompt(settings: ContextSettings, seen: Seen) -> ContextPlan:
+def _prompt(settings: ContextSettings, seen: ContextInputs) -> ContextPlan:
     return ContextPlan(seen.state)
 
 
-def _opening_prompt(settings: ContextSettings, seen: Seen) -> ContextPlan:
+def _opening_prompt(settings: ContextSettings, seen: ContextInputs) -> ContextPlan:
     return ContextPlan(seen.opening)
 
 
-def _opening_prompt_and_summary(settings: ContextSettings, seen: Seen) -> ContextPlan:
+def _opening_prompt_and_summary(settings: ContextSettings, seen: ContextInputs) -> ContextPlan:
     return ContextPlan(seen.opening, summary=seen.summary)
 
 
-def _nothing(settings: ContextSettings, seen: Seen) -> ContextPlan:
+def _nothing(settings: ContextSettings, seen: ContextInputs) -> ContextPlan:
     return ContextPlan(seen.state, prompt=False)
 
 
-def _refresh(settings: ContextSettings, seen: Seen) -> ContextPlan:
+def _refresh(settings: ContextSettings, seen: ContextInputs) -> ContextPlan:
     kept = tuple(seen.said[max(0, len(seen.said) - settings.last_utterances) :])
     return ContextPlan(seen.state, kept, min(seen.num_tail, settings.max_tail_frames))
 
 
-def _refresh_and_summary(settings: ContextSettings, seen: Seen) -> ContextPlan:
+def _refresh_and_summary(settings: ContextSettings, seen: ContextInputs) -> ContextPlan:
     return replace(_refresh(settings, seen), summary=seen.summary)
 
 
-def _last_tokens(settings: ContextSettings, seen: Seen) -> ContextPlan:
+def _last_tokens(settings: ContextSettings, seen: ContextInputs) -> ContextPlan:
     kept = frames_within(seen.lengths, min(settings.keep_last_tokens, seen.room))
     return ContextPlan(seen.states[-kept], kept_frames=kept) if kept else ContextPlan(seen.state)
 
@@ -124,16 +124,16 @@ def strategy_of(settings: ContextSettings) -> Strategy:
     return (_PUBLISHED if settings.published else _OURS)[settings.strategy]
 
 
-def plan_context(settings: ContextSettings, seen: Seen, patched: bool) -> ContextPlan:
-    """What the next context shows; a state that was set from outside is shown by every strategy."""
+def plan_context(settings: ContextSettings, seen: ContextInputs, patched: bool) -> ContextPlan:
+    """Plan the next context; every strategy shows a state that a client has set."""
     strategy = strategy_of(settings)
     if patched and not strategy.shows_state:
         return (_prompt if strategy.stateless else _refresh)(settings, seen)
     return strategy.plan(settings, seen)
 
 
-def plan_opening(settings: ContextSettings, seen: Seen) -> ContextPlan:
-    """What a session's first context shows: everything that it was opened with."""
+def plan_opening(settings: ContextSettings, seen: ContextInputs) -> ContextPlan:
+    """Plan a session's first context, which shows everything that the session was opened with."""
     strategy = strategy_of(settings)
     if strategy.stateless:
         return strategy.plan(settings, seen)
@@ -141,18 +141,18 @@ def plan_opening(settings: ContextSettings, seen: Seen) -> ContextPlan:
 
 
 def longest_tail(settings: ContextSettings) -> int:
-    """Frames that a context of this strategy shows again at most."""
+    """Return the most frames that a context of this strategy shows again."""
     strategy = strategy_of(settings)
     return 0 if strategy.stateless or strategy.plan is _prompt else settings.max_tail_frames
 
 
 def summary_line(settings: ContextSettings) -> int:
-    """Tokens that a summary takes in a context of this strategy at most, its label included."""
+    """Return the most tokens that a summary and its label take in a context of this strategy."""
     return settings.max_summary_tokens + 16 if strategy_of(settings).asks else 0
 
 
 def frames_within(lengths: Sequence[int], budget: int) -> int:
-    """How many of the last frames, of so many tokens each, `budget` tokens hold."""
+    """Return how many of the last frames, of `lengths` tokens each, fit into `budget` tokens."""
     count = 0
     while count < len(lengths) and lengths[-1 - count] <= budget:
         budget -= lengths[-1 - count]
@@ -161,31 +161,31 @@ def frames_within(lengths: Sequence[int], budget: int) -> int:
 
 
 def frame_reserve(builder: SequenceBuilder) -> int:
-    """Tokens that one frame can need at most beside the user's text: image, delta block, utterance block."""
+    """Return the most tokens of one frame without the user's text: image, delta block, utterance block."""
     settings = builder.settings
     return builder.tokens_per_frame + (settings.max_delta_tokens + 2) + (settings.max_utterance_tokens + 2)
 
 
 def full_reserve(builder: SequenceBuilder, num_steps: int) -> int:
-    """Tokens that are free before a frame and the user's text: the frame's, and those of a summary behind it."""
+    """Return the tokens to keep free for one frame without the user's text, and for a summary after it."""
     strategy, needed = strategy_of(builder.settings), frame_reserve(builder)
     if strategy.asks:
         needed += len(builder.summary_request()) + builder.settings.max_summary_tokens + 2
     if strategy.asks == "state" and num_steps:
-        uniform = [TaskState((state,) * num_steps) for state in StepState]  # to tell any other state takes less
+        uniform = [TaskState((state,) * num_steps) for state in StepState]  # any other state takes fewer tokens to tell
         needed += sum(len(user_block(builder.vocabulary, describe_state(state))) for state in uniform)
     return max(needed, strategy.reserve)
 
 
 def summary_question(builder: SequenceBuilder, strategy: Strategy, state: TaskState) -> list[int]:
-    """What asks for a summary: the state, where the strategy tells it, and the request."""
+    """Return the tokens that ask for a summary: the state, if the strategy tells it, and the request."""
     if strategy.asks == "state" and len(state):
         return user_block(builder.vocabulary, describe_state(state)) + builder.summary_request()
     return builder.summary_request()
 
 
 def describe_state(state: TaskState) -> str:
-    """Such as `Completed: S1, S2. In progress: S3. Next: S4.`."""
+    """Describe a state in words, such as `Completed: S1, S2. In progress: S3. Next: S4.`."""
 
     def named(wanted: StepState) -> list[str]:
         return [f"S{number}" for number, step in enumerate(state.steps, 1) if step is wanted]
@@ -199,7 +199,7 @@ def describe_state(state: TaskState) -> str:
 
 
 def oracle_state(spec: SessionSpec, frame: int, policy: StatePolicy) -> TaskState:
-    """The reference's state before `frame`."""
+    """Return the reference's state before `frame`."""
     state = spec.state or TaskState.initial(len(spec.steps))
     for decided, delta in spec.oracle:
         if decided < frame:
@@ -208,7 +208,7 @@ def oracle_state(spec: SessionSpec, frame: int, policy: StatePolicy) -> TaskStat
 
 
 def session_context(builder: SequenceBuilder, spec: SessionSpec, plan: ContextPlan, room: int | None = None) -> Context:
-    """The context of a live session; `room` is what text and tail may take together, in tokens."""
+    """Build a session's context as planned; its text and tail take `room` tokens at most."""
     if not plan.prompt:
         return Context((), 0, 0, (-1,) * len(spec.steps), "")
     return builder.context(

@@ -10,14 +10,15 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, varlen
 
-from prospect.streaming.attention.cpu import RunAttention
+from prospect.streaming.attention.cpu import CpuAttention
 from prospect.streaming.attention.gpu import VarlenAttention
+from prospect.streaming.attention.interface import Chunk
 from prospect.streaming.attention.select import fastest
 from prospect.streaming.kv_cache.block_table import BlockTable
 from prospect.streaming.kv_cache.pool import PagePool
-from prospect.streaming.runner.cuda_graphs import LONGEST_CHUNK, GraphedTrunk, VarlenRows, captured_passes
-from prospect.streaming.runner.forward import Chunk, PackedTrunk
-from prospect.streaming.runner.static import FixedAttention, RowPass
+from prospect.streaming.runner.cuda_graphs import LONGEST_CHUNK, GraphedTrunk, SingleTokenVarlen, captured_passes
+from prospect.streaming.runner.forward import PackedTrunk
+from prospect.streaming.runner.static import FixedAttention, StaticPass
 from tests.factories import features, tiny_model, tiny_vocabulary
 from tests.needs import needs_cuda
 
@@ -59,8 +60,8 @@ def test_rows_give_what_a_packed_pass_gives(model):
     image = model.config.grammar_ids["<image>"]
     found = []
     for make in (
-        lambda pool: PackedTrunk(model, pool, RunAttention),
-        lambda pool: RowPass(model, pool, 32, SIZE * FULL, FixedAttention),
+        lambda pool: PackedTrunk(model, pool, CpuAttention),
+        lambda pool: StaticPass(model, pool, 32, SIZE * FULL, FixedAttention),
     ):
         pool = empty_pool(model)
         found.append(hidden_states(make(pool), chunks_of(pool, image)))
@@ -100,7 +101,7 @@ def test_what_a_graph_captures_reads_nothing_on_the_host_and_calls_torch_as_torc
     monkeypatch.setattr(varlen, "_select_backend", lambda *args: chosen.append(select(*args)) or chosen[-1])
     model = copy.deepcopy(model).to(torch.bfloat16).eval()
     pool = PagePool(model.kv_geometry, 4, 256, FULL, torch.bfloat16, torch.device("cpu"))
-    rows = RowPass(model, pool, 4, 256 * FULL, VarlenRows)
+    rows = StaticPass(model, pool, 4, 256 * FULL, SingleTokenVarlen)
     with FakeTensorMode() as mode, torch.no_grad():
 
         def on_cuda(tensor: Tensor) -> Tensor:
@@ -113,7 +114,7 @@ def test_what_a_graph_captures_reads_nothing_on_the_host_and_calls_torch_as_torc
                 setattr(module, name, on_cuda(buffer))
         pool.keys, pool.values = ([on_cuda(pages) for pages in layers] for layers in (pool.keys, pool.values))
         for name in ("tokens", "frames", "positions", "slots", "tables"):
-            setattr(rows._rows, name, on_cuda(getattr(rows._rows, name)))
+            setattr(rows._buffers, name, on_cuda(getattr(rows._buffers, name)))
         hidden = rows._hidden()
     assert (hidden.shape, hidden.device.type) == ((4, model.config.hidden_size), "cuda")
     assert chosen == [kernel.value] * model.config.num_hidden_layers
@@ -144,11 +145,11 @@ def test_the_fastest_backend_is_measured_and_one_that_does_not_run_is_said(model
 
     def slow(pool, parts):
         for _ in range(50):
-            attend = RunAttention(pool, parts)
+            attend = CpuAttention(pool, parts)
         return attend
 
     pool = empty_pool(model)
-    assert fastest({"varlen": broken, "flex": slow, "sdpa": RunAttention}, pool) == "sdpa"
+    assert fastest({"varlen": broken, "flex": slow, "sdpa": CpuAttention}, pool) == "sdpa"
     assert "varlen does not run here: no kernel for this device" in caplog.text
     assert pool.counts().used == 0
     with pytest.raises(RuntimeError, match="none of the attention backends varlen runs on cpu"):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from prospect.errors import ConfigError, OutOfPagesError, SessionError, UnknownSessionError
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.kv_cache.parking import ParkingLot
-from prospect.streaming.kv_cache.residence import CachePlacement
+from prospect.streaming.kv_cache.placement import CachePlacement
 from prospect.streaming.settings import StreamingSettings
 from prospect.streaming.types import Decision, SessionSpec
 from tests.factories import CONTEXT, features, tea_dialogue, tiny_model, tiny_vocabulary
@@ -54,7 +54,7 @@ def test_no_more_are_opened_than_full_ones_fit(loaded):
     assert decided(engine) == {"a": [0, 1, 2]}
     engine.close("b")
     engine.open("c", TEA)
-    with pytest.raises(OutOfPagesError, match=r"2 pages of 64 tokens hold no session of 256"):
+    with pytest.raises(OutOfPagesError, match=r"2 pages of 64 tokens cannot hold a session of 256"):
         StreamingEngine(loaded, SMALL, TWO.model_copy(update={"pages": 2}))
 
 
@@ -103,7 +103,7 @@ import sys, torch
 from pathlib import Path
 from prospect.streaming.kv_cache.parking import ParkingLot
 lot = ParkingLot(Path({str(tmp_path)!r}))
-lot.leave("a", {{"keys": torch.zeros(3)}})
+lot.store("a", {{"keys": torch.zeros(3)}})
 print("left", flush=True)
 sys.stdin.read()
 """
@@ -119,7 +119,9 @@ sys.stdin.read()
 
 def test_a_parking_folder_that_cannot_be_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"streaming.parking_folder .*/file/parked: no folder can be made there"):
+    with pytest.raises(
+        ConfigError, match=r"`streaming.parking_folder` \(.*/file/parked\) must be a folder that can be written to"
+    ):
         ParkingLot(tmp_path / "file" / "parked")
 
 

@@ -1,0 +1,169 @@
+"""Messages that a client sends over a WebSocket, and the bodies of its HTTP requests."""
+
+import base64
+import binascii
+from typing import Annotated, Literal
+from uuid import uuid4
+
+import numpy as np
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    model_validator,
+)
+
+from prospect.protocol.fields import StateMap
+
+MAX_IMAGE_BYTES = 16 * 2**20
+"""Most bytes of a picture or an embedding."""
+
+
+def _from_base64(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return base64.b64decode(value, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"is not base64: {str(error).lower()}") from None
+
+
+Base64 = Annotated[
+    bytes,
+    BeforeValidator(_from_base64),
+    PlainSerializer(lambda data: base64.b64encode(data).decode(), return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "contentEncoding": "base64"}),
+    Field(max_length=MAX_IMAGE_BYTES),
+]
+"""Bytes, written as base64 in JSON."""
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+SessionId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+
+
+class ClientModel(BaseModel):
+    """A message that refuses unknown fields, so that a typing error does not pass for a default."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class ThresholdsMessage(ClientModel):
+    """Probabilities above which the assistant acts; a threshold left out is the model's own."""
+
+    speak: Probability | None = None
+    update: Probability | None = None
+
+
+class SessionUpdate(ClientModel):
+    """Open a session, or continue one."""
+
+    type: Literal["session.update"] = "session.update"
+    session_id: SessionId | None = None
+    """Chosen by the server if left out. Anybody who knows it can reach the session over HTTP."""
+    goal: str = ""
+    steps: tuple[str, ...] = ()
+    """Names of the recipe's steps, S1 first; may be empty."""
+    knowledge: str = ""
+    dataset: str = ""
+    """Training data set that is most like the stream: its calibrated thresholds apply. Left out, or unknown to the
+    model's calibration: those of all data sets together."""
+    thresholds: ThresholdsMessage = ThresholdsMessage()
+    keep: bool = False
+    """Whether the session outlives its WebSocket, until it is resumed, closed or idle too long."""
+    resume: str | None = None
+    """Handle from `session.created` of the session to continue; all other fields must be left out."""
+
+    @model_validator(mode="after")
+    def _resumes_alone(self) -> "SessionUpdate":
+        if self.resume is None:
+            return self
+        fields = type(self).model_fields
+        others = [n for n in fields if n not in ("type", "resume") and getattr(self, n) != fields[n].default]
+        if others:
+            raise ValueError(f"resume continues a session as it is; leave out {', '.join(others)}")
+        return self
+
+    def with_id(self) -> "SessionUpdate":
+        """Return the message with a session id. The gateway chooses it: the id decides which engine has the session."""
+        return self if self.session_id else self.model_copy(update={"session_id": uuid4().hex})
+
+
+class EmbeddingMessage(ClientModel):
+    """A frame's features, encoded by the client."""
+
+    data: Base64
+    """float16, little endian, row by row."""
+    shape: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+    """[I, D]: I tokens of D features."""
+    fingerprint: str
+    """Fingerprint of the encoder; it must be the model's (`GET /v1/model`)."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> "EmbeddingMessage":
+        expected = 2 * self.shape[0] * self.shape[1]
+        if len(self.data) != expected:
+            raise ValueError(f"{len(self.data)} bytes do not hold float16 of shape {list(self.shape)}: {expected} do")
+        return self
+
+    @classmethod
+    def of(cls, embedding: np.ndarray, fingerprint: str) -> "EmbeddingMessage":
+        """Make a message from features [I, D] or, for one token, [D]."""
+        rows = np.atleast_2d(embedding).astype("<f2")
+        return cls(data=rows.tobytes(), shape=(rows.shape[0], rows.shape[1]), fingerprint=fingerprint)
+
+    def array(self) -> np.ndarray:
+        """Return the features, float16 [I, D]."""
+        return np.frombuffer(self.data, "<f2").reshape(self.shape)
+
+
+class FrameAppend(ClientModel):
+    """Send the next frame: a picture or an embedding."""
+
+    type: Literal["input_frame.append"] = "input_frame.append"
+    seq: Annotated[int, Field(ge=0)] | None = None
+    """0, 1, 2, ... in the session. Left out, it is the next one, and a message sent twice is taken twice."""
+    pts: Annotated[float, Field(ge=0)] | None = None
+    """Time of the picture in the client's stream, seconds; it must lie in a later frame than the last one."""
+    image: Base64 | None = None
+    """JPEG or PNG."""
+    embedding: EmbeddingMessage | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "FrameAppend":
+        if (self.image is None) == (self.embedding is None):
+            raise ValueError("a frame carries either image or embedding")
+        return self
+
+
+class TextAppend(ClientModel):
+    """Send a text of the user; it joins the next frame."""
+
+    type: Literal["input_text.append"] = "input_text.append"
+    text: Annotated[str, Field(min_length=1)]
+
+
+class StatePatch(ClientModel):
+    """Correct the tracked state."""
+
+    type: Literal["state.patch"] = "state.patch"
+    state: StateMap
+
+
+class SessionClose(ClientModel):
+    """Close the session once the frames sent before are decided."""
+
+    type: Literal["session.close"] = "session.close"
+
+
+class FramesRequest(ClientModel):
+    """Several frames in order: a body of `POST /v1/sessions/ID/frames`."""
+
+    frames: Annotated[tuple[FrameAppend, ...], Field(min_length=1)]
+
+
+ClientMessage = Annotated[
+    SessionUpdate | FrameAppend | TextAppend | StatePatch | SessionClose, Field(discriminator="type")
+]

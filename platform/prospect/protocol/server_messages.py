@@ -1,0 +1,208 @@
+"""Messages that a server sends over a WebSocket, and the bodies of its HTTP answers."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from prospect.dialogue.state import TaskState, format_delta
+from prospect.errors import ProspectError
+from prospect.protocol.fields import StateMap
+from prospect.streaming.types import Decision, Silence
+
+
+def state_map(state: TaskState) -> StateMap:
+    """Convert a state to its form in messages."""
+    labels: tuple[Any, ...] = state.labels
+    return {f"S{number}": label for number, label in enumerate(labels, 1)}
+
+
+class ServerModel(BaseModel):
+    """A message that ignores unknown fields, so that a server may be newer than its client."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class SessionCreated(ServerModel):
+    """The session is open."""
+
+    type: Literal["session.created"] = "session.created"
+    session_id: str
+    resume: str
+    """Handle with which another WebSocket continues the session, once; that one gets a new handle."""
+    fps: float
+    fingerprint: str
+    tokens_per_frame: int
+    next_seq: int = 0
+    state: StateMap
+
+
+class DecidedFrame(ServerModel):
+    """A decided frame: the fields that `decision` and `FrameOutcome` share."""
+
+    seq: int
+    frame: int
+    """Index in the session's stream; decided at (frame + 1) / fps seconds."""
+    p_speak: float
+    p_update: float
+    readout: StateMap | None = None
+    """The most probable state, read at this frame without generating text."""
+    silence: Silence | None = None
+    """Why nothing was said: `threshold`, `cooldown` or `hysteresis`; null if something was."""
+
+    @classmethod
+    def of(cls, seq: int, decision: Decision) -> Self:
+        """Convert the engine's decision at the frame that the client sent as `seq`."""
+        converted = {
+            "seq": seq,
+            "state": state_map(decision.state),
+            "delta": format_delta(decision.delta),
+            "readout": state_map(decision.readout) if decision.readout else None,
+        }
+        return cls.model_validate(vars(decision) | converted)
+
+
+class FrameDecision(DecidedFrame):
+    """A frame is decided. Pieces of its utterance came before (`response.delta`); the results follow at once."""
+
+    type: Literal["decision"] = "decision"
+
+
+class StateUpdated(ServerModel):
+    """The tracked state changed."""
+
+    type: Literal["state.updated"] = "state.updated"
+    state: StateMap
+    delta: str = ""
+    """`S1->complete; S2->start`; empty if the client patched the state."""
+    seq: int | None = None
+    frame: int | None = None
+
+
+class ResponseDelta(ServerModel):
+    """A piece of the utterance that is being generated at `frame`."""
+
+    type: Literal["response.delta"] = "response.delta"
+    seq: int
+    frame: int
+    text: str
+
+
+class ResponseDone(ServerModel):
+    """The whole utterance of `frame`."""
+
+    type: Literal["response.done"] = "response.done"
+    seq: int
+    frame: int
+    text: str
+
+
+class FrameDropped(ServerModel):
+    """The frame was dropped, since too many are waiting. The stream goes on with the next seq."""
+
+    type: Literal["frame.dropped"] = "frame.dropped"
+    seq: int
+    reason: str
+
+
+class SessionRefreshed(ServerModel):
+    """The context was full or the state was patched: the context is rebuilt before `frame`."""
+
+    type: Literal["session.refreshed"] = "session.refreshed"
+    frame: int
+    tokens_before: int
+    tokens_after: int
+    summary: str | None = None
+    """Summary of the progress, if the model was asked for one."""
+    oracle: bool = False
+    """Whether the model was told a reference's state for the summary; in evaluation only."""
+
+
+class SessionGoingAway(ServerModel):
+    """This server stops; continue the session elsewhere with the handle."""
+
+    type: Literal["session.going_away"] = "session.going_away"
+    resume: str
+    reason: str
+
+
+class SessionClosed(ServerModel):
+    """The last message of a session."""
+
+    type: Literal["session.closed"] = "session.closed"
+    session_id: str
+    reason: Literal["client", "idle", "disconnected"]
+    frames: int
+    """Decided frames."""
+
+
+class ErrorMessage(ServerModel):
+    """A message was refused. The stream stays open."""
+
+    type: Literal["error"] = "error"
+    code: str
+    message: str
+    field: str | None = None
+    seq: int | None = None
+    """The refused frame, which may be sent again or left out."""
+
+    @classmethod
+    def of(cls, error: ProspectError, seq: int | None = None) -> "ErrorMessage":
+        return cls(code=error.code, message=str(error), field=error.field, seq=seq)
+
+
+# Bodies of HTTP answers ---------------------------------------------------------------------------------------
+
+
+class FrameOutcome(DecidedFrame):
+    """Everything decided at one frame, for HTTP."""
+
+    state: StateMap
+    delta: str = ""
+    utterance: str | None = None
+
+
+class FramesResponse(ServerModel):
+    """One outcome for each frame of the request, in the same order."""
+
+    frames: list[FrameOutcome]
+
+
+class SessionView(ServerModel):
+    """What is known of a session now."""
+
+    session_id: str
+    goal: str
+    steps: list[str]
+    state: StateMap
+    next_seq: int
+    waiting: int
+    """Frames taken and not yet decided."""
+    counters: dict[str, int]
+
+
+class ModelCard(ServerModel):
+    """What a client must know about the served model."""
+
+    name: str
+    fingerprint: str
+    fps: float
+    tokens_per_frame: int
+    dim: int
+    """D of an embedding [tokens_per_frame, dim]."""
+    accepts_images: bool
+    """False if the model's encoder is missing: send embeddings."""
+
+
+ServerMessage = Annotated[
+    SessionCreated
+    | FrameDecision
+    | StateUpdated
+    | ResponseDelta
+    | ResponseDone
+    | FrameDropped
+    | SessionRefreshed
+    | SessionGoingAway
+    | SessionClosed
+    | ErrorMessage,
+    Field(discriminator="type"),
+]
