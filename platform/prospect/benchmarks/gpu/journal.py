@@ -1,7 +1,6 @@
 """The results of a run as a JSON file, which is whole after every row that is measured."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prospect.benchmarks.gpu.settings import GpuSuite, Stage
+from prospect.files import write_json
 from prospect.streaming.settings import StreamingSettings
 
 Row = dict[str, Any]
@@ -48,7 +48,6 @@ class Journal:
             "stages": {stage: {**waiting, "rows": []} for stage in chosen},
         }
         journal = cls(file, content)
-        file.parent.mkdir(parents=True, exist_ok=True)
         journal.save()
         return journal
 
@@ -58,9 +57,7 @@ class Journal:
 
     def save(self) -> None:
         """Replace the file at once: a reader sees a whole one."""
-        partial = self.file.with_suffix(".partial")
-        partial.write_text(json.dumps(self.content, indent=1))
-        os.replace(partial, self.file)
+        write_json(self.file, self.content)
 
     def stage(self, name: Stage) -> dict[str, Any]:
         return self.content["stages"][name]

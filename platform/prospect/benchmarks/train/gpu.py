@@ -89,7 +89,7 @@ def _measure(
     batch.decisions, batch.text_positions = (
         torch.arange(len(each)) for each in (batch.decisions, batch.text_positions)
     )
-    for _ in range(WARM_UP):
+    for _ in range(min(WARM_UP, suite.gpu_steps)):
         train_step(backend, StepBatch([MicroBatch(batch)], 1e-5), training)
     on_gpu = device == "cuda"
     if on_gpu:

@@ -7,12 +7,13 @@ import re
 import zlib
 from collections.abc import Iterator
 from fnmatch import fnmatch
-from typing import Any, TextIO
-
-from pyarrow import ArrowInvalid, fs
+from typing import Any, Literal, TextIO
 
 from prospect.errors import DataError
 from prospect.files import open_filesystem
+
+Kind = Literal["File", "Directory"]
+"""Names of pyarrow's file types. It is imported where files are read, not where a configuration is composed."""
 
 CHUNK = 1 << 24
 """Characters of a document held besides the element that they complete."""
@@ -23,41 +24,43 @@ _NEXT = re.compile(r"\s*(?:(\])|,)\s*")
 
 def is_file(url: str) -> bool:
     """Whether a file lies there; a folder, or nothing, is none."""
-    return _kind(url) == fs.FileType.File
+    return _kind(url) == "File"
 
 
 def is_folder(url: str) -> bool:
     """Whether a folder lies there."""
-    return _kind(url) == fs.FileType.Directory
+    return _kind(url) == "Directory"
 
 
-def _kind(url: str) -> fs.FileType:
+def _kind(url: str) -> str:
     filesystem, path = open_filesystem(url)
     try:
-        return filesystem.get_file_info(path).type
-    except (OSError, ArrowInvalid) as error:
+        return str(filesystem.get_file_info(path).type.name)
+    except (OSError, ValueError) as error:
         raise DataError(f"{url} cannot be reached: {error}", field="data.path") from None
 
 
 def list_files(folder: str, *patterns: str, recursive: bool = False) -> list[str]:
     """Paths or URLs of the files in a folder whose name fits one of the patterns, sorted; none where it is missing."""
-    found = _entries(folder, recursive, fs.FileType.File)
+    found = _entries(folder, recursive, "File")
     return [url for url in found if any(fnmatch(url.rsplit("/", 1)[-1], pattern) for pattern in patterns)]
 
 
 def list_folders(folder: str) -> list[str]:
     """Names of the folders in a folder, sorted."""
-    return [url.rsplit("/", 1)[-1] for url in _entries(folder, False, fs.FileType.Directory)]
+    return [url.rsplit("/", 1)[-1] for url in _entries(folder, False, "Directory")]
 
 
-def _entries(folder: str, recursive: bool, kind: fs.FileType) -> list[str]:
+def _entries(folder: str, recursive: bool, kind: Kind) -> list[str]:
+    from pyarrow import fs
+
     filesystem, base = open_filesystem(folder)
     try:
         entries = filesystem.get_file_info(fs.FileSelector(base, allow_not_found=True, recursive=recursive))
-    except (OSError, ArrowInvalid) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{folder} cannot be listed: {error}", field="data.path") from None
     head, question, query = folder.partition("?") if "://" in folder else (base, "", "")
-    paths = sorted(entry.path for entry in entries if entry.type == kind)
+    paths = sorted(entry.path for entry in entries if entry.type.name == kind)
     return [f"{head.rstrip('/')}{path[len(base) :]}{question}{query}" for path in paths]
 
 
@@ -77,7 +80,7 @@ def read_json(url: str) -> Iterator[Any]:
             yield from (_line(line) for line in text if line.strip()) if lines else _document(text)
     except json.JSONDecodeError as error:
         raise DataError(f"data.path: {url} is not valid JSON: {error}", field="data.path") from None
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, ArrowInvalid) as error:
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         raise DataError(f"data.path: {url} cannot be read: {error}", field="data.path") from None
 
 
