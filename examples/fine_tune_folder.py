@@ -7,15 +7,15 @@ FOLDER holds videos and dialogues.json (docs/data.md). Overrides are those of `p
 
 import sys
 
+from prospect import load_config
 from prospect.cluster.embed import embed
 from prospect.cluster.evaluate import evaluate_model
 from prospect.cluster.label import make_labels
 from prospect.cluster.train import train
-from prospect.config.load import load
 
 
 def main(folder: str, *overrides: str) -> None:
-    config = load("demo", ["data=clips", f"data.path={folder}", "training=few_videos", *overrides])
+    config = load_config("demo", ["data=clips", f"data.path={folder}", "training=few_videos", *overrides])
     embed(config)  # videos that are embedded already are skipped
     make_labels(config)
     result = train(config)  # the same run name continues a run, or returns a finished one

@@ -1,7 +1,6 @@
 """The whole path on one machine. Run: make demo, or python jobs/demo.py [data=clips] [model=...] [vision=...]."""
 
-from prospect.config.cli import run_job
-from prospect.demo import demo
+from prospect.cli import run_script
 
 if __name__ == "__main__":
-    run_job("demo", demo)
+    run_script("demo")

@@ -1,7 +1,6 @@
 """Videos -> embeddings. Run: python jobs/embed.py [data=...] [vision=...]."""
 
-from prospect.cluster.embed import embed
-from prospect.config.cli import run_job
+from prospect.cli import run_script
 
 if __name__ == "__main__":
-    run_job("embed", embed)
+    run_script("embed")

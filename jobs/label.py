@@ -1,7 +1,6 @@
 """Annotations -> DST labels. Run: python jobs/label.py [data=...]."""
 
-from prospect.cluster.label import label_and_show
-from prospect.config.cli import run_job
+from prospect.cli import run_script
 
 if __name__ == "__main__":
-    run_job("label", label_and_show)
+    run_script("label")

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import psutil
 
+from prospect.tracking.settings import database_uri
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 MARK = "PROSPECT_CLUSTER"
 START_S = 180
@@ -134,7 +136,8 @@ def mlflow_command(storage: Path, port: int) -> list[str]:
     """One worker: jobs log a few times a second, and each further worker takes 250 MB."""
     return [
         sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1",
-        f"--backend-store-uri=sqlite:///{storage}/mlflow.db", f"--artifacts-destination=file://{storage}/mlartifacts",
+        f"--backend-store-uri={database_uri(storage)}",
+        f"--artifacts-destination={(storage / 'mlartifacts').absolute().as_uri()}",
     ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import ray
 import torch
 from hypothesis import settings
 
-from tests.needs import ADVICE, REQUIRED, need_of, reason, skip_without
+from tests.needs import ADVICE, DATA, REQUIRED, need_of, reason, skip_without
 
 # Two processes run tests at once (make test), and threads of small models wait for each other more than they compute.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,7 +26,7 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts there to interrupt it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ["tests.world"]
+pytest_plugins = ["tests.factories", "tests.order"]
 
 # A run of the tests draws the same examples as the one before it: what a change broke shows, and nothing else does.
 # `--hypothesis-profile=search` draws new ones.
@@ -35,7 +35,6 @@ settings.register_profile("search", derandomize=False, max_examples=1000, deadli
 settings.load_profile("same")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-DATA = Path(os.environ.get("PROSPECT_TEST_DATA") or REPOSITORY.parent / "shared" / "data")
 
 
 @pytest.fixture(scope="session")
@@ -54,11 +53,6 @@ def local_ray() -> None:
 
 def pytest_sessionfinish() -> None:
     ray.shutdown()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole paths first: what takes longest must not be what one process is left with."""
-    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
 
 
 @pytest.fixture

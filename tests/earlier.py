@@ -6,13 +6,9 @@ from pathlib import Path
 
 from prospect.config.schema import Config, StorageSettings
 from prospect.data.embeddings import EmbeddingStore
-from prospect.data.settings import ClipSettings
 from prospect.data.sources import DataSettings
-from prospect.evaluation.settings import CalibrationSettings
 from prospect.streaming.settings import StreamingSettings
-from prospect.training.settings import TrainingSettings
-from prospect.vision.settings import VisionSettings
-from tests.world import CONTEXT, MODEL
+from tests.factories import TOY_CONTEXT, TOY_MODEL, TOY_TRAINING, TOY_VISION
 
 PACKED = Path(__file__).parent / "fixtures" / "root"
 ROOT = "@ROOT@"
@@ -38,29 +34,9 @@ def config_of(root: Path, run_name: str = "finished") -> Config:
         storage=StorageSettings(root=str(root)),
         data=DataSettings(source="dialogues", path=root / "dialogues.jsonl"),
         # Random weights are those of one version of torch, by which the fingerprint differs.
-        vision=VisionSettings(
-            model="prospect-tiny",
-            weights="random:0",
-            image_size=96,
-            equivalent_to=(EmbeddingStore(root / "embeddings").fingerprint,),
-        ),
-        model=MODEL,
-        training=TrainingSettings(
-            run_name=run_name,
-            num_workers=1,
-            threads_per_worker=1,
-            batch_size=3,
-            micro_batch_size=1,
-            max_steps=60,
-            learning_rate=1e-2,
-            warmup_steps=4,
-            save_every=10,
-            keep_checkpoints=1,
-            log_every=20,
-            eval_every=30,
-            clips=ClipSettings(random_start_share=0),
-            calibration=CalibrationSettings(grid=(0.3, 0.7), min_events=1),
-        ),
-        context=CONTEXT,
+        vision=TOY_VISION.model_copy(update={"equivalent_to": (EmbeddingStore(root / "embeddings").fingerprint,)}),
+        model=TOY_MODEL,
+        training=TOY_TRAINING.model_copy(update={"run_name": run_name, "keep_checkpoints": 1}),
+        context=TOY_CONTEXT,
         streaming=StreamingSettings(dst_decoder="readout"),
     )

@@ -22,7 +22,7 @@ from prospect.streaming.settings import StreamingSettings
 from prospect.streaming.types import Decision
 from prospect.tracking.tracking import Tracking
 from tests.earlier import config_of, unpack
-from tests.world import CONTEXT, dialogue, frames
+from tests.factories import TOY_CONTEXT, features, toy_dialogue
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_its_embedding_store_is_read(root: Path) -> None:
     assert (store.dim, store.tokens_per_frame) == (8, 1)
     for video in store.video_ids():
         length = store.num_frames(video)
-        np.testing.assert_array_equal(store.read(video, 2, length), frames(video, 2, length))
+        np.testing.assert_array_equal(store.read(video, 2, length), features(video, 2, length))
         assert store.has(video, "none", store.fingerprint)
 
 
@@ -46,7 +46,7 @@ def test_its_labels_are_those_of_its_records(root: Path) -> None:
     identity = json.loads((root / "runs/finished/identity.json").read_text())
     assert records.fingerprint == identity["data"]["records"], "the same records have the same fingerprint for ever"
     assert {d.video_id: [s.start for s in d.steps] for d, _ in records.placed} == {
-        f"v{number}": [step.start for step in dialogue(number).steps] for number in range(8)
+        f"v{number}": [step.start for step in toy_dialogue(number).steps] for number in range(8)
     }
     assert [d.video_id for d, _ in records.scored("test")] == ["v7"]
 
@@ -76,7 +76,7 @@ def test_its_registered_model_loads_with_its_thresholds(root: Path) -> None:
 
 def test_mlflow_loads_its_registered_model(root: Path) -> None:
     folder = Tracking(config_of(root).tracking, root).resolve("models:/prospect-dst/1")
-    table = pd.DataFrame({"embedding": [row[0].tolist() for row in frames("v7", 0, 6)]})
+    table = pd.DataFrame({"embedding": [row[0].tolist() for row in features("v7", 0, 6)]})
     told = mlflow.pyfunc.load_model(str(folder)).predict(table, params={"goal": "make tea", "steps": ["boil", "pour"]})
     assert list(told["frame"]) == list(range(6))
     assert told["p_speak"].between(0, 1).all()
@@ -85,11 +85,11 @@ def test_mlflow_loads_its_registered_model(root: Path) -> None:
 def test_an_exported_session_goes_on_as_it_would_have(root: Path) -> None:
     loaded = load_model(root / "runs/finished/model")
     settings = StreamingSettings(dst_decoder="readout", deterministic=True, max_sessions=2)
-    engine = StreamingEngine(loaded, CONTEXT, settings)
+    engine = StreamingEngine(loaded, TOY_CONTEXT, settings)
     assert engine.import_(json.loads((root / "session.json").read_text())) == "kitchen"
     found: list[Decision] = []
     for frame in range(12, 24):
-        engine.push_frame("kitchen", frames("v7", frame, frame + 1)[0])
+        engine.push_frame("kitchen", features("v7", frame, frame + 1)[0])
         while engine.has_work():
             found += [event for _, event in engine.step() if isinstance(event, Decision)]
     expected = [event for event in json.loads((root / "session_after.json").read_text()) if event["type"] == "Decision"]
@@ -105,7 +105,7 @@ async def served(root: Path) -> list[FrameOutcome]:
     engine = Engine(config_of(root))
     card = await engine.model()
     await engine.create(SessionUpdate(session_id="s", goal="make tea", steps=("boil water", "pour it")), False)
-    rows = [EmbeddingMessage.of(row, card.fingerprint) for row in frames("v7", 0, 2)]
+    rows = [EmbeddingMessage.of(row, card.fingerprint) for row in features("v7", 0, 2)]
     outcomes = await engine.decide("s", [FrameAppend(seq=seq, embedding=row) for seq, row in enumerate(rows)])
     await engine.close("s")
     await engine.stop()

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from prospect import cli
+from tests.conftest import REPOSITORY
+
 PACKAGE = REPOSITORY / "platform" / "prospect"
 HEAVY = {"ray", "deepspeed", "mlflow"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -53,6 +55,15 @@ def test_only_the_edges_import_ray_deepspeed_and_mlflow(path: Path) -> None:
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_the_package_imports_neither_jobs_nor_serve_nor_tests(path: Path) -> None:
     assert not {"jobs", "serve", "tests"} & set(imported(path))
+
+
+def test_every_script_of_jobs_is_a_job_of_the_command() -> None:
+    """`prospect serve` has its script in serve/."""
+    assert set(JOBS) == set(cli.JOBS) - {"serve"}
+    for job in cli.JOBS.values():
+        module, _, name = job.function.partition(":")
+        [file] = [path for path in MODULES if module_name(path) == module]
+        assert name in {node.name for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)}
 
 
 ASKS = {
@@ -103,14 +114,14 @@ def test_a_job_says_its_first_word_without_a_slow_library(job: str) -> None:
     """Its script is imported, its configuration composed, a mistake in it found and its help printed."""
     script = f"""
 import runpy
-from prospect.config.cli import usage
-from prospect.config.load import load
+from prospect.cli import load_config, schema_of
+from prospect.config.cli import Command, usage
 from prospect.errors import ConfigError
 runpy.run_path("jobs/{job}.py", run_name="job")
-load("{job}")
-usage("{job}")
+load_config("{job}")
+usage("{job}", Command.script("{job}"), schema_of("{job}"))
 try:
-    load("{job}", ["nothing=1"])
+    load_config("{job}", ["nothing=1"])
 except ConfigError:
     pass
 """
@@ -122,7 +133,6 @@ def test_a_job_without_data_says_so_without_a_slow_library(job: str, tmp_path: P
     (tmp_path / "dialogues.json").write_text("{}")
     script = f"""
 import runpy
-from prospect.config.cli import run_job
 root = "storage.root={tmp_path}"
 for data in ("{tmp_path}/none", "{tmp_path}/dialogues.json"):
     sys.argv = ["jobs/{job}.py", root, "data=clips", f"data.path={{data}}"]

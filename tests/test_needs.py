@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests import conftest
-from tests.needs import ADVICE, need_of, reason, skip_without
+from tests import conftest, needs
+from tests.needs import ADVICE, need_of, reason, required, skip_without
 
 
 def skipped(told: str) -> pytest.TestReport:
@@ -26,6 +26,13 @@ def test_a_skip_says_what_to_do(need: str) -> None:
         skip_without(need, None)
     assert need_of(skipped(reason(need))) == need
     skip_without(need, True)
+
+
+@pytest.mark.parametrize(("there", "names"), [(True, {"data", "root"}), (False, {"root"})])
+def test_data_are_required_where_their_folder_is(there: bool, names: set[str], tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(needs, "DATA", tmp_path if there else tmp_path / "none")
+    assert required("root, data-if-there") == names
+    assert required("data") == {"data"}
 
 
 def test_what_is_required_and_lacks_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:

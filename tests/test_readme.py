@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from prospect.config.load import load
+from prospect.cli import load_config
 from tests.conftest import REPOSITORY
 from tests.readme import PAGES, blocks, commands, job_commands
 
@@ -24,7 +24,7 @@ def compose(command: str) -> None:
     words = shlex.split(command)
     script = next(index for index, word in enumerate(words) if word.startswith("jobs/"))
     assert (REPOSITORY / words[script]).is_file()
-    load(words[script].removeprefix("jobs/").removesuffix(".py"), words[script + 1 :])
+    load_config(words[script].removeprefix("jobs/").removesuffix(".py"), words[script + 1 :])
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ def test_shell_and_python_examples_can_be_read_by_what_would_run_them(page):
 
 @pytest.mark.parametrize("command", SERVE)
 def test_serving_composes(command):
-    load("serve", shlex.split(command)[3:])
+    load_config("serve", shlex.split(command)[3:])
 
 
 @pytest.mark.parametrize("command", MAKE_DEMO)
@@ -72,6 +72,15 @@ def test_make_demo_runs_a_job_that_composes(command):
     )
     [job] = [line for line in planned.stdout.splitlines() if "jobs/demo.py" in line]
     compose(job)
+
+
+@pytest.mark.parametrize("path", ["/data/My Kitchen", "/data/Mom & Dad's", "/data/a=b, (1)"])
+def test_make_demo_takes_any_path(path):
+    env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "ARGS")}
+    command = ["make", "-n", "demo", "DATA=real", f"PATH_TO={path}"]
+    planned = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, check=True)
+    words = shlex.split(planned.stdout.splitlines()[-1])
+    assert load_config("demo", words[words.index("jobs/demo.py") + 1 :]).data.path == path
 
 
 def test_every_make_target_that_is_named_exists():

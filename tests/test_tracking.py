@@ -1,6 +1,7 @@
 """Tracking on a real SQLite database."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from prospect.tracking.code_version import code_version
 from prospect.tracking.pyfunc import ModelInterface
 from prospect.tracking.retry import retry_until_available
 from prospect.tracking.run import DatasetCard
-from prospect.tracking.settings import TrackingError, TrackingSettings
+from prospect.tracking.settings import TrackingError, TrackingSettings, folder_name
 from prospect.tracking.tracking import Tracking
 from scripts.cluster import free_port
 
@@ -57,6 +58,41 @@ def model_folder(folder: Path, content: str) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("folder", ["per%cent", "50%", "a?b=c", "50%25 #1"])
+def test_a_storage_root_of_any_name_holds_its_database(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    root = tmp_path / folder / "out"
+    run = Tracking(TrackingSettings(), root).open_run(root / "runs" / "a", "a", config={"seed": 1})
+    again = Tracking(TrackingSettings(), root)
+    assert again.open_run(root / "runs" / "a", "a").id == run.id
+    assert json.loads(next((root / "mlartifacts").rglob("config.json")).read_text()) == {"seed": 1}
+    assert shlex.split(again.where(run))[-1] == again.uri
+    assert (root / "mlflow.db").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [folder]
+
+
+@pytest.mark.parametrize(
+    ("experiment", "folder"),
+    [
+        ("prospect", "prospect"), ("two words", "two words"), ("/Shared/kitchen", "%2FShared%2Fkitchen"),
+        ("../x", "..%2Fx"), ("..", "%2E%2E"), ("50%", "50%25"), ("s3://bucket/x", "s3%3A%2F%2Fbucket%2Fx"),
+    ],
+)  # fmt: skip
+def test_an_experiment_of_any_name_keeps_its_artifacts_below_the_root(experiment: str, folder: str) -> None:
+    assert folder_name(experiment) == folder
+    assert Path(folder).name == folder
+
+
+def test_an_experiment_named_like_a_path_holds_a_run_s_files(tracking: Tracking, tmp_path: Path) -> None:
+    named = Tracking(TrackingSettings(experiment="/Shared/kitchen"), tracking.root)
+    run = named.open_run(tmp_path / "run", "run", config={"seed": 1})
+    folder = tracking.root / "mlartifacts" / "%2FShared%2Fkitchen"
+    assert [file.name for file in folder.rglob("config.json")] == ["config.json"]
+    assert "config.json" in {file.path for file in named.client.list_artifacts(run.id)}
+
+
 def test_one_run_however_often_it_is_opened(tracking: Tracking, tmp_path: Path) -> None:
     config = {"training": {"seed": 3, "losses": {"speak": 1.0}}, "model": {"base": "tiny"}}
     first = tracking.open_run(tmp_path / "a", "a", parameters=config, tags={"dataset": "d1"})
@@ -73,6 +109,35 @@ def test_one_run_however_often_it_is_opened(tracking: Tracking, tmp_path: Path) 
     assert stored.data.tags["dataset"] == "d1"
     assert stored.info.artifact_uri.startswith(tracking.root.as_uri())
     assert [metric.value for metric in tracking.client.get_metric_history(first.id, "train/loss")] == [2.0, 1.0]
+
+
+def test_a_run_that_was_deleted_is_a_new_one(
+    tracking: Tracking, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = tracking.open_run(tmp_path / "a", "a")
+    tracking.client.delete_run(first.id)
+    second = tracking.open_run(tmp_path / "a", "a", config={"seed": 1})
+    assert second.id != first.id
+    assert f"the MLflow run {first.id} of {tmp_path}/a was deleted" in caplog.text
+    assert tracking.open_run(tmp_path / "a", "a").id == second.id
+    assert caplog.text.count("was deleted") == 1
+
+
+@pytest.mark.parametrize("deletions", [1, 2])
+def test_an_experiment_that_was_deleted_is_a_new_one(
+    deletions: int, tracking: Tracking, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = TrackingSettings(experiment=f"deleted {deletions} times")
+    for _ in range(deletions):
+        before = Tracking(settings, tracking.root)
+        old = before.open_run(tmp_path / "run", "run")
+        before.client.delete_experiment(before._experiment)
+    after = Tracking(settings, tracking.root)
+    assert after.open_run(tmp_path / "run", "run").id != old.id
+    after.log_job("label", config={}, metrics={}, texts={"report.json": "{}"})
+    name = f"{settings.experiment} {deletions + 1}"
+    assert after.client.get_experiment(after._experiment).name == name
+    assert f"runs go to {name!r}" in caplog.text
 
 
 def test_another_folder_is_another_run(tracking: Tracking, tmp_path: Path) -> None:
@@ -139,7 +204,7 @@ def test_what_is_not_there_is_one_sentence(tracking: Tracking, tmp_path: Path) -
     for missing in ("models:/nobody@champion", "models:/nobody/3"):
         with pytest.raises(CheckpointError, match=r"is not registered at sqlite:.*train first"):
             tracking.resolve(missing)
-    with pytest.raises(ConfigError, match="neither a path nor"):
+    with pytest.raises(ConfigError, match="must be a path, models:/NAME@ALIAS"):
         tracking.resolve("models:/dst")
 
 

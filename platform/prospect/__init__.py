@@ -15,7 +15,7 @@ _EXPORTS = {
     "ProspectClient": "prospect.client",
     "SessionSpec": "prospect.streaming.types",
     "StreamingEngine": "prospect.streaming.engine",
-    "load_config": "prospect.config.load:load",
+    "load_config": "prospect.cli",
     "load_dialogues": "prospect.data.sources",
     "load_encoder": "prospect.vision.encoder",
     "load_model": "prospect.model.checkpoint",

@@ -1,24 +1,47 @@
-"""`prospect JOB key=value`: the jobs by name, wherever the package is installed."""
+"""The jobs by name: `prospect JOB key=value`, and the scripts of jobs/."""
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module, metadata
+from typing import Any, NoReturn
 
 from prospect.config.cli import Command, run_job
+from prospect.config.load import load
 from prospect.config.schema import Config
 from prospect.errors import ConfigError
 from prospect.messages import unknown
 
+
+@dataclass(frozen=True)
+class Job:
+    """A job that a user starts by its name."""
+
+    about: str
+    """What it is for, in one sentence."""
+    function: str
+    """`MODULE:FUNCTION`, called with the configuration; imported only then."""
+    extra: str
+    """Extra of the package that brings what the module imports."""
+    schema: str = "prospect.config.schema:Config"
+    """`MODULE:CLASS` of its configuration."""
+
+
+SERVE, BENCHMARK = "prospect.serving.config:ServeConfig", "prospect.benchmarks.config:BenchmarkConfig"
+
 JOBS = {
-    "embed": ("Embed videos.", "prospect.cluster.embed:embed", "train"),
-    "label": ("Turn annotations into labels of the task state.", "prospect.cluster.label:label_and_show", "label"),
-    "train": ("Fine-tune a model on embeddings and labels.", "prospect.cluster.train:train_and_show", "train"),
-    "eval": ("Stream held-out videos and score the model.", "prospect.cluster.evaluate:evaluate_and_show", "train"),
-    "serve": ("Host live sessions of a trained model.", "prospect.serving.deployments:serve_until_stopped", "serve"),
-    "demo": ("Run the whole path on one machine, on videos that it draws.", "prospect.demo:demo", "all"),
-    "benchmark": ("Measure one part against named alternatives.", "prospect.benchmarks.suites:run_suite", "all"),
+    "embed": Job("Embed videos.", "prospect.cluster.embed:embed", "train"),
+    "label": Job("Turn annotations into labels of the task state.", "prospect.cluster.label:label_and_show", "label"),
+    "train": Job("Fine-tune a model on embeddings and labels.", "prospect.cluster.train:train_and_show", "train"),
+    "eval": Job("Stream held-out videos and score the model.", "prospect.cluster.evaluate:evaluate_and_show", "train"),
+    "serve": Job(
+        "Host live sessions of a trained model.", "prospect.serving.deployments:serve_until_stopped", "serve", SERVE
+    ),
+    "demo": Job("Run the whole path on one machine, on videos that it draws.", "prospect.demo:demo", "all", SERVE),
+    "benchmark": Job(
+        "Measure one part against named alternatives.", "prospect.benchmarks.suites:run_suite", "all", BENCHMARK
+    ),
 }
-"""What each job is for, the function that it calls, and the extra that brings what it imports."""
 
 HELP = {"-h", "--help"}
 
@@ -32,30 +55,63 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif job == "--version":
         print(metadata.version("prospect"))
     elif job in JOBS:
-        run_job(job, lambda config: _call(job, config), overrides, Command(f"prospect {job}", JOBS[job][0]))
+        _run(job, overrides, Command(f"prospect {job}", JOBS[job].about))
     else:
         print(f"error: {unknown('job', job, JOBS)}", file=sys.stderr)
         sys.exit(2)
 
 
+def run_script(job: str) -> NoReturn:
+    """Run a job as its script in jobs/, with the arguments of the command line as its overrides."""
+    _run(job, sys.argv[1:], Command.script(job))
+
+
+def load_config(job: str, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a job, of the class that has its sections.
+
+    Args:
+        job: name of a file in configs/, such as `train`.
+        overrides: `section=option` and `section.key=value`, in Hydra's value grammar.
+
+    Raises:
+        ConfigError: one sentence that names the key, the value given and what is allowed.
+    """
+    return load(job, overrides, schema_of(job))
+
+
+def schema_of(job: str) -> type[Config]:
+    """The class of a job's configuration."""
+    return _imported(JOBS[job].schema) if job in JOBS else Config
+
+
 def usage() -> str:
     """What `prospect --help` prints."""
     width = max(map(len, JOBS))
-    lines = [f"  {name:{width}}  {about}" for name, (about, *_) in JOBS.items()]
+    lines = [f"  {name:{width}}  {job.about}" for name, job in JOBS.items()]
     return "\n".join(["usage: prospect JOB [SECTION=OPTION] [SECTION.KEY=VALUE] ...", "", *lines, "", FOOT])
 
 
 FOOT = "`prospect JOB --help` lists the sections, options and keys of a job."
 
 
+def _run(job: str, overrides: Sequence[str], command: Command) -> NoReturn:
+    run_job(job, lambda config: _call(job, config), overrides, command, schema_of(job))
+
+
 def _call(job: str, config: Config) -> object:
     """Import the job's module and call it: libraries that it needs are imported once its configuration is right."""
-    _, function, extra = JOBS[job]
-    module, _, name = function.partition(":")
     try:
-        return getattr(import_module(module), name)(config)
+        return _imported(JOBS[job].function)(config)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("", "prospect"):
             raise
-        message = f"`prospect {job}` imports {error.name}, which is not installed: pip install 'prospect[{extra}]'."
+        message = (
+            f"`prospect {job}` imports {error.name}, which is not installed: pip install 'prospect[{JOBS[job].extra}]'."
+        )
         raise ConfigError(message) from error
+
+
+def _imported(place: str) -> Any:
+    """What `MODULE:NAME` names."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)

@@ -1,11 +1,13 @@
 """The whole path on one machine: draw, embed, label, train, evaluate, register, serve, and a live session."""
 
 import io
+import shlex
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 from PIL import Image
 from rich.console import Console
@@ -18,7 +20,6 @@ from prospect.cluster.evaluate import MODEL, EvaluationResult, evaluate_model
 from prospect.cluster.label import make_labels
 from prospect.cluster.runtime import connect, disconnect
 from prospect.cluster.train import train
-from prospect.config.schema import Config
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.sources import load_dialogues
 from prospect.dialogue.schema import Dialogue
@@ -26,6 +27,8 @@ from prospect.dialogue.timeline import FPS, place
 from prospect.protocol.messages import FrameDecision, SessionClosed
 from prospect.reports.tables import render_table
 from prospect.reports.timeline import TimelinePrinter
+from prospect.serving.config import ServeConfig
+from prospect.tracking.settings import database_uri
 from prospect.vision.video import sample_frames
 
 PACE = 8
@@ -34,7 +37,7 @@ PACE = 8
 console = Console(highlight=False)
 
 
-def demo(config: Config) -> None:
+def demo(config: ServeConfig) -> None:
     began = time.monotonic()
     connect()
     try:
@@ -67,14 +70,14 @@ def phase(name: str) -> Iterator[None]:
     console.print(f"{name:6} took {time.monotonic() - began:.0f} s", style="dim")
 
 
-def start_serving(config: Config, model: str) -> str:
+def start_serving(config: ServeConfig, model: str) -> str:
     """The address at which Ray Serve has the model."""
     from prospect.serving.deployments import launch  # with Ray Serve
 
     return launch(config.model_copy(update={"serving": config.serving.model_copy(update={"model": model})}))
 
 
-def stream_held_out(config: Config, url: str) -> None:
+def stream_held_out(config: ServeConfig, url: str) -> None:
     """One held-out video through the served application's WebSocket, as pictures, `PACE` times as fast as it was."""
     corpus = load_dialogues(config.data)
     dialogue = next(d for d in corpus.split(config.evaluation.split) if d.turns and d.video_id in corpus.videos)
@@ -87,7 +90,7 @@ def open_session(client: ProspectClient, dialogue: Dialogue) -> LiveSession:
     return client.live(goal=dialogue.goal, steps=dialogue.step_names, knowledge=dialogue.knowledge)
 
 
-def follow(config: Config, live: LiveSession, dialogue: Dialogue, video: str) -> None:
+def follow(config: ServeConfig, live: LiveSession, dialogue: Dialogue, video: str) -> None:
     """Sends frames from one thread and prints what comes back, until the session is closed."""
     printer = TimelinePrinter(console, dialogue.step_names, live.created.state)
     printer.header()
@@ -123,7 +126,7 @@ def follow(config: Config, live: LiveSession, dialogue: Dialogue, video: str) ->
     printer.flush()
 
 
-def summarise(config: Config, result: EvaluationResult, seconds: float, peak_bytes: int) -> None:
+def summarise(config: ServeConfig, result: EvaluationResult, seconds: float, peak_bytes: int) -> None:
     """The closing table, what it cost, and what to do next."""
     console.rule("result", align="left", style="dim")
     if result.scores[MODEL].overall["joint_goal_accuracy"] is None:
@@ -137,8 +140,8 @@ def summarise(config: Config, result: EvaluationResult, seconds: float, peak_byt
     console.print(f"\nThe demo took {seconds / 60:.1f} minutes and {peak_bytes / 2**30:.1f} GB at its peak.")
     root = config.storage.root
     console.print(
-        f"\nCompare runs:         .venv/bin/mlflow ui --backend-store-uri sqlite:///{root}/mlflow.db"
-        f"\nHost live sessions:   .venv/bin/serve run serve.app:app storage.root={root}"
+        f"\nCompare runs:         .venv/bin/mlflow ui --backend-store-uri {shlex.quote(database_uri(Path(root)))}"
+        f"\nHost live sessions:   .venv/bin/serve run serve.app:app storage.root={shlex.quote(root)}"
         "\nA session of one's own (in another shell):"
         "\n  curl -s localhost:8000/v1/sessions -H 'content-type: application/json' "
         '-d \'{"goal": "Wash the cup", "steps": ["Wash the cup"]}\'',

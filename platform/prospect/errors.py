@@ -33,7 +33,7 @@ class DataError(ProspectError):
 
 
 class FingerprintError(ProspectError):
-    """Embeddings of one encoder met a store, a model or a server of another."""
+    """Embeddings of one encoder met a store, a model or a server of another encoder."""
 
     code = "fingerprint_mismatch"
 
@@ -57,19 +57,19 @@ class SessionError(ProspectError):
 
 
 class UnknownSessionError(SessionError):
-    """No session with this id lives here: it was closed, has expired or never existed."""
+    """An unknown session id: the session was closed, has expired or never existed."""
 
     code = "unknown_session"
 
 
 class OutOfPagesError(SessionError):
-    """The cache has no page left for a session's tokens."""
+    """The KV cache has no free page for a session's tokens."""
 
     code = "out_of_pages"
 
 
 def session_error(code: str, message: str, field: str | None = None) -> SessionError:
-    """Make an error that clients know by its code."""
+    """Make a `SessionError` with a code of its own."""
     error = SessionError(message, field=field)
     error.code = code
     return error

@@ -38,7 +38,8 @@ def open_filesystem(root: str | os.PathLike[str]) -> "tuple[fs.FileSystem, str]"
         try:
             generic, path = url_to_fs(root)
         except (ValueError, ImportError, OSError) as error:
-            raise DataError(f"no file system for {root}: {error}", field="root") from error
+            sentence = f"root ({root}) must be a path, or a URL that an installed package opens: {error}"
+            raise DataError(sentence, field="root") from error
         filesystem = fs.PyFileSystem(fs.FSSpecHandler(generic))
     return filesystem, path.rstrip("/")
 
@@ -49,7 +50,7 @@ def is_file(filesystem: "fs.FileSystem", path: str) -> bool:
 
 
 def write_file(filesystem: "fs.FileSystem", path: str, data: bytes | Iterable[bytes]) -> None:
-    """Writes a whole file at once: a process that dies here leaves nothing under its name that looks finished."""
+    """Write a file atomically: a process that dies here leaves no partial file under this name."""
     folder = os.path.dirname(path)
     filesystem.create_dir(folder, recursive=True)
     temporary = f"{folder}/.{uuid.uuid4().hex}.partial"
@@ -65,11 +66,11 @@ def write_file(filesystem: "fs.FileSystem", path: str, data: bytes | Iterable[by
 
 
 def write_text(file: Path, text: str) -> None:
-    """`write_file` on this machine's own file system; needs no pyarrow."""
+    """`write_file` on the local file system; needs no pyarrow."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.parent / f".{uuid.uuid4().hex}.partial"
     try:
-        temporary.write_text(text)
+        temporary.write_bytes(text.encode())
         os.replace(temporary, file)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -77,7 +78,7 @@ def write_text(file: Path, text: str) -> None:
 
 
 def write_below(root: str, name: str, text: str) -> None:
-    """Write a whole file `name` below a folder or URL; a URL needs pyarrow.
+    """Write the file `name` below a folder or URL, atomically; only a URL needs pyarrow.
 
     Raises:
         DataError: it cannot be written.
@@ -88,12 +89,12 @@ def write_below(root: str, name: str, text: str) -> None:
             return
         filesystem, path = open_filesystem(root)
         write_file(filesystem, f"{path}/{name}", text.encode())
-    except (OSError, ValueError, NotImplementedError) as error:  # the classes of pyarrow's own
+    except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's errors are kinds of these
         raise DataError(first_line(error), field="root") from error
 
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:
-    """Indented JSON, whole or not at all, as `write_file` writes it."""
+    """Write indented JSON atomically."""
     write_text(file, json.dumps(values, indent=2))
 
 
@@ -113,7 +114,7 @@ def hash_source(path: str | os.PathLike[str]) -> str:
 
 
 def file_size(path: str | os.PathLike[str]) -> int | None:
-    """Bytes of a file by path or URL; None where there is no such file, or nothing that opens it."""
+    """Bytes of a file by path or URL; None where it cannot be opened."""
     try:
         filesystem, inside = open_filesystem(path)
         return filesystem.get_file_info(inside).size

@@ -1,9 +1,17 @@
 """The base of every configuration section. A module owns its section, and the section holds the defaults."""
 
-from collections.abc import Mapping
-from typing import Any
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+Place = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A path, in which `~` is the home folder, or what else leads to something: a URL, a name."""
+
+LocalPath = Annotated[Path, AfterValidator(Path.expanduser)]
+"""A path on this machine, in which `~` is the home folder."""
 
 
 class Settings(BaseModel):
@@ -18,3 +26,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
+
+
+def nested_models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The model classes in a type: itself, or the members of a union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from nested_models(part)

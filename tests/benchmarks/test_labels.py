@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from prospect.benchmarks.labels.fit import fit_weights
-from prospect.benchmarks.labels.gold import GoldVideo, goalstep
-from prospect.benchmarks.labels.methods import bidirectional, greedy, uniform
+from prospect.benchmarks.labels.fit import fit_outside, fit_weights
+from prospect.benchmarks.labels.gold import Gold, GoldVideo, bookkept, goalstep
+from prospect.benchmarks.labels.methods import aligner, bidirectional, greedy, uniform
 from prospect.benchmarks.labels.scores import score
 from prospect.benchmarks.labels.suite import measure
 from prospect.benchmarks.settings import LabelsSuite
@@ -20,7 +20,7 @@ SETTINGS = AlignerSettings()
 
 
 def evidence(*rows: tuple[float, ...]) -> Evidence:
-    return Evidence(np.array(rows), np.zeros(len(rows) - 1))
+    return Evidence(np.array(rows), np.zeros(len(rows) - 1), np.zeros(len(rows)))
 
 
 def test_goalstep_has_112_videos_with_two_steps_that_have_substeps(shared_data):
@@ -65,10 +65,40 @@ def test_fitted_weights_find_what_the_gold_listens_to():
         similarity = random.normal(size=(16, 4)) + 1.5 * (gold[:, None] == np.arange(4))
         blocks = tuple(Annotation(start=float(t), text="x") for t in range(16))
         video = GoldVideo(str(number), tuple("abcd"), blocks, tuple(gold.tolist()), ((0, 1),) * 4)
-        examples.append((video, Evidence(similarity, random.normal(size=15))))
+        examples.append((video, Evidence(similarity, random.normal(size=15), np.zeros(16))))
     similarity_weight, pause_weight = fit_weights(examples)
     assert similarity_weight > 1
     assert abs(pause_weight) < 0.5
+
+
+def test_bookkeeping_stands_before_and_behind_the_steps():
+    blocks = tuple(Annotation(start=t, end=t + 10, text="x") for t in (20, 30))
+    gold = Gold((GoldVideo("video", ("a", "b"), blocks, (0, 1), ((20, 30), (30, 40))),), {})
+    [video] = bookkept(gold).videos
+    assert video.gold == (-1, 0, 1, 2)
+    assert video.in_order
+    assert video.blocks[0].start <= 20
+    assert video.blocks[-1].start >= 40
+    ends = np.array([25.0, 30, 40, 50])
+    assert score(video, np.array([-1, 0, 1, -1]), ends).accuracy == 1
+    assert score(video, np.array([0, 0, 1, 1]), ends).accuracy == 0.5
+
+
+def test_the_price_of_staying_unassigned_is_fitted():
+    random = np.random.default_rng(0)
+    examples = []
+    for number in range(20):
+        gold = np.array([-1, 0, 0, 1, 1, 2])
+        similarity = 0.2 * random.random((6, 2))
+        similarity[range(1, 5), gold[1:5]] = 0.6
+        bookkeeping = np.where((gold < 0) | (gold == 2), 0.8, 0.1 * random.random(6))
+        blocks = tuple(Annotation(start=float(t), text="x") for t in range(6))
+        video = GoldVideo(str(number), ("a", "b"), blocks, tuple(gold.tolist()), ((0, 1),) * 2)
+        examples.append((video, Evidence(similarity, np.zeros(5), bookkeeping)))
+    price, weight = fit_outside(SETTINGS, examples)
+    assert price < 0 < weight
+    fitted = SETTINGS.model_copy(update={"outside_price": price, "outside_weight": weight})
+    assert aligner(examples[0][1], fitted).tolist() == [-1, 0, 0, 1, 1, -1]
 
 
 @pytest.mark.e2e
@@ -79,6 +109,8 @@ def test_the_suite_on_real_gold(shared_data):
     result = json.loads(json.dumps(measure(suite, Console(quiet=True))))
     assert result["fitted"]["similarity_weight"] == pytest.approx(SETTINGS.similarity_weight, abs=0.06)
     assert result["fitted"]["pause_weight"] == pytest.approx(SETTINGS.pause_weight, abs=0.06)
+    for half in ("report", "report, bookkept"):
+        assert result["goalstep"][half]["aligner"]["accuracy"]["value"] > 0.885
     report = result["goalstep"]["report"]
     best_rival = max(report[name]["accuracy"]["high"] for name in ("uniform split", "bidirectional", "monotone DP"))
     assert report["aligner"]["accuracy"]["low"] > best_rival

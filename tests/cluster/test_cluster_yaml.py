@@ -10,7 +10,7 @@ import pytest
 import ray.autoscaler
 import yaml
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.conftest import REPOSITORY
 
 
 @pytest.fixture(scope="module")

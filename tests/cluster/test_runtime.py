@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -17,7 +18,7 @@ step, stopped = StreamingExecutor._scheduling_loop_step, threading.Event()
 def late(executor, topology):
     goes_on = step(executor, topology)
     if stopped.is_set():
-        time.sleep(4)  # a machine that has much to do; Ray Data's own shutdown waits for two seconds
+        time.sleep(3)  # a machine that has much to do; Ray Data's own shutdown waits for two seconds
         ray.wait([ray.put(0)])
     return goes_on
 
@@ -49,18 +50,35 @@ except KeyboardInterrupt:
 """
 
 
+ENDS = ("disconnect()", "pass")
+
+
+@pytest.fixture(scope="module")
+def jobs() -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """One job for each way to end; they run at once, since most of a job's time is waiting."""
+    environment = {**os.environ, "RAY_BACKEND_LOG_LEVEL": "fatal"}
+    started = {
+        end: subprocess.Popen(
+            [sys.executable, "-c", JOB.replace("AT_THE_END", end)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for end in ENDS
+    }
+    yield started
+    for job in started.values():
+        job.kill()
+        job.wait()
+
+
 @pytest.mark.e2e
-@pytest.mark.parametrize("at_the_end", ["disconnect()", "pass"])
-def test_an_interrupt_amid_rows_leaves_no_thread_that_uses_ray(at_the_end):
-    job = subprocess.run(
-        [sys.executable, "-c", JOB.replace("AT_THE_END", at_the_end)],
-        env={**os.environ, "RAY_BACKEND_LOG_LEVEL": "fatal"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert job.returncode == 130, job.stdout
-    lines = {line for line in job.stdout.splitlines() if "Set ray log level" not in line}
+@pytest.mark.parametrize("at_the_end", ENDS)
+def test_an_interrupt_amid_rows_leaves_no_thread_that_uses_ray(
+    at_the_end: str, jobs: dict[str, subprocess.Popen[str]]
+) -> None:
+    printed, _ = jobs[at_the_end].communicate(timeout=120)
+    assert jobs[at_the_end].returncode == 130, printed
+    lines = {line for line in printed.splitlines() if "Set ray log level" not in line}
     assert lines == {"0 executors at the shutdown"}

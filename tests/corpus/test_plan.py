@@ -9,7 +9,7 @@ from prospect.corpus.draw import Video, plan_corpus
 from prospect.corpus.script import TALK_RATES
 from prospect.corpus.settings import CorpusSettings
 from prospect.corpus.tasks import OBJECTS, TOOLS, unseen_pairs
-from prospect.dialogue.schema import parse_recipe
+from prospect.dialogue.recipe import read_recipe
 from prospect.dialogue.state import StepState, TaskState
 from prospect.dialogue.timeline import num_frames, place
 from prospect.errors import ConfigError
@@ -122,7 +122,7 @@ def test_assistants_are_silent_at_nine_frames_in_ten_as_those_of_recordings(vide
 
 def test_the_recipe_text_holds_the_steps(videos: list[Video]) -> None:
     for video in videos:
-        assert parse_recipe(video.dialogue.knowledge) == video.dialogue.step_names
+        assert read_recipe(video.dialogue.knowledge).steps == video.dialogue.step_names
 
 
 def test_order_durations_and_idle_time_vary(videos: list[Video]) -> None:

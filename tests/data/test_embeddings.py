@@ -3,15 +3,19 @@
 import hashlib
 import os
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyarrow import fs
 from safetensors import safe_open
 
-from prospect.data.embeddings import EmbeddingStore
+from prospect.data.embeddings import FIRST_DECODER, EmbeddingStore
 from prospect.errors import DataError, FingerprintError
 
 
@@ -98,20 +102,101 @@ def test_the_manifest_lists_every_video(tmp_path: Path) -> None:
 def test_any_text_is_a_video_id(tmp_path_factory: pytest.TempPathFactory, video_id: str) -> None:
     folder = tmp_path_factory.mktemp("store")
     store = EmbeddingStore(folder)
-    try:
-        write(store, video_id, embedding())
-    except DataError:
-        assert any("\ud800" <= character <= "\udfff" for character in video_id)
-        return
+    write(store, video_id, embedding())
     assert store.video_ids() == [video_id]
     assert len(list(folder.iterdir())) == 1
+
+
+LONG_IDS = ["朝ごはんの目玉焼きとトーストを手早く作る方法を一から丁寧に解説", "a" * 300, "п" * 39, "🍳" * 500]
+
+
+def test_ids_of_any_length_have_a_name_that_fits_the_file_system(tmp_path: Path) -> None:
+    store = EmbeddingStore(tmp_path)
+    alike = [long + end for long in LONG_IDS for end in ("", "1", "2")]
+    for number, video_id in enumerate(alike):
+        write(store, video_id, embedding(number + 1))
+    names = [file.name for file in tmp_path.iterdir()]
+    assert len(names) == len(alike)
+    assert max(len(name.encode()) for name in names) <= 255
+    assert store.video_ids() == sorted(alike)
+    assert [store.num_frames(video_id) for video_id in alike] == [number + 1 for number in range(len(alike))]
+    assert {row.video_id: row.file for row in store.commit()}.keys() == set(alike)
+    write(store, LONG_IDS[0], embedding(50))
+    assert (len(list(tmp_path.glob("*.safetensors"))), store.num_frames(LONG_IDS[0])) == (len(alike), 50)
+
+
+def test_stores_with_names_of_an_earlier_version_are_read(tmp_path: Path) -> None:
+    """All names of up to 240 bytes were the percent-encoded id, and still are."""
+    store = EmbeddingStore(tmp_path)
+    for video_id in ("P01/P01_02", "a" * 228, "b=c", "é"):
+        write(store, video_id, embedding())
+        assert (tmp_path / f"{quote(video_id, safe='')}.safetensors").is_file()
+    assert store.video_ids() == sorted(["P01/P01_02", "a" * 228, "b=c", "é"])
+
+
+class CaseDoesNotCount(fs.FSSpecHandler):
+    """A file system that keeps the case of names and ignores it, as those of macOS and Windows do."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(LocalFileSystem())
+        self._root = root
+
+    def _there(self, path: str) -> str:
+        same = [str(file) for file in self._root.iterdir() if str(file).lower() == path.lower()]
+        return same[0] if same else path
+
+    def open_input_file(self, path: str) -> pa.NativeFile:
+        return super().open_input_file(self._there(path))
+
+    def move(self, src: str, dest: str) -> None:
+        Path(src).replace(self._there(dest))
+
+
+@pytest.mark.parametrize(
+    "video_ids",
+    [["Monday", "monday", "MONDAY"], ["caf\u00e9", "cafe\u0301"], ["\u00c9", "\u00e9"], ["a" * 300, "A" * 300]],
+    ids=["case", "Unicode form", "case of an accent", "long"],
+)
+def test_ids_that_differ_by_case_or_unicode_form_do_not_collide(tmp_path: Path, video_ids: list[str]) -> None:
+    store = EmbeddingStore(tmp_path)
+    store._fs = fs.PyFileSystem(CaseDoesNotCount(tmp_path))
+    for number, video_id in enumerate(video_ids):
+        write(store, video_id, embedding(number + 1))
+    write(store, video_ids[0], embedding(9))
+    assert [store.num_frames(video_id) for video_id in video_ids] == [9, 2, 3][: len(video_ids)]
+    assert store.video_ids() == sorted(video_ids)
+    assert not store.has("mOnDaY", "", "aaaa")
+
+
+def test_the_header_says_which_decoder_gave_the_pictures(tmp_path: Path) -> None:
+    store = EmbeddingStore(tmp_path)
+    write(store, "old", embedding())
+    store.write("new", embedding(), fps=2, source_hash="x", fingerprint="aaaa", decoder=2)
+    assert (store.stored("old").decoder, store.stored("new").decoder) == (FIRST_DECODER, 2)
+    with safe_open(tmp_path / "new.safetensors", "np") as file:
+        assert file.metadata()["decoder"] == "2"
+
+
+def test_videos_of_an_earlier_decoder_are_listed_until_they_are_compared(store: EmbeddingStore) -> None:
+    assert store.unchecked(2) == []
+    for video_id in ("a", "b", "c"):
+        write(store, video_id, embedding())
+    store.write("d", embedding(), fps=2, source_hash="x", fingerprint="aaaa", decoder=2)
+    store.commit()
+    assert store.unchecked(2) == ["a", "b", "c"]
+    store.note_alike(["a"], 2)
+    store.note_alike(["c"], 2)
+    assert (store.alike(2), store.unchecked(2)) == ({"a", "c"}, ["b"])
+    assert (store.alike(3), store.unchecked(3)) == (set(), ["a", "b", "c", "d"])
+    store.note_alike([], 3)
+    assert store.alike(2) == {"a", "c"}
 
 
 def test_bad_requests_are_one_sentence(tmp_path: Path) -> None:
     store = EmbeddingStore(tmp_path)
     write(store, "a", embedding())
     for span in [(-1, 3), (0, 8), (5, 4)]:
-        with pytest.raises(DataError, match=r"'a' were asked for, but its embedding in .* has 7"):
+        with pytest.raises(DataError, match=r"'a' must lie within the 7 frames of its embedding in"):
             store.read("a", *span)
     with pytest.raises(DataError, match="'b' has no embedding in"):
         store.read("b")
@@ -119,9 +204,10 @@ def test_bad_requests_are_one_sentence(tmp_path: Path) -> None:
         write(store, "b", embedding().reshape(7, 6))
     with pytest.raises(DataError, match="not finite"):
         write(store, "b", np.full((2, 1, 1), 1e6))
-    with pytest.raises(DataError, match="too long"):
-        write(store, "b" * 300, embedding())
-    with pytest.raises(DataError, match="no file system for nowhere://x"):
+    for video_id in ("", "half an emoji \ud83d"):
+        with pytest.raises(DataError, match="must be text of one or more whole characters"):
+            write(store, video_id, embedding())
+    with pytest.raises(DataError, match=r"root \(nowhere://x"):
         EmbeddingStore("nowhere://x")
 
 

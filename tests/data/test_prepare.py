@@ -13,7 +13,7 @@ from prospect.data.sources import DataSettings, to_jsonl
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.sequence import SequenceBuilder
 from prospect.errors import DataError
-from tests.world import CONTEXT, DIM, World, dialogue
+from tests.factories import DIM, TOY_CONTEXT, ToyCorpus, toy_dialogue
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def store(tmp_path: Path) -> EmbeddingStore:
 
 @pytest.fixture
 def data(tmp_path: Path) -> DataSettings:
-    write(tmp_path / "dialogues.jsonl", [dialogue(0), dialogue(1)])
+    write(tmp_path / "dialogues.jsonl", [toy_dialogue(0), toy_dialogue(1)])
     return DataSettings(source="dialogues", path=tmp_path / "dialogues.jsonl")
 
 
@@ -57,26 +57,26 @@ def test_a_video_that_could_not_be_embedded_is_quarantined_with_its_reason(
 
 def test_labels_of_other_records_are_refused(data: DataSettings, store: EmbeddingStore, tmp_path: Path) -> None:
     embed(store, "v0", "v1")
-    labels = write(tmp_path / "labels.jsonl", [dialogue(0), dialogue(2)])
+    labels = write(tmp_path / "labels.jsonl", [toy_dialogue(0), toy_dialogue(2)])
     with pytest.raises(DataError, match=r"made from other records.*lacks v1 v1#0.*run jobs/label.py"):
         read_records(data, labels, store)
 
 
 def test_labels_are_used_where_the_labelling_job_ran(data: DataSettings, store: EmbeddingStore, tmp_path: Path) -> None:
     embed(store, "v0", "v1")
-    labelled = [dialogue(number).model_copy(update={"steps": (), "split": "test"}) for number in (1, 0)]
+    labelled = [toy_dialogue(number).model_copy(update={"steps": (), "split": "test"}) for number in (1, 0)]
     records = read_records(data, write(tmp_path / "labels.jsonl", labelled), store)
     assert [(d.video_id, d.steps, d.split) for d, _ in records.placed] == [("v0", (), "train"), ("v1", (), "train")]
     assert records.fingerprint != read_records(data, tmp_path / "none", store).fingerprint
 
 
 def test_a_dialogue_that_fits_no_context_is_left_out_and_reported(
-    world: World, data: DataSettings, store: EmbeddingStore, tmp_path: Path
+    toys: ToyCorpus, data: DataSettings, store: EmbeddingStore, tmp_path: Path
 ) -> None:
     embed(store, "v0", "v1")
     records = read_records(data, tmp_path / "none", store)
-    tight = CONTEXT.model_copy(update={"max_seq_len": 64})
-    clips, quarantined = make_clips(records.placed, SequenceBuilder(world.vocabulary, tight, 1), ClipSettings())
+    tight = TOY_CONTEXT.model_copy(update={"max_seq_len": 64})
+    clips, quarantined = make_clips(records.placed, SequenceBuilder(toys.vocabulary, tight, 1), ClipSettings())
     assert (clips, len(quarantined)) == ([], 2)
     assert "raise it" in quarantined[0].reason
 
@@ -96,6 +96,6 @@ def test_frame_statistics_decorrelate_the_frames_and_damp_weak_directions(store:
 
 
 def test_the_tokenizer_sees_all_that_a_model_reads_and_writes() -> None:
-    text = "\n".join(training_texts([dialogue(0)]))
+    text = "\n".join(training_texts([toy_dialogue(0)]))
     for said in ("make tea", "S2 (in_progress) pour it", "Boil water.", "user: Hello", "S1->start; S1->complete"):
         assert said in text

@@ -156,27 +156,14 @@ def test_a_span_marked_as_skipped_is_a_step_that_was_not_performed(tmp_path: Pat
 
 
 BAD_RECORDS = [
-    ("canonical", canonical(turns=[{"time": -1, "role": "user", "text": "Hi"}]), "time", "greater than or equal to 0"),
-    ("canonical", canonical(turns=[{"time": 1, "role": "user", "text": "  "}]), "text", "at least 1 character"),
-    ("canonical", canonical(turns=[{"time": 1, "role": "cat", "text": "Hi"}]), "turns.0.role", "not 'cat'"),
-    ("canonical", canonical(turns=[{"role": "user", "text": "Hi"}]), "turns.0.time", "Field required"),
-    ("canonical", canonical(turns="none"), "turns", "valid tuple"),
-    ("canonical", canonical(steps=[{"start": 5, "end": 2, "text": "x"}]), "record", "lies before start"),
-    ("canonical", canonical(steps=[{"start": 5, "text": "x"}]), "record", "given together"),
-    ("canonical", canonical(duration=0), "duration", "greater than 0"),
-    ("canonical", {"dataset": "kitchen"}, "video_id", "Field required"),
+    ("canonical", canonical(turns="none"), "turns", "'none' must be a list"),
+    ("canonical", canonical(split="fold3"), "split", "'fold3' must be one of train, validation, test"),
+    ("canonical", {"dataset": "kitchen"}, "video_id", "is missing"),
     ("canonical", "{oops", "record", "not valid JSON"),
     ("canonical", "[1]", "record", "a list is not a record"),
-    ("dialogues", {"dataset": "d", "video_id": "v", "dialogue_id": "x", "gaol": "tea"}, "gaol", "Extra inputs"),
+    ("dialogues", {"dataset": "d", "video_id": "v", "dialogue_id": "x", "gaol": "tea"}, "gaol", "unknown field"),
     ("proassist_generated", {"video_uid": "v", "conversations": []}, "conversations", "no list of conversations"),
-    ("proassist_dst", dst(dst=[{**dst()["dst"][0], "type": "substep"}]), "dst.0.type", "not 'substep'"),
     ("proassist_dst", dst(dst=dst()["dst"] * 2), "dst", "S1 has more than one span"),
-    (
-        "proassist_dst",
-        dst(conversation=[{"role": "DST_UPDATE", "time": 1, "content": [{"id": "S1", "transition": "pause"}]}]),
-        "conversation.0.DST_UPDATE.content.0.transition",
-        "not 'pause'",
-    ),
 ]
 
 
@@ -203,8 +190,8 @@ def test_a_bad_record_is_quarantined_and_the_next_one_read(
 
 
 def test_one_bad_conversation_does_not_take_its_siblings_along(tmp_path: Path) -> None:
-    talks = [{"user_type": "no_talk", "conversation": [{"role": r, "time": 1, "content": "Hi"}]} for r in ("user", "x")]
-    talks.append(None)
+    talks: list[Any] = [{"user_type": "no_talk", "conversation": [{"role": "user", "time": 1, "content": "Hi"}]}]
+    talks += [{"user_type": "no_talk", "conversation": 3}, None]
     video = {"video_uid": "v", "parsed_video_anns": {"dataset": "ego4d"}, "conversations": talks}
     corpus = read(tmp_path, "proassist_generated", video)
     assert [dialogue.dialogue_id for dialogue in corpus.dialogues] == ["no_talk_0"]
@@ -219,7 +206,7 @@ def test_an_entry_of_a_folder_that_is_no_record_does_not_take_the_others_along(t
     (tmp_path / "dialogues.json").write_text(json.dumps(entries))
     corpus = load_dialogues(DataSettings(source="folder", path=tmp_path))
     assert [dialogue.video_id for dialogue in corpus.dialogues] == ["v2"]
-    assert [(record.id, record.reason) for record in corpus.quarantined] == [("v1", "Field required")]
+    assert [(record.id, record.reason) for record in corpus.quarantined] == [("v1", "is missing")]
 
 
 def test_the_second_record_with_the_same_ids_is_quarantined(tmp_path: Path) -> None:
@@ -273,14 +260,6 @@ def test_a_missing_path_an_empty_folder_and_unreadable_files_are_named(tmp_path:
     fails(tmp_path / "cut.jsonl.gz", "cut.jsonl.gz cannot be read")
     (tmp_path / "a.jsonl").write_text(json.dumps(canonical()))
     fails(tmp_path / "a.jsonl", "films does not exist", videos=tmp_path / "films")
-
-
-def test_two_video_files_of_one_id_are_refused_naming_both(tmp_path: Path) -> None:
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "v1.mp4").touch()
-    with pytest.raises(DataError, match=re.escape(f"{tmp_path}/a/v1.mp4 and {tmp_path}/b/v1.mp4")):
-        read(tmp_path, "canonical", canonical())
 
 
 def test_held_out_videos_are_the_test_split(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_narrations_are_said_when_their_frames_have_been_seen(tree: Path) -> Non
         ({"suffix": "_x"}, "data.suffix"),
         ({"prepared": "dialog"}, "data.prepared: 'dialog' is not a kind and size, such as dialog-klg_L4096_I1"),
         ({"prepared": "dialog_L9_I1"}, "data.prepared"),
-        ({"splits": ("dev",)}, "data.splits: 'dev' must be one of train, validation, test and val"),
+        ({"splits": ("fold3",)}, "data.splits: 'fold3' must be one of train, validation, test and val"),
     ],
 )
 def test_a_wrong_setting_is_one_sentence(tree: Path, settings: dict[str, Any], sentence: str) -> None:

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from prospect.dialogue.schema import Dialogue, Step, TimedTransition, Turn
 from prospect.dialogue.state import format_delta
-from prospect.dialogue.timeline import FrameEvents, num_frames, place, record_events
+from prospect.dialogue.timeline import FPS, FrameEvents, frame_at, nearest_frame, num_frames, place, record_events
+from tests.factories import recipe
 
 
 def dialogue(turns=(), steps=(), transitions=None, duration=400.0, **fields) -> Dialogue:
@@ -15,7 +16,7 @@ def dialogue(turns=(), steps=(), transitions=None, duration=400.0, **fields) -> 
         video_id="v",
         dialogue_id="v#0",
         turns=tuple(Turn(role=role, time=time, text=text) for role, time, text in turns),
-        steps=tuple(Step(id=f"S{i}", name=name, start=a, end=b) for i, (name, a, b) in enumerate(steps, 1)),
+        steps=recipe(*steps),
         explicit_transitions=transitions,
         duration=duration,
         **fields,
@@ -137,3 +138,25 @@ def test_what_lies_far_behind_the_last_frame_is_quarantined_however_long_the_sou
     timeline = place(dialogue(turns, [("x", 50.0, 60.0)], duration=100.0), 10)
     assert timeline.events == {}
     assert len(timeline.quarantined) == 4
+
+
+@pytest.mark.parametrize(
+    "stamps",
+    [[0.495 * k for k in range(11)], [k / 2 + 0.24 * (-1) ** k for k in range(40)], [k / 2 + 1e-7 for k in range(9)]],
+    ids=["ticks of 33 ms", "a quarter of a second early or late", "decimal times"],
+)
+def test_a_live_camera_may_jitter_by_half_an_interval(stamps):
+    assert [nearest_frame(stamp) for stamp in stamps] == list(range(len(stamps)))
+
+
+@given(st.lists(st.floats(-0.24, 0.24), min_size=1, max_size=50))
+def test_jitter_below_half_an_interval_moves_no_live_frame(jitter):
+    assert [nearest_frame(k / FPS + late) for k, late in enumerate(jitter)] == list(range(len(jitter)))
+
+
+@pytest.mark.parametrize("time", [1.7976931348623157e308, 1e308, float("inf")])
+def test_a_time_that_no_video_reaches_is_past_the_end_and_no_error(time):
+    assert frame_at(time) == num_frames(time) == nearest_frame(time) > 1e15
+    turn = Turn(role="assistant", time=min(time, 1e308), text="hi")
+    timeline = place(Dialogue(dataset="d", video_id="v", dialogue_id="m", goal="g", turns=(turn,)), 10)
+    assert [quarantined.what for quarantined in timeline.quarantined] == ["assistant turn 'hi'"]

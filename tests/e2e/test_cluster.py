@@ -11,6 +11,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +19,10 @@ import psutil
 import pytest
 
 from scripts.cluster import free_port, listens, mark_of, processes
+from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.e2e
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 RECORD = {
     "tea_1": {
@@ -70,13 +71,14 @@ def submit(arguments: Sequence[str], env: Mapping[str, str]) -> str:
 
 ONE = ["training.num_workers=1", "training.threads_per_worker=1"]
 """Other tests have the second core."""
-SMALL = ["corpus.num_train=6", "corpus.num_validation=1", "corpus.num_test=1"]
+SMALL = ["corpus.num_train=3", "corpus.num_validation=1", "corpus.num_test=1"]
 
 
 def whole_path(options: Sequence[str], values: Sequence[str], env: Mapping[str, str]) -> str:
     """The four jobs one after the other, on a corpus of a few videos; what the last one prints."""
     prepare(options, values, env)
-    steps = ["training.max_steps=6", "training.save_every=3", *ONE, "training.calibration.enabled=false"]
+    steps = ["training.max_steps=6", "training.warmup_steps=2", "training.save_every=3"]
+    steps += [*ONE, "training.calibration.enabled=false"]
     submit([*options, "--", "python", "jobs/train.py", *SMALL, *steps, *values], env)
     return submit([*options, "--", "python", "jobs/eval.py", *SMALL, *values], env)
 
@@ -164,24 +166,33 @@ def test_a_second_make_up_is_refused(cluster: Cluster, clean_env: dict[str, str]
     assert re.search(r"error: something already listens on port \d+: .* RAY_PORT=\d+", done.stderr)
 
 
-def test_the_literal_command_works(cluster: Cluster, dialogues: Path) -> None:
-    job = ["python", "jobs/label.py", "data=clips", f"data.path={dialogues}", "data.holdout=0"]
-    printed = submit(["--", *job], cluster.env)
-    assert f"configuration: {cluster.storage}/configs/label-" in printed
+@pytest.fixture(scope="module")
+def submitted(cluster: Cluster, dialogues: Path) -> list[subprocess.CompletedProcess[str]]:
+    """A label job and a mistaken one; they run at once, since most of a short job's time is waiting."""
+    values = (["data=clips", f"data.path={dialogues}", "data.holdout=0"], ["storage.root=here"])
+    commands = ([str(BIN / "ray"), "job", "submit", "--", "python", "jobs/label.py", *each] for each in values)
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda command: run(command, cluster.env), commands))
+
+
+def test_the_literal_command_works(cluster: Cluster, submitted: list[subprocess.CompletedProcess[str]]) -> None:
+    done, _ = submitted
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert f"configuration: {cluster.storage}/configs/label-" in done.stdout
     assert "Boil water" in labels_in(cluster.storage)
+
+
+def test_a_mistake_is_one_line_of_the_jobs_log(submitted: list[subprocess.CompletedProcess[str]]) -> None:
+    _, done = submitted
+    assert done.returncode != 0
+    assert "error: `storage.root` is the relative path `here`" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout
 
 
 def test_the_whole_path_by_submitted_jobs(cluster: Cluster) -> None:
     printed = whole_path([], [], cluster.env)
     assert "models:/prospect-dst/1 is the champion now" in printed
     assert (cluster.storage / "evaluations").is_dir()
-
-
-def test_a_mistake_is_one_line_of_the_jobs_log(cluster: Cluster) -> None:
-    done = run([str(BIN / "ray"), "job", "submit", "--", "python", "jobs/label.py", "storage.root=here"], cluster.env)
-    assert done.returncode != 0
-    assert "error: `storage.root` is the relative path `here`" in done.stdout + done.stderr
-    assert "Traceback" not in done.stdout
 
 
 @pytest.mark.long
@@ -197,7 +208,8 @@ def test_two_raylets_on_one_machine(cluster: Cluster) -> None:
         prepare([], [], cluster.env)
         # More workers than the head has CPUs: the run spans both nodes.
         workers = (os.cpu_count() or 1) + 1
-        values = [f"training.num_workers={workers}", "training.run_name=spread", "training.max_steps=4"]
+        values = [f"training.num_workers={workers}", "training.run_name=spread"]
+        values += ["training.max_steps=4", "training.warmup_steps=2"]
         printed = submit(["--", "python", "jobs/train.py", *SMALL, *values], cluster.env)
         assert f"4 steps on {workers} CPU workers" in printed
         assert "finished after 4 steps" in printed

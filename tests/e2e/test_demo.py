@@ -7,19 +7,20 @@ import sys
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 
 from scripts.cluster import free_port
+from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.e2e
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = [
     "corpus.num_train=8", "corpus.num_validation=1", "corpus.num_test=2", "training.max_steps=8",
-    "training.num_workers=1", "training.threads_per_worker=1", "embedding.num_encoders=1",
+    "training.warmup_steps=4", "training.num_workers=1", "training.threads_per_worker=1", "embedding.num_encoders=1",
     "context.max_utterance_tokens=12",
 ]  # fmt: skip
 MARK = "PROSPECT_TEST_MARK"
@@ -50,13 +51,28 @@ def left_over(mark: str) -> list[str]:
     return found
 
 
-def test_the_demo_runs_to_its_end(root: Path) -> None:
+@dataclass
+class Ended:
+    """A demo that ran to its end."""
+
+    printed: str
+    processes: list[str]
+    """What is left of it."""
+
+
+@pytest.fixture(scope="module")
+def finished(root: Path) -> Ended:
+    """The first demo below `root`."""
     mark = uuid.uuid4().hex
     printed = start(root, mark, []).communicate(timeout=400)[0]
-    assert_whole(printed)
+    return Ended(printed, left_over(mark))
+
+
+def test_the_demo_runs_to_its_end(finished: Ended) -> None:
+    assert_whole(finished.printed)
     for phase in ("train  step", "train  starting 1 worker", "train  calibrating thresholds", "groups of up to"):
-        assert phase in printed
-    assert left_over(mark) == []
+        assert phase in finished.printed
+    assert finished.processes == []
 
 
 @pytest.mark.parametrize(
@@ -64,7 +80,7 @@ def test_the_demo_runs_to_its_end(root: Path) -> None:
     [pytest.param("draw   ", marks=pytest.mark.long), pytest.param("embed  ", marks=pytest.mark.long), "train  step"],
 )
 def test_ctrl_c_leaves_no_process_behind(moment: str, root: Path) -> None:
-    """What the demo that ended has drawn and embedded is there, so that only the moment in question takes its time."""
+    """In the whole file the finished demo has drawn and embedded already, so that `train` comes soon."""
     mark = uuid.uuid4().hex
     if moment != "train  step":
         root = root / moment.strip()
@@ -93,7 +109,7 @@ def test_ctrl_c_leaves_no_process_behind(moment: str, root: Path) -> None:
 
 
 @pytest.mark.long
-def test_what_is_finished_is_reused(root: Path) -> None:
+def test_what_is_finished_is_reused(root: Path, finished: Ended) -> None:
     """In make test: tests/test_earlier.py for a finished run, tests/vision for a finished store."""
     printed = start(root, uuid.uuid4().hex, []).communicate(timeout=400)[0]
     assert_whole(printed)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from prospect.dialogue.timeline import FPS
+from tests.conftest import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 RIVALS = ("silence", "time prior", "shuffled frames", "blank frames")
 
 

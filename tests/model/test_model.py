@@ -355,5 +355,5 @@ def test_features_that_do_not_fit_are_refused_with_both_numbers():
     ids = torch.tensor([[VOCABULARY.image] * 3])
     with pytest.raises(DataError, match="2 feature rows for 3 image tokens"):
         model.trunk(ids, torch.zeros(2, DIM))
-    with pytest.raises(DataError, match="has 7 dimensions, the model was built for 16"):
+    with pytest.raises(DataError, match=f"has 7 dimensions, the model was built for {DIM}"):
         model.trunk(ids, torch.zeros(3, 7))

@@ -26,9 +26,18 @@ from prospect.streaming.session.strategies import (
 )
 from prospect.streaming.settings import StreamingSettings
 from prospect.streaming.types import Decision, Refreshed, SessionSpec
-from tests.factories import CONTEXT, features, tea_dialogue, timeline_of, tiny_model, tiny_vocabulary, with_progress
+from tests.factories import (
+    CONTEXT,
+    SHORT_TEA,
+    decisions,
+    features,
+    tea_dialogue,
+    timeline_of,
+    tiny_model,
+    tiny_vocabulary,
+    with_progress,
+)
 
-TEA = SessionSpec(goal="Make tea", steps=tea_dialogue().step_names)
 BUSY = StreamingSettings(
     speak_threshold=0.0, update_threshold=0.5, cooldown_frames=4, speak_hysteresis=None, state_policy="implied_start"
 )
@@ -58,7 +67,9 @@ def loaded():
     return tiny_model(tiny_vocabulary(), seed=3)
 
 
-def run(engine: StreamingEngine, frames: range, texts: dict[int, str] | None = None, spec: SessionSpec = TEA) -> list:
+def run(
+    engine: StreamingEngine, frames: range, texts: dict[int, str] | None = None, spec: SessionSpec = SHORT_TEA
+) -> list:
     """Events of a session whose frames come one at a time; every length on the way is checked."""
     if "a" not in engine.session_ids:
         engine.open("a", spec)
@@ -71,10 +82,6 @@ def run(engine: StreamingEngine, frames: range, texts: dict[int, str] | None = N
             events += [event for _, event in engine.step()]
             assert engine._session("a").cache.length <= engine.context.max_seq_len
     return events
-
-
-def decisions(events: list) -> list[Decision]:
-    return [event for event in events if isinstance(event, Decision)]
 
 
 @pytest.mark.parametrize(("strategy", "published"), WAYS)
@@ -239,14 +246,18 @@ def test_the_summary_a_session_starts_with_is_shown_where_summaries_are_asked_fo
     for strategy, shows in (("summarize_and_drop", True), ("state_refresh", False)):
         settings = CONTEXT.model_copy(update={"strategy": strategy, "max_summary_tokens": 40})
         engine = StreamingEngine(loaded, settings, BUSY)
-        run(engine, range(1), spec=dataclasses.replace(TEA, knowledge=dialogue.knowledge, summary=dialogue.progress))
+        run(
+            engine,
+            range(1),
+            spec=dataclasses.replace(SHORT_TEA, knowledge=dialogue.knowledge, summary=dialogue.progress),
+        )
         clip = make_clip(dialogue, timeline_of(dialogue), 0, 5, settings, "strict")
         clip = dataclasses.replace(clip, summary=dialogue.progress if shows else None)
         assert engine.segment("a").context == clip_context(clip, SequenceBuilder(loaded.vocabulary, settings, 1))
 
 
 def test_the_oracle_is_told_only_as_published_and_marked(loaded):
-    spec = dataclasses.replace(TEA, oracle=((0, "S1->start"), (1, "S1->complete; S2->start")))
+    spec = dataclasses.replace(SHORT_TEA, oracle=((0, "S1->start"), (1, "S1->complete; S2->start")))
     for published in (False, True):
         settings = small("summarize_with_dst", published)
         engine = StreamingEngine(loaded, settings, BUSY.model_copy(update={"update_threshold": 1.0}))

@@ -17,8 +17,19 @@ from prospect.model.settings import LossSettings
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings
 from prospect.streaming.types import Decision, Refreshed, SessionSpec, TextPiece
-from tests.factories import CONTEXT, collator, features, tea_clip, tiny_model
-from tests.streaming.driving import SETTINGS, TALKATIVE, TEA, decisions, run, stream
+from tests.factories import (
+    CONTEXT,
+    SETTINGS,
+    TALKATIVE,
+    TEA,
+    collator,
+    decisions,
+    features,
+    run,
+    stream,
+    tea_clip,
+    tiny_model,
+)
 
 
 @pytest.fixture(scope="module", params=["heads", "token"])
@@ -160,7 +171,7 @@ def test_generation_ends_at_each_stop_id_and_leaves_the_canonical_one(vocabulary
         loaded.model.lm_head = _Scripted(loaded.model.model.embed_tokens.weight, force)
         engine = StreamingEngine(loaded, CONTEXT, StreamingSettings(speak_threshold=0.0, update_threshold=1.0))
         engine.open("a", SessionSpec(goal="Wash up"))
-        stream(engine, "a", "a", range(1), {})
+        stream(engine, "a", "a", range(1))
         (decision,) = decisions(run(engine)["a"])
         assert decision.utterance == vocabulary.decode([word]).strip()
         assert engine.segment("a").sequence(SequenceBuilder(vocabulary, CONTEXT, 1)).ids[-1] == vocabulary.stop
@@ -209,7 +220,7 @@ def test_a_silent_frame_never_touches_lm_head(vocabulary, backend):
     loaded.model.lm_head = counted = _Counted(loaded.model.lm_head)
     engine = StreamingEngine(loaded, CONTEXT, StreamingSettings(speak_threshold=1.0, update_threshold=1.0))
     engine.open("a", TEA)
-    stream(engine, "a", "a", range(10), {})
+    stream(engine, "a", "a", range(10))
     assert all(d.fast for d in decisions(run(engine)["a"]))
     stats = engine.stats()
     assert (counted.rows, stats.lm_head_rows, stats.fast_share) == (0, 0, 1.0)
@@ -221,7 +232,7 @@ def test_a_delta_that_is_read_off_asks_lm_head_for_nothing(vocabulary):
     settings = StreamingSettings(speak_threshold=1.0, update_threshold=0.0, dst_decoder="readout")
     engine = StreamingEngine(loaded, CONTEXT, settings)
     engine.open("a", TEA)
-    stream(engine, "a", "a", range(10), {})
+    stream(engine, "a", "a", range(10))
     decided = decisions(run(engine)["a"])
     assert any(d.delta for d in decided)
     assert all(d.fast for d in decided)
@@ -231,7 +242,7 @@ def test_a_delta_that_is_read_off_asks_lm_head_for_nothing(vocabulary):
 def test_a_frame_at_which_something_is_said_is_not_a_fast_one(random_model):
     engine = StreamingEngine(random_model, CONTEXT, TALKATIVE)
     engine.open("a", SessionSpec(goal="Wash up"))
-    stream(engine, "a", "a", range(40), {})
+    stream(engine, "a", "tea", range(40))
     decided = decisions(run(engine)["a"])
     spoken = sum(d.utterance is not None for d in decided)
     assert 0 < spoken < 40
@@ -241,10 +252,10 @@ def test_a_frame_at_which_something_is_said_is_not_a_fast_one(random_model):
 def test_a_patched_state_reaches_the_model_before_the_next_frame(random_model):
     engine = StreamingEngine(random_model, CONTEXT, StreamingSettings(speak_threshold=1.0, update_threshold=1.0))
     engine.open("a", TEA)
-    stream(engine, "a", "a", range(3), {})
+    stream(engine, "a", "a", range(3))
     run(engine)
     assert engine.patch_state("a", {"S1": "completed"}).labels[0] == "completed"
-    stream(engine, "a", "a", range(3, 4), {})
+    stream(engine, "a", "a", range(3, 4))
     events = run(engine)["a"]
     assert isinstance(events[0], Refreshed)
     assert "S1 (completed) boil water" in engine.segment("a").context.text
@@ -255,7 +266,7 @@ def test_a_state_that_is_patched_while_a_delta_is_written_stays(random_model):
     for steps in range(2, 9):
         engine = StreamingEngine(random_model, CONTEXT, settings)
         engine.open("a", TEA)
-        stream(engine, "a", "a", range(1), {})
+        stream(engine, "a", "a", range(1))
         events = [event for _ in range(steps) for _, event in engine.step()]
         engine.patch_state("a", dict.fromkeys(("S1", "S2", "S3"), "completed"))
         (decision,) = decisions(events + run(engine).get("a", []))
@@ -293,7 +304,7 @@ def test_an_update_that_changes_nothing_holds_up_no_waiting_frame(vocabulary):
     engine = StreamingEngine(loaded, CONTEXT, settings)
     engine.open("a", dataclasses.replace(TEA, state=TaskState.from_labels(["completed"] * len(TEA.steps))))
     run(engine)
-    stream(engine, "a", "a", range(8), {})
+    stream(engine, "a", "a", range(8))
     decided = [event for _, event in engine.step() if isinstance(event, Decision)]
     assert [(d.p_update > 0, d.delta) for d in decided] == [(True, ())] * 8, "in one chunk"
 
@@ -318,7 +329,7 @@ def test_whatever_is_generated_stays_within_a_frames_reserve(vocabulary, seed):
     always = StreamingSettings(speak_threshold=0.0, update_threshold=0.0, cooldown_frames=0, speak_hysteresis=None)
     engine = StreamingEngine(tiny_model(vocabulary, seed=seed), context, always)
     engine.open("a", TEA)
-    stream(engine, "a", "a", range(12), {})
+    stream(engine, "a", "a", range(12))
     heard = decisions(run(engine)["a"])
     assert [decision.frame for decision in heard] == list(range(12))
     assert all(len(vocabulary.encode(decision.utterance or "")) <= 60 for decision in heard)
@@ -329,9 +340,9 @@ def test_whatever_text_was_accepted_fits_once_the_context_has_grown(random_model
     small = CONTEXT.model_copy(update={"max_seq_len": 360})
     engine = StreamingEngine(random_model, small, TALKATIVE)
     engine.open("a", TEA)
-    stream(engine, "a", "a", range(30), {})
+    stream(engine, "a", "a", range(30))
     accepted = next(text for n in range(200, 0, -1) if pushed(engine, text := "tea " * n))
-    stream(engine, "a", "a", range(30, 31), {})
+    stream(engine, "a", "a", range(30, 31))
     events = run(engine)["a"]
     assert accepted
     assert [d.frame for d in decisions(events)] == list(range(31))
@@ -350,14 +361,14 @@ def test_a_session_whose_state_was_set_while_a_delta_was_written_can_move(random
     settings = StreamingSettings(speak_threshold=1.0, update_threshold=0.0)
     first, second = (StreamingEngine(random_model, CONTEXT, settings) for _ in range(2))
     first.open("a", TEA)
-    stream(first, "a", "a", range(1), {})
+    stream(first, "a", "a", range(1))
     for _ in range(4):
         first.step()
     first.patch_state("a", dict.fromkeys(("S1", "S2", "S3"), "completed"))
     run(first)
     second.import_(first.export("a", parked))
     for engine in (first, second):
-        stream(engine, "a", "a", range(1, 5), {})
+        stream(engine, "a", "a", range(1, 5))
     expected, moved = (decisions(run(engine)["a"]) for engine in (first, second))
     assert [(d.frame, d.state, d.delta) for d in moved] == [(d.frame, d.state, d.delta) for d in expected]
 
@@ -375,5 +386,5 @@ def test_a_recipe_without_tracking_is_background(random_model, vocabulary):
     loaded.model.config.trained_steps = {"speaking": 1}
     engine = StreamingEngine(loaded, CONTEXT, StreamingSettings(update_threshold=0.0, speak_threshold=1.0))
     engine.open("a", dataclasses.replace(TEA, track=False))
-    stream(engine, "a", "a", range(2), {})
+    stream(engine, "a", "a", range(2))
     assert [(d.p_update, d.delta, d.readout) for d in decisions(run(engine)["a"])] == [(0.0, (), None)] * 2

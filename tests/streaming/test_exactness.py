@@ -1,4 +1,4 @@
-"""Company changes nothing: a session gives the same beside others, in chunks, from shared pages, parked and replayed.
+"""Batch invariance: a session gives the same beside others, in chunks, from shared pages, parked and replayed.
 
 `deterministic=true` gives it bit for bit; otherwise probabilities agree within `TOLERANCE`, and a decision may differ
 only where the lone run's margin is below it.
@@ -17,9 +17,8 @@ from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import GenerationSettings, StreamingSettings
 from prospect.streaming.types import Decision, SessionSpec
 from tests.conftest import torch_threads
-from tests.factories import CONTEXT, features, tea_dialogue, tiny_model, tiny_vocabulary
+from tests.factories import CONTEXT, TEA, decisions, run, stream, tiny_model, tiny_vocabulary
 
-TEA = SessionSpec(goal=tea_dialogue().goal, steps=tea_dialogue().step_names, knowledge=tea_dialogue().knowledge)
 SMALL = CONTEXT.model_copy(
     update={"max_seq_len": 260, "max_utterance_tokens": 4, "max_delta_tokens": 20, "tail_seconds": 2.0}
 )
@@ -54,18 +53,12 @@ Way = Callable[[LoadedModel, StreamingSettings], list[Decision]]
 
 
 def push(engine: StreamingEngine, session_id: str, frames: range) -> None:
-    for frame in frames:
-        if frame in TEXTS:
-            engine.push_text(session_id, TEXTS[frame])
-        engine.push_frame(session_id, features("tea", frame, frame + 1)[0])
+    stream(engine, session_id, "tea", frames, TEXTS)
 
 
 def heard(engine: StreamingEngine, session_id: str = "a") -> list[Decision]:
     """Everything waiting, decided."""
-    decided = []
-    while engine.has_work():
-        decided += [event for sid, event in engine.step() if sid == session_id and isinstance(event, Decision)]
-    return decided
+    return decisions(run(engine).get(session_id, []))
 
 
 def one_by_one(engine: StreamingEngine, frames: range) -> list[Decision]:

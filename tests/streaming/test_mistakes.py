@@ -8,8 +8,7 @@ from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.kv_cache.parking import pack, unpack
 from prospect.streaming.settings import StreamingSettings
 from prospect.streaming.types import Failed, SessionSpec
-from tests.factories import CONTEXT, DIM, tiny_model
-from tests.streaming.driving import SETTINGS, TALKATIVE, TEA, decisions, run, stream
+from tests.factories import CONTEXT, DIM, SETTINGS, TALKATIVE, TEA, decisions, run, stream, tiny_model
 
 
 def test_mistakes_are_named_and_harm_nobody(random_model):
@@ -17,7 +16,7 @@ def test_mistakes_are_named_and_harm_nobody(random_model):
     engine.open("a", TEA)
     with pytest.raises(UnknownSessionError, match="'nobody' is not open"):
         engine.push_frame("nobody", np.zeros((1, DIM), np.float16))
-    with pytest.raises(SessionError, match=r"has shape \[1, 3\], expected \[1, 16\]") as caught:
+    with pytest.raises(SessionError, match=rf"has shape \[1, 3\], expected \[1, {DIM}\]") as caught:
         engine.push_frame("a", np.zeros((1, 3), np.float16))
     assert caught.value.code == "wrong_shape"
     with pytest.raises(SessionError, match="not finite"):
@@ -40,9 +39,9 @@ def test_mistakes_are_named_and_harm_nobody(random_model):
     engine.open("b", SessionSpec(goal="Wash up"))
     with pytest.raises(SessionError, match="all 2 sessions are taken"):
         engine.open("c", SessionSpec())
-    stream(engine, "a", "a", range(2), {})
+    stream(engine, "a", "a", range(2))
     with pytest.raises(SessionError, match="2 frames are waiting"):
-        stream(engine, "a", "a", range(1), {})
+        stream(engine, "a", "a", range(1))
     assert [d.frame for d in decisions(run(engine)["a"])] == [0, 1]
     engine.close("a")
     with pytest.raises(UnknownSessionError):
@@ -60,7 +59,7 @@ def test_a_state_head_that_was_never_trained_is_not_read(vocabulary):
     loaded.model.config.trained_steps = {"speaking": 1, "dst_update": 1, "dst_state": 0}
     engine = StreamingEngine(loaded, CONTEXT, TALKATIVE)
     engine.open("a", TEA)
-    stream(engine, "a", "a", range(6), {})
+    stream(engine, "a", "a", range(6))
     assert [d.readout for d in decisions(run(engine)["a"])] == [None] * 6
     with pytest.raises(UntrainedHeadError, match="dst_state had no training step"):
         StreamingEngine(loaded, CONTEXT, StreamingSettings(dst_decoder="readout")).open("a", TEA)
@@ -75,7 +74,7 @@ def test_a_defect_in_one_session_ends_that_one_alone(random_model):
     engine = StreamingEngine(random_model, CONTEXT, SETTINGS)
     for name in ("a", "b"):
         engine.open(name, TEA)
-        stream(engine, name, name, range(2), {})
+        stream(engine, name, name, range(2))
     while engine.segment("a") is None:
         engine.step()
     engine._session("a")._window.segment = None
@@ -88,10 +87,10 @@ def test_a_defect_in_one_session_ends_that_one_alone(random_model):
 def test_a_log_of_another_model_or_a_damaged_one_is_refused(random_model, vocabulary):
     engine = StreamingEngine(random_model, CONTEXT, SETTINGS)
     engine.open("a", TEA)
-    stream(engine, "a", "a", range(3), {})
+    stream(engine, "a", "a", range(3))
     run(engine)
     log, older = engine.export("a"), engine.export("a", parked=True)
-    stream(engine, "a", "a", range(3, 4), {})
+    stream(engine, "a", "a", range(3, 4))
     run(engine)
     newer = engine.export("a", parked=True)
     other = StreamingEngine(tiny_model(vocabulary, layers=3), CONTEXT, SETTINGS)
@@ -113,7 +112,7 @@ def test_keys_and_values_that_do_not_fit_are_refused_and_harm_nobody(random_mode
     engine = StreamingEngine(random_model, CONTEXT, SETTINGS)
     for name in ("a", "b"):
         engine.open(name, TEA)
-        stream(engine, name, name, range(3), {})
+        stream(engine, name, name, range(3))
     run(engine)
     log = engine.export("a", parked=True)
     engine.close("a")
@@ -129,7 +128,7 @@ def test_keys_and_values_that_do_not_fit_are_refused_and_harm_nobody(random_mode
     with pytest.raises(SessionError, match="computed with other weights; leave it out"):
         retrained.import_(log)
     retrained.import_({name: value for name, value in log.items() if name != "cache"})
-    stream(engine, "b", "b", range(3, 4), {})
+    stream(engine, "b", "b", range(3, 4))
     assert [d.frame for d in decisions(run(engine)["b"])] == [3]
     engine.close("b")
     assert engine.stats().pages.used == 0

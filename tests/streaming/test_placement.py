@@ -15,9 +15,8 @@ from prospect.streaming.kv_cache.parking import ParkingLot
 from prospect.streaming.kv_cache.placement import CachePlacement
 from prospect.streaming.settings import StreamingSettings
 from prospect.streaming.types import Decision, SessionSpec
-from tests.factories import CONTEXT, features, tea_dialogue, tiny_model, tiny_vocabulary
+from tests.factories import CONTEXT, SHORT_TEA, decisions, run, stream, tiny_model, tiny_vocabulary
 
-TEA = SessionSpec(goal=tea_dialogue().goal, steps=tea_dialogue().step_names)
 SMALL = CONTEXT.model_copy(update={"max_seq_len": 256, "max_utterance_tokens": 4, "max_delta_tokens": 20})
 TWO = StreamingSettings(pages=9, page_tokens=64, speak_threshold=0.52, update_threshold=1.0, cooldown_frames=0)
 """9 pages of 64 tokens: two full sessions of 256, and one page over."""
@@ -29,31 +28,28 @@ def loaded():
 
 
 def push(engine: StreamingEngine, session_id: str, count: int) -> None:
-    for _ in range(count):
-        engine.push_frame(session_id, features(session_id, 0, 1)[0])
+    stream(engine, session_id, session_id, [0] * count)
 
 
 def decided(engine: StreamingEngine) -> dict[str, list[int]]:
-    frames: dict[str, list[int]] = {}
-    while engine.has_work():
-        for session_id, event in engine.step():
-            if isinstance(event, Decision):
-                frames.setdefault(session_id, []).append(event.frame)
-    return frames
+    frames = {
+        session_id: [decision.frame for decision in decisions(events)] for session_id, events in run(engine).items()
+    }
+    return {session_id: decided for session_id, decided in frames.items() if decided}
 
 
 def test_no_more_are_opened_than_full_ones_fit(loaded):
     engine = StreamingEngine(loaded, SMALL, TWO)
     assert engine.capacity == 2
-    engine.open("a", TEA)
-    engine.open("b", TEA)
+    engine.open("a", SHORT_TEA)
+    engine.open("b", SHORT_TEA)
     with pytest.raises(OutOfPagesError, match="promised to 2 sessions") as caught:
-        engine.open("c", TEA)
+        engine.open("c", SHORT_TEA)
     assert caught.value.code == "out_of_pages"
     push(engine, "a", 3)
     assert decided(engine) == {"a": [0, 1, 2]}
     engine.close("b")
-    engine.open("c", TEA)
+    engine.open("c", SHORT_TEA)
     with pytest.raises(OutOfPagesError, match=r"2 pages of 64 tokens cannot hold a session of 256"):
         StreamingEngine(loaded, SMALL, TWO.model_copy(update={"pages": 2}))
 
@@ -63,7 +59,7 @@ def test_with_parking_more_are_open_and_each_gets_its_turn(loaded, tmp_path, whe
     parking = TWO.model_copy(update={"parking": where, "parking_folder": tmp_path, "catch_up_frames": 1})
     engine = StreamingEngine(loaded, SMALL, parking)
     for name in "abcde":
-        engine.open(name, TEA)
+        engine.open(name, SHORT_TEA)
         decided(engine)
     assert (engine.stats().sessions, engine.stats().parked) == (5, 3)
     assert len(list(tmp_path.rglob("*.safetensors"))) == (3 if where == "disk" else 0)
@@ -83,7 +79,7 @@ def test_with_parking_more_are_open_and_each_gets_its_turn(loaded, tmp_path, whe
 def test_two_engines_park_in_one_folder_and_leave_nothing_there(loaded, tmp_path):
     settings = TWO.model_copy(update={"parking": "disk", "parking_folder": tmp_path})
     first, second = (StreamingEngine(loaded, SMALL, settings) for _ in range(2))
-    first.open("a", TEA)
+    first.open("a", SHORT_TEA)
     decided(first)
     first.park("a")
     second.import_(first.export("a", parked=True))
@@ -129,7 +125,7 @@ def test_a_place_changes_hands_at_most_once_a_step(loaded, monkeypatch):
     """Everybody waits; those who come in do not push others out who then push out the next ones."""
     engine = StreamingEngine(loaded, SMALL, TWO.model_copy(update={"parking": "memory", "catch_up_frames": 1}))
     for name in "abcde":
-        engine.open(name, TEA)
+        engine.open(name, SHORT_TEA)
         decided(engine)
         push(engine, name, 4)
     moves: list[str] = []
@@ -144,14 +140,14 @@ def test_a_place_changes_hands_at_most_once_a_step(loaded, monkeypatch):
 def test_a_full_disk_ends_no_session(loaded, tmp_path, caplog):
     engine = StreamingEngine(loaded, SMALL, TWO.model_copy(update={"parking": "disk", "parking_folder": tmp_path}))
     for name in "ab":
-        engine.open(name, TEA)
+        engine.open(name, SHORT_TEA)
     decided(engine)
     (folder,) = tmp_path.iterdir()
     shutil.rmtree(folder)  # what cannot be written where a disk is full cannot be written here either
     with pytest.raises(SessionError, match="session a: cannot be parked in"):
         engine.park("a")
     with pytest.raises(OutOfPagesError, match="promised to 2 sessions"):
-        engine.open("c", TEA)
+        engine.open("c", SHORT_TEA)
     assert "cannot be parked" in caplog.text
     push(engine, "a", 1)
     push(engine, "b", 1)
@@ -161,7 +157,7 @@ def test_a_full_disk_ends_no_session(loaded, tmp_path, caplog):
 def test_a_parked_copy_that_is_gone_ends_its_session_alone(loaded, tmp_path):
     engine = StreamingEngine(loaded, SMALL, TWO.model_copy(update={"parking": "disk", "parking_folder": tmp_path}))
     for name in "ab":
-        engine.open(name, TEA)
+        engine.open(name, SHORT_TEA)
     decided(engine)
     engine.park("a")
     next(tmp_path.rglob("*.safetensors")).unlink()
@@ -173,7 +169,7 @@ def test_a_parked_copy_that_is_gone_ends_its_session_alone(loaded, tmp_path):
 
 def test_a_session_in_the_middle_of_something_is_not_parked(loaded):
     engine = StreamingEngine(loaded, SMALL, TWO)
-    engine.open("a", TEA)
+    engine.open("a", SHORT_TEA)
     with pytest.raises(SessionError, match="still being decided"):
         engine.park("a")
     with pytest.raises(UnknownSessionError):
@@ -205,7 +201,7 @@ def test_whatever_happens_no_page_is_left_when_all_are_gone(loaded, actions):
     for action, name in actions:
         try:
             {
-                "open": lambda name: engine.open(name, TEA),
+                "open": lambda name: engine.open(name, SHORT_TEA),
                 "push": lambda name: push(engine, name, 9),
                 "say": lambda name: engine.push_text(name, "What now?"),
                 "patch": lambda name: engine.patch_state(name, {"S1": "completed"}),
@@ -233,7 +229,7 @@ def test_however_many_contexts_come_a_frame_waits_for_one_step_at_most(loaded):
     engine.open("watching", SessionSpec(goal="Wash up", speak_threshold=1.0))
     decided(engine)
     for name in "abcdefghijkl":
-        engine.open(name, TEA)
+        engine.open(name, SHORT_TEA)
     waits = []
     while engine.stats().tokens < 12 * 60:
         push(engine, "watching", 1)

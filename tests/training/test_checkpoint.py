@@ -14,9 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prospect.data.clips import split_clips
 from prospect.data.settings import ClipSettings, LabelSamplingSettings
-from prospect.dialogue.sequence import SequenceBuilder
 from prospect.errors import CheckpointError
 from prospect.model.checkpoint import load_model
 from prospect.model.settings import HEADS, LoraSettings
@@ -25,12 +23,11 @@ from prospect.training.checkpoint import newest_checkpoint, read_checkpoint, who
 from prospect.training.events import read_events
 from prospect.training.settings import EarlyStopping, TrainingError, TrainingSettings
 from prospect.training.worker_spec import TrainingData, WorkerJob
-from tests.factories import timeline_of, with_progress
+from tests.factories import BRIEF, DIM, TOY_CONTEXT, TOY_MODEL, ToyCorpus, clips_of, stored, with_progress
 from tests.needs import skip_without
 from tests.training import ranks
-from tests.world import BRIEF, CONTEXT, DIM, MODEL, World, stored
 
-WIDE = MODEL.tiny.model_copy(update={"hidden_size": 256, "intermediate_size": 512})
+WIDE = TOY_MODEL.tiny.model_copy(update={"hidden_size": 256, "intermediate_size": 512})
 """Wide enough for matrices above the 100,000 elements from which on ZeRO-3 partitions."""
 
 
@@ -42,13 +39,13 @@ def groups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, ranks
 
 
 @pytest.fixture
-def data(world: World) -> TrainingData:
-    return TrainingData(world.clips[:6], world.clips[6:])
+def data(toys: ToyCorpus) -> TrainingData:
+    return TrainingData(toys.clips[:6], toys.clips[6:])
 
 
 @pytest.fixture
-def job(world: World, tmp_path: Path) -> WorkerJob:
-    store = stored(world, tmp_path / "embeddings")
+def job(toys: ToyCorpus, tmp_path: Path) -> WorkerJob:
+    store = stored(toys.dialogues, tmp_path / "embeddings")
     training = TrainingSettings(
         batch_size=4,
         micro_batch_size=1,
@@ -60,14 +57,14 @@ def job(world: World, tmp_path: Path) -> WorkerJob:
         sampling=LabelSamplingSettings(),
     )
     lora = LoraSettings(r=4, alpha=8, dropout=0.1)
-    model = MODEL.model_copy(update={"frame_noise": 0.1, "lora": lora})
-    return at(WorkerJob(model, training, BRIEF, tmp_path, tmp_path, store.root, {}), "whole", world)
+    model = TOY_MODEL.model_copy(update={"frame_noise": 0.1, "lora": lora})
+    return at(WorkerJob(model, training, BRIEF, tmp_path, tmp_path, store.root, {}), "whole", toys)
 
 
-def at(job: WorkerJob, name: str, world: World, **training: object) -> WorkerJob:
+def at(job: WorkerJob, name: str, toys: ToyCorpus, **training: object) -> WorkerJob:
     """The job as a run of another name."""
     folder = job.cache / name
-    world.tokenizer.save_pretrained(folder / "tokenizer")  # type: ignore[attr-defined]
+    toys.save_tokenizer(folder)
     return replace(job, folder=folder, training=job.training.model_copy(update=training))
 
 
@@ -116,7 +113,7 @@ def clips_seen(job: WorkerJob) -> dict[int, list[str]]:
 
 @dataclass(frozen=True)
 class Kind:
-    """A way to train with DeepSpeed, and how far its course may be from that of one process without.
+    """A way to train with DeepSpeed, and its tolerances against one process without DeepSpeed.
 
     What is added up is added in another order. In bfloat16 gradients are rounded before they are added up, and Adam
     makes as much of a small one as of a large one: the same losses, with weights that are somewhat others.
@@ -141,7 +138,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_goes_on_with_another_number_of_workers(
-    groups: dict[int, ranks.Ranks], job: WorkerJob, data: TrainingData, world: World, kind: str
+    groups: dict[int, ranks.Ranks], job: WorkerJob, data: TrainingData, toys: ToyCorpus, kind: str
 ) -> None:
     """On one process without DeepSpeed, on two workers, on one and on two again: the undisturbed run's course.
 
@@ -151,8 +148,8 @@ def test_a_run_goes_on_with_another_number_of_workers(
     if chosen.model.get("adaptation") == "qlora":
         skip_without("bitsandbytes", find_spec("bitsandbytes"))
     job = built(job, tiny=WIDE, **chosen.model)
-    whole = at(job, "whole", world, save_every=6)
-    resized = at(job, "resized", world, save_every=1, **chosen.training)
+    whole = at(job, "whole", toys, save_every=6)
+    resized = at(job, "resized", toys, save_every=1, **chosen.training)
     summary = ranks.train("plain", whole, data)
     assert ranks.train("plain", resized, data, 1) is None
     assert groups[2].run(ranks.train, "zero", resized, data, 3) == [None] * 2
@@ -173,12 +170,12 @@ def test_a_run_goes_on_with_another_number_of_workers(
 
 
 def test_zero3_in_bfloat16_writes_the_whole_adapter_and_lends_the_model_to_one_rank(
-    groups: dict[int, ranks.Ranks], job: WorkerJob, data: TrainingData, world: World
+    groups: dict[int, ranks.Ranks], job: WorkerJob, data: TrainingData, toys: ToyCorpus
 ) -> None:
     """The token back-end reads rows of a partitioned matrix; the frames' whitening is a buffer beside weights."""
     job = built(job, adaptation="lora", tiny=WIDE, dtype="bfloat16", decision_backend="token", whiten_frames=True)
     options = {"zero_stage": 3, "offload_optimizer": True, "activation_checkpointing": True, "max_steps": 2}
-    job = at(job, "bfloat16", world, **options)
+    job = at(job, "bfloat16", toys, **options)
     whitening = torch.randn(DIM, DIM) * 0.01
     data = replace(data, frame_statistics=(torch.randn(DIM).numpy(), whitening.numpy()))
     (together, alone), _ = groups[2].run(ranks.train_and_compare, job, data)
@@ -195,22 +192,22 @@ def test_zero3_in_bfloat16_writes_the_whole_adapter_and_lends_the_model_to_one_r
 
 @pytest.mark.parametrize("offload", [False, True])
 def test_on_as_many_workers_as_before_bfloat16_loses_no_bit(
-    groups: dict[int, ranks.Ranks], job: WorkerJob, data: TrainingData, world: World, offload: bool
+    groups: dict[int, ranks.Ranks], job: WorkerJob, data: TrainingData, toys: ToyCorpus, offload: bool
 ) -> None:
     """The checkpoint has the optimizer's float32 weights, and not what the forward pass has of them."""
     job = built(job, adaptation="lora", tiny=WIDE, dtype="bfloat16")
     options = {"zero_stage": 2, "offload_optimizer": offload, "stream_videos": 0}
-    whole, broken = at(job, "whole", world, **options), at(job, "broken", world, **options)
+    whole, broken = at(job, "whole", toys, **options), at(job, "broken", toys, **options)
     groups[2].run(ranks.train, "zero", whole, data)
     assert groups[2].run(ranks.train, "zero", broken, data, 5) == [None] * 2
     groups[2].run(ranks.train, "zero", broken, data)
     assert_same_course(broken, whole, 0, 0)
 
 
-def test_an_interrupted_run_ends_as_the_undisturbed_one(job: WorkerJob, data: TrainingData, world: World) -> None:
+def test_an_interrupted_run_ends_as_the_undisturbed_one(job: WorkerJob, data: TrainingData, toys: ToyCorpus) -> None:
     """On the same backend to the last bit, dropout and the frames' noise included; step 4 is done twice."""
     lora = replace(job, model=job.model.model_copy(update={"adaptation": "lora"}))
-    whole, broken = at(lora, "whole", world), at(lora, "broken", world)
+    whole, broken = at(lora, "whole", toys), at(lora, "broken", toys)
     summary = ranks.train("plain", whole, data)
     assert ranks.train("plain", broken, data, 5) is None
     assert ranks.train("plain", broken, data) == summary
@@ -220,9 +217,9 @@ def test_an_interrupted_run_ends_as_the_undisturbed_one(job: WorkerJob, data: Tr
     assert [f.name for f in sorted((broken.folder / "checkpoints").iterdir())] == ["step_0000004", "step_0000006"]
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_said(job: WorkerJob, data: TrainingData, world: World) -> None:
+def test_a_damaged_checkpoint_is_passed_over_and_said(job: WorkerJob, data: TrainingData, toys: ToyCorpus) -> None:
     """Cut off, changed in place, or left half-written by a killed writer: training goes on from the one before."""
-    job = at(job, "damaged", world, keep_checkpoints=3)
+    job = at(job, "damaged", toys, keep_checkpoints=3)
     ranks.train("plain", job, data)
     checkpoints = job.folder / "checkpoints"
     oldest, older, newest = whole_checkpoints(checkpoints)
@@ -235,8 +232,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(job: WorkerJob, data: Trai
     assert whole_checkpoints(checkpoints) == [oldest, older]
     assert newest_checkpoint(checkpoints)[0] == oldest
     with pytest.raises(CheckpointError, match=r"step_0000006: exp_avg.safetensors is missing or cut off"):
-        read_checkpoint(PlainBackend(world.model(), job.training), newest)
-    other = PlainBackend(world.model(tiny=WIDE), job.training)
+        read_checkpoint(PlainBackend(toys.model(), job.training), newest)
+    other = PlainBackend(toys.model(tiny=WIDE), job.training)
     with pytest.raises(CheckpointError, match=r"step_0000002: .*is \[256, 32\] there and \[256, 256\] in the model"):
         read_checkpoint(other, oldest)
     ranks.train("plain", job, data)
@@ -249,9 +246,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(job: WorkerJob, data: Trai
 
 
 def test_a_run_without_a_whole_checkpoint_is_not_begun_anew_unasked(
-    job: WorkerJob, data: TrainingData, world: World
+    job: WorkerJob, data: TrainingData, toys: ToyCorpus
 ) -> None:
-    job = at(job, "lost", world, keep_checkpoints=1)
+    job = at(job, "lost", toys, keep_checkpoints=1)
     ranks.train("plain", job, data, 3)
     [only] = (job.folder / "checkpoints").iterdir()
     (only / "checkpoint.json").write_text("{")
@@ -263,13 +260,13 @@ def test_a_run_without_a_whole_checkpoint_is_not_begun_anew_unasked(
 
 @pytest.mark.parametrize("small_disk", ["30m"], indirect=True)
 def test_a_full_disk_ends_the_run_in_a_sentence_and_leaves_no_half_checkpoint(
-    job: WorkerJob, data: TrainingData, world: World, small_disk: Path
+    job: WorkerJob, data: TrainingData, toys: ToyCorpus, small_disk: Path
 ) -> None:
     """One checkpoint of the wide model takes 18 MB: the second does not fit, and does when there is room."""
     job = built(job, tiny=WIDE)
-    whole = at(job, "whole", world)
+    whole = at(job, "whole", toys)
     ranks.train("plain", whole, data)
-    job = replace(at(job, "full", world), folder=small_disk / "run")
+    job = replace(at(job, "full", toys), folder=small_disk / "run")
     shutil.copytree(whole.folder / "tokenizer", job.folder / "tokenizer")
     with pytest.raises(TrainingError, match=r"cannot be written .*No space left.* it continues after step 2"):
         ranks.train("plain", job, data)
@@ -280,11 +277,11 @@ def test_a_full_disk_ends_the_run_in_a_sentence_and_leaves_no_half_checkpoint(
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_run_in_a_sentence_and_leaves_no_half_of_it(
-    groups: dict[int, ranks.Ranks], job: WorkerJob, data: TrainingData, world: World
+    groups: dict[int, ranks.Ranks], job: WorkerJob, data: TrainingData, toys: ToyCorpus
 ) -> None:
     """Like a full disk, and without one: the process may not make files of 1 MB, which each part of one has."""
     job = built(job, tiny=WIDE)
-    whole, full = at(job, "whole", world), at(job, "full", world)
+    whole, full = at(job, "whole", toys), at(job, "full", toys)
     ranks.train("plain", whole, data)
     assert ranks.train("plain", full, data, 3) is None
     [said] = groups[1].run(ranks.train_with_files_up_to, 2**20, full, data)
@@ -296,14 +293,14 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_in_a_sentence_and_leav
     assert_same_course(full, whole, 0, 0)
 
 
-def test_each_summary_of_progress_is_a_label_of_a_loss_that_is_logged(job: WorkerJob, world: World) -> None:
+def test_each_summary_of_progress_is_a_label_of_a_loss_that_is_logged(job: WorkerJob, toys: ToyCorpus) -> None:
     settings = ClipSettings(random_start_share=0, summaries=True, summary_share=1)
-    dialogues = [with_progress(clip.dialogue) for clip in world.clips]
-    cut = [split_clips(d, timeline_of(d), SequenceBuilder(world.vocabulary, CONTEXT, 1), settings) for d in dialogues]
+    dialogues = [with_progress(dialogue) for dialogue in toys.dialogues]
+    cut = [clips_of(d, toys.vocabulary, TOY_CONTEXT, settings) for d in dialogues]
     clips = [clip for [clip] in cut]
     assert all(clip.closing_summary for clip in clips)
-    tokens = {clip.id: len(world.vocabulary.encode(clip.closing_summary or "")) + 1 for clip in clips}  # and the stop
-    job = at(job, "summaries", world, clips=settings, max_steps=2, stream_videos=0)
+    tokens = {clip.id: len(toys.vocabulary.encode(clip.closing_summary or "")) + 1 for clip in clips}  # and the stop
+    job = at(job, "summaries", toys, clips=settings, max_steps=2, stream_videos=0)
     ranks.train("plain", job, TrainingData(clips[:6], clips[6:]))
     events = [event for event, _ in read_events(job.folder / "metrics.jsonl")]
     steps = [event for event in events if event["kind"] == "step"]
@@ -315,7 +312,7 @@ def test_each_summary_of_progress_is_a_label_of_a_loss_that_is_logged(job: Worke
 
 
 def test_a_lost_embedding_ends_the_run_on_all_ranks(
-    groups: dict[int, ranks.Ranks], job: WorkerJob, data: TrainingData, world: World
+    groups: dict[int, ranks.Ranks], job: WorkerJob, data: TrainingData, toys: ToyCorpus
 ) -> None:
     Path(job.store, "v3.safetensors").unlink()
     with pytest.raises(TrainingError, match=r"video 'v3' has no embedding in .*embeddings; run jobs/embed.py for it"):
@@ -323,10 +320,10 @@ def test_a_lost_embedding_ends_the_run_on_all_ranks(
 
 
 def test_a_mistake_that_one_rank_meets_ends_the_run_on_all(
-    groups: dict[int, ranks.Ranks], job: WorkerJob, data: TrainingData, world: World
+    groups: dict[int, ranks.Ranks], job: WorkerJob, data: TrainingData, toys: ToyCorpus
 ) -> None:
     """So that it is no reason to try again: a folder that one node lacks, and a checkpoint of another model."""
-    job = at(job, "alone", world)
+    job = at(job, "alone", toys)
     lacks_base = built(job, base="/nowhere")
     sentences = groups[2].run(ranks.sentence_on, "zero", [job, lacks_base], data)
     assert sentences[0].startswith("`model.base` (/nowhere) is a missing folder")
@@ -337,14 +334,14 @@ def test_a_mistake_that_one_rank_meets_ends_the_run_on_all(
     assert sentence == other
 
 
-def test_early_stopping_keeps_the_best_weights(job: WorkerJob, data: TrainingData, world: World) -> None:
+def test_early_stopping_keeps_the_best_weights(job: WorkerJob, data: TrainingData, toys: ToyCorpus) -> None:
     """A learning rate that is far too high: validation is at its best first.
 
     The run dies after weights that no checkpoint knows of, and a writer of better ones did too.
     """
     rule = EarlyStopping(metric="speak", patience=2)
     wild = {"early_stopping": rule, "learning_rate": 0.3, "warmup_steps": 0, "eval_every": 1, "max_steps": 60}
-    job = at(job, "early", world, **wild, stream_videos=1, stream_minutes=0.1)
+    job = at(job, "early", toys, **wild, stream_videos=1, stream_minutes=0.1)
     assert ranks.train("plain", job, data, 1) is None
     shutil.copytree(job.folder / "best" / "step_0000001", job.folder / "best" / "step_0000007.1234.partial")
     summary = ranks.train("plain", job, data)
@@ -374,10 +371,10 @@ def test_early_stopping_keeps_the_best_weights(job: WorkerJob, data: TrainingDat
 
 
 def test_a_metric_without_labels_names_those_that_are_measured(
-    job: WorkerJob, data: TrainingData, world: World
+    job: WorkerJob, data: TrainingData, toys: ToyCorpus
 ) -> None:
     """An unknown metric is refused with the other settings, see test_mistakes.py."""
-    job = at(job, "metric", world, early_stopping=EarlyStopping(metric="summary_text"), eval_every=1)
+    job = at(job, "metric", toys, early_stopping=EarlyStopping(metric="summary_text"), eval_every=1)
     measured = "metric` .summary_text. is missing from validation, which measures loss, speaking_text, dst_text"
     with pytest.raises(TrainingError, match=measured):
         ranks.train("plain", job, data)

@@ -16,7 +16,7 @@ from prospect.training.backend import PlainBackend, TrainingBackend
 from prospect.training.loop import Collate, MicroBatch, StepBatch, StepResult, lr_at, step_batches, train_step
 from prospect.training.settings import TrainingError, TrainingSettings
 from prospect.training.validation import validate
-from tests.world import World, clip_of, frames, without_steps
+from tests.factories import TOY_CONTEXT, ToyCorpus, clips_of, features
 
 SETTINGS = TrainingSettings(batch_size=4, micro_batch_size=4, epochs=2, learning_rate=3e-3, warmup_steps=2)
 
@@ -40,16 +40,16 @@ def train_steps(
 
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("decisions", ["heads", "token"])
-def test_accumulated_gradients_are_those_of_one_batch(world: World, decisions: str, packed: bool) -> None:
+def test_accumulated_gradients_are_those_of_one_batch(toys: ToyCorpus, decisions: str, packed: bool) -> None:
     """Eight clips at once, unevenly, four by four, two by two and alone, packed or padded: up to 1e-5 of the largest.
 
     The order of additions differs, nothing else.
     """
-    collate, results = world.collate(LabelSamplingSettings()), []
+    collate, results = toys.collator(LabelSamplingSettings()), []
     collate.packed = packed
     for sizes in ((8,), (1, 7), (4, 4), (2,) * 4, (1,) * 8):
-        backend, ends = GradientBackend(world.model(decision_backend=decisions), SETTINGS), np.cumsum(sizes)
-        batches = [MicroBatch(collate(world.clips[end - size : end])) for size, end in zip(sizes, ends, strict=True)]
+        backend, ends = GradientBackend(toys.model(decision_backend=decisions), SETTINGS), np.cumsum(sizes)
+        batches = [MicroBatch(collate(toys.clips[end - size : end])) for size, end in zip(sizes, ends, strict=True)]
         results.append((train_step(backend, StepBatch(batches, 1e-3), SETTINGS), backend.gradients()))
     (whole, gradients), *others = results
     for step, other in others:
@@ -59,24 +59,24 @@ def test_accumulated_gradients_are_those_of_one_batch(world: World, decisions: s
         assert (other - gradients).abs().max() < 1e-5 * gradients.abs().max()
 
 
-def test_gradients_are_clipped_to_their_global_norm(world: World) -> None:
+def test_gradients_are_clipped_to_their_global_norm(toys: ToyCorpus) -> None:
     """A step of plain AdamW shows no clipping, because it divides by the gradient's size: the moments do."""
-    batch = MicroBatch(world.collate()(world.clips[:4]))
+    batch = MicroBatch(toys.collator()(toys.clips[:4]))
     settings = SETTINGS.model_copy(update={"max_grad_norm": 0.1})
-    backend = PlainBackend(world.model(), settings)
+    backend = PlainBackend(toys.model(), settings)
     result = train_step(backend, StepBatch([batch], 1e-3), settings)
     moments = torch.cat([backend.get_tensor("exp_avg", name).flatten() for name in backend.shapes()])
     assert result.grad_norm > 1
     assert moments.norm() / (1 - 0.9) == pytest.approx(0.1, rel=1e-3)
 
 
-def test_activation_checkpointing_changes_memory_and_nothing_else(world: World) -> None:
+def test_activation_checkpointing_changes_memory_and_nothing_else(toys: ToyCorpus) -> None:
     """Gradients up to 1e-6 of the largest component."""
-    batch = MicroBatch(world.collate()(world.clips[:4]))
+    batch = MicroBatch(toys.collator()(toys.clips[:4]))
     gradients = []
     for on in (False, True):
         settings = SETTINGS.model_copy(update={"activation_checkpointing": on})
-        backend = GradientBackend(world.model(), settings)
+        backend = GradientBackend(toys.model(), settings)
         kept: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: (kept.append(t.nbytes), t)[1], lambda t: t):
             train_step(backend, StepBatch([batch], 1e-3), settings)
@@ -85,50 +85,50 @@ def test_activation_checkpointing_changes_memory_and_nothing_else(world: World) 
     assert gradients[1][1] < 0.6 * gradients[0][1]
 
 
-def test_a_token_budget_gives_the_loss_curve_of_a_clip_budget(world: World) -> None:
+def test_a_token_budget_gives_the_loss_curve_of_a_clip_budget(toys: ToyCorpus) -> None:
     """Up to 1e-4: two epochs of updates, summed in another order."""
-    by_tokens = SETTINGS.model_copy(update={"micro_batch_tokens": max(clip.num_tokens or 0 for clip in world.clips)})
+    by_tokens = SETTINGS.model_copy(update={"micro_batch_tokens": max(clip.num_tokens or 0 for clip in toys.clips)})
     curves = [
         [
             r.loss
-            for r in train_steps(PlainBackend(world.model(), s), world.clips, world.collate(LabelSamplingSettings()), s)
+            for r in train_steps(PlainBackend(toys.model(), s), toys.clips, toys.collator(LabelSamplingSettings()), s)
         ]
         for s in (SETTINGS, by_tokens)
     ]
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
 
 
-def test_a_clip_that_exceeds_the_token_budget_is_named(world: World) -> None:
+def test_a_clip_that_exceeds_the_token_budget_is_named(toys: ToyCorpus) -> None:
     settings = SETTINGS.model_copy(update={"micro_batch_tokens": 64})
     with pytest.raises(ConfigError, match=r"`training.micro_batch_tokens` is 64, but clip v\d#0@0-\d+ has \d+ tokens"):
-        list(train_steps(PlainBackend(world.model(), settings), world.clips, world.collate(), settings))
+        list(train_steps(PlainBackend(toys.model(), settings), toys.clips, toys.collator(), settings))
 
 
-def test_each_loss_comes_with_its_number_of_labels(world: World) -> None:
-    [result, *_] = train_steps(PlainBackend(world.model(), SETTINGS), world.clips, world.collate(), SETTINGS)
+def test_each_loss_comes_with_its_number_of_labels(toys: ToyCorpus) -> None:
+    [result, *_] = train_steps(PlainBackend(toys.model(), SETTINGS), toys.clips, toys.collator(), SETTINGS)
     assert result.labels.keys() == set(TERMS) - {"summary_text"}  # nobody asks for one
     assert result.labels["speak_positive"] == 4 * 2
     assert all(result.labels.values())
 
 
-def test_a_micro_batch_that_does_not_count_changes_nothing(world: World) -> None:
-    collate = world.collate()
+def test_a_micro_batch_that_does_not_count_changes_nothing(toys: ToyCorpus) -> None:
+    collate = toys.collator()
     results = []
-    for filler in ([], [MicroBatch(collate(world.clips[4:5]), counts=False)]):
-        backend = GradientBackend(world.model(), SETTINGS)
-        batch = StepBatch([MicroBatch(collate(world.clips[:2])), *filler], 1e-3)
+    for filler in ([], [MicroBatch(collate(toys.clips[4:5]), counts=False)]):
+        backend = GradientBackend(toys.model(), SETTINGS)
+        batch = StepBatch([MicroBatch(collate(toys.clips[:2])), *filler], 1e-3)
         result = train_step(backend, batch, SETTINGS)
         results.append((result, backend.gradients()))
     assert results[0][0] == results[1][0]
     assert torch.allclose(results[0][1], results[1][1], rtol=0, atol=1e-7)
 
 
-def test_the_loss_falls_and_heads_count_as_trained(world: World) -> None:
+def test_the_loss_falls_and_heads_count_as_trained(toys: ToyCorpus) -> None:
     settings = SETTINGS.model_copy(update={"epochs": 40, "learning_rate": 1e-2})
-    backend, collate = PlainBackend(world.model(), settings), world.collate(LabelSamplingSettings())
-    before = validate(backend, world.clips, world.collate(), settings).losses
-    results = list(train_steps(backend, world.clips, collate, settings))
-    after = validate(backend, world.clips, world.collate(), settings).losses
+    backend, collate = PlainBackend(toys.model(), settings), toys.collator(LabelSamplingSettings())
+    before = validate(backend, toys.clips, toys.collator(), settings).losses
+    results = list(train_steps(backend, toys.clips, collate, settings))
+    after = validate(backend, toys.clips, toys.collator(), settings).losses
     assert [result.step for result in results] == list(range(80))
     assert {result.epoch for result in results} == set(range(40))
     assert results[-1].loss < 0.5 * results[0].loss
@@ -137,38 +137,37 @@ def test_the_loss_falls_and_heads_count_as_trained(world: World) -> None:
     assert set(results[-1].parts) == {"speaking_text", "dst_text", "speak", "update", "state"}
 
 
-def test_a_run_that_starts_in_the_middle_continues_the_uninterrupted_one(world: World) -> None:
-    collate = world.collate(LabelSamplingSettings())
-    whole = [
-        result.loss for result in train_steps(PlainBackend(world.model(), SETTINGS), world.clips, collate, SETTINGS)
-    ]
-    backend = PlainBackend(world.model(), SETTINGS)
-    first = [result.loss for result in islice(train_steps(backend, world.clips, collate, SETTINGS), 2)]
-    rest = [result.loss for result in train_steps(backend, world.clips, collate, SETTINGS, start=2)]
+def test_a_run_that_starts_in_the_middle_continues_the_uninterrupted_one(toys: ToyCorpus) -> None:
+    collate = toys.collator(LabelSamplingSettings())
+    whole = [result.loss for result in train_steps(PlainBackend(toys.model(), SETTINGS), toys.clips, collate, SETTINGS)]
+    backend = PlainBackend(toys.model(), SETTINGS)
+    first = [result.loss for result in islice(train_steps(backend, toys.clips, collate, SETTINGS), 2)]
+    rest = [result.loss for result in train_steps(backend, toys.clips, collate, SETTINGS, start=2)]
     assert first + rest == pytest.approx(whole, rel=1e-6)
 
 
-def test_data_without_steps_trains_speaking_only(world: World) -> None:
-    clips = [clip_of(without_steps(clip.dialogue), world.vocabulary) for clip in world.clips[:4]]
-    [result, *_] = train_steps(PlainBackend(world.model(), SETTINGS), clips, world.collate(), SETTINGS)
+def test_data_without_steps_trains_speaking_only(toys: ToyCorpus) -> None:
+    talk = [dialogue.model_copy(update={"steps": ()}) for dialogue in toys.dialogues[:4]]
+    clips = [clip for d in talk for clip in clips_of(d, toys.vocabulary, TOY_CONTEXT)]
+    [result, *_] = train_steps(PlainBackend(toys.model(), SETTINGS), clips, toys.collator(), SETTINGS)
     assert result.trained == {"speaking": True, "dst_update": False, "dst_state": False}
     assert set(result.parts) == {"speaking_text", "speak"}
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_clip(world: World) -> None:
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_clip(toys: ToyCorpus) -> None:
     def broken(video_id: str, start: int, stop: int) -> np.ndarray:
-        return frames(video_id, start, stop) * (np.float16("nan") if video_id == "v2" else 1)
+        return features(video_id, start, stop) * (np.float16("nan") if video_id == "v2" else 1)
 
     settings = SETTINGS.model_copy(update={"micro_batch_size": 1})
-    backend = PlainBackend(world.model(), settings)
+    backend = PlainBackend(toys.model(), settings)
     with pytest.raises(TrainingError, match=r"loss is nan at step \d on v2#0@0-20;"):
-        list(train_steps(backend, world.clips, world.collate(read=broken), settings))
+        list(train_steps(backend, toys.clips, toys.collator(read=broken), settings))
     assert all(parameter.isfinite().all() for parameter in backend.model.parameters())
 
 
-def test_no_clip_is_one_sentence(world: World) -> None:
+def test_no_clip_is_one_sentence(toys: ToyCorpus) -> None:
     with pytest.raises(TrainingError, match="the split `train` has no clips"):
-        list(train_steps(PlainBackend(world.model(), SETTINGS), [], world.collate(), SETTINGS))
+        list(train_steps(PlainBackend(toys.model(), SETTINGS), [], toys.collator(), SETTINGS))
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])

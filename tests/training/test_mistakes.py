@@ -129,15 +129,15 @@ def test_a_base_that_is_no_llama(tmp_path: Path) -> None:
     [
         (["training.num_workers=2", "training.min_workers=3"], "`training.min_workers` (3) must not exceed"),
         (["model.adaptation=qlora", "training.zero_stage=3"], "`training.zero_stage` (3) must not be combined with"),
-        (["training.zero_stage=0"], "`training.zero_stage` cannot be 0: input should be 1, 2 or 3"),
-        (["model.tiny.num_heads=7"], "`model.tiny` cannot work: hidden_size 128 does not divide into num_heads 7"),
+        (["training.zero_stage=0"], "`training.zero_stage` (0) must be 1, 2 or 3"),
+        (["model.tiny.num_heads=7"], "`model.tiny`: hidden_size 128 does not divide into num_heads 7"),
         (
             ["training.early_stopping={metric: speak_f2}"],
-            "`training.early_stopping.metric` cannot be 'speak_f2': unknown metric `speak_f2` (did you mean `speak_f1`",
+            "`training.early_stopping.metric`: unknown metric `speak_f2` (did you mean `speak_f1`",
         ),
-        (["training.keep_checkpoints=0"], "`training.keep_checkpoints` cannot be 0"),
-        (["training.micro_batch_tokens=3"], "`training.micro_batch_tokens` cannot be 3"),
-        (["model.dtype=float16"], "`model.dtype` cannot be 'float16': input should be 'float32' or 'bfloat16'"),
+        (["training.keep_checkpoints=0"], "`training.keep_checkpoints` (0) must be greater than or equal to 1"),
+        (["training.micro_batch_tokens=3"], "`training.micro_batch_tokens` (3) must be greater than or equal to 64"),
+        (["model.dtype=float16"], "`model.dtype` ('float16') must be 'float32' or 'bfloat16'"),
         (
             [f"training.losses.{name}=0" for name in LossSettings.model_fields if name not in LOSS_KINDS],
             "`training.losses` must have a weight above 0",

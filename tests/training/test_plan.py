@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ LLAMA = ModelSettings(base="meta-llama/Llama-3.2-3B-Instruct", dtype="bfloat16")
 CLIPS = (2048, 2048)
 
 
+@cache
 def zero(way: str = "lora", **training: object) -> MemoryPlan:
     return plan_zero(LLAMA.model_copy(update={"adaptation": way}), TrainingSettings.model_validate(training), CLIPS)
 

@@ -30,7 +30,7 @@ from prospect.training.validation import (
 )
 from prospect.training.worker import TrainingRun
 from prospect.training.worker_spec import TrainingData, WorkerJob
-from tests.world import BRIEF, CONTEXT, MODEL, World, stored
+from tests.factories import BRIEF, TOY_CONTEXT, TOY_MODEL, ToyCorpus, stored
 
 SETTINGS = TrainingSettings(
     batch_size=4, micro_batch_size=1, max_steps=6, learning_rate=3e-3, warmup_steps=2, eval_every=3, save_every=6
@@ -71,45 +71,45 @@ def test_scores_of_the_state_head() -> None:
 
 
 @pytest.mark.parametrize("backend", ["heads", "token"])
-def test_every_frame_is_scored_once_however_clips_are_cut_into_batches(world: World, backend: str) -> None:
-    model = world.model(decision_backend=backend)
+def test_every_frame_is_scored_once_however_clips_are_cut_into_batches(toys: ToyCorpus, backend: str) -> None:
+    model = toys.model(decision_backend=backend)
     found = [
-        validate(PlainBackend(model, settings), world.clips, world.collate(), settings)
+        validate(PlainBackend(model, settings), toys.clips, toys.collator(), settings)
         for settings in (SETTINGS, SETTINGS.model_copy(update={"micro_batch_size": 5}))
     ]
     assert found[0].losses == pytest.approx(found[1].losses, rel=1e-5)
     assert found[0].scores == pytest.approx(found[1].scores, abs=1e-4)
     curves = found[0].curves
     assert {name: curve["labels"] for name, curve in curves.items()} == dict.fromkeys(
-        ("speak", "update"), sum(map(len, world.clips))
+        ("speak", "update"), sum(map(len, toys.clips))
     )
-    events = [event for clip in world.clips for event in clip.events.values()]
+    events = [event for clip in toys.clips for event in clip.events.values()]
     assert curves["speak"]["positives"] == sum(event.utterance is not None for event in events)
     assert curves["update"]["positives"] == sum(bool(event.delta) for event in events)
     assert {"speak_f1", "update_average_precision", "state_accuracy", "state_macro_f1"} <= found[0].scores.keys()
 
 
 @pytest.fixture
-def job(world: World, tmp_path: Path) -> WorkerJob:
-    store = stored(world, tmp_path / "embeddings")
-    return WorkerJob(MODEL, SETTINGS, BRIEF, tmp_path, tmp_path, store.root, {})
+def job(toys: ToyCorpus, tmp_path: Path) -> WorkerJob:
+    store = stored(toys.dialogues, tmp_path / "embeddings")
+    return WorkerJob(TOY_MODEL, SETTINGS, BRIEF, tmp_path, tmp_path, store.root, {})
 
 
-def run(job: WorkerJob, name: str, world: World, **training: object) -> tuple[dict, list[dict], Path]:
+def run(job: WorkerJob, name: str, toys: ToyCorpus, **training: object) -> tuple[dict, list[dict], Path]:
     """Summary, validations and folder of a run."""
     folder = job.folder / name
-    world.tokenizer.save_pretrained(folder / "tokenizer")  # type: ignore[attr-defined]
+    toys.save_tokenizer(folder)
     settings = TrainingSettings.model_validate({**SETTINGS.model_dump(), **training})
-    data = TrainingData(world.clips[:6], world.clips[6:])
+    data = TrainingData(toys.clips[:6], toys.clips[6:])
     job = replace(job, folder=folder, training=settings)
     summary = TrainingRun(job, data, lambda model: PlainBackend(model, settings)).run()
     events = [event for event, _ in read_events(folder / "metrics.jsonl") if event["kind"] == "validation"]
     return summary, events, folder
 
 
-def test_streaming_is_scored_and_disturbs_nothing(world: World, job: WorkerJob) -> None:
-    _, plain, undisturbed = run(job, "plain", world, stream_videos=0)
-    summary, streamed, folder = run(job, "streamed", world, stream_every=2)
+def test_streaming_is_scored_and_disturbs_nothing(toys: ToyCorpus, job: WorkerJob) -> None:
+    _, plain, undisturbed = run(job, "plain", toys, stream_videos=0)
+    summary, streamed, folder = run(job, "streamed", toys, stream_every=2)
     one, other = (load_file(each / "model" / "model.safetensors") for each in (undisturbed, folder))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert [event["step"] + 1 for event in plain] == [3, 6]
@@ -127,11 +127,11 @@ def test_streaming_is_scored_and_disturbs_nothing(world: World, job: WorkerJob) 
 
 
 def test_calibration_takes_as_many_dialogues_as_memory_holds(
-    world: World, job: WorkerJob, monkeypatch: pytest.MonkeyPatch
+    toys: ToyCorpus, job: WorkerJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, _, folder = run(job, "roomy", world, stream_videos=0, max_steps=1, eval_every=1)
+    _, _, folder = run(job, "roomy", toys, stream_videos=0, max_steps=1, eval_every=1)
     settings = CalibrationSettings(grid=(0.3, 0.5, 0.7))
-    many = [clip.dialogue for clip in world.clips] * 4
+    many = [clip.dialogue for clip in toys.clips] * 4
     task = CalibrationJob(
         folder, job.cache, job.store, many, job.context, settings, StreamingSettings(), EvaluationSettings()
     )
@@ -144,10 +144,10 @@ def test_calibration_takes_as_many_dialogues_as_memory_holds(
         assert max_sessions(loaded, task) == 3 * dialogues
 
 
-def test_thresholds_are_found_once_and_travel_with_the_model(world: World, job: WorkerJob) -> None:
-    _, _, folder = run(job, "calibrated", world, stream_videos=0, max_steps=2, eval_every=2)
+def test_thresholds_are_found_once_and_travel_with_the_model(toys: ToyCorpus, job: WorkerJob) -> None:
+    _, _, folder = run(job, "calibrated", toys, stream_videos=0, max_steps=2, eval_every=2)
     settings = CalibrationSettings(grid=(0.0, 0.5), min_events=1, videos=1)
-    dialogues = [clip.dialogue for clip in world.clips[6:]]
+    dialogues = [clip.dialogue for clip in toys.clips[6:]]
     streaming, evaluation = StreamingSettings(dst_decoder="readout"), EvaluationSettings(similarity_threshold=0)
     task = CalibrationJob(folder, job.cache, job.store, dialogues, job.context, settings, streaming, evaluation)
     lines = [*calibrate(task)]
@@ -167,38 +167,38 @@ def test_thresholds_are_found_once_and_travel_with_the_model(world: World, job: 
     assert len([*calibrate(replace(task, settings=CalibrationSettings(grid=(0.3,), videos=1)))]) > len(lines[2:])
 
 
-def test_a_run_can_stop_by_what_streaming_measures(world: World, job: WorkerJob) -> None:
+def test_a_run_can_stop_by_what_streaming_measures(toys: ToyCorpus, job: WorkerJob) -> None:
     rule = EarlyStopping(metric="stream_slot_accuracy", mode="max", patience=1, min_delta=1)
-    summary, events, folder = run(job, "stopped", world, stream_every=2, early_stopping=rule.model_dump())
+    summary, events, folder = run(job, "stopped", toys, stream_every=2, early_stopping=rule.model_dump())
     assert (summary["step"], [event["step"] + 1 for event in events]) == (4, [2, 3, 4])
     assert (folder / "best").is_dir()
     with pytest.raises(ValidationError, match="only streaming measures: set stream_every"):
         TrainingSettings(early_stopping=rule)
 
 
-def test_a_last_validation_that_fails_costs_no_step_and_is_made_up_for(world: World, job: WorkerJob) -> None:
+def test_a_last_validation_that_fails_costs_no_step_and_is_made_up_for(toys: ToyCorpus, job: WorkerJob) -> None:
     training = {"save_every": 100, "stream_videos": 1, "stream_minutes": 0.1}
     with pytest.raises(TrainingError, match=r"nowhere\.onnx"):
-        run(replace(job, evaluation=NO_ENCODER), "failed", world, **training)
+        run(replace(job, evaluation=NO_ENCODER), "failed", toys, **training)
     assert names_in(job.folder / "failed" / "checkpoints") == ["step_0000006"]
-    summary, validations, folder = run(job, "failed", world, **training)
+    summary, validations, folder = run(job, "failed", toys, **training)
     assert [event["step"] + 1 for event in validations] == [3, 6]
     assert summary["validation"] == {**validations[-1]["losses"], **validations[-1]["scores"]}
     assert {"speak_f1", "stream_slot_accuracy"} <= summary["validation"].keys()
     events = [event for event, _ in read_events(folder / "metrics.jsonl")]
     assert [event["step"] for event in events if event["kind"] == "step"] == list(range(6))
-    assert run(job, "failed", world, **training)[:2] == (summary, validations), "and not done again"
+    assert run(job, "failed", toys, **training)[:2] == (summary, validations), "and not done again"
 
 
-def test_a_validation_that_was_not_done_is_judged_once(world: World, job: WorkerJob) -> None:
+def test_a_validation_that_was_not_done_is_judged_once(toys: ToyCorpus, job: WorkerJob) -> None:
     """Early stopping counts the validations of a run that failed in the first of them as it counts an undisturbed's."""
     rule = EarlyStopping(metric="stream_slot_accuracy", mode="max", patience=1, min_delta=1)
     streams = {"stream_every": 2, "stream_videos": 1, "stream_minutes": 0.1}
     training = {"save_every": 2, "early_stopping": rule, **streams}
     with pytest.raises(TrainingError, match=r"nowhere\.onnx"):
-        run(replace(job, evaluation=NO_ENCODER), "failed", world, **training)
-    summary, validations, folder = run(job, "failed", world, **training)
-    whole, expected, undisturbed = run(job, "undisturbed", world, **training)
+        run(replace(job, evaluation=NO_ENCODER), "failed", toys, **training)
+    summary, validations, folder = run(job, "failed", toys, **training)
+    whole, expected, undisturbed = run(job, "undisturbed", toys, **training)
     assert summary == whole
     assert (summary["step"], summary["model_step"]) == (4, 2)
     assert [{**event, "time": 0} for event in validations] == [{**event, "time": 0} for event in expected]
@@ -213,16 +213,16 @@ def names_in(folder: Path) -> list[str]:
 
 
 def test_a_dialogue_that_cannot_be_streamed_ends_the_run_in_a_sentence(
-    world: World, job: WorkerJob, monkeypatch: pytest.MonkeyPatch
+    toys: ToyCorpus, job: WorkerJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = world.model()
+    model = toys.model()
     model.config.trained_steps = {"speaking": 1}
     backend = PlainBackend(model.train(), SETTINGS)
-    tight = CONTEXT.model_copy(update={"max_seq_len": 160, "max_context_tokens": 120})
+    tight = TOY_CONTEXT.model_copy(update={"max_seq_len": 160, "max_context_tokens": 120})
     validation = StreamingValidation(
-        world.clips,
+        toys.clips,
         EmbeddingStore(job.store),
-        SequenceBuilder(world.vocabulary, tight, 1),
+        SequenceBuilder(toys.vocabulary, tight, 1),
         StreamingSettings(),
         EvaluationSettings(),
         SETTINGS,

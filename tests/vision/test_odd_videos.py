@@ -14,7 +14,7 @@ from prospect.vision.colour import WHITE_NITS, _nits_to_pq
 from prospect.vision.pictures import resize_picture
 from prospect.vision.video import probe, sample_frames
 from tests.needs import needs
-from tests.vision.videos import QUIET_HEVC, flat_picture, index_of, panorama, turn_mp4, write_video
+from tests.vision.videos import QUIET_HEVC, flat_picture, index_of, panorama, turn_mp4, write_transparent, write_video
 
 
 def sampled(path: Path | str, size: int = 32) -> list[np.ndarray]:
@@ -67,7 +67,7 @@ def test_an_mp4_that_was_never_finished_is_an_error(tmp_path: Path) -> None:
     path = write_video(tmp_path / "v.mp4", [i / 30 for i in range(90)], panorama(90))
     whole = path.read_bytes()
     path.write_bytes(whole[: whole.rindex(b"moov") - 4])
-    with pytest.raises(DataError, match=f"{path} is truncated, corrupted or no video"):
+    with pytest.raises(DataError, match=f"{path} is truncated, corrupted or not a video"):
         sampled(path)
 
 
@@ -136,6 +136,41 @@ def test_hdr_looks_like_the_sdr_original(tmp_path: Path, transfer: ColorTrc) -> 
     assert abs(float(ours.mean()) - float(original.mean())) < 8
     assert difference(ours, original) < 8
     assert np.corrcoef(ours.ravel(), original.ravel())[0, 1] > 0.99
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pixels"),
+    [
+        ("v.mov", "qtrle", "argb"),
+        ("v.mov", "prores_ks", "yuva444p10le"),
+        ("v.mkv", "ffv1", "yuva420p"),
+        ("v.webm", "libvpx-vp9", "yuva420p"),
+        ("w.webm", "libvpx", "yuva420p"),
+    ],
+)
+def test_transparent_parts_are_black_whatever_colour_they_hide(
+    tmp_path: Path, name: str, codec: str, pixels: str
+) -> None:
+    picture = np.zeros((48, 64, 4), np.uint8)
+    picture[..., 0], picture[:, 16:32, 3], picture[:, 32:, 3] = 250, 128, 255
+    path = write_transparent(tmp_path / name, picture, codec, pixels)
+    row = sampled(path, 64)[0][32].astype(int)
+    np.testing.assert_allclose(row[[4, 24, 50]], [(0, 0, 0), (125, 0, 0), (250, 0, 0)], atol=6)
+
+
+@pytest.mark.parametrize(("pixels", "plain"), [("bgra", "bgr0"), ("yuva420p", "yuv420p")])
+def test_an_opaque_picture_with_alpha_is_the_one_without(tmp_path: Path, pixels: str, plain: str) -> None:
+    picture = np.dstack([panorama(1)[0], np.full((48, 64), 255, np.uint8)])
+    with_alpha = write_transparent(tmp_path / "v.mkv", picture, "ffv1", pixels)
+    without = write_transparent(tmp_path / "w.mkv", picture, "ffv1", plain)
+    assert difference(sampled(with_alpha)[0], sampled(without)[0]) < 1
+
+
+@pytest.mark.parametrize("pixels", ["gray16le", "gray10le", "gray"])
+def test_grey_videos_keep_their_shades(tmp_path: Path, pixels: str) -> None:
+    ramp = np.repeat(np.tile(np.linspace(0, 255, 64).astype(np.uint8), (48, 1))[..., None], 3, axis=2)
+    path = write_video(tmp_path / "v.mkv", [0], [ramp], codec="ffv1", encoder={}, pixels=pixels)
+    assert np.abs(sampled(path, 64)[0][32, :, 0].astype(int) - ramp[0, :, 0]).max() <= 2
 
 
 @pytest.mark.parametrize(("colorspace", "height"), [(1, 48), (5, 48), (2, 48), (2, 720)])

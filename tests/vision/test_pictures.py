@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from prospect.errors import DataError
-from prospect.vision.pictures import Scaler, decode_picture, resize_picture
+from prospect.vision.pictures import Scaler, resize_picture
 from prospect.vision.settings import Crop
 
 
@@ -86,9 +86,3 @@ def test_centre_takes_a_square_as_it_is_displayed(pixel_aspect: Fraction, kept: 
 def test_sides_that_differ_too_much_are_one_sentence() -> None:
     with pytest.raises(DataError, match=r"picture of 20000x3 \(rgb24\) cannot be resized to 384x384"):
         resize_picture(np.zeros((3, 20_000, 3), np.uint8), 384, "squash")
-
-
-@pytest.mark.parametrize("data", [b"", b"garbage", b"\xff\xd8\xff\xe0 cut short", b"\x89PNG\r\n\x1a\n"])
-def test_garbage_instead_of_a_picture_is_one_sentence(data: bytes) -> None:
-    with pytest.raises(DataError, match=f"image of {len(data)} bytes"):
-        decode_picture(data)

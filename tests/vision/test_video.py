@@ -122,7 +122,7 @@ def test_what_is_no_video_is_named(tmp_path: Path) -> None:
         (tmp_path / "missing.mp4", "does not exist"),
         (tmp_path, "does not exist"),
         (empty, "is an empty file"),
-        (text, "truncated, corrupted or no video"),
+        (text, "truncated, corrupted or not a video"),
         (write_sound(tmp_path / "sound.mp4"), "has no video stream"),
     ]:
         with pytest.raises(DataError, match=reason) as error:

@@ -96,6 +96,23 @@ def write_video(
     return path
 
 
+def write_transparent(path: Path, picture: np.ndarray, codec: str, pixels: str) -> Path:
+    """A video of one picture, uint8 [H, W, 4], shown for a second; WebM stores its alpha beside the pictures."""
+    with av.open(str(path), "w") as container:
+        options = {"auto-alt-ref": "0", "crf": "4", "b": "2M"} if codec.startswith("libvpx") else {}
+        stream = container.add_stream(codec, rate=2, options=options)
+        stream.height, stream.width = picture.shape[:2]
+        stream.pix_fmt = pixels
+        if path.suffix == ".webm":
+            stream.metadata["alpha_mode"] = "1"
+        for number in range(2):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgba").reformat(format=pixels)
+            frame.pts, frame.time_base = number, Fraction(1, 2)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
 def write_sound(path: Path) -> Path:
     """A file with an audio stream only."""
     with av.open(str(path), "w") as container:

@@ -1,4 +1,4 @@
-"""Peak memory of a process and everything that it started."""
+"""Peak memory of a process and its descendants."""
 
 import threading
 from types import TracebackType

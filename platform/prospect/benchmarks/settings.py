@@ -1,6 +1,5 @@
 """What each suite of jobs/benchmark.py can be told. Light, because every job's configuration imports it."""
 
-from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field
@@ -9,7 +8,7 @@ from prospect.benchmarks.engine.settings import EngineSuite
 from prospect.benchmarks.gpu.settings import GpuSuite
 from prospect.corpus.settings import CorpusSettings
 from prospect.data.labels.aligner import AlignerSettings
-from prospect.settings import Settings
+from prospect.settings import LocalPath, Place, Settings
 from prospect.similarity import SimilaritySettings
 
 
@@ -17,6 +16,7 @@ class EmbedSuite(Settings):
     """The embedding pipeline against the bare encoder, the bare decoder and the peers' ways."""
 
     name: Literal["embed"] = "embed"
+    """Chosen by suite=embed."""
     backend: Literal["open_clip", "timm"] = "timm"
     """Which library builds the image tower; its weights are random."""
     model: str = "vit_small_patch16_224"
@@ -39,7 +39,8 @@ class LabelsSuite(Settings):
     """The aligner against gold steps and against simpler methods."""
 
     name: Literal["labels"] = "labels"
-    path: Path
+    """Chosen by suite=labels."""
+    path: LocalPath
     """Folder of the gold: goalstep_val, holoassist, egoexolearn and captaincook4d as .jsonl.gz."""
     aligner: AlignerSettings = AlignerSettings()
     similarity: SimilaritySettings = SimilaritySettings()
@@ -49,15 +50,18 @@ class LabelsSuite(Settings):
     bootstrap_samples: int = Field(1000, ge=100)
     """Draws of videos behind an interval."""
     seed: int = 0
+    """Of the draws behind an interval."""
 
 
 class TrainSuite(Settings):
     """The training step against the Hugging Face Trainer, and against itself without packing."""
 
     name: Literal["train"] = "train"
-    base: str = "package:smollm2_135m"
+    """Chosen by suite=train."""
+    base: Place = "package:smollm2_135m"
     """As `model.base`; the same for every way."""
     lora_rank: int = Field(default=16, ge=1)
+    """Rank of the adapters that all ways train."""
     batch_size: int = Field(default=8, ge=1)
     """Clips of an optimizer step."""
     micro_batch_size: int = Field(default=4, ge=1)
@@ -67,6 +71,7 @@ class TrainSuite(Settings):
     max_seq_len: int = Field(default=4096, ge=64)
     """Tokens of the longest clip."""
     negative_rate: float = Field(default=0.1, gt=0, le=1)
+    """As `training.sampling.negative_rate`."""
     num_threads: int | None = Field(default=None, ge=1)
     """Threads of torch; default: one a core."""
     vision_dim: int = Field(default=1152, ge=1)
@@ -89,6 +94,7 @@ class AblationSuite(Settings):
     """What each part of the method is worth: one factor at a time from a reference, several seeds each."""
 
     name: Literal["ablation"] = "ablation"
+    """Chosen by suite=ablation."""
     configurations: tuple[Ablated, ...] = Field(default=get_args(Ablated), min_length=1)
     """What is trained and scored; differences need `reference` among them."""
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)

@@ -2,12 +2,9 @@
 
 from importlib import import_module
 
-from prospect.config.schema import Config
-from prospect.errors import ConfigError
+from prospect.benchmarks.config import BenchmarkConfig
 
 
-def run_suite(config: Config) -> None:
+def run_suite(config: BenchmarkConfig) -> None:
     """Run the suite that `suite` names: `run(config)` of the module `suite` in the folder of that name."""
-    if config.suite is None:
-        raise ConfigError("`suite` must be given, such as suite=embed.", field="suite")
     import_module(f"prospect.benchmarks.{config.suite.name}.suite").run(config)

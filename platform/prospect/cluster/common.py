@@ -6,6 +6,7 @@ from pathlib import Path
 
 from prospect.config.schema import Config
 from prospect.data.embeddings import EmbeddingStore
+from prospect.vision.settings import DECODER_VERSION
 
 Report = Callable[[str], None]
 """Takes one line of progress at a time."""
@@ -43,6 +44,15 @@ def frames_in(config: Config) -> Callable[[str], int | None]:
     store = EmbeddingStore(embeddings_root(config))
     stored = set(store.video_ids())
     return lambda video_id: store.num_frames(video_id) if video_id in stored else None
+
+
+def report_earlier_decoder(store: EmbeddingStore, job: str, report: Report) -> None:
+    """Say how many videos of a store were embedded by an earlier decoder and not compared with this one since."""
+    if unchecked := len(store.unchecked(DECODER_VERSION)):
+        report(
+            f"{job:6} {unchecked} videos in {store.root} were embedded by an earlier decoder than {DECODER_VERSION}; "
+            f"jobs/embed.py embeds those again that now give other pictures"
+        )
 
 
 def track_job(config: Config, job: str, metrics: Mapping[str, float], texts: Mapping[str, str], report: Report) -> None:

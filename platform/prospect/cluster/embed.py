@@ -1,61 +1,38 @@
-"""Embeds videos with Ray Data: decoders stream batches of pictures to a pool of encoders, the driver commits.
+"""The embedding job: brings the store to where it holds every video that can be decoded, and reports.
 
-A video is decoded by one task and its batches may go to any encoder; they never cross videos and have one padded
-shape, so that a result depends on no schedule. What is finished is skipped, what is broken is quarantined with
-its reason, and the rest goes on. Nothing but the store's own files says what is finished, so a job that dies
-continues where it was.
+Finished videos are skipped and broken ones quarantined with their reason. Only the store's own files say what is
+finished, so that an interrupted job continues where it stopped.
 """
 
 import json
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 from rich.console import Console
 
 from prospect.cluster.common import Report, draw_sample, embeddings_root, frames_in, track_job
-from prospect.cluster.runtime import connect
+from prospect.cluster.embed_pipeline import stream_embeddings
 from prospect.config.schema import Config
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.labels.report import count_labels
 from prospect.data.sources import Corpus, feature_files, load_dialogues
-from prospect.dialogue.timeline import FPS
+from prospect.data.stored_names import plain_name
 from prospect.errors import ConfigError, DataError
 from prospect.files import file_size, hash_source, is_file, open_filesystem, write_file
 from prospect.vision.arrow import FRAMES_FILE_PHASE, is_frames_file
-from prospect.vision.encoding import EncodeBatch
 from prospect.vision.fingerprint import encoder_fingerprint
 from prospect.vision.report import EmbedReport, Outcome, VideoSource, print_progress
-from prospect.vision.settings import SAMPLING_PHASE, EmbeddingSettings, VisionSettings
-from prospect.vision.stages import Batch, DecodeVideo, Failure, Row, item_of
-
-if TYPE_CHECKING:
-    from ray.data import Dataset
+from prospect.vision.settings import DECODER_VERSION, SAMPLING_PHASE, EmbeddingSettings, VisionSettings
 
 Progress = Callable[[EmbedReport], None]
 
-WORKER_RETRIES = 1
-"""How often a video, or a batch, is tried again whose worker process died (a decoder's crash, no memory)."""
-
-VIDEOS_PER_TASK = 8
-"""Videos that one decoder's task takes where there are many: Ray Data looks for ended tasks ten times a second."""
-TASKS_PER_DECODER = 8
-"""Fewer would leave decoders without work at the end."""
-
-BATCHES_WAITING = 2
-"""Batches of pictures that may wait in shared memory for each decoder and for each encoder."""
-
 
 def embed(config: Config, report: Report = print) -> EmbedReport:
-    """Videos -> embeddings, one file a video below the storage root; or features that somebody else extracted.
+    """Embed the videos of a source below the storage root, or import features that were extracted elsewhere.
 
-    Ends with two tables, of the videos and of the dialogues about them, and a finished run of the tracker. Where every
-    video was embedded before, report and run stay those of the job that did it.
+    Prints a table of the videos and one of their dialogues, writes both as reports and leaves a run in the tracker.
+    With nothing to embed, reports and run stay as they are.
 
     Raises:
         DataError: no dialogue names a video that is there.
@@ -63,6 +40,7 @@ def embed(config: Config, report: Report = print) -> EmbedReport:
     """
     draw_sample(config, report)
     corpus = load_dialogues(config.data)
+    before = EmbeddingStore(embeddings_root(config)).quarantined()
 
     def progress(embedded: EmbedReport) -> None:
         done = len(embedded.outcomes)
@@ -75,10 +53,12 @@ def embed(config: Config, report: Report = print) -> EmbedReport:
     console.print(embedded.table())
     dialogues = count_labels(corpus, frames_in(config))
     console.print(dialogues)
+    for line in embedded.remarks(len(corpus.missing_videos)):
+        report(f"embed  {line}")
     texts = {"embeddings.json": json.dumps(embedded.to_json(), indent=2), "dialogues.json": dialogues.to_json()}
     filesystem, root = open_filesystem(embeddings_root(config))
-    if embedded.count("skipped") == embedded.total and is_file(filesystem, f"{root}/report/embeddings.json"):
-        report(f"embed  all {embedded.total} videos were embedded before")
+    if embedded.is_nothing_new(before) and is_file(filesystem, f"{root}/report/embeddings.json"):
+        report(f"embed  nothing new: {embedded.count('skipped')} of {embedded.total} videos were embedded before")
         return embedded
     for name, text in texts.items():
         write_file(filesystem, f"{root}/report/{name}", text.encode())
@@ -92,7 +72,8 @@ def _embed_videos(config: Config, corpus: Corpus, progress: Progress, report: Re
         report(f"embed  {len(corpus.missing_videos)} videos have no file in {config.data.video_folder}: {shown} ...")
     if not corpus.videos:
         raise DataError(
-            f"data.videos: {config.data.video_folder} holds none of the {len(corpus.dialogues)} dialogues' videos",
+            f"data.videos ({config.data.video_folder}) must hold the videos of the {len(corpus.dialogues)} dialogues, "
+            f"but holds none of them",
             field="data.videos",
         )
     videos = _sources(corpus, corpus.videos)
@@ -102,7 +83,7 @@ def _embed_videos(config: Config, corpus: Corpus, progress: Progress, report: Re
 def _import_features(config: Config, corpus: Corpus, progress: Progress, report: Report) -> EmbedReport:
     if config.data.source != "proassist":
         raise ConfigError(
-            f"embedding.import_features reads ProAssist's tree and not data.source={config.data.source}; "
+            f"embedding.import_features needs data.source=proassist, not {config.data.source}; "
             f"use data=proassist data.path=FOLDER",
             field="embedding.import_features",
         )
@@ -130,7 +111,7 @@ def embed_videos(
     progress: Progress = print_progress,
     progress_s: float = 10.0,
 ) -> EmbedReport:
-    """Brings the store to where it holds an embedding of every video that can be decoded.
+    """Embed every video that the store lacks.
 
     Args:
         videos: what to embed.
@@ -141,11 +122,10 @@ def embed_videos(
         progress_s: seconds between two calls while no video is finished.
 
     Raises:
-        DataError: the same video id twice, or no video.
-        ConfigError: videos and frames files in one job, or `vision.phase` says the other kind.
+        DataError: a video id is given twice or cannot be stored, or videos are missing.
+        ConfigError: `vision.phase` does not fit a file, or the cluster has no room for the encoders and a decoder.
         CheckpointError: the encoder's weights are missing or do not fit.
         FingerprintError: the store was made by another encoder.
-        ConfigError: the cluster has no room for the encoders and a decoder.
     """
     _check(videos, settings)
     report = EmbedReport(videos, store_root, encoder_fingerprint(settings))
@@ -157,7 +137,9 @@ def embed_videos(
     report.sizes = _sizes(videos)
     finished = _all_finished(videos, store, report.fingerprint)
     try:
-        for event in finished or _run(videos, settings, embedding or EmbeddingSettings(), store, report.fingerprint):
+        for event in finished or stream_embeddings(
+            videos, settings, embedding or EmbeddingSettings(), store, report.fingerprint
+        ):
             if isinstance(event, Outcome):
                 report.outcomes.append(event)
             else:
@@ -170,26 +152,28 @@ def embed_videos(
     except KeyboardInterrupt:
         store.finish(paths, report.quarantined)
         raise
+    store.note_alike([outcome.video_id for outcome in report.outcomes if outcome.alike], DECODER_VERSION)
     store.finish(paths, report.quarantined)
     return report
 
 
 def _check(videos: Sequence[VideoSource], settings: VisionSettings) -> None:
     if not videos:
-        raise DataError("no video to embed", field="videos")
+        raise DataError("videos must name at least one video", field="videos")
     seen: dict[str, str] = {}
     for video in videos:
+        plain_name(video.video_id)
         if video.video_id in seen:
             raise DataError(
-                f"video id {video.video_id!r} stands for two files, {seen[video.video_id]} and {video.path}",
+                f"video id {video.video_id!r} names two files, {seen[video.video_id]} and {video.path}; rename one",
                 field="videos",
             )
         seen[video.video_id] = video.path
         phase = FRAMES_FILE_PHASE if is_frames_file(video.path) else SAMPLING_PHASE
         if phase != settings.phase:
             raise ConfigError(
-                f"vision.phase is {settings.phase}, but the pictures of {video.path} are those of {phase}; "
-                f"set vision.phase={phase}, and give frames files and videos stores of their own",
+                f"vision.phase ({settings.phase}) must be {phase} for {video.path}; "
+                f"set vision.phase={phase}, and embed frames files and videos into separate stores",
                 field="vision.phase",
             )
 
@@ -201,175 +185,23 @@ def _sizes(videos: Sequence[VideoSource]) -> dict[str, int]:
 
 
 def _all_finished(videos: Sequence[VideoSource], store: EmbeddingStore, fingerprint: str) -> list[Outcome] | None:
-    """Outcomes of a job that has nothing to do, found without starting a worker; None where there is work."""
+    """Return each video's outcome if all are in the store, without starting a worker; None if any is left to embed."""
     if not {video.video_id for video in videos} <= set(store.video_ids()):
         return None
+
+    alike = store.alike(DECODER_VERSION)
 
     def outcome(video: VideoSource) -> Outcome | None:
         try:
             same = store.has(video.video_id, hash_source(video.path), fingerprint)
         except OSError:
             return None
-        return Outcome(video.video_id, "skipped", store.num_frames(video.video_id)) if same else None
+        if not same:
+            return None
+        stored = store.stored(video.video_id)
+        known = stored.decoder >= DECODER_VERSION or video.video_id in alike
+        return Outcome(video.video_id, "skipped", stored.num_frames) if known else None
 
     with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter's lock
         outcomes = list(pool.map(outcome, videos))
     return [o for o in outcomes if o] if all(outcomes) else None
-
-
-def _run(
-    videos: Sequence[VideoSource],
-    settings: VisionSettings,
-    embedding: EmbeddingSettings,
-    store: EmbeddingStore,
-    fingerprint: str,
-) -> Iterator[Outcome | Batch]:
-    """Outcomes and encoded batches as they come; videos whose workers died come last, as quarantined.
-
-    Those that shared a task with such a video are tried once more, each in a task of its own.
-    """
-    connect()
-    places = _places(settings, embedding, len(videos))
-    missing = {video.video_id: video for video in videos}
-    for per_task in sorted({1, places.videos_per_task(len(videos))}, reverse=True):
-        rows = _pipeline([*missing.values()], settings, embedding, places, per_task, store.root, fingerprint)
-        for event in _collect(rows.iter_rows(), store, fingerprint, settings.tokens_per_frame):
-            if isinstance(event, Outcome):
-                missing.pop(event.video_id)
-            yield event
-        if not missing:
-            return
-    for video in missing.values():
-        reason = f"a worker died each time that it read or encoded {video.path}"
-        yield Outcome(video.video_id, "quarantined", reason=reason)
-
-
-@dataclass(frozen=True)
-class _Places:
-    """What the cluster holds at once."""
-
-    encoders: int
-    decoders: int
-    gpus: float
-    """Share of a GPU that an encoder takes."""
-
-    def videos_per_task(self, videos: int) -> int:
-        return max(1, min(VIDEOS_PER_TASK, videos // (self.decoders * TASKS_PER_DECODER)))
-
-
-def _pipeline(
-    videos: Sequence[VideoSource],
-    settings: VisionSettings,
-    embedding: EmbeddingSettings,
-    places: _Places,
-    per_task: int,
-    root: str,
-    fingerprint: str,
-) -> "Dataset":
-    """Lists, decodes and encodes, in rows of `prospect.vision.stages`."""
-    import ray
-    from ray.data import ActorPoolStrategy, TaskPoolStrategy
-
-    rows = [asdict(video) | {"path": _reachable(video.path)} for video in videos]
-    tasks = math.ceil(len(rows) / per_task)
-    dataset = (
-        ray.data.from_items(cast(Any, rows), override_num_blocks=tasks)
-        .flat_map(
-            DecodeVideo(settings.image_size, settings.crop, settings.batch_size, root, fingerprint),
-            compute=TaskPoolStrategy(size=min(places.decoders, tasks)),
-            num_cpus=embedding.decoder_cpus,
-            max_retries=WORKER_RETRIES,
-        )
-        .map(
-            cast(Any, EncodeBatch),
-            fn_constructor_args=(settings, fingerprint, embedding.encoder_threads),
-            compute=ActorPoolStrategy(size=places.encoders, max_tasks_in_flight_per_actor=BATCHES_WAITING),
-            num_cpus=embedding.encoder_cpus,
-            num_gpus=places.gpus,
-            max_task_retries=WORKER_RETRIES,
-        )
-    )
-    pictures = settings.batch_size * settings.image_size**2 * 3
-    context = dataset.context
-    context.enable_progress_bars = False
-    context.max_errored_blocks = -1  # exceptions come as rows, so that only deaths are left
-    context.target_max_block_size = 1  # every row leaves its task at once, as a block of its own
-    limits = context.execution_options.resource_limits
-    context.execution_options.resource_limits = limits.copy(
-        object_store_memory=float(pictures * BATCHES_WAITING * (places.encoders + places.decoders))
-    )
-    return dataset
-
-
-def _places(settings: VisionSettings, embedding: EmbeddingSettings, videos: int) -> _Places:
-    """No more encoders than videos, unless they were asked for."""
-    import ray
-
-    cluster = ray.cluster_resources()
-    cpus, gpus = cluster.get("CPU", 1.0), cluster.get("GPU", 0.0) if settings.device != "cpu" else 0.0
-    room = math.floor(gpus / embedding.encoder_gpus) if gpus else max(1, int(cpus))
-    encoders = embedding.num_encoders or room
-    decoders = math.floor((cpus - encoders * embedding.encoder_cpus) / embedding.decoder_cpus + 1e-9)
-    if decoders < 1 or (gpus and encoders > room):
-        raise ConfigError(
-            f"embedding.num_encoders={encoders} with embedding.encoder_cpus={embedding.encoder_cpus:g} and "
-            f"embedding.encoder_gpus={embedding.encoder_gpus:g} leaves no room for a decoder of "
-            f"embedding.decoder_cpus={embedding.decoder_cpus:g}, or does not fit at all: there are {cpus:g} CPUs and "
-            f"{gpus:g} GPUs",
-            field="embedding.num_encoders",
-        )
-    if embedding.num_encoders is None:
-        encoders = min(encoders, videos)
-    return _Places(encoders, decoders, embedding.encoder_gpus if gpus else 0.0)
-
-
-def _reachable(path: str) -> str:
-    """Workers run in other folders than the driver."""
-    return path if "://" in path else str(Path(path).absolute())
-
-
-@dataclass
-class _Unfinished:
-    """What has come of a video so far; batches come in any order, and one twice if its worker died."""
-
-    parts: dict[int, np.ndarray] = field(default_factory=dict)
-    last: Batch | None = None
-    """Its last batch, once that has come."""
-
-    @property
-    def complete(self) -> bool:
-        return self.last is not None and len(self.parts) == self.last.index + 1
-
-
-def _collect(rows: Iterable[Row], store: EmbeddingStore, fingerprint: str, tokens: int) -> Iterator[Outcome | Batch]:
-    """Puts each video's batches together and commits it when the last has come."""
-    waiting: dict[str, _Unfinished] = {}
-    ended: set[str] = set()
-    for row in rows:
-        item = item_of(row)
-        if isinstance(item, Failure):
-            raise item.error
-        if item.video_id in ended:
-            continue
-        video = waiting.setdefault(item.video_id, _Unfinished())
-        if isinstance(item, Batch):
-            video.parts[item.index] = np.array(row["values"]).view(np.float16).reshape(item.frames, tokens, -1)
-            video.last = item if item.source_hash else video.last
-            yield item
-        outcome = item if isinstance(item, Outcome) else None
-        if video.complete:
-            outcome = _write(item.video_id, video, store, fingerprint)
-        if outcome is not None:
-            ended.add(item.video_id)
-            del waiting[item.video_id]
-            yield outcome
-
-
-def _write(video_id: str, video: _Unfinished, store: EmbeddingStore, fingerprint: str) -> Outcome:
-    assert video.last is not None
-    frames = np.concatenate([video.parts[index] for index in range(len(video.parts))])
-    try:
-        store.write(video_id, frames, fps=FPS, source_hash=video.last.source_hash, fingerprint=fingerprint)
-    except DataError as error:
-        return Outcome(video_id, "quarantined", reason=str(error))
-    return Outcome(video_id, "done", len(frames))

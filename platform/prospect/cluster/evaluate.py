@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 
-from prospect.cluster.common import Report
+from prospect.cluster.common import Report, report_earlier_decoder
 from prospect.cluster.runtime import cluster_size, connect
 from prospect.config.schema import Config
 from prospect.data.embeddings import EmbeddingStore
@@ -95,6 +95,7 @@ def evaluate_model(config: Config, report: Report = print) -> EvaluationResult:
     saved = read_saved(tracking.resolve(model))
     saved.require_trained(HEADS[0])
     store.require(saved.fingerprint)
+    report_earlier_decoder(store, "eval", report)
     report(f"eval   {_thresholds(saved, config.streaming, {dialogue.dataset for dialogue, _ in placed})}")
     report(f"eval   {model}: streaming {len(placed)} dialogues, {len(VIEWS)} views each")
     context = config.context.over(saved.manifest.get("context", {}))

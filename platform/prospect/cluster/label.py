@@ -153,7 +153,7 @@ def _label(
             corpus.dialogues[index] = dialogue.model_copy(update={"steps": result.steps or dialogue.steps})
         progress("labelled", len(results), len(videos))
     ordered = [results[place] for place in range(len(videos))]
-    return summarize(
+    report = summarize(
         [(dialogue, labels[index]) for index, dialogue in enumerate(corpus.dialogues)],
         corpus.quarantined,
         [record for result in ordered for record in result.quarantined],
@@ -161,6 +161,7 @@ def _label(
         overlaps=[record for result in ordered for record in result.overlaps],
         mapping=mapping,
     )
+    return report.about(corpus)
 
 
 def _label_videos(videos: list[Video], settings: LabelSettings) -> Iterator[tuple[int, VideoLabels]]:

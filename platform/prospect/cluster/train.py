@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prospect.cluster.common import Report
+from prospect.cluster.common import Report, report_earlier_decoder
 from prospect.config.schema import Config
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.prepare import Records, read_records
@@ -76,6 +76,7 @@ def train(config: Config, report: Report = print) -> TrainResult:
         store = EmbeddingStore(root / "embeddings")
         records = read_records(config.data, root / "labels" / "dialogues.jsonl", store)
         store.require(encoder_fingerprint(config.vision), config.vision.equivalent_to)
+        report_earlier_decoder(store, "train", report)
         identity = _identity(config, records, store)
         require_same(folder, identity)
         if finished := read_result(folder):

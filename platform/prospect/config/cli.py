@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from pydantic import BaseModel
@@ -17,10 +17,12 @@ from prospect.files import write_below
 from prospect.hashing import fingerprint
 from prospect.messages import first_line, shown
 
+C = TypeVar("C", bound=Config)
+
 
 @dataclass(frozen=True)
 class Command:
-    """What a user types to start a job, and what it says of itself."""
+    """The command of a job, for usage and records."""
 
     name: str
     """`python jobs/train.py` or `prospect train`."""
@@ -28,15 +30,16 @@ class Command:
 
     @classmethod
     def script(cls, job: str) -> "Command":
-        """jobs/JOB.py, with its own docstring."""
+        """The command of jobs/JOB.py, described by its docstring."""
         return cls(f"python jobs/{job}.py", (getattr(sys.modules["__main__"], "__doc__", None) or "").strip())
 
 
 def run_job(
     job: str,
-    run: Callable[[Config], object],
-    arguments: Sequence[str] | None = None,
-    command: Command | None = None,
+    run: Callable[[C], object],
+    arguments: Sequence[str],
+    command: Command,
+    schema: type[C],
 ) -> NoReturn:
     """Compose the configuration, run the job, and leave with the exit status.
 
@@ -45,24 +48,24 @@ def run_job(
 
     Args:
         job: name of a file in configs/.
-        run: what the job does.
-        arguments: overrides, or `--help`; default: those of `sys.argv`.
-        command: default: the script of jobs/.
+        run: the function of the job.
+        arguments: overrides, or `--help`.
+        command: what the user typed before them.
+        schema: the class that has the job's sections.
     """
-    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        sys.exit(_run(job, run, given, command or Command.script(job)))
+        sys.exit(_run(job, run, arguments, command, schema))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 
-def _run(job: str, run: Callable[[Config], object], arguments: list[str], command: Command) -> int:
+def _run(job: str, run: Callable[[C], object], arguments: Sequence[str], command: Command, schema: type[C]) -> int:
     try:
         if {"-h", "--help"} & set(arguments):
-            print(usage(job, command))
+            print(usage(job, command, schema))
             return 0
-        config = load(job, arguments)
+        config = load(job, arguments, schema)
         print(f"configuration: {record(job, config, arguments, command)}", flush=True)
         run(config)
     except ProspectError as error:
@@ -73,7 +76,7 @@ def _run(job: str, run: Callable[[Config], object], arguments: list[str], comman
 
 
 def record(job: str, config: Config, overrides: Sequence[str], command: Command) -> str:
-    """Writes the composed configuration below the storage root and says where; the name holds time and hash.
+    """Write the composed configuration below the storage root; return its path, named by time and hash.
 
     Raises:
         ConfigError: `storage.root` cannot be written.
@@ -85,22 +88,21 @@ def record(job: str, config: Config, overrides: Sequence[str], command: Command)
     try:
         write_below(config.storage.root, name, text)
     except DataError as error:
-        message = f"`storage.root` is {config.storage.root}, which cannot be written: {first_line(error)}."
+        message = f"`storage.root` ({config.storage.root}) cannot be written: {first_line(error)}."
         raise ConfigError(message, field="storage.root") from error
     return f"{config.storage.root}/{name}"
 
 
-def usage(job: str, command: Command | None = None) -> str:
+def usage(job: str, command: Command, schema: type[Config]) -> str:
     """What `--help` prints: every section of the job with its options, and every key with value and meaning."""
-    used, config = sections(job), load(job)
-    command = command or Command.script(job)
+    used, config = sections(job), load(job, (), schema)
     lines = [f"usage: {command.name} [SECTION=OPTION] [SECTION.KEY=VALUE] ..."]
     lines += [command.about] if command.about else []
     for section, options in used.items():
         choice = f" ({section}={'|'.join(options)})" if options else ""
         settings = getattr(config, section)
         if not isinstance(settings, BaseModel):
-            text = " ".join((Config.model_fields[section].description or "").split())
+            text = " ".join((schema.model_fields[section].description or "").split())
             lines += ["", f"{section}={shown(settings)}", f"    {text}"]
             continue
         lines += ["", f"{section}{choice}: {(type(settings).__doc__ or '').strip().splitlines()[0]}"]

@@ -1,4 +1,4 @@
-"""Compose one `Config` out of configs/ and key=value overrides.
+"""Compose one configuration out of configs/ and key=value overrides.
 
 A file in configs/ names the sections that a job uses and the option each starts from; the classes hold the
 defaults and the checks. Every mistake is a `ConfigError` of one sentence.
@@ -6,52 +6,62 @@ defaults and the checks. Every mistake is a `ConfigError` of one sentence.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from pydantic import ValidationError
 
+from prospect.config.overrides import Text, check_section, read_override
 from prospect.config.schema import Config
 from prospect.errors import ConfigError
-from prospect.messages import describe, first_line, unknown
+from prospect.messages import first_line, first_mistake, unknown
 
 RUNTIME_ENV = "runtime_env.yaml"
-"""The one file of configs/ that is Ray's and no job's."""
+"""The file of configs/ that belongs to Ray, not to a job."""
 
 
-def load(job: str, overrides: Sequence[str] = ()) -> Config:
+C = TypeVar("C", bound=Config)
+
+
+@overload
+def load(job: str, overrides: Sequence[str] = ()) -> Config: ...
+
+
+@overload
+def load(job: str, overrides: Sequence[str], schema: type[C]) -> C: ...
+
+
+def load(job: str, overrides: Sequence[str] = (), schema: type[Config] = Config) -> Config:
     """The configuration of a job.
 
     Args:
         job: name of a file in configs/, such as `train`.
-        overrides: `section=option` and `section.key=value`, in Hydra's value grammar.
+        overrides: `section=option` and `section.key=value`, in Hydra's value grammar; text as it is.
+        schema: the class that has the job's sections.
 
     Raises:
         ConfigError: one sentence that names the key, the value given and what is allowed.
     """
-    used = sections(job)
-    composed = _compose(job, [_checked(job, override, used) for override in overrides])
+    composed = _overridden(job, overrides, schema)
     # Paths of other sections are written as ${storage.root}/...: they must be as absolute as the root is.
-    storage = _validated({"storage": _resolved(composed).get("storage", {})}).storage
+    storage = _validated({"storage": _resolved(composed).get("storage", {})}, Config).storage
     OmegaConf.update(composed, "storage", storage.model_dump(), force_add=True)
-    return _validated(_resolved(composed))
+    return _validated(_resolved(composed), schema)
 
 
 def sections(job: str) -> dict[str, list[str]]:
     """The sections that a job uses, each with its options in configs/ (none where it has keys only).
 
     Raises:
-        ConfigError: there is no such job, or its file cannot be read.
+        ConfigError: the job is unknown, or its file cannot be read.
     """
     folder = _folder()
-    if not (folder / f"{job}.yaml").is_file():
-        jobs = [path.stem for path in folder.glob("*.yaml") if path.name != RUNTIME_ENV]
-        raise ConfigError(unknown("job", job, jobs))
+    if job not in jobs():
+        raise ConfigError(unknown("job", job, jobs()))
     try:
         file = yaml.safe_load((folder / f"{job}.yaml").read_text())
     except yaml.YAMLError as error:
@@ -62,9 +72,9 @@ def sections(job: str) -> dict[str, list[str]]:
     return {name: sorted(p.stem for p in (folder / name).glob("*.yaml")) for name in order if name in named}
 
 
-def _is_plain(name: str) -> bool:
-    """Whether a key of `Config` is a value, and no section of keys."""
-    return Config.model_fields[name].annotation in (str | None, bool)
+def jobs() -> list[str]:
+    """The jobs that have a file in configs/."""
+    return [path.stem for path in _folder().glob("*.yaml") if path.name != RUNTIME_ENV]
 
 
 def _folder() -> Path:
@@ -74,6 +84,32 @@ def _folder() -> Path:
         if folder.is_dir():
             return folder
     raise ConfigError(f"{Path.cwd()} holds no configs/; start the job from the repository's root.")
+
+
+def _all_sections() -> set[str]:
+    return {section for job in jobs() for section in sections(job)}
+
+
+def _overridden(job: str, overrides: Sequence[str], schema: type[Config]) -> DictConfig:
+    used = sections(job)
+    choices: list[str] = []
+    texts: list[Text] = []
+    for override in overrides:
+        read = read_override(override, schema)
+        if check_section(job, override, used, schema, _all_sections):
+            choices.append(override)
+        elif isinstance(read, Text):
+            texts.append(read)
+        else:
+            choices.append(f"++{override}")  # Hydra's own check knows the YAML's keys only; the class knows them all
+    composed = _compose(job, choices)
+    for key, value in texts:
+        try:
+            OmegaConf.update(composed, key, value, force_add=True)
+        except OmegaConfBaseException as error:  # what `${` begins has no end
+            expected = "expected a reference behind `${`, for example ${storage.root}"
+            raise ConfigError(f"`{key}` cannot be resolved; {expected}.", field=key) from error
+    return composed
 
 
 def _compose(job: str, overrides: list[str]) -> DictConfig:
@@ -94,33 +130,9 @@ def _resolved(composed: DictConfig) -> dict[str, Any]:
     return {str(section): value for section, value in values.items()} if isinstance(values, dict) else {}
 
 
-def _validated(values: dict[str, Any]) -> Config:
+def _validated(values: dict[str, Any], schema: type[C]) -> C:
     try:
-        return Config.model_validate(values)
+        return schema.model_validate(values)
     except ValidationError as error:
-        path, sentence = describe(error, values, Config)
-        raise ConfigError(sentence, field=path) from error
-
-
-def _checked(job: str, override: str, used: dict[str, list[str]]) -> str:
-    """The override as Hydra takes it, once its section and option are known to exist."""
-    try:
-        parsed = OverridesParser.create().parse_override(override)
-    except HydraException as error:
-        expected = "expected key=value, for example storage.root=/data"
-        raise ConfigError(f"`{override}` is not a valid override; {expected}.") from error
-    if parsed.type is None or parsed.type.name != "CHANGE" or parsed.is_sweep_override():
-        expected = "expected key=value, a list as key=[a,b], with nothing before it"
-        raise ConfigError(f"`{override}` is not a valid override; {expected}.")
-    section, _, key = parsed.key_or_group.partition(".")
-    if section not in used:
-        if section in Config.model_fields:
-            raise ConfigError(f"The job {job} does not use `{section}`; it uses {', '.join(used)}.", field=section)
-        raise ConfigError(unknown("section", section, used), field=section)
-    if key or _is_plain(section):
-        return f"++{override}"  # Hydra's own check knows the YAML's keys only; the class knows them all
-    if not used[section]:
-        raise ConfigError(f"`{section}` has no options to choose from: set its keys, as {section}.KEY=value.")
-    if str(parsed.value()) not in used[section]:
-        raise ConfigError(unknown("option", str(parsed.value()), used[section], of=section), field=section)
-    return override
+        mistake = first_mistake(error.errors(include_url=False), values, schema)
+        raise ConfigError(f"{mistake.about(f'`{mistake.field}`')}.", field=mistake.field) from error

@@ -1,4 +1,4 @@
-"""`Config`: the sections of all parts, validated together."""
+"""`Config`: the sections of all parts below the jobs, validated together."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,6 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
-from prospect.benchmarks.settings import Suite
 from prospect.corpus.settings import CorpusSettings
 from prospect.data.labels.settings import LabelSettings
 from prospect.data.sources import DataSettings
@@ -14,8 +13,7 @@ from prospect.dialogue.prompt import ContextSettings
 from prospect.errors import ConfigError
 from prospect.evaluation.settings import EvaluationSettings
 from prospect.model.settings import ModelSettings
-from prospect.serving.settings import ServingSettings
-from prospect.settings import Settings
+from prospect.settings import Place, Settings
 from prospect.streaming.settings import StreamingSettings
 from prospect.tracking.settings import TrackingSettings
 from prospect.training.checks import card_bytes, check_settings
@@ -26,14 +24,14 @@ from prospect.vision.settings import EmbeddingSettings, VisionSettings
 class StorageSettings(Settings):
     """Where everything that is written lies."""
 
-    root: str = Field(default="outputs", validate_default=True)
+    root: Place = Field(default="outputs", validate_default=True)
     """Folder or URL (anything pyarrow opens) of all outputs. A relative path counts from the current folder
     and is refused inside a cluster job, where every node would take it for a folder of its own."""
 
     @field_validator("root")
     @classmethod
     def _absolute(cls, root: str) -> str:
-        path = Path(root).expanduser()
+        path = Path(root)
         if "://" in root or path.is_absolute():
             return root if "://" in root else str(path)
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # Ray sets it for the driver of a submitted job
@@ -46,7 +44,10 @@ class StorageSettings(Settings):
 
 
 class Config(Settings):
-    """All sections. A job reads those that its file in configs/ names; the others keep their defaults."""
+    """The sections that jobs share. A job reads those that its file in configs/ names; the others keep their defaults.
+
+    A job with a section of its own has a subclass.
+    """
 
     storage: StorageSettings = Field(default_factory=StorageSettings)
     corpus: CorpusSettings = Field(default_factory=CorpusSettings)
@@ -60,13 +61,11 @@ class Config(Settings):
     streaming: StreamingSettings = Field(default_factory=StreamingSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     tracking: TrackingSettings = Field(default_factory=TrackingSettings)
-    serving: ServingSettings = Field(default_factory=ServingSettings)
-    suite: Suite | None = None
     preview: str | None = None
     """A video id: writes one HTML page on this video's labels, and labels nothing."""
     plan: bool = False
     """Print what the run would train and how much memory it would take, and end: nothing is loaded or trained."""
-    card: str | None = Field(default=None, coerce_numbers_to_str=True)
+    card: str | None = None
     """The device that plan=true judges by, such as 24GB or 80GB. Default: this machine's GPU, and 24GB without one."""
 
     @model_validator(mode="after")

@@ -23,11 +23,11 @@ from prospect.errors import ConfigError, DataError
 from prospect.hashing import derived_seed, fingerprint
 
 VISIBLE_BEFORE_S = 0.3
-"""A change shows at most this long before its event's time: inside the frame that decides the event
+"""Seconds by which a change shows before its event's time, at most: inside the frame that decides the event
 (docs/architecture.md#events-and-frames)."""
 
 _DRAWING = 1
-"""Goes up when the same settings give other pictures, so that older ones are not reused; words are written anew."""
+"""Version of the pictures: raised when equal settings give other pictures. Texts are always written again."""
 _NUDGES = ((0, 0), (1, 0), (0, 1), (-1, 0), (0, -1))
 _NUDGE_S = 0.1
 
@@ -60,11 +60,11 @@ def plan_corpus(settings: CorpusSettings) -> list[Video]:
 
 
 def draw_corpus(settings: CorpusSettings, folder: Path, progress: Callable[[int, int], None] | None = None) -> Path:
-    """Draws what is missing of the corpus in `folder` and returns `folder`.
+    """Draw the missing videos of the corpus in `folder` and return `folder`.
 
     `folder/videos/<video_id>.mp4`, then `folder/dialogues.jsonl` (one `Dialogue` a line) when all videos
     are there. `folder/corpus.json` holds the settings and their fingerprint. Every file is written under a
-    temporary name and renamed, so that one that exists is whole.
+    temporary name and renamed, so that every file there is whole.
 
     Args:
         settings: what to draw; equal settings give equal bytes of `dialogues.jsonl` and equal pictures.
@@ -75,7 +75,7 @@ def draw_corpus(settings: CorpusSettings, folder: Path, progress: Callable[[int,
         ConfigError: the settings cannot work, or `folder` holds a corpus of other settings.
     """
     videos = plan_corpus(settings)
-    _claim(folder, settings)
+    _write_or_check_card(folder, settings)
     (folder / "videos").mkdir(exist_ok=True)
     missing = [video for video in videos if not _video_path(folder, video).exists()]
     there = len(videos) - len(missing)
@@ -98,8 +98,8 @@ def _video_path(folder: Path, video: Video) -> Path:
     return folder / "videos" / f"{video.dialogue.video_id}.mp4"
 
 
-def _claim(folder: Path, settings: CorpusSettings) -> None:
-    """Makes `folder` this corpus's, or finds that it already is."""
+def _write_or_check_card(folder: Path, settings: CorpusSettings) -> None:
+    """Write the corpus card into `folder`, or check that the card there has the same settings."""
     wanted = fingerprint({"drawing": _DRAWING, **settings.model_dump(mode="json")})
     card = folder / "corpus.json"
     if not card.exists():
@@ -159,7 +159,7 @@ def _frames(video: Video, settings: CorpusSettings) -> Iterator[av.VideoFrame]:
 
 
 def scene_at(script: Script, time: float, nudge: tuple[int, int] = (0, 0)) -> Scene:
-    """What the table looks like when all events up to `time` have become visible."""
+    """The table when all events up to `time` are visible."""
     task = script.task
     done = {span.work.object: span.work.action for span in script.spans if span.step is not None and span.end <= time}
     lying = sorted({*task.distractors, *(work.object for work in task.recipe)}, key=OBJECTS.index)

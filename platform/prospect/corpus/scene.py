@@ -1,9 +1,9 @@
-"""How the table looks: one picture for each constellation, drawn large and plain.
+"""Draws the table.
 
-Nothing in a picture depends on the time or on a step's number: only on where objects lie, what was done to
-them, and what the hand is at. A place is two squares that each fill whole 16-px patches of a 64-px (128-px)
-encoder input, and each square shows one thing (which object in which condition; which tool or trace), so that
-even a frozen random encoder's pooled features tell objects apart under actions it never saw them under.
+A picture depends on where objects lie, what was done to them, and what the hand is working on; never on the time
+or on a step's number. A place is two squares, each of whole 16-px patches of a 64-px (128-px) encoder input. One
+shows the object and its condition, the other a tool or trace, so that even the pooled features of a frozen random
+encoder tell objects apart under unseen actions.
 """
 
 import math
@@ -23,7 +23,7 @@ Colour = tuple[int, int, int]
 
 ROWS, COLUMNS = 4, 2
 _UNIT = 96
-"""Sprites are drawn on squares of this side and reduced, which smooths their edges."""
+"""Side of the squares on which sprites are drawn before they are reduced, which smooths their edges."""
 _TABLE: Colour = (128, 128, 128)
 """Mid-grey is zero after the usual normalisation, so the table adds little to what an encoder sees."""
 _SKIN: Colour = (190, 110, 70)
@@ -42,14 +42,14 @@ _OBJECT_COLOURS: dict[str, tuple[Colour, Colour]] = {
 
 @dataclass(frozen=True)
 class Scene:
-    """All that a picture shows."""
+    """Everything that a picture shows."""
 
     lying: tuple[tuple[str, int, str | None], ...]
     """(object, place, completed action or None) of everything on the table."""
     hand: Work | None
-    """What the hand is at, with which action's tool."""
+    """The object and the action that the hand is working on."""
     nudge: tuple[int, int] = (0, 0)
-    """Where in its small movement the hand is, px right and down."""
+    """Offset of the hand in its small movement, px right and down."""
 
 
 def draw_scene(scene: Scene, size: int) -> Picture:

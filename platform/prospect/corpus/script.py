@@ -1,4 +1,4 @@
-"""What happens when in one video. All times are seconds and multiples of 0.5."""
+"""The events of one video. Times are seconds and multiples of 0.5."""
 
 import random
 from dataclasses import dataclass
@@ -94,5 +94,5 @@ def _user_moves(
 
 
 def _is_free(time: float, busy: list[float]) -> bool:
-    """A user's turn at t is answered at frame 2t: no event may be decided there, before it or just after it."""
+    """A user's turn at t is answered at frame 2t: no other event may be decided at that frame or next to it."""
     return all(time >= other + 0.5 or time <= other - 1.0 for other in busy)

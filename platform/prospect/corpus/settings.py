@@ -1,4 +1,4 @@
-"""What the sample corpus looks like: the knobs, their defaults and what cannot work."""
+"""Settings of the sample corpus, and their validation."""
 
 from typing import Annotated, Self
 
@@ -19,13 +19,13 @@ class CorpusSettings(Settings):
     """
 
     seed: int = 0
-    """Everything drawn follows from it."""
+    """Seed of all draws."""
     num_train: Annotated[int, Field(ge=1)] = 420
-    """Videos to learn from."""
+    """Training videos."""
     num_validation: Annotated[int, Field(ge=0)] = 16
-    """Videos whose goal, the set of (object, action) pairs, is no training video's."""
+    """Videos whose goal, the set of (object, action) pairs, does not occur in training."""
     num_test: Annotated[int, Field(ge=0)] = 24
-    """Videos whose goal is no training video's; see `unseen_pairs` for harder ones."""
+    """Videos whose goal does not occur in training; see `unseen_pairs` for harder ones."""
     image_size: Annotated[int, Field(ge=32, multiple_of=8)] = 96
     """Width and height, px; 4 x 2 places of two squares each, so that at
     an encoder input of 64 px a square is one 16-px patch."""
@@ -44,9 +44,9 @@ class CorpusSettings(Settings):
     chain_rate: Rate = 0.2
     """Share of steps that start at the moment at which the step before completes."""
     deviation_rate: Rate = 0.25
-    """Share of steps at which the person picks another one than the recipe's next."""
+    """Share of steps that are not the recipe's next one."""
     mistake_rate: Rate = 0.15
-    """Share of pauses in which the person reaches for an object that is not in the recipe."""
+    """Share of pauses with a reach for an object that is not in the recipe."""
     unseen_pairs: Annotated[int, Field(ge=0, le=8)] = 0
     """(object, action) pairs, of 32, that only test videos show, each at least one; at most one an object."""
     shuffle_places: bool = False
@@ -55,7 +55,7 @@ class CorpusSettings(Settings):
     @model_validator(mode="after")
     def _ranges(self) -> Self:
         if self.min_steps > self.max_steps:
-            raise ValueError(f"min_steps: {self.min_steps} is more than max_steps {self.max_steps}")
+            raise ValueError(f"min_steps ({self.min_steps}) must not exceed max_steps ({self.max_steps})")
         for name, least in (("idle", 1.0), ("step_duration", 1.0), ("pause", 1.0)):
             shortest, longest = getattr(self, name)
             if not least <= shortest <= longest:

@@ -1,4 +1,4 @@
-"""Words for a script: what the assistant says follows from the recipe, the state, what is seen and what was asked."""
+"""Writes the dialogue of a script; the assistant's words follow from recipe, state, picture and question."""
 
 import random
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ def _turns(script: Script, rng: random.Random) -> Iterator[Turn]:
 
 
 def _remark(span: Span, script: Script) -> Turn:
-    """What the assistant says of itself: at a step's end, and at once when a wrong object is reached for."""
+    """The assistant's own initiative: at a step's end, and at a reach for a wrong object."""
     task = script.task
     if span.step is None:
         upcoming = _upcoming(task, _state_at(script, span.start))
@@ -80,7 +80,7 @@ def _answer(script: Script, time: float, move: UserMove) -> Turn:
 
 
 def _upcoming(task: Task, state: TaskState) -> str | None:
-    """The first step in recipe order that is neither completed nor in progress: `wash the ball`."""
+    """The first step of the recipe that has not started, such as `wash the ball`."""
     if StepState.NOT_STARTED not in state.steps:
         return None
     return _lower(task.recipe[state.steps.index(StepState.NOT_STARTED)].name)

@@ -1,4 +1,4 @@
-"""What can be done on the table, and which tasks the splits hold."""
+"""The objects, actions and tasks of the corpus, and the tasks of each split."""
 
 import random
 import re
@@ -17,20 +17,20 @@ DATASET = "sample"
 """Name of the corpus in its records."""
 
 OBJECTS = ("ball", "box", "cone", "star", "leaf", "moon", "ring", "kite")
-"""One for each of the 4 x 2 places, which is where it lies unless places are shuffled."""
+"""One for each of the 4 x 2 places, in order of the places unless they are shuffled."""
 
 TOOLS = {"wash": "sponge", "cut": "knife", "paint": "brush", "wrap": "ribbon"}
 """Tool by action."""
 
 CONTENT = frozenset({*OBJECTS, *TOOLS, *TOOLS.values()})
-"""The words by which two sentences about the table differ in what they say."""
+"""The words that carry the meaning of a sentence about the table."""
 
 _MOST_ON_TABLE = 8
 _MOST_ATTEMPTS = 10_000
 
 
 class Work(NamedTuple):
-    """One step's content: what is done to what."""
+    """The object and the action of one step."""
 
     object: str
     action: str
@@ -53,7 +53,7 @@ class Task:
 
     @property
     def goal(self) -> str:
-        """Names the objects in vocabulary order, so that it says nothing of the recipe's order."""
+        """The objects in the order of `OBJECTS`, which does not reveal the recipe's order."""
         *first, last = sorted((work.object for work in self.recipe), key=OBJECTS.index)
         return f"Prepare the {', '.join(first)} and {last}" if first else f"Prepare the {last}"
 
@@ -74,13 +74,12 @@ def unseen_pairs(settings: CorpusSettings) -> frozenset[Work]:
 def draw_tasks(settings: CorpusSettings) -> dict[Split, list[Task]]:
     """The tasks of every split.
 
-    Every object and every action is seen in training. What is unseen:
-    - validation and test: each recipe's set of (object, action) pairs, the goal, is no training recipe's set;
-    - test, where `settings.unseen_pairs` keeps pairs back: each recipe also holds at least one of them, which
-      occurs in no training and no validation video.
+    Every object and every action occurs in training. Held out are
+    - for validation and test: goals, the sets of (object, action) pairs of a recipe;
+    - for test, with `settings.unseen_pairs`: that many pairs. Each test recipe has at least one of them.
 
     Raises:
-        ConfigError: too few training videos to show every object and action, or no unseen set is left.
+        ConfigError: too few training videos to show every object and action, or too few pairs for an unseen set.
     """
     held_out = unseen_pairs(settings)
     tables = _Tables(settings)
@@ -122,7 +121,7 @@ def _require_coverage(train: list[Task], settings: CorpusSettings) -> None:
 
 
 class _Tables:
-    """Deals objects and actions from shuffled decks, so that a few videos already show all of them."""
+    """Draws tasks from shuffled decks of objects and actions, so that a few videos show all of them."""
 
     def __init__(self, settings: CorpusSettings) -> None:
         self._settings = settings
@@ -131,7 +130,7 @@ class _Tables:
         self._actions = _deal(tuple(TOOLS), self._rng)
 
     def draw(self, exclude: frozenset[Work], include: frozenset[Work] = frozenset()) -> Task:
-        """A task without any pair of `exclude` and, where `include` is given, with one of it or more."""
+        """A task without the pairs of `exclude`, and with at least one of `include` if given."""
         rng, count = self._rng, self._rng.randint(self._settings.min_steps, self._settings.max_steps)
         recipe = [rng.choice(sorted(include))] if include else []
         while len(recipe) < count:

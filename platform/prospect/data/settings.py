@@ -17,6 +17,7 @@ class ClipSettings(Settings):
     summary_share: float = Field(default=0.3, ge=0, le=1)
     """Share of the clips at a dialogue's end that are asked for a summary too."""
     seed: int = 0
+    """Of the draws above; another one cuts other clips."""
 
 
 class LabelSamplingSettings(Settings):
@@ -30,3 +31,4 @@ class LabelSamplingSettings(Settings):
     negative_margin: int = Field(default=1, ge=0)
     """Frames on either side of an event that are never negatives."""
     seed: int = 0
+    """Of the draws above, with the epoch."""

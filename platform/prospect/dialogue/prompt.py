@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field
 
-from prospect.dialogue.schema import parse_recipe
+from prospect.dialogue.recipe import read_recipe
 from prospect.dialogue.state import StepState, TaskState
 from prospect.dialogue.timeline import FPS
 from prospect.dialogue.vocabulary import Vocabulary
@@ -217,7 +217,7 @@ class _Parts:
     def _background(self) -> str:
         if not self.steps:
             return self.knowledge.strip()
-        return "\n".join(line for line in self.knowledge.splitlines() if line.strip() and not parse_recipe(line))
+        return "\n".join(read_recipe(self.knowledge).rest)
 
     def _window(self, radius: int) -> range:
         """Steps within `radius` of the current ones: those in progress, else the first not completed."""

@@ -1,10 +1,9 @@
-"""The validated records that every source converts to: a `Dialogue` is one conversation about one video.
+"""The validated records of all sources: a `Dialogue` is one conversation about one video.
 
 Times are seconds of the video's own clock, whose zero is the first picture. Nothing here knows frames
 (timeline.py) or tokens (sequence.py).
 """
 
-import re
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
@@ -12,10 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 Role = Literal["user", "assistant"]
 TransitionKind = Literal["start", "complete"]
 Text = Annotated[str, Field(min_length=1)]
+AnyText = Annotated[str, Field(max_length=1 << 30)]
+"""Text that can be written: pydantic refuses half an emoji (a lone surrogate) only where it checks a length."""
+Id = Annotated[str, Field(min_length=1, coerce_numbers_to_str=True)]
+"""A name that files may write as a number."""
 
 
 class Record(BaseModel):
-    """Base of all records: unknown fields are refused, so that a misspelt one is not lost."""
+    """Base of all records: unknown fields are refused, so that misspelt ones are noticed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -26,16 +29,16 @@ class Turn(Record):
     role: Role
     time: Annotated[FiniteFloat, Field(ge=0)]
     text: Text
-    labels: str = ""
-    progress: str | None = None
-    """Of the assistant's turns: summary of the progress up to and with this turn, where the source has one."""
+    labels: AnyText = ""
+    progress: AnyText | None = None
+    """On assistant turns: summary of the progress including this turn, if the source has one."""
 
 
 class Step(Record):
     """One step of the recipe and, where it was performed and annotated, its span.
 
-    `performed=False` (CaptainCook4D writes times of -1) means no transitions; `start=None` with
-    `performed=True` means that nobody annotated when.
+    `performed=False` (CaptainCook4D writes times of -1) means no transitions; `start=None` with `performed=True`
+    means that its times are unknown.
     """
 
     id: str
@@ -44,7 +47,7 @@ class Step(Record):
     end: Annotated[FiniteFloat, Field(ge=0)] | None = None
     performed: bool = True
     confidence: Annotated[float, Field(ge=0, le=1)] | None = None
-    source: str = ""
+    source: AnyText = ""
 
     @model_validator(mode="after")
     def _span(self) -> Self:
@@ -58,18 +61,18 @@ class Step(Record):
 
 
 class Annotation(Record):
-    """One timed line of what annotators wrote while they watched: a block that labelling maps to a step.
+    """One timed line that annotators wrote while they watched, which labelling maps to a step.
 
-    `end=None` is a point: the annotator said when it began and nothing else.
+    `end=None` is a point: only its start is known.
     """
 
     start: Annotated[FiniteFloat, Field(ge=0)]
     end: Annotated[FiniteFloat, Field(ge=0)] | None = None
     text: Text
     depth: Annotated[int, Field(ge=0)] = 0
-    """0: a line of the top level; 1: a part of the line of depth 0 before it."""
-    mistake: str = ""
-    """What was wrong, where the annotator marked it so."""
+    """0: a line of the top level; 1: a part of the previous line of depth 0."""
+    mistake: AnyText = ""
+    """What went wrong, if the annotator marked a mistake."""
 
     @model_validator(mode="after")
     def _span(self) -> Self:
@@ -95,30 +98,30 @@ class Dialogue(Record):
             transitions must name one of them.
     """
 
-    dataset: Text
-    video_id: Text
-    dialogue_id: Text
-    user_type: str = ""
-    split: str = ""
-    goal: str = ""
-    knowledge: str = ""
+    dataset: Id
+    video_id: Id
+    dialogue_id: Id
+    user_type: AnyText = ""
+    split: AnyText = ""
+    goal: AnyText = ""
+    knowledge: AnyText = ""
     steps: tuple[Step, ...] = ()
     turns: tuple[Turn, ...] = ()
     annotations: tuple[Annotation, ...] = ()
-    """Timed lines in the order of their start, from which labelling finds when the steps happened."""
+    """Timed lines in the order of their start, from which labelling times the steps."""
     explicit_transitions: tuple[TimedTransition, ...] | None = None
-    """Given where the source states transitions (DST_UPDATE turns, a recorded session) and not spans."""
+    """For sources that state transitions (DST_UPDATE turns, a recorded session) instead of spans."""
     duration: Annotated[FiniteFloat, Field(gt=0)] | None = None
     video_start: Annotated[FiniteFloat, Field(ge=0)] = 0.0
     """Where the source counts time from (Assembly101's `video_start_time`): the end is `video_start + duration`."""
     first_frame: Annotated[int, Field(ge=0)] | None = None
-    """First frame that the source uses; None: the video's first."""
+    """First frame of the record; None: the video's first."""
     last_frame: Annotated[int, Field(gt=0)] | None = None
-    """One past the last frame that the source uses; None: the video's end."""
-    progress: str | None = None
-    """Summary of what came before the first frame, where the record is a later part of a dialogue."""
-    summary: str | None = None
-    """The source's answer to the request for a summary behind the last frame, where it ends with one."""
+    """One past the last frame of the record; None: the video's end."""
+    progress: AnyText | None = None
+    """Summary of the progress before the first frame, if the record is a later part of a dialogue."""
+    summary: AnyText | None = None
+    """The summary of progress behind the last frame, if the source has one."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -132,7 +135,7 @@ class Dialogue(Record):
 
     @property
     def end(self) -> float | None:
-        """The last moment of the video in the source's own clock, where the source says so."""
+        """End of the video in the source's own clock, if the source states it."""
         return None if self.duration is None else self.video_start + self.duration
 
     @property
@@ -141,13 +144,13 @@ class Dialogue(Record):
 
     @property
     def has_dst_labels(self) -> bool:
-        """Whether the source says when steps happened; an empty recipe or an untimed one says nothing."""
+        """Whether the times of steps are known; false for an empty recipe."""
         timed = self.explicit_transitions is not None or any(step.start is not None for step in self.steps)
         return timed and bool(self.steps)
 
     @property
     def summary_only(self) -> bool:
-        """Whether the record is there for its summary alone: what was said meanwhile has been taken out."""
+        """Whether the record serves for its summary alone: it has no assistant turns."""
         return self.summary is not None and not any(turn.role == "assistant" for turn in self.turns)
 
     def transitions(self) -> tuple[TimedTransition, ...]:
@@ -161,12 +164,3 @@ class Dialogue(Record):
                 for time, kind in ((step.start, "start"), (step.end, "complete"))
             )
         return tuple(sorted(found, key=lambda t: (t.time, t.step, t.kind != "start")))
-
-
-_NUMBERED_STEP = re.compile(r"^\s*(\d+)[.)]\s+(.*\S)\s*$")
-
-
-def parse_recipe(knowledge: str) -> tuple[str, ...]:
-    """Step names of a numbered recipe text; lines without a number (the title) are not steps."""
-    matches = (_NUMBERED_STEP.match(line) for line in knowledge.splitlines())
-    return tuple(match.group(2) for match in matches if match)

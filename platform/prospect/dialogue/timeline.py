@@ -20,14 +20,23 @@ _EPSILON = 1e-6
 """Frames of slack against decimal times: 4.1 + 0.4 is 4.499999... and belongs to frame 9."""
 
 
+_MOST_FRAMES = 2.0**53
+"""Stands for every larger number of frames: the product of a very long time overflows to infinity."""
+
+
 def num_frames(duration: float, fps: float = FPS) -> int:
     """T = max(1, floor(duration * fps)) for a duration in seconds."""
-    return max(1, math.floor(duration * fps + _EPSILON))
+    return max(1, frame_at(duration, fps))
 
 
 def frame_at(time: float, fps: float = FPS) -> int:
     """The frame whose picture covers `time` (seconds)."""
-    return math.floor(time * fps + _EPSILON)
+    return math.floor(min(time * fps + _EPSILON, _MOST_FRAMES))
+
+
+def nearest_frame(elapsed: float, fps: float = FPS) -> int:
+    """The frame of a live picture, `elapsed` seconds after the first; tolerates half an interval of jitter."""
+    return frame_at(elapsed + 0.5 / fps, fps)
 
 
 def decision_frame(time: float, fps: float = FPS) -> int:

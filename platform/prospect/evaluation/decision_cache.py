@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 import prospect
-from prospect.data.embeddings import EmbeddingStore
+from prospect.data.embeddings import FIRST_DECODER, EmbeddingStore, StoredVideo
 from prospect.dialogue.prompt import ContextSettings
 from prospect.errors import DataError
 from prospect.evaluation.records import Placed, VideoDecisions, View, scored_frames
@@ -99,8 +99,14 @@ class _DialogueGroup:
     @classmethod
     def of(cls, view: View, placed: Sequence[Placed], same: list[Any], store: EmbeddingStore) -> "_DialogueGroup":
         row = {"view": view, "dialogues": json.dumps([dialogue.model_dump_json() for dialogue, _ in placed])}
-        sources = [store.stored(dialogue.video_id).source_hash for dialogue, _ in placed]
+        sources = [_source(store.stored(dialogue.video_id)) for dialogue, _ in placed]
         return cls(view, placed, {**row, "key": fingerprint([*same, row, sources])})
+
+
+def _source(video: StoredVideo) -> str:
+    """Identify what a video's embedding was made from; the first decoder's has no mark, as in earlier caches."""
+    mark = "" if video.decoder == FIRST_DECODER else f"@{video.decoder}"
+    return video.source_hash + mark
 
 
 class _DecisionFiles:

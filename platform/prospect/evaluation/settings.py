@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from prospect.dialogue.state import StatePolicy
-from prospect.settings import Settings
+from prospect.settings import Place, Settings
 from prospect.similarity import SimilaritySettings
 
 MatcherMode = Literal["compat", "corrected"]
@@ -66,7 +66,7 @@ def _letters(name: str) -> str:
 class EvaluationSettings(Settings):
     """What is scored, and how."""
 
-    model: str | None = None
+    model: Place | None = None
     """A folder, `models:/NAME@ALIAS` or `models:/NAME/VERSION`; default: the newest candidate of `model.name`."""
     split: str = "test"
     """The dialogues that are streamed."""

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from prospect.settings import Settings
+from prospect.settings import Place, Settings
 
 DecisionBackend = Literal["heads", "token"]
 
@@ -17,10 +17,15 @@ class TinyGeometry(Settings):
     """A Llama trained from scratch, with a byte-level tokenizer fitted to the training text."""
 
     hidden_size: int = Field(default=192, ge=8)
+    """Width of a hidden state; a multiple of twice `num_heads`."""
     intermediate_size: int = Field(default=512, ge=8)
+    """Width inside a feed-forward layer."""
     num_layers: int = Field(default=4, ge=1)
+    """Transformer layers."""
     num_heads: int = Field(default=4, ge=1)
+    """Attention heads of a layer."""
     vocab_size: int = Field(default=1024, ge=300)
+    """Tokens of the tokenizer; more make texts shorter in tokens and the embedding larger."""
 
     @model_validator(mode="after")
     def _heads_are_even(self) -> Self:
@@ -35,8 +40,11 @@ class LoraSettings(Settings):
     """Low-rank adapters on the seven projections."""
 
     r: int = Field(default=128, ge=1)
+    """Rank of an adapter: raise it where the base has to change more, for memory and time."""
     alpha: int = Field(default=256, ge=1)
+    """Scale: an adapter's output counts `alpha / r` times. Change it with `r`."""
     dropout: float = Field(default=0.05, ge=0, lt=1)
+    """Share of an adapter's inputs that training drops; raise it where few clips are learned by heart."""
 
 
 class ModelSettings(Settings):
@@ -44,7 +52,7 @@ class ModelSettings(Settings):
 
     name: str = "prospect-dst"
     """Name under which finished models are registered."""
-    base: str = "tiny"
+    base: Place = Field(default="tiny", min_length=1)
     """`tiny`, `package:smollm2_135m`, or a name or path that transformers loads."""
     tiny: TinyGeometry = TinyGeometry()
     adaptation: Literal["full", "lora", "qlora"] = "lora"
@@ -52,7 +60,9 @@ class ModelSettings(Settings):
     of one whose projections are frozen in 4 bits (NF4, needs bitsandbytes)."""
     lora: LoraSettings = LoraSettings()
     decision_backend: DecisionBackend = "heads"
+    """`heads`: two small heads decide whether to speak and to update; `token`: three rows of `lm_head` do."""
     decision_head: Literal["linear", "mlp"] = "linear"
+    """`linear`, or `mlp` with one hidden layer, for decisions that one layer cannot part."""
     state_head_size: int = Field(default=256, ge=1)
     """Width in which a frame and a step are compared."""
     whiten_frames: bool = False
@@ -61,6 +71,7 @@ class ModelSettings(Settings):
     frame_noise: float = Field(default=0.0, ge=0)
     """Deviation of the Gaussian noise on frames in training, against learning single pictures by heart."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the model. `bfloat16` halves memory; choose it on a GPU."""
 
 
 LOSS_PARTS = ("speaking_text", "dst_text", "summary_text", "speak", "update", "state")
@@ -73,9 +84,16 @@ class LossSettings(Settings):
     decision: Literal["balanced", "focal"] = "focal"
     """`balanced`: the mean over events and the mean over silence; `focal`: the same of the focal loss."""
     focal_gamma: float = Field(default=2.0, ge=0)
+    """Of `focal`: 0 weighs all decisions alike, and a larger one counts those less that are right already."""
     speaking_text: float = Field(default=1.0, ge=0)
+    """Weight of the tokens of utterances; 0 trains without them."""
     dst_text: float = Field(default=1.0, ge=0)
+    """Weight of the tokens of deltas."""
     summary_text: float = Field(default=1.0, ge=0)
+    """Weight of the tokens of summaries, which only `clips.summaries` asks for."""
     speak: float = Field(default=1.0, ge=0)
+    """Weight of the decisions to speak."""
     update: float = Field(default=1.0, ge=0)
+    """Weight of the decisions to update the state."""
     state: float = Field(default=1.0, ge=0)
+    """Weight of the state head over all frames; 0 leaves it untrained."""

@@ -125,7 +125,7 @@ class FrameAppend(ClientModel):
     type: Literal["input_frame.append"] = "input_frame.append"
     seq: Annotated[int, Field(ge=0)] | None = None
     """0, 1, 2, ... in the session. Left out, it is the next one, and a message sent twice is taken twice."""
-    pts: Annotated[float, Field(ge=0)] | None = None
+    pts: Annotated[float, Field(ge=0, le=1e15)] | None = None
     """Time of the picture in the client's stream, seconds; it must lie in a later frame than the last one."""
     image: Base64 | None = None
     """JPEG or PNG."""

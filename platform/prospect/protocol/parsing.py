@@ -1,11 +1,12 @@
-"""Parse messages of the session protocol, with one sentence for each mistake in one."""
+"""Parse messages of the session protocol; a mistake in one is an error that names the field."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from prospect.errors import SessionError
+from prospect.messages import Finding, first_mistake
 from prospect.protocol.messages import ClientMessage, ServerMessage
 
 _CLIENT: TypeAdapter[ClientMessage] = TypeAdapter(ClientMessage)
@@ -21,9 +22,7 @@ def parse_client(data: str | bytes) -> ClientMessage:
     try:
         return _CLIENT.validate_json(data)
     except ValidationError as error:
-        findings: list[Any] = error.errors(include_url=False)
-        tagged = "union_tag" in findings[0]["type"] or findings[0]["type"] == "json_invalid"
-        raise mistake(findings, skip=0 if tagged else 1) from None
+        raise message_error(error.errors(include_url=False), data) from None
 
 
 def parse_server(data: str | bytes) -> ServerMessage:
@@ -35,39 +34,13 @@ def parse_server(data: str | bytes) -> ServerMessage:
     try:
         return _SERVER.validate_json(data)
     except ValidationError as error:
-        raise mistake(error.errors(include_url=False)) from None
+        raise message_error(error.errors(include_url=False), data) from None
 
 
-def mistake(findings: Sequence[Mapping[str, Any]], skip: int = 0) -> SessionError:
-    """The first of pydantic's findings as one sentence.
-
-    Args:
-        findings: from `ValidationError.errors`.
-        skip: leading parts of the location that are no field, such as a union's tag.
-    """
-    first = findings[0]
-    field = ".".join(map(str, first["loc"][skip:])) if first["type"] != "json_invalid" else ""
-    rest = f" ({len(findings) - 1} more mistakes after it)" if len(findings) > 1 else ""
-    if "union_tag" in first["type"]:
-        field = "type"
-    return SessionError(f"{field or 'message'}: {_finding(first)}{rest}", field=field or None)
-
-
-def _finding(finding: Mapping[str, Any]) -> str:
-    context = finding.get("ctx", {})
-    match finding["type"]:
-        case "json_invalid":
-            return f"is not JSON: {context['error']}"
-        case "union_tag_not_found":
-            return "is missing; say which message this is"
-        case "union_tag_invalid":
-            return f"{context['tag']!r} must be one of {context['expected_tags']}"
-        case "missing":
-            return "is missing"
-        case "extra_forbidden":
-            return "unknown field"
-        case "value_error":
-            return finding["msg"].removeprefix("Value error, ")
-    shown = repr(finding["input"])
-    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-    return f"{finding['msg'][:1].lower()}{finding['msg'][1:]}, not {shown}"
+def message_error(findings: Sequence[Finding], data: str | bytes | None = None) -> SessionError:
+    """The first of pydantic's findings, in `data` where they are from a whole JSON text, as an error."""
+    if data is None or findings[0]["type"] == "json_invalid":
+        mistake = first_mistake(findings)
+    else:
+        mistake = first_mistake(findings, from_json(data))
+    return SessionError(mistake.about(mistake.field or "message"), field=mistake.field or None)

@@ -1,4 +1,4 @@
-"""A training run's curves as pictures: losses over steps, precision over recall of the heads, F1 over thresholds."""
+"""Plots of a training run: losses over steps, precision over recall of the heads, F1 over thresholds."""
 
 import json
 from collections import defaultdict
@@ -16,7 +16,7 @@ from prospect.evaluation.thresholds import DEFAULT
 from prospect.training.events import RunEvent
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Told apart by everybody (Okabe and Ito)."""
+"""Colour-blind safe palette (Okabe and Ito)."""
 
 _HEADS = {"speak": "speak", "update": "update the state"}
 _STYLE: Any = {
@@ -110,7 +110,7 @@ def score_figure(events: Iterable[RunEvent]) -> Figure | None:
 
 
 def precision_recall_figure(curves: Mapping[str, Any]) -> Figure:
-    """Precision over recall of both heads; the dashed line is what acting at random reaches.
+    """Precision over recall of both heads; the dashed line is random guessing.
 
     Args:
         curves: `step`, and by head `recall`, `precision`, `threshold`, `labels`, `positives`.
@@ -130,7 +130,7 @@ def precision_recall_figure(curves: Mapping[str, Any]) -> Figure:
 
 
 def _mark_thresholds(axis: Axes, curve: Mapping[str, Sequence[float]], colour: str) -> None:
-    """Dots at round thresholds, where the curve passes them."""
+    """Mark round thresholds on the curve."""
     thresholds = np.asarray(curve["threshold"])
     for threshold in (0.1, 0.5, 0.9):
         if thresholds.min() <= threshold <= thresholds.max():
@@ -141,7 +141,7 @@ def _mark_thresholds(axis: Axes, curve: Mapping[str, Sequence[float]], colour: s
 
 
 def threshold_figure(calibration: Mapping[str, Any]) -> Figure:
-    """F1, precision and recall of what was streamed over the threshold, a row a decision; chosen thresholds marked."""
+    """F1, precision and recall in streaming over the threshold, one row a decision; chosen thresholds marked."""
     parts = ("f1", "precision", "recall")
     decisions = calibration["curves"]
     figure, axes = _panels(len(parts) * len(decisions), "threshold", "", columns=len(parts))
@@ -159,7 +159,7 @@ def threshold_figure(calibration: Mapping[str, Any]) -> Figure:
 
 
 def _told_apart(curves: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The data sets' curves; that of all together is another one only where there are several."""
+    """Curves by data set, and of all together where there are several."""
     datasets = [name for name in sorted(curves) if name != DEFAULT]
     return ((name, curves[name]) for name in [*datasets, *([DEFAULT] if len(datasets) != 1 else [])])
 
@@ -196,7 +196,7 @@ def _sorted(values: Mapping[int, float]) -> tuple[list[int], list[float]]:
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
-    """The mean over a tenth of the run around each step, and over less towards its ends."""
+    """Centred running mean over a tenth of the run, with shorter windows at its ends."""
     widest, last = len(values) // 20, len(values) - 1
     widths = [min(widest, step, last - step) for step in range(len(values))]
     return [float(np.mean(values[step - width : step + width + 1])) for step, width in enumerate(widths)]

@@ -1,4 +1,4 @@
-"""Data set statistics as plots: what the labels hold, by data set and split, as SVG files and one HTML page."""
+"""Plots of label statistics by data set and split: SVG files and one HTML page."""
 
 import base64
 import io
@@ -25,7 +25,7 @@ Group = tuple[str, str]
 BINS = 40
 PANELS_A_ROW = 3
 MARGIN = 0.02
-"""Share of the values at the upper end that the last bin takes in, so that one outlier does not flatten a plot."""
+"""Share of the largest values that the last bin collects, so that an outlier does not flatten a plot."""
 
 SPLIT_COLOURS = {"train": "#0072b2", "val": "#d55e00", "validation": "#d55e00", "test": "#009e73"}
 OTHER_COLOUR = "#7f7f7f"
@@ -33,7 +33,7 @@ OTHER_COLOUR = "#7f7f7f"
 
 @dataclass(frozen=True)
 class Measure:
-    """One quantity that is plotted."""
+    """A plotted quantity."""
 
     name: str
     """Name of its file."""
@@ -56,7 +56,7 @@ MEASURES = (
 
 @dataclass
 class Values:
-    """What is measured in one group: a list of values for each measure, and its counts."""
+    """Measurements of one group: values by measure, and counts."""
 
     of: dict[str, list[float]] = field(default_factory=lambda: {measure.name: [] for measure in MEASURES})
     frames: dict[str, int] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class Values:
     update: int = 0
 
     def add(self, dialogue: Dialogue, total: int) -> None:
-        """Measures one dialogue on the frames on which it is placed."""
+        """Add the measurements of one dialogue at its frames."""
         events = place(dialogue, total).events.values()
         speak = sum(happens.utterance is not None for happens in events)
         update = sum(bool(happens.delta) for happens in events)

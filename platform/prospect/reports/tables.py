@@ -19,7 +19,7 @@ def _number(metric: str, digits: int = 2) -> Callable[[SliceScores], str]:
 
 
 def _with_interval(metric: str) -> Callable[[SliceScores], str]:
-    """The interval stands dimmed below its value: beside it, four of them are too wide for a terminal."""
+    """A value with its dimmed interval below it; beside it, four columns would not fit a terminal."""
 
     def cell(scores: SliceScores) -> str:
         interval = scores.intervals[metric]

@@ -20,7 +20,7 @@ _BAR = 8
 
 
 class TimelinePrinter:
-    """Prints a frame once everything about it has arrived: what follows a decision belongs to its frame."""
+    """Prints a frame once all its messages have arrived: those after a decision belong to its frame."""
 
     def __init__(self, console: Console, steps: Sequence[str], state: StateMap) -> None:
         self._console = console
@@ -35,7 +35,7 @@ class TimelinePrinter:
         self._console.print("   time  speak" + ("          update         state" if self._steps else ""), style="dim")
 
     def user(self, frame: int, text: str) -> None:
-        """Something that the user says before `frame`."""
+        """Add a user's text before `frame`."""
         self.flush()
         self._console.print(Text(f"{'':9}user: {text}", style="cyan"))
 

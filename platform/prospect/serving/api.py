@@ -1,6 +1,5 @@
 """HTTP and WebSocket over any `Core` (docs/protocol.md). No Ray: a test runs it over a host in its own process."""
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -25,7 +24,7 @@ from prospect.protocol.messages import (
     StateUpdated,
     TextAppend,
 )
-from prospect.protocol.parsing import mistake
+from prospect.protocol.parsing import message_error
 from prospect.serving.core import Core
 from prospect.serving.websocket import serve_socket
 
@@ -127,7 +126,7 @@ async def _frames(request: Request, seq: int | None, pts: float | None) -> tuple
                 FramesRequest.model_validate_json(body).frames if several else (FrameAppend.model_validate_json(body),)
             )
     except ValidationError as error:
-        raise mistake(error.errors(include_url=False)) from None
+        raise message_error(error.errors(include_url=False), body) from None
     wrong = SessionError(f"content-type: {kind!r} must be one of application/json, image/jpeg, image/png")
     wrong.code = "unsupported_media"
     raise wrong
@@ -140,8 +139,8 @@ def _add_errors(api: FastAPI) -> None:
 
     @api.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
-        findings: list[Mapping[str, Any]] = list(error.errors())
-        return _error(ErrorMessage.of(mistake(findings, skip=1)), 422)
+        findings = [{**finding, "loc": finding["loc"][1:]} for finding in error.errors()]  # not that it is the body's
+        return _error(ErrorMessage.of(message_error(findings)), 422)
 
     @api.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> JSONResponse:

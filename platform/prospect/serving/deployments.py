@@ -13,9 +13,9 @@ from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
-from prospect.config.schema import Config
 from prospect.errors import ProspectError
 from prospect.serving.api import build_api
+from prospect.serving.config import ServeConfig
 from prospect.serving.host import SessionHost
 from prospect.serving.remote import MANY, QUIET, RemoteCore
 
@@ -30,7 +30,7 @@ STICKY = RequestRouterConfig(
 class Engine(SessionHost):
     """A `SessionHost` over the served model, on whichever node Serve puts it."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: ServeConfig) -> None:
         from prospect.model.checkpoint import load_model
         from prospect.serving.live_encoder import LiveEncoder, encoder_of
         from prospect.streaming.engine import StreamingEngine
@@ -71,7 +71,7 @@ GatewayDeployment = serve.deployment(name="Gateway", max_ongoing_requests=MANY, 
 )
 
 
-def build(config: Config) -> serve.Application:
+def build(config: ServeConfig) -> serve.Application:
     """Gateway and engines, bound and not started.
 
     Raises:
@@ -88,13 +88,13 @@ def build(config: Config) -> serve.Application:
     return gateway.bind(engine.bind(config))
 
 
-def open_port(config: Config) -> None:
+def open_port(config: ServeConfig) -> None:
     """Starts Serve, and Ray if need be, on the configured address."""
     options = HTTPOptions(host=config.serving.host, port=config.serving.port)
     serve.start(proxy_location=ProxyLocation.EveryNode, http_options=options)
 
 
-def serve_until_stopped(config: Config) -> None:
+def serve_until_stopped(config: ServeConfig) -> None:
     """Serves until Ctrl-C.
 
     Raises:
@@ -109,7 +109,7 @@ def serve_until_stopped(config: Config) -> None:
         serve.shutdown()
 
 
-def launch(config: Config, name: str = "prospect") -> str:
+def launch(config: ServeConfig, name: str = "prospect") -> str:
     """Starts the application on the Ray that is connected, waits until it is ready, and returns its address.
 
     `serve.shutdown()` ends it.

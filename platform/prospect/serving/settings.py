@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from prospect.settings import Settings
+from prospect.settings import Place, Settings
 
 
 class SessionLimits(Settings):
@@ -23,6 +23,6 @@ class ServingSettings(Settings):
     """Port of HTTP and WebSocket."""
     num_replicas: int = Field(default=1, ge=1)
     """Engines; each owns its sessions and their key-value caches."""
-    model: str = "models:/prospect-dst@champion"
+    model: Place = "models:/prospect-dst@champion"
     """The served model: a folder, or `models:/NAME@ALIAS` of the registry."""
     limits: SessionLimits = SessionLimits()

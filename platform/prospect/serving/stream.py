@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prospect.dialogue.state import format_delta
-from prospect.dialogue.timeline import FPS, frame_at
+from prospect.dialogue.timeline import FPS, nearest_frame
 from prospect.errors import ProspectError, session_error
 from prospect.protocol.messages import (
     ErrorMessage,
@@ -90,7 +90,7 @@ class FrameOrder:
             if last is None:
                 first_pts, slot = frame.pts or 0.0, 0
             else:
-                slot = last + 1 if frame.pts is None else frame_at(frame.pts - first_pts)
+                slot = last + 1 if frame.pts is None else nearest_frame(frame.pts - first_pts)
                 if slot <= last:
                     message = f"pts: {frame.pts} s lies in an interval that has its frame; send one each {1 / FPS:g} s"
                     raise session_error("same_frame", message, "pts")

@@ -1,4 +1,4 @@
-"""The version of the code that a run was made with, from git."""
+"""Git version of the code behind a run."""
 
 import subprocess
 from dataclasses import dataclass
@@ -7,16 +7,16 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class CodeVersion:
-    """What a checkout held."""
+    """Commit, branch and uncommitted changes of a checkout."""
 
     commit: str
     branch: str
     diff: str
-    """Changes of tracked files that no commit has; empty where there are none."""
+    """Uncommitted changes of tracked files."""
 
 
 def code_version(file: Path = Path(__file__)) -> CodeVersion | None:
-    """The version of the checkout that tracks `file`, by default this package's; None where none does."""
+    """The version of the checkout that tracks `file`, by default this package's; None outside a checkout."""
     try:
         _git(file, "ls-files", "--error-unmatch", file.name)  # an environment may lie in somebody else's checkout
         commit, branch = _git(file, "rev-parse", "HEAD"), _git(file, "rev-parse", "--abbrev-ref", "HEAD")

@@ -1,4 +1,4 @@
-"""What a registered model takes and gives, in MLflow's notation."""
+"""Signature of a registered model, in MLflow's notation."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from mlflow.types import ParamSchema, Schema
 
 @dataclass(frozen=True)
 class ModelInterface:
-    """What a model takes and gives, and who loads it for `mlflow.pyfunc`.
+    """Inputs, outputs and parameters of a model, and its loader for `mlflow.pyfunc`.
 
     Attributes:
         loader: module with `_load_pyfunc(folder)`, whose result has `predict(table, params)`.
@@ -26,7 +26,7 @@ class ModelInterface:
     parameters: Sequence[Mapping[str, Any]] = ()
 
     def write(self, folder: Path, run_id: str, model_id: str) -> None:
-        """Writes `MLmodel`, by which MLflow knows a model folder."""
+        """Write `MLmodel`, which makes a folder an MLflow model."""
         columns = (json.dumps([*columns]) for columns in (self.inputs, self.outputs, self.parameters))
         inputs, outputs, parameters = columns
         signature = ModelSignature(

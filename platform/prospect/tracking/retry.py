@@ -1,4 +1,4 @@
-"""Calls that wait while a tracking server is away."""
+"""Retry calls while a tracking server is unavailable."""
 
 import time
 from collections.abc import Callable
@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 def retry_until_available(call: Callable[[], T], report: Callable[[str], None], seconds: float = 120) -> T:
-    """The result of `call`, which is repeated for `seconds` while the server does not answer.
+    """Return the result of `call`, repeated for up to `seconds` while the server does not answer.
 
     Raises:
-        TrackingError: it never did.
+        TrackingError: the server did not answer in that time.
     """
     deadline, pause = time.monotonic() + seconds, 1.0
     while True:
@@ -29,8 +29,8 @@ def retry_until_available(call: Callable[[], T], report: Callable[[str], None], 
             reason = first_line(error)
             if time.monotonic() + pause > deadline:
                 raise TrackingError(
-                    f"the tracking server did not answer for {seconds:.0f} s ({reason}); start the same run again when "
-                    "it does: what is done stays done",
+                    f"the tracking server did not answer for {seconds:.0f} s ({reason}); start the same run again "
+                    "later: it continues",
                     field="tracking.uri",
                 ) from error
             if pause == 1.0:
@@ -47,4 +47,4 @@ def is_away(error: Exception) -> bool:
 
 
 _AWAY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
-"""What MLflow calls a connection that was refused or lost, a time-out and a server's own failure."""
+"""MLflow's codes of a refused or lost connection, a time-out and a server's failure."""

@@ -13,24 +13,24 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from prospect.settings import flatten
 
 _MAX_PARAM = 6000
-"""Characters that MLflow keeps of one parameter's value."""
+"""MLflow's limit for a parameter's value, in characters."""
 
 
 _MAX_PARAMS, _MAX_METRICS = 100, 1000
-"""How many MLflow takes at once."""
+"""MLflow's limits for one request."""
 
 
 @dataclass(frozen=True)
 class DatasetCard:
-    """A data set that a run reads."""
+    """A data set that a run read."""
 
     name: str
     digest: str
-    """Changes with any record."""
+    """Hash over all records."""
     source: str
     """Path or URL."""
     context: str
-    """What the run does with it: `training`, `validation`."""
+    """Use of the data: `training` or `validation`."""
     profile: Mapping[str, Any]
     """Counts."""
 
@@ -43,19 +43,19 @@ class Run:
         self.id = run_id
 
     def log_config(self, config: Mapping[str, Any]) -> None:
-        """`config.json`; that of a continued run replaces the one before."""
+        """Write `config.json`; a continued run replaces it."""
         if config:
             self.log_json(config, "config.json")
 
     def log_parameters(self, parameters: Mapping[str, Any]) -> None:
-        """Nested settings as flat parameters (`training.seed`), where they are set."""
+        """Log nested settings as flat parameters (`training.seed`), without empty ones."""
         values = {key: value for key, value in flatten(parameters).items() if value not in (None, [], {}, "")}
         flat = [Param(key, str(value)[:_MAX_PARAM]) for key, value in values.items()]
         for first in range(0, len(flat), _MAX_PARAMS):
             self.client.log_batch(self.id, params=flat[first : first + _MAX_PARAMS])
 
     def log_datasets(self, cards: Iterable[DatasetCard]) -> None:
-        """What the run reads; a card that is there already stays as it is."""
+        """Record the data sets that the run reads; MLflow keeps known ones."""
         inputs = [
             DatasetInput(
                 Dataset(
@@ -72,14 +72,14 @@ class Run:
         self.client.log_inputs(self.id, inputs)
 
     def log_json(self, values: Mapping[str, Any], name: str) -> None:
-        """A JSON file, as artifact `name`."""
+        """Upload a JSON file as artifact `name`."""
         self.client.log_dict(self.id, dict(values), name)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         self.log_history([(step, time.time(), metrics)])
 
     def log_history(self, rows: Iterable[tuple[int, float, Mapping[str, float]]]) -> None:
-        """Many metrics of many steps at once: (step, seconds since 1970, values) each."""
+        """Log metrics of many steps at once: (step, seconds since 1970, values) each."""
         metrics = [
             Metric(name, float(value), int(when * 1000), step)
             for step, when, row in rows
@@ -92,7 +92,7 @@ class Run:
         self.client.log_batch(self.id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
 
     def log_file(self, file: Path, name: str | None = None) -> None:
-        """Uploads a file, into artifact folder `name`."""
+        """Upload a file into artifact folder `name`."""
         self.client.log_artifact(self.id, str(file), name)
 
     def metrics(self) -> dict[str, float]:
@@ -100,5 +100,5 @@ class Run:
         return dict(self.client.get_run(self.id).data.metrics)
 
     def finish(self, status: str = "FINISHED") -> None:
-        """`FINISHED`, `FAILED` or `KILLED`; opening the run again sets it going again."""
+        """End the run as `FINISHED`, `FAILED` or `KILLED`; opening it again resumes it."""
         self.client.set_terminated(self.id, status)

@@ -8,20 +8,19 @@ import getpass
 import json
 import logging
 import os
+import shlex
 import sys
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import mlflow.artifacts
 from mlflow import MlflowClient
-from mlflow.entities import (
-    LoggedModel,
-    LoggedModelOutput,
-)
+from mlflow.entities import LifecycleStage, LoggedModel, LoggedModelOutput
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -32,10 +31,18 @@ from prospect.tracking.code_version import code_version
 from prospect.tracking.pyfunc import ModelInterface
 from prospect.tracking.retry import is_away
 from prospect.tracking.run import Run
-from prospect.tracking.settings import TrackingError, TrackingSettings
+from prospect.tracking.settings import (
+    SQLITE,
+    TrackingError,
+    TrackingSettings,
+    database_file,
+    database_uri,
+    folder_name,
+)
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -44,8 +51,8 @@ class Tracking:
     """One MLflow server or database.
 
     Args:
-        settings: which one.
-        root: the storage root; holds database and artifacts where `settings` names no server.
+        settings: the server and the experiment.
+        root: the storage root; holds database and artifacts unless `settings` names a server.
     """
 
     def __init__(self, settings: TrackingSettings, root: str | Path) -> None:
@@ -55,24 +62,25 @@ class Tracking:
         self.settings = settings
         self.root = Path(root)
         named = settings.uri or os.environ.get("MLFLOW_TRACKING_URI")
-        self.uri = named or f"sqlite:///{self.root.absolute() / 'mlflow.db'}"
+        self.uri = named or database_uri(self.root)
 
     @cached_property
     def client(self) -> MlflowClient:
         """The client, once the server or database has answered.
 
         Raises:
-            TrackingError: the server cannot be reached, for now.
-            ConfigError: the URI leads to nothing that could answer.
+            TrackingError: the server is unavailable.
+            ConfigError: the URI names no server or database.
         """
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # MLflow's own 7 keep a user waiting for minutes
         for chatty in ("mlflow.store.db", "mlflow.store.model_registry"):  # they announce tables and versions
             logging.getLogger(chatty).setLevel(logging.WARNING)
         try:
-            if self.uri.startswith("sqlite:"):
-                Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            if file := database_file(self.uri):
+                file.parent.mkdir(parents=True, exist_ok=True)
             client = MlflowClient(self.uri, self.uri)
             client.search_experiments(max_results=1)
+            self._remove_encoded_folder()
         except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:  # a database may lack its driver
             kind = TrackingError if self._is_server and is_away(error) else ConfigError
             raise kind(
@@ -80,9 +88,15 @@ class Tracking:
             ) from error
         return client
 
+    def _remove_encoded_folder(self) -> None:
+        """Remove the empty folder that MLflow makes where the URI of an SQLite file encodes a character."""
+        if (file := database_file(self.uri)) and self.uri != f"{SQLITE}{file}":
+            with suppress(OSError):
+                os.removedirs(Path(self.uri.removeprefix(SQLITE)).parent)
+
     @property
     def _is_server(self) -> bool:
-        """Whether it may come back by itself, as no database file does."""
+        """Whether the URI names a server, which may be unavailable for a while."""
         return "://" in self.uri and not self.uri.startswith(("sqlite:", "file:"))
 
     def open_run(
@@ -94,18 +108,21 @@ class Tracking:
         parameters: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> Run:
-        """The MLflow run that belongs to `folder`: the one opened there before, else a new one.
+        """Resume the MLflow run of `folder`, or create it.
 
         Args:
             folder: of the training run; keeps the run's id in `mlflow_run.json`.
             name: of the run.
-            config: nested; whole as `config.json`.
-            parameters: nested; what of it is set a new run keeps as flat parameters, by which runs are compared.
-            tags: more of where the run comes from.
+            config: nested; uploaded whole as `config.json`.
+            parameters: nested; a new run keeps the set ones as flat parameters, for comparison.
+            tags: further tags.
         """
         file = folder / "mlflow_run.json"
         known = json.loads(file.read_text()) if file.is_file() else {"key": uuid.uuid4().hex}
-        if "run_id" in known and (run := self.find_run(known["run_id"])):
+        run = self.find_run(known["run_id"]) if "run_id" in known else None
+        if run is None and known.get("tracking_uri") == self.uri:
+            log.warning("the MLflow run %s of %s was deleted; a new one records what follows", known["run_id"], folder)
+        if run is not None:
             self.client.update_run(run.id, status="RUNNING")
             run.log_config(config or {})
             run.set_tags(tags or {})
@@ -123,7 +140,7 @@ class Tracking:
         return run
 
     def _new_run(self, name: str, tags: Mapping[str, str]) -> Run:
-        """A run that says who started what, and which code ran."""
+        """Create a run with its user, command and code version."""
         code = code_version()
         origin = {"mlflow.user": _user(), "mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "JOB"}
         if code:
@@ -135,10 +152,10 @@ class Tracking:
         return Run(self.client, made.info.run_id)
 
     def where(self, run: Run) -> str:
-        """How to look at a run: its page, or the command that shows it."""
+        """The address of a run's page, or the command that shows it."""
         if self.uri.startswith(("http://", "https://")):
             return f"{self.uri.rstrip('/')}/#/experiments/{self._experiment}/runs/{run.id}"
-        return f"mlflow ui --backend-store-uri {self.uri}"
+        return f"mlflow ui --backend-store-uri {shlex.quote(self.uri)}"
 
     def log_job(
         self,
@@ -149,11 +166,11 @@ class Tracking:
         texts: Mapping[str, str],
         parameters: Mapping[str, Any] | None = None,
     ) -> Run:
-        """A finished run for a job that prepares data: its settings, its numbers, and its reports as artifacts.
+        """Record a job that prepares data as a finished run: settings, metrics, and reports as artifacts.
 
         Args:
             job: `embed` or `label`; the run's name begins with it, and it is the tag `prospect.job`.
-            config: nested; whole as `config.json`.
+            config: nested; uploaded whole as `config.json`.
             metrics: by name.
             texts: artifact's name -> its text.
             parameters: as in `open_run`.
@@ -169,9 +186,10 @@ class Tracking:
         return run
 
     def find_run(self, run_id: str) -> Run | None:
-        """A run by its id, or None where this server does not know it."""
+        """A run by its id, or None where this server does not know it, or somebody deleted it."""
         try:
-            return Run(self.client, self.client.get_run(run_id).info.run_id)
+            found = self.client.get_run(run_id).info
+            return Run(self.client, run_id) if found.lifecycle_stage == LifecycleStage.ACTIVE else None
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
@@ -186,16 +204,16 @@ class Tracking:
         step: int = 0,
         tags: Mapping[str, str] | None = None,
     ) -> int:
-        """Uploads a model folder and registers it as the newest version of `name`, alias `candidate`.
+        """Upload a model folder, and register it as the newest version of `name`, alias `candidate`.
 
-        A run has one version of a name: what an earlier call left unfinished is finished.
+        A run has one version of a name: a second call completes the first.
 
         Args:
             name: of the registered model.
-            run: that made it.
+            run: the training run.
             folder: gets an `MLmodel` with the signature of `interface`.
             interface: of the model.
-            step: whose weights it has.
+            step: optimizer step of the weights.
             tags: of the version.
 
         Returns:
@@ -231,10 +249,10 @@ class Tracking:
         return model
 
     def promote(self, name: str, version: int, metric: str, value: float) -> bool:
-        """Makes a version the champion if there is none with this `metric`, or if `value` is above the champion's.
+        """Make a version the champion if `value` is above the champion's `metric`, or the champion has none.
 
         Returns:
-            Whether it now is the champion. The value is kept with the version either way.
+            Whether the version is the champion now. The value becomes a tag of the version in any case.
         """
         self.client.set_model_version_tag(name, str(version), metric, repr(float(value)))
         champion = self._version(name, CHAMPION)
@@ -249,7 +267,7 @@ class Tracking:
         """The local folder of a model: a path, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
 
         Raises:
-            CheckpointError: it does not exist; the sentence says what does.
+            CheckpointError: the model does not exist; the sentence names those that do.
             ConfigError: neither a path nor such a URI.
         """
         if not str(model).startswith("models:/"):
@@ -274,7 +292,7 @@ class Tracking:
         if not at:
             name, _, alias = name.rpartition("/")
         if not name or not alias:
-            raise ConfigError(f"model {model!r} is neither a path nor models:/NAME@ALIAS nor models:/NAME/VERSION")
+            raise ConfigError(f"model {model!r} must be a path, models:/NAME@ALIAS or models:/NAME/VERSION")
         version = self._version(name, alias, by_number=not at)
         if version is None:
             known = ", ".join(f"{m.name} ({', '.join(m.aliases) or 'no alias'})" for m in self._models()) or "none"
@@ -296,14 +314,20 @@ class Tracking:
 
     @cached_property
     def _experiment(self) -> str:
-        """The experiment's id. Without a server its artifacts need an absolute folder."""
-        known = self.client.get_experiment_by_name(self.settings.experiment)
-        if known is not None:
-            return known.experiment_id
+        """The experiment's id. MLflow keeps the name of a deleted one, so that the next gets a number."""
+        name, number = self.settings.experiment, 1
+        while (known := self.client.get_experiment_by_name(name)) and known.lifecycle_stage != LifecycleStage.ACTIVE:
+            number += 1
+            deleted, name = name, f"{self.settings.experiment} {number}"
+            log.warning("the MLflow experiment %r was deleted; runs go to %r", deleted, name)
+        return known.experiment_id if known else self._new_experiment(name)
+
+    def _new_experiment(self, name: str) -> str:
+        """Without a server its artifacts need an absolute folder."""
         location = None
         if self.uri.startswith("sqlite:"):
-            location = (self.root.absolute() / "mlartifacts" / self.settings.experiment).as_uri()
-        return self.client.create_experiment(self.settings.experiment, artifact_location=location)
+            location = (self.root.absolute() / "mlartifacts" / folder_name(name)).as_uri()
+        return self.client.create_experiment(name, artifact_location=location)
 
 
 def _user() -> str:

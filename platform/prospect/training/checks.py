@@ -21,6 +21,12 @@ def check_settings(model: ModelSettings, training: TrainingSettings) -> None:
             "training.min_workers",
             f"`training.min_workers` ({least}) must not exceed `training.num_workers` ({most})",
         )
+    if training.max_steps is not None and training.warmup_steps >= training.max_steps:
+        _refuse(
+            "training.warmup_steps",
+            f"`training.warmup_steps` ({training.warmup_steps}) must be below `training.max_steps` "
+            f"({training.max_steps}): the learning rate would never reach its peak",
+        )
     if model.adaptation == "qlora" and training.zero_stage == 3:
         _refuse(
             "training.zero_stage",

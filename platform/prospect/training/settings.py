@@ -95,6 +95,7 @@ class TrainingSettings(Settings):
     max_failures: int = Field(default=2, ge=0)
     """How many times dead workers are restarted from the last checkpoint."""
     epochs: int = Field(default=10, ge=1)
+    """Passes over the training clips, where `max_steps` is not set."""
     max_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps; instead of `epochs`."""
     batch_size: int = Field(default=16, ge=1)
@@ -108,11 +109,15 @@ class TrainingSettings(Settings):
     """Keep one hidden state a layer and compute the layer again in the backward pass: a third more work, and
     memory for one layer's activations instead of all."""
     learning_rate: float = Field(default=3e-4, gt=0)
+    """Peak of the schedule; lower it where the loss rises or jumps."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """From the end of the warm-up to the last step the learning rate falls to 0, as a cosine or a line, or stays."""
     warmup_steps: int = Field(default=20, ge=0)
+    """Optimizer steps in which the learning rate rises from 0 to its peak; fewer than the run has."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Of weight matrices; biases and norms have none."""
     max_grad_norm: float = Field(default=1.0, gt=0)
+    """Norm to which larger gradients are scaled down; lower it where single batches throw the run off."""
     seed: int = 0
     """Of the new parts' initial weights, the order of clips and dropout."""
     log_every: int = Field(default=10, ge=1)
@@ -120,6 +125,7 @@ class TrainingSettings(Settings):
     save_every: int = Field(default=200, ge=1)
     """Steps between two checkpoints; the last step is always saved."""
     keep_checkpoints: int = Field(default=2, ge=1)
+    """Newest checkpoints that stay on disk."""
     eval_every: int | None = Field(default=None, ge=1)
     """Steps between two validations, whose losses and scores of decisions are taken with the reference's events in
     sight; default: once an epoch."""

@@ -13,25 +13,26 @@ from pyarrow import fs, ipc
 from prospect.dialogue.timeline import FPS
 from prospect.errors import DataError
 from prospect.files import open_filesystem
-from prospect.vision.pictures import decode_picture, resize_picture
+from prospect.vision.pictures import PNG_SIGNATURE, decode_picture, resize_picture
 from prospect.vision.settings import Crop
 
 FRAMES_FILE_PHASE: Final = "start-of-interval"
 """For the fingerprint, in place of `video.SAMPLING_PHASE`: row k was taken at k/fps, not just before (k+1)/fps."""
 
 _COLUMN = "frame"
+_PNG_BASE64 = base64.b64encode(PNG_SIGNATURE[:6]).decode()
 
 
 def is_frames_file(path: str) -> bool:
-    """Told by its name, `.arrow`."""
+    """Whether a path names a frames file (`.arrow`)."""
     return path.endswith(".arrow")
 
 
 def measure(path: str, fps: float) -> tuple[int, tuple[int, int]]:
-    """The number of rows, and height and width of the first picture.
+    """Count the rows; read height and width of the first picture.
 
     Raises:
-        DataError: as of `read_pictures`; of the rows only the first is decoded.
+        DataError: as `read_pictures`, but only the first row is decoded.
     """
     _check_rate(path, fps)
     rows, shape = 0, (0, 0)
@@ -47,10 +48,10 @@ def measure(path: str, fps: float) -> tuple[int, tuple[int, int]]:
 
 
 def read_pictures(path: str, fps: float, size: int, crop: Crop) -> Iterator[np.ndarray]:
-    """Each row's picture as uint8 [size, size, 3]; one record batch is held at a time.
+    """Yield each row's picture, uint8 [size, size, 3]; holds one record batch at a time.
 
     Raises:
-        DataError: missing, truncated, no such table, another rate than 2 a second, or a row that holds no JPEG.
+        DataError: missing, truncated, without the text column, a rate other than 2 a second, or a row without a JPEG.
     """
     _check_rate(path, fps)
     row = 0
@@ -63,6 +64,16 @@ def read_pictures(path: str, fps: float, size: int, crop: Crop) -> Iterator[np.n
         raise DataError(f"frames file {path} holds no picture")
 
 
+def holds_png(path: str) -> bool:
+    """Whether any row is a PNG, which unlike a JPEG can be transparent or of 16 bits.
+
+    Raises:
+        DataError: missing, truncated, or without the text column.
+    """
+    with _batches(path) as batches:
+        return any(str(row).startswith(_PNG_BASE64) for batch in batches for row in batch.column(_COLUMN))
+
+
 def _check_rate(path: str, fps: float) -> None:
     if fps != FPS:
         raise DataError(f"frames file {path} was sampled at {FPS} frames/s and cannot be read at {fps:g}")
@@ -72,12 +83,12 @@ def _decode(path: str, row: int, value: pa.Scalar) -> np.ndarray:
     try:
         return decode_picture(base64.b64decode(value.as_py() or b"", validate=True))
     except (DataError, binascii.Error, ValueError) as error:
-        raise DataError(f"row {row} of frames file {path} is no picture: {error}") from error
+        raise DataError(f"row {row} of frames file {path} is not a picture: {error}") from error
 
 
 @contextmanager
 def _batches(path: str) -> Iterator[Iterator[pa.RecordBatch]]:
-    """The table's record batches, from either of Arrow's formats; what is wrong with the file becomes one sentence."""
+    """Open the table's record batches, in Arrow's stream or file format; errors of the file become a DataError."""
     filesystem, name = open_filesystem(path)
     if filesystem.get_file_info(name).type != fs.FileType.File:
         raise DataError(f"frames file {path} does not exist")
@@ -92,4 +103,4 @@ def _batches(path: str) -> Iterator[Iterator[pa.RecordBatch]]:
                 yield iter(reader) if is_stream else map(reader.get_batch, range(reader.num_record_batches))
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"frames file {path} is truncated, corrupted or no Arrow file: {reason}") from error
+        raise DataError(f"frames file {path} is truncated, corrupted or not an Arrow file: {reason}") from error

@@ -1,4 +1,4 @@
-"""Colour of a decoded picture: which matrix and range it was written with, and HDR brought to SDR."""
+"""Colour of a decoded picture: its YUV matrix and range, and tone mapping from HDR to SDR."""
 
 from functools import cache
 from typing import NamedTuple
@@ -13,17 +13,17 @@ _MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "b
 """Code points of ITU-T H.273 that swscale converts."""
 _RGB, _UNSPECIFIED = 0, 2
 _HD_HEIGHT, _HD_WIDTH = 576, 1280
-"""A picture that is larger and says nothing of its matrix is taken for bt709, as players take it."""
+"""Larger pictures without a named matrix are read as bt709, as players do."""
 
 PEAK_NITS, WHITE_NITS = 1000.0, 203.0
-"""What HDR is mastered for, and its diffuse white (ITU-R BT.2408), which becomes SDR's white."""
+"""Peak that HDR is mastered for, and its diffuse white (ITU-R BT.2408), which becomes SDR's white."""
 _BT2020_TO_BT709 = np.array(
     [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32
 )
 
 
 class Colour(NamedTuple):
-    """How a picture's numbers are to be read."""
+    """How a picture's values encode colour."""
 
     matrix: str
     """swscale's name of the YUV matrix; `auto` for RGB, which has none."""
@@ -36,8 +36,8 @@ class Colour(NamedTuple):
         return self.transfer in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
 
 
-def colour_of(frame: VideoFrame) -> Colour:
-    """What the stream says, and the customary guess where it says nothing.
+def read_colour(frame: VideoFrame) -> Colour:
+    """Read matrix, range and transfer function of a frame; guess as players do where the stream names none.
 
     Raises:
         DataError: a matrix that swscale does not convert (YCgCo, ICtCp).
@@ -54,7 +54,7 @@ def colour_of(frame: VideoFrame) -> Colour:
 
 
 def tone_map(picture: np.ndarray, transfer: int) -> np.ndarray:
-    """HDR of bt2020, uint16 [H, W, 3] full range, to SDR of bt709, uint8 [H, W, 3].
+    """Map HDR in bt2020, uint16 [H, W, 3] full range, to SDR in bt709, uint8 [H, W, 3].
 
     ITU-R BT.2390's curve (EETF) from `PEAK_NITS` to `WHITE_NITS` on the largest of R, G and B: what lies below
     about half of diffuse white keeps its light, and highlights roll off instead of clipping.
@@ -68,9 +68,9 @@ def tone_map(picture: np.ndarray, transfer: int) -> np.ndarray:
 
 
 def _display_light(picture: np.ndarray, transfer: int) -> np.ndarray:
-    """Coded values to nits on a display of `PEAK_NITS`, float32."""
+    """Convert coded values to nits on a display of `PEAK_NITS`, float32."""
     light: np.ndarray = _light_by_code(transfer)[picture]
-    if transfer == ColorTrc.ARIB_STD_B67:  # HLG codes the scene: the display's own curve comes after
+    if transfer == ColorTrc.ARIB_STD_B67:  # HLG codes the scene's light; the display adds its own curve
         luminance = light @ np.array([0.2627, 0.6780, 0.0593], np.float32)
         light = light * (PEAK_NITS * luminance**0.2)[..., None]
     return light
@@ -78,7 +78,7 @@ def _display_light(picture: np.ndarray, transfer: int) -> np.ndarray:
 
 @cache
 def _light_by_code(transfer: int) -> np.ndarray:
-    """For each 16-bit code the light: nits for PQ (SMPTE ST 2084), the scene's share of its peak for HLG."""
+    """Light of each 16-bit code: nits for PQ (SMPTE ST 2084), a share of the scene's peak for HLG."""
     code = np.linspace(0, 1, 65_536)
     if transfer == ColorTrc.SMPTE2084:
         return _pq_to_nits(code).astype(np.float32)

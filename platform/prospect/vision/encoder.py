@@ -1,4 +1,4 @@
-"""Pictures to embeddings: one frozen image tower, the same for recorded video and for live sessions."""
+"""The frame encoder: pictures to embeddings by one frozen image tower, for recorded video and live sessions."""
 
 import math
 from typing import Any
@@ -15,17 +15,21 @@ from prospect.vision.settings import VisionSettings
 from prospect.vision.towers import build_tower
 from prospect.vision.weights import find_weights
 
+CPU_ROWS = 4
+"""Pictures of every forward pass on a CPU: another number would change the last bits of an embedding. Larger
+passes are no faster there, and the last one of a video is padded by 3 pictures at most."""
+
 _GRID_SIDE = {1: 0, 5: 2, 10: 3}
-"""Tokens a frame -> side of the pooled grid that follows the pooled vector."""
+"""Side of the pooled grid behind the pooled vector, by tokens a frame."""
 
 
 def load_encoder(settings: VisionSettings) -> "FrameEncoder":
-    """Finds the weights, builds the tower and tries it on one blank picture.
+    """Find the weights, build the tower and try it on one blank picture.
 
     Raises:
-        CheckpointError: weights that are missing or do not fit.
-        ConfigError: an unknown model, a device that is not there, or a picture size or number of tokens that
-            the model cannot take.
+        CheckpointError: the weights are missing or do not fit.
+        ConfigError: the model is unknown, the device is missing, or the model cannot take the picture size or the
+            number of tokens.
     """
     weights = find_weights(settings.backend, settings.model, settings.weights)
     tower = build_tower(settings.backend, settings.model, weights)
@@ -48,6 +52,7 @@ class FrameEncoder:
         self._device = _device(settings.device)
         self._dtype: torch.dtype = getattr(torch, settings.dtype)
         self._tower = tower.requires_grad_(False).eval().to(self._device, self._dtype)
+        self._rows = _fixed_rows(settings, self._device)
         self._tokens = torch.compile(_tokens, dynamic=False) if settings.compile else _tokens
         self._mean = torch.tensor(settings.mean, device=self._device)[:, None, None] * 255
         self._std = torch.tensor(settings.std, device=self._device)[:, None, None] * 255
@@ -62,12 +67,12 @@ class FrameEncoder:
         size = self.settings.image_size
         if pictures.dtype != np.uint8 or pictures.shape[1:] != (size, size, 3):
             raise DataError(
-                f"pictures of type {pictures.dtype} and shape {list(pictures.shape)} were given, "
-                f"but uint8 [N, {size}, {size}, 3] is wanted",
+                f"pictures have type {pictures.dtype} and shape {list(pictures.shape)}, "
+                f"expected uint8 [N, {size}, {size}, 3]",
                 field="pictures",
             )
-        batch = self.settings.batch_size
-        parts = [self._encode_batch(pictures[at : at + batch]) for at in range(0, len(pictures), batch)]
+        rows = self._rows or self.settings.batch_size
+        parts = [self._encode_batch(pictures[at : at + rows]) for at in range(0, len(pictures), rows)]
         return np.concatenate([np.empty((0, self.tokens_per_frame, self.dim), np.float16), *parts])
 
     def decode_image(self, data: bytes) -> np.ndarray:
@@ -82,9 +87,8 @@ class FrameEncoder:
 
     def _encode_batch(self, pictures: np.ndarray) -> np.ndarray:
         rows = len(pictures)
-        one_shape = self._device.type == "cpu" or self.settings.compile
-        if one_shape and rows < self.settings.batch_size:
-            padded = np.zeros((self.settings.batch_size, *pictures.shape[1:]), np.uint8)
+        if self._rows is not None and rows < self._rows:
+            padded = np.zeros((self._rows, *pictures.shape[1:]), np.uint8)
             padded[:rows] = pictures
             pictures = padded
         return self._forward(torch.from_numpy(np.ascontiguousarray(pictures)))[:rows].cpu().numpy()
@@ -96,26 +100,33 @@ class FrameEncoder:
         return self._tokens(self._tower, x, _GRID_SIDE[self.tokens_per_frame]).to(torch.float16)
 
     def _try(self) -> int:
-        size, rows = self.settings.image_size, self.settings.batch_size if self.settings.compile else 1
+        size, rows = self.settings.image_size, self._rows or 1
         try:
             return self._forward(torch.zeros(rows, size, size, 3, dtype=torch.uint8)).shape[2]
         except (RuntimeError, AssertionError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ConfigError(
-                f"vision.image_size {size} does not suit vision.model {self.settings.model!r}: {reason}",
+                f"vision.image_size ({size}) does not suit vision.model {self.settings.model!r}: {reason}",
                 field="vision.image_size",
             ) from error
+
+
+def _fixed_rows(settings: VisionSettings, device: torch.device) -> int | None:
+    """Pictures of every forward pass; None where passes may have any number of them."""
+    if device.type == "cpu":
+        return min(settings.batch_size, CPU_ROWS)
+    return settings.batch_size if settings.compile else None
 
 
 def _device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=pick_device(name)).device
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"vision.device {name!r} is not on this machine", field="vision.device") from error
+        raise ConfigError(f"vision.device ({name}) is missing on this machine", field="vision.device") from error
 
 
 def _tokens(tower: Any, x: torch.Tensor, side: int) -> torch.Tensor:
-    """[N, 3, S, S] -> [N, 1 + side^2, D]: the tower's pooled vector, then the grid row by row."""
+    """Compute the tower's pooled vector, then the grid row by row: [N, 3, S, S] -> [N, 1 + side^2, D]."""
     if side == 0:
         return tower(x)[:, None]
     trunk = getattr(tower, "trunk", tower)
@@ -129,8 +140,8 @@ def _tokens(tower: Any, x: torch.Tensor, side: int) -> torch.Tensor:
     grid = features if features.ndim == 4 else _as_grid(features, trunk.num_prefix_tokens)
     if grid.shape[1] != pooled.shape[1]:
         raise ConfigError(
-            f"vision.tokens_per_frame above 1 needs a model whose grid has the width of its pooled vector, "
-            f"but these are {grid.shape[1]} and {pooled.shape[1]}",
+            f"vision.tokens_per_frame above 1 needs a model whose grid is as wide as its pooled vector, "
+            f"but their widths are {grid.shape[1]} and {pooled.shape[1]}",
             field="vision.tokens_per_frame",
         )
     cells = adaptive_avg_pool2d(grid, side).flatten(2).transpose(1, 2)
@@ -138,7 +149,7 @@ def _tokens(tower: Any, x: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def _as_grid(features: torch.Tensor, prefix: int) -> torch.Tensor:
-    """A transformer's [N, prefix + h*w, D] -> [N, D, h, w] of a square picture."""
+    """Reshape a transformer's tokens of a square picture: [N, prefix + h*w, D] -> [N, D, h, w]."""
     patches = features[:, prefix:]
     side = math.isqrt(patches.shape[1])
     return patches.transpose(1, 2).unflatten(2, (side, side))

@@ -1,6 +1,6 @@
-"""A batch of pictures to embeddings: the encoding stage of the embedding job.
+"""The encoding stage of the embedding job: a batch of pictures to embeddings.
 
-torch is imported where the encoder is, in the workers: the driver hands the stage on and never runs it.
+The driver only sends the stage to workers, so torch is imported when a worker first encodes.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from prospect.vision.stages import Batch, Failure, Row, item_of, to_row
 
 
 class EncodeBatch:
-    """A row of pictures -> the row of their embeddings, float16; other rows pass. Loads its encoder when needed."""
+    """Turn a row of pictures into the row of their float16 embeddings; pass other rows on."""
 
     def __init__(self, settings: VisionSettings, fingerprint: str, threads: int) -> None:
         self._settings = settings
@@ -22,7 +22,7 @@ class EncodeBatch:
         self._threads = threads
 
     def __call__(self, row: Row) -> Row:
-        """An exception comes as a `Failure`: a worker that raises would look like one that died."""
+        """Return exceptions as a `Failure`: a worker that raises looks like one that died."""
         item, size = item_of(row), self._settings.image_size
         if not isinstance(item, Batch):
             return row
@@ -41,7 +41,7 @@ class EncodeBatch:
         encoder = load_encoder(self._settings)
         if encoder.fingerprint != self._fingerprint:
             raise FingerprintError(
-                f"the encoder on this node has fingerprint {encoder.fingerprint}, but the job's has "
+                f"the encoder on this node has fingerprint {encoder.fingerprint}, but the job has "
                 f"{self._fingerprint}; give every node the same weights and packages"
             )
         return encoder.encode

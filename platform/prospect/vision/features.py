@@ -1,4 +1,4 @@
-"""ProAssist's released features as an embedding store, under a fingerprint of their own.
+"""Import of ProAssist's released features into an embedding store, under their own fingerprint.
 
     features/ENCODER/VIDEO.arrow   one row a frame of the whole video, float16: `cls` [1, D], `2x2` [4, D],
                                    `3x3` [9, D]; Hugging Face's arrow stream
@@ -19,15 +19,16 @@ from prospect.errors import DataError
 from prospect.files import hash_source, open_filesystem
 from prospect.hashing import fingerprint
 from prospect.vision.report import EmbedReport, Outcome, VideoSource
+from prospect.vision.settings import DECODER_VERSION
 
 COLUMNS = {1: ("cls",), 5: ("cls", "2x2"), 10: ("cls", "3x3")}
-"""Tokens a frame -> the columns they come from, in order."""
+"""Columns that hold a frame's tokens, in order, by tokens a frame."""
 
 _TOKENS = {"cls": 1, "2x2": 4, "3x3": 9}
 
 
 def features_fingerprint(encoder: str, tokens: int) -> str:
-    """Says how the features were made: 2 fps from the start of each interval, centre crop, by this encoder."""
+    """Hash how the features were made: 2 fps from the start of each interval, centre crop, by this encoder."""
     made = {
         "encoder": encoder,
         "tokens_per_frame": tokens,
@@ -46,18 +47,18 @@ def import_features(
     dim: int | None = None,
     progress: Callable[[EmbedReport], None] = lambda report: None,
 ) -> EmbedReport:
-    """Brings the store to where it holds every readable file's features; a second call has nothing to do.
+    """Store the features of every readable file that the store lacks.
 
     Args:
         videos: each with the path or URL of its file of features.
         encoder: name of their folder; goes into the fingerprint.
         tokens: I, of `COLUMNS`.
         store_root: folder or URL.
-        dim: D, where it is known; else the first file's.
+        dim: D; None takes that of the first file.
         progress: called with the growing report after each video.
 
     Raises:
-        FingerprintError: the store holds embeddings made otherwise.
+        FingerprintError: the store holds embeddings of another fingerprint.
     """
     began = time.monotonic()
     report = EmbedReport(videos, store_root, features_fingerprint(encoder, tokens))
@@ -73,6 +74,7 @@ def import_features(
         report.outcomes.append(outcome)
         report.encoded, report.seconds = report.frames, time.monotonic() - began
         progress(report)
+    store.note_alike([outcome.video_id for outcome in report.outcomes if outcome.alike], DECODER_VERSION)
     store.finish({video.video_id: video.path for video in videos}, report.quarantined)
     return report
 
@@ -83,19 +85,20 @@ def _import(video: VideoSource, tokens: int, store: EmbeddingStore, made: str, d
     except OSError as error:
         raise DataError(f"features {video.path} cannot be read: {error.strerror or error}") from error
     if store.has(video.video_id, source_hash, made):
-        return Outcome(video.video_id, "skipped", store.num_frames(video.video_id)), store.dim
+        stored = store.stored(video.video_id)
+        return Outcome(video.video_id, "skipped", stored.num_frames, alike=stored.decoder < DECODER_VERSION), store.dim
     frames = read_features(video.path, tokens)
     if dim is not None and frames.shape[2] != dim:
-        raise DataError(f"features {video.path} have {frames.shape[2]} dimensions, but those before them have {dim}")
-    store.write(video.video_id, frames, fps=FPS, source_hash=source_hash, fingerprint=made)
+        raise DataError(f"features {video.path} have {frames.shape[2]} dimensions, but the store has {dim}")
+    store.write(video.video_id, frames, fps=FPS, source_hash=source_hash, fingerprint=made, decoder=DECODER_VERSION)
     return Outcome(video.video_id, "done", len(frames)), frames.shape[2]
 
 
 def read_features(path: str, tokens: int) -> np.ndarray:
-    """float16 [T, I, D] of one `.arrow` file; reads it batch by batch and keeps the named columns only.
+    """Read one `.arrow` file batch by batch as float16 [T, I, D].
 
     Raises:
-        DataError: the file is no arrow stream, lacks a column, or a row has another shape.
+        DataError: the file is not an Arrow stream or file, lacks a column, or has a row of another shape.
     """
     parts: list[np.ndarray] = []
     try:
@@ -111,7 +114,7 @@ def read_features(path: str, tokens: int) -> np.ndarray:
 
 @contextmanager
 def _batches(path: str) -> Iterator[Iterator[pa.RecordBatch]]:
-    """The record batches of an arrow stream, or of an arrow file, which begins with a word of its own."""
+    """Open the record batches of an Arrow stream or file; a file begins with `ARROW1`."""
     filesystem, inside = open_filesystem(path)
     with filesystem.open_input_file(inside) as file:
         head = file.read(6)
@@ -125,9 +128,9 @@ def _batches(path: str) -> Iterator[Iterator[pa.RecordBatch]]:
 
 
 def _vectors(batch: pa.RecordBatch, name: str, path: str) -> np.ndarray:
-    """One column as [rows, tokens, D], however deep its lists are nested."""
+    """Read one column as [rows, tokens, D], however deep its lists are nested."""
     if name not in batch.schema.names:
-        raise DataError(f"features {path} have no column {name!r}, only {', '.join(batch.schema.names)}")
+        raise DataError(f"features {path} lack the column {name!r}; their columns are {', '.join(batch.schema.names)}")
     column, rows, tokens = batch.column(name), batch.num_rows, _TOKENS[name]
     while isinstance(column, pa.ExtensionArray) or pa.types.is_nested(column.type):
         column = column.storage if isinstance(column, pa.ExtensionArray) else column.flatten()

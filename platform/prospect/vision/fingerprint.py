@@ -1,21 +1,21 @@
-"""The fingerprint of an encoder: what must agree wherever embeddings meet. Builds no model and imports no torch."""
+"""The fingerprint of an encoder, computed without torch and without building the model."""
 
 from prospect.dialogue.timeline import FPS
 from prospect.hashing import fingerprint
 from prospect.vision.settings import RESIZE_KERNEL, VisionSettings
 from prospect.vision.weights import Weights, find_weights
 
-_NO_PART = {"batch_size", "device", "compile", "equivalent_to"}
-"""Settings that do not make another embedding."""
+_EXCLUDED = {"batch_size", "device", "compile", "equivalent_to"}
+"""Settings that do not change an embedding."""
 
 
 def encoder_fingerprint(settings: VisionSettings, weights: Weights | None = None) -> str:
-    """Hash of what must agree wherever embeddings meet (docs/architecture.md#embedding-store); builds no model.
+    """Hash everything that changes an embedding (docs/architecture.md#embedding-store).
 
     Raises:
-        CheckpointError: the weights are not to be found.
+        CheckpointError: the weights are missing.
     """
     weights = weights or find_weights(settings.backend, settings.model, settings.weights)
-    what = settings.model_dump(mode="json", exclude=_NO_PART | {"weights"})
+    what = settings.model_dump(mode="json", exclude=_EXCLUDED | {"weights"})
     sampling = {"resize": RESIZE_KERNEL, "fps": FPS}
     return fingerprint(what | sampling | {"weights": weights.identity})

@@ -1,32 +1,48 @@
-"""From any picture to the encoder's square: the one resize that recorded video and live sessions share."""
+"""Decoding and resizing of pictures, the same for recorded video and live sessions."""
 
 import io
 import threading
 from fractions import Fraction
-from typing import cast
+from typing import Final, cast
 
 import av
 import numpy as np
 from av.filter import Graph
 from av.sidedata.sidedata import SideData
+from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from prospect.errors import DataError
-from prospect.vision.colour import Colour, colour_of, tone_map
+from prospect.vision.colour import Colour, read_colour, tone_map
 from prospect.vision.settings import Crop
 
 _SCALE = "flags=bicubic+accurate_rnd+full_chroma_int+bitexact:param0=0:param1=0.5:sws_dither=none:out_range=full"
-"""`accurate_rnd` leaves no bias and `bitexact` gives the same bits on every processor."""
+"""swscale's options: `accurate_rnd` avoids bias, `bitexact` gives the same bits on every processor."""
+
+_OPAQUE = 65_535
 
 MAX_PIXELS = 64_000_000
-"""A picture sent live that unpacks to more than this is refused before it is unpacked."""
+"""Pixels of the largest picture; checked before it is decompressed."""
+
+PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns a picture upright, by its EXIF orientation."""
 
 
 class Scaler:
-    """Crops, resizes and converts decoded pictures; keeps its filters while the pictures stay alike.
+    """Crops, resizes and converts decoded pictures; reuses its filter graph while their format stays the same.
 
-    Not for several threads at once.
+    Not thread-safe.
     """
 
     def __init__(self, size: int, crop: Crop) -> None:
@@ -36,22 +52,24 @@ class Scaler:
         self._graph = Graph()
 
     def __call__(self, frame: VideoFrame, pixel_aspect: Fraction | None = None) -> np.ndarray:
-        """A decoded picture -> uint8 [size, size, 3], upright, SDR.
+        """Convert a decoded picture to uint8 [size, size, 3], upright, SDR, transparent parts on black.
 
         Args:
             frame: of any pixel format.
             pixel_aspect: width by height of one pixel; None for square ones.
 
         Raises:
-            DataError: a size or colour that cannot be converted.
+            DataError: the size or colour cannot be converted.
         """
-        colour = colour_of(frame)
-        key = (frame.width, frame.height, frame.format.name, colour, pixel_aspect)
+        shown, colour = frame, read_colour(frame)
         try:
+            if has_alpha(frame.format):
+                shown, colour = _composite(frame, colour)
+            key = (shown.width, shown.height, shown.format.name, colour, pixel_aspect)
             if key != self._key:
-                self._graph = self._build(frame, colour, pixel_aspect or Fraction(1))
+                self._graph = self._build(shown, colour, pixel_aspect or Fraction(1))
                 self._key = key
-            self._graph.vpush(frame)
+            self._graph.vpush(shown)
             picture = self._graph.vpull().to_ndarray()
         except (av.FFmpegError, ValueError) as error:
             self._key = ()
@@ -62,26 +80,18 @@ class Scaler:
         return upright(tone_map(picture, colour.transfer) if colour.is_hdr else picture, frame)
 
     def _build(self, frame: VideoFrame, colour: Colour, pixel_aspect: Fraction) -> Graph:
-        graph = Graph()
-        graph.threads = 1
-        source = graph.add_buffer(
-            width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, av.time_base)
-        )
         width, height = self._kept(frame.width, frame.height, pixel_aspect)
         # Chroma has half the resolution: a crop that starts at an odd pixel would shift the colours.
         left, top = (frame.width - width) // 4 * 2, (frame.height - height) // 4 * 2
-        matrix, full = colour.matrix, "full" if colour.full_range else "limited"
-        graph.link_nodes(
-            source,
-            graph.add("crop", f"{width}:{height}:{left}:{top}:exact=1"),
-            graph.add("scale", f"{self._size}:{self._size}:{_SCALE}:in_color_matrix={matrix}:in_range={full}"),
-            graph.add("format", "rgb48le" if colour.is_hdr else "rgb24"),
-            graph.add("buffersink"),
-        ).configure()
-        return graph
+        return _graph(
+            frame,
+            ("crop", f"{width}:{height}:{left}:{top}:exact=1"),
+            ("scale", f"{self._size}:{self._size}:{_SCALE}:{_input(colour)}"),
+            ("format", "rgb48le" if colour.is_hdr else "rgb24"),
+        )
 
     def _kept(self, width: int, height: int, pixel_aspect: Fraction) -> tuple[int, int]:
-        """Pixels that the crop keeps: a square as it is displayed."""
+        """Compute width and height of the crop, in pixels; `centre` keeps a square as it is displayed."""
         if self._crop == "squash":
             return width, height
         displayed = width * pixel_aspect
@@ -90,14 +100,46 @@ class Scaler:
         return width, max(1, round(displayed))
 
 
+def has_alpha(pixels: VideoFormat) -> bool:
+    """Whether a pixel format can hold transparent pixels."""
+    return pixels.has_palette or any(component.is_alpha for component in pixels.components)
+
+
+def _composite(frame: VideoFrame, colour: Colour) -> tuple[VideoFrame, Colour]:
+    """Lay a picture on black, as video players do; an opaque one is returned unchanged, to the bit."""
+    graph = _graph(frame, ("scale", f"{_SCALE}:{_input(colour)}"), ("format", "rgba64le"))
+    graph.vpush(frame)
+    rgba = graph.vpull().to_ndarray()
+    alpha = rgba[..., 3:].astype(np.uint32)
+    if alpha.min() == _OPAQUE:
+        return frame, colour
+    seen = (rgba[..., :3] * alpha + _OPAQUE // 2) // _OPAQUE
+    return VideoFrame.from_ndarray(seen.astype(np.uint16), format="rgb48le"), Colour("auto", True, colour.transfer)
+
+
+def _graph(frame: VideoFrame, *filters: tuple[str, str]) -> Graph:
+    """Chain filters, given by name and arguments, behind a source of pictures like this one."""
+    graph = Graph()
+    graph.threads = 1
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, av.time_base)
+    )
+    graph.link_nodes(source, *(graph.add(*each) for each in filters), graph.add("buffersink")).configure()
+    return graph
+
+
+def _input(colour: Colour) -> str:
+    return f"in_color_matrix={colour.matrix}:in_range={'full' if colour.full_range else 'limited'}"
+
+
 _scalers = threading.local()
 
 
 def resize_picture(picture: np.ndarray, size: int, crop: Crop) -> np.ndarray:
-    """uint8 [H, W, 3] -> uint8 [size, size, 3]; a picture of that size already comes back unchanged.
+    """Resize uint8 [H, W, 3] to uint8 [size, size, 3]; a picture of that size is returned unchanged.
 
     Raises:
-        DataError: sides that differ too much to be resized.
+        DataError: the sides differ too much to be resized.
     """
     if picture.shape == (size, size, 3):
         return picture
@@ -109,7 +151,7 @@ def resize_picture(picture: np.ndarray, size: int, crop: Crop) -> np.ndarray:
 
 
 def upright(picture: np.ndarray, frame: VideoFrame) -> np.ndarray:
-    """Applies the frame's display matrix to [H, W, ...]: a pixel (x, y) moves to (ax + cy, bx + dy)."""
+    """Apply the frame's display matrix to [H, W, ...]: pixel (x, y) moves to (ax + cy, bx + dy)."""
     side_data = frame.side_data.get("DISPLAYMATRIX")
     if side_data is None:
         return picture
@@ -120,10 +162,10 @@ def upright(picture: np.ndarray, frame: VideoFrame) -> np.ndarray:
 
 
 def decode_picture(data: bytes) -> np.ndarray:
-    """A JPEG or PNG as uint8 [H, W, 3], upright as its EXIF says.
+    """Decode a JPEG or PNG to uint8 [H, W, 3], upright as its EXIF says, transparent parts on black.
 
     Raises:
-        DataError: the bytes are no JPEG or PNG, are cut short, or hold too large a picture.
+        DataError: the bytes are not a JPEG or PNG, are cut short, or hold too large a picture.
     """
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
@@ -132,8 +174,44 @@ def decode_picture(data: bytes) -> np.ndarray:
                     f"image of {image.width}x{image.height} is larger than {MAX_PIXELS} pixels; send a smaller one",
                     field="image",
                 )
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            turn = _TURNS.get(_orientation(image))
+            picture = _to_rgb(image)
+            return np.asarray(picture if turn is None else picture.transpose(turn))
+    except DataError:
+        raise
     except UnidentifiedImageError:
         raise DataError(f"image of {len(data)} bytes is neither a JPEG nor a PNG", field="image") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"image of {len(data)} bytes cannot be decoded: {error}", field="image") from error
+    except Exception as error:  # Pillow meets broken files with many kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"image of {len(data)} bytes cannot be decoded: {reason}", field="image") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """Read the EXIF orientation; a picture whose EXIF cannot be read is shown as it is stored, as viewers do."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # Pillow meets broken EXIF with many kinds
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        return _grey_to_rgb(image)
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    if image.mode == "RGB" and max(image.info["transparency"]) > 255:  # of 16 bits, while Pillow keeps the upper 8
+        image.info["transparency"] = tuple(value >> 8 for value in image.info["transparency"])
+    rgba = image.convert("RGBA")
+    black = Image.new("RGB", image.size)
+    black.paste(rgba, mask=rgba.getchannel("A"))
+    return black
+
+
+def _grey_to_rgb(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey to 8 bits; the one grey that the file declares transparent becomes black."""
+    values = np.asarray(image).astype(np.uint32)
+    transparent = image.info.get("transparency")
+    if transparent is not None:
+        values[values == transparent] = 0
+    return Image.fromarray(((values * 255 + 32_767) // 65_535).astype(np.uint8)).convert("RGB")

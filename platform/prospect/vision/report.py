@@ -1,13 +1,16 @@
-"""What an embedding job is given, what became of it, and how both are shown."""
+"""The embedding job's videos, their outcomes, and the progress line, table and JSON made of them."""
 
 import datetime
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from rich.table import Table
 
 from prospect.dialogue.timeline import FPS
+from prospect.vision.settings import DECODER_VERSION
 
 Status = Literal["done", "skipped", "quarantined"]
 
@@ -18,25 +21,29 @@ class VideoSource:
 
     video_id: str
     path: str
-    """A file or URL that every node can read."""
+    """File or URL that every node can read."""
     dataset: str = ""
     split: str = ""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one video."""
+    """The result of one video."""
 
     video_id: str
     status: Status
     frames: int = 0
-    """T; of a skipped video too, and 0 of a quarantined one."""
+    """T, also of a skipped video; 0 for a quarantined one."""
     reason: str = ""
+    again: bool = False
+    """Whether it replaced an earlier decoder's embedding of the same file."""
+    alike: bool = False
+    """Whether an earlier decoder's embedding stays because this decoder gives the same pictures."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """One row of the final table: the videos of a split of a dataset."""
+    """One row of the final table: a split of a data set."""
 
     dataset: str
     split: str
@@ -49,11 +56,11 @@ class Group:
 
 @dataclass
 class EmbedReport:
-    """What became of all videos of a job, and how fast.
+    """The outcomes of a job's videos, and its speed.
 
     Attributes:
-        sizes: bytes of each video's file, where known; they weigh what is left.
-        encoded: frames encoded so far, those of unfinished videos included.
+        sizes: bytes of each video's file where known, to estimate the time left.
+        encoded: frames encoded so far, including those of unfinished videos.
     """
 
     videos: Sequence[VideoSource]
@@ -66,26 +73,26 @@ class EmbedReport:
 
     @property
     def total(self) -> int:
-        """How many videos the job was given."""
+        """Number of videos in the job."""
         return len(self.videos)
 
     def count(self, status: Status) -> int:
-        """How many videos ended so."""
+        """Count the videos with this status."""
         return sum(outcome.status == status for outcome in self.outcomes)
 
     @property
     def frames(self) -> int:
-        """Frames of the videos finished now; skipped videos' frames were encoded before."""
+        """Frames of the videos that this job finished."""
         return sum(outcome.frames for outcome in self.outcomes if outcome.status == "done")
 
     @property
     def hours(self) -> float:
-        """Hours of the videos finished now."""
+        """Hours of the videos that this job finished."""
         return self.frames / FPS / 3600
 
     @property
     def rate(self) -> float:
-        """Frames encoded a second, the start of the workers included."""
+        """Frames encoded a second, including the workers' start."""
         return self.encoded / self.seconds if self.seconds else 0.0
 
     @property
@@ -93,8 +100,35 @@ class EmbedReport:
         """Video id -> reason."""
         return {o.video_id: o.reason for o in self.outcomes if o.status == "quarantined"}
 
+    def is_nothing_new(self, before: Mapping[str, Mapping[str, str]]) -> bool:
+        """Whether no video was embedded and those that failed are the ones that failed before, for the same reasons.
+
+        Args:
+            before: `EmbeddingStore.quarantined` before the job.
+        """
+        failed = {v.video_id: before[v.video_id]["reason"] for v in self.videos if v.video_id in before}
+        return self.count("done") == 0 and self.quarantined == failed
+
+    def remarks(self, missing: int = 0) -> list[str]:
+        """Return a line on videos that were embedded again and one on those left out, where there are any.
+
+        Args:
+            missing: videos that have no file and so are not in the job.
+        """
+        lines = []
+        if again := sum(outcome.again for outcome in self.outcomes):
+            lines.append(f"{again} videos embedded again: decoder {DECODER_VERSION} gives other pictures of them")
+        paths = {video.video_id: video.path for video in self.videos}
+        kinds = Counter(_kind(reason, paths[video_id]) for video_id, reason in self.quarantined.items())
+        if missing:
+            kinds["no file"] = missing
+        if kinds:
+            counts = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common())
+            lines.append(f"left out {kinds.total()} of {self.total + missing} videos: {counts}")
+        return lines
+
     def seconds_left(self) -> float | None:
-        """Frames that are left, estimated from the files' sizes, over the rate; None before a video is done."""
+        """Estimate the time left from the sizes of the files left; None before the first video is done."""
         if len(self.outcomes) == self.total:
             return 0.0
         size = sum(self.sizes.get(o.video_id, 0) for o in self.outcomes if o.status == "done")
@@ -105,7 +139,7 @@ class EmbedReport:
         return max(0.0, left * self.frames / size - (self.encoded - self.frames)) / self.rate
 
     def progress(self) -> str:
-        """One line: videos, frames a second, time left."""
+        """Return one line: videos, frames a second, time left."""
         left = self.seconds_left()
         ending = "time left unknown" if left is None else f"{datetime.timedelta(seconds=round(left))} left"
         line = f"embed: {len(self.outcomes)}/{self.total} videos, {self.encoded} frames, {self.rate:.0f} frames/s"
@@ -113,7 +147,7 @@ class EmbedReport:
         return f"{line}, {ending}" + (f", {bad} quarantined" if bad else "")
 
     def groups(self) -> list[Group]:
-        """One row for each dataset and split, sorted."""
+        """Return one row for each data set and split, sorted."""
         outcomes = {outcome.video_id: outcome for outcome in self.outcomes}
         rows: dict[tuple[str, str], Group] = {}
         for video in self.videos:
@@ -125,25 +159,26 @@ class EmbedReport:
         return [rows[key] for key in sorted(rows)]
 
     def summary(self) -> dict[str, Any]:
-        """The whole job as plain values."""
+        """Return the job's totals as plain values."""
         counts = {status: self.count(status) for status in ("done", "skipped", "quarantined")}
+        counts["again"] = sum(outcome.again for outcome in self.outcomes)
         where = {"store": self.store, "fingerprint": self.fingerprint}
         speed = {"frames": self.frames, "hours": self.hours, "seconds": self.seconds, "frames_per_second": self.rate}
         return {**where, **counts, **speed}
 
     def metrics(self) -> dict[str, float]:
-        """The summary's numbers, for a tracker."""
+        """Return the summary's numbers under the tracker's names."""
         return {f"embed/{name}": value for name, value in self.summary().items() if isinstance(value, int | float)}
 
     def to_json(self) -> dict[str, Any]:
-        """Summary, groups, and the reason of each quarantined video, as JSON takes it."""
+        """Return summary, groups and quarantine reasons as JSON values."""
         return self.summary() | {
             "groups": [asdict(group) for group in self.groups()],
             "reasons": self.quarantined,
         }
 
     def table(self) -> Table:
-        """A row for each dataset and split, the total, and each quarantined video with its reason below."""
+        """Return a row for each data set and split, the total, and quarantined videos with their reasons below."""
         caption = "\n".join(f"quarantined {video_id}: {reason}" for video_id, reason in self.quarantined.items())
         speed = f"{self.encoded} frames in {self.seconds:.0f} s, {self.rate:.0f} frames/s"
         title = f"{self.store}\nfingerprint {self.fingerprint}; now {speed}, {self.count('skipped')} videos skipped"
@@ -161,10 +196,16 @@ class EmbedReport:
         return table
 
 
+def _kind(reason: str, path: str) -> str:
+    """Cut from a reason what differs between videos: path, numbers and details."""
+    general = re.split(r"[:;]", reason.replace(path, ""))[0].removeprefix("video ")
+    return re.sub(r"\d+(\.\d+)?", "N", " ".join(general.split()))
+
+
 def _cells(group: Group) -> tuple[str, ...]:
     return str(group.videos), f"{group.hours:.2f}", str(group.frames), str(group.quarantined)
 
 
 def print_progress(report: EmbedReport) -> None:
-    """Prints the report's line."""
+    """Print the report's progress line."""
     print(report.progress(), flush=True)

@@ -1,4 +1,4 @@
-"""The vision encoder as a user chooses it, and how the embedding job spreads. Imports no torch and no decoder."""
+"""Settings of the vision encoder and of the embedding job. Imports neither torch nor a decoder."""
 
 from typing import Final, Literal
 
@@ -11,16 +11,21 @@ Crop = Literal["squash", "centre"]
 
 
 RESIZE_KERNEL = "swscale-bicubic-0.5-antialias"
-"""Part of the fingerprint. Bicubic with a = -0.5, widened where it shrinks, is the kernel of Pillow, and so of
-open_clip and timm. FFmpeg's swscale applies it to the decoder's YUV planes, which spares the large RGB copy."""
+"""Part of the fingerprint. Bicubic with a = -0.5 and antialiasing is the kernel of Pillow, open_clip and timm.
+FFmpeg's swscale applies it to the decoder's YUV planes, which saves the large RGB copy."""
 
 
 SAMPLING_PHASE: Final = "last-before-end"
 """Part of the fingerprint: frame k's picture is the last source picture with pts < (k+1)/fps."""
 
 
+DECODER_VERSION: Final = 2
+"""Version of decoding and sampling, in the header of each stored video. Raise it when a video gives other pictures than
+before, and let `changes.decodes_otherwise` tell which videos do."""
+
+
 class VisionSettings(Settings):
-    """The vision encoder and what it is fed. All above `batch_size` make up the fingerprint."""
+    """The vision encoder and its input. The fingerprint covers the settings above `batch_size`."""
 
     backend: Literal["open_clip", "timm"] = "open_clip"
     """Which library builds the image tower."""
@@ -31,7 +36,7 @@ class VisionSettings(Settings):
     image_size: int = Field(384, ge=8)
     """Side of the square picture, pixels."""
     crop: Crop = "squash"
-    """How a picture becomes a square: `squash` or `centre`."""
+    """How a picture becomes a square: `squash` ignores the aspect ratio, `centre` crops the sides."""
     tokens_per_frame: Literal[1, 5, 10] = 1
     """I: the pooled vector alone, with a 2x2 grid (5), or with a 3x3 grid (10)."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -39,36 +44,36 @@ class VisionSettings(Settings):
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """Divides them then, by channel."""
     phase: Literal["last-before-end", "start-of-interval"] = SAMPLING_PHASE
-    """Which moment of its half second a frame shows. Videos are sampled as a live camera is seen, by the last picture
-    before the end; ProAssist's frames files and features were taken at the start, and say so here."""
+    """Which moment of its half second a frame shows. Videos are sampled as a live camera is, by the last picture
+    before the end; ProAssist's frames files and features were taken at the start."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the tower. bfloat16 has 8 bits of precision, so that its embeddings are other embeddings."""
+    """Arithmetic of the tower. bfloat16 has 8 bits of precision and gives other embeddings."""
     batch_size: int = Field(32, ge=1)
-    """Pictures a forward pass; smaller batches are padded to it on a CPU or compiled, so that a batch changes no
-    result and has one shape."""
+    """Pictures that are encoded together: in one forward pass on a GPU, padded to it if compiled; on a CPU in passes of
+    4, so that an embedding does not depend on its batch."""
     device: str = "auto"
     """`auto` (a GPU where there is one), or a torch device."""
     compile: bool = False
-    """Whether torch.compile makes the tower faster, for minutes of start. It rounds differently in the last bits,
-    as another machine does too, and belongs to no fingerprint."""
+    """Compile the tower with torch.compile: faster, after minutes of start. The last bits differ, as they do between
+    machines, so it is not part of the fingerprint."""
     equivalent_to: tuple[str, ...] = ()
-    """Fingerprints of embeddings that you declare to be as good as this encoder's, such as those of imported
-    features: training accepts a store of them, and serving a model that was trained on them. Nothing checks it."""
+    """Fingerprints that you declare equivalent to this encoder's, such as those of imported features: training accepts
+    a store of them, and serving a model trained on them. Nothing checks it."""
 
 
 class EmbeddingSettings(Settings):
-    """How the embedding job spreads over the machine or the cluster."""
+    """How the embedding job uses the machine or the cluster."""
 
     num_encoders: int | None = Field(None, ge=1)
-    """Encoders at work at once; null: as many as the GPUs hold, or without GPUs one a CPU core."""
+    """Encoders that run at once; null: as many as the GPUs hold, or one a CPU core without GPUs."""
     encoder_gpus: float = Field(1.0, gt=0, le=1)
-    """Share of a GPU that an encoder holds, where there are GPUs and `vision.device` is not `cpu`."""
+    """Share of a GPU that an encoder reserves, unless `vision.device` is `cpu`."""
     encoder_cpus: float = Field(0.5, gt=0)
     """CPU cores that an encoder reserves. Halves let encoders and decoders share the cores of one machine."""
     encoder_threads: int = Field(1, ge=1)
-    """Threads of an encoder's arithmetic on a CPU; another number may change the last bits of an embedding."""
+    """Threads of an encoder on a CPU; another number may change the last bits of an embedding."""
     decoder_cpus: float = Field(0.5, gt=0)
-    """CPU cores that a decoder reserves; there are as many decoders as fit beside the encoders."""
+    """CPU cores that a decoder reserves; as many decoders run as fit beside the encoders."""
     import_features: str | None = None
-    """Name of a folder below `features/` in ProAssist's tree (data=proassist), such as
-    google___siglip-so400m-patch14-384@-2: its features are imported, and no video is encoded."""
+    """Folder below `features/` in ProAssist's tree (data=proassist), such as google___siglip-so400m-patch14-384@-2:
+    import its features instead of encoding videos."""

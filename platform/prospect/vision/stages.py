@@ -1,8 +1,8 @@
-"""A video to batches of pictures: the decoding stage of the embedding job, and the rows that its stages pass on.
+"""The decoding stage of the embedding job, and the rows that its stages exchange.
 
-Nothing here imports torch, which a decoder would wait for and keep in memory for nothing. A row has two columns,
-as Ray moves them: `item`, a pickled dataclass of below that says what the row is, and `values`, a flat uint8 array
-that is read where it lies in shared memory: the pictures of a batch, then its embeddings.
+A row of the Ray data set has two columns. `item` is a pickled `Batch`, `Outcome` or `Failure`. `values` is a flat uint8
+array, read in place from shared memory: the pictures of a batch, later its embeddings. Nothing here imports torch,
+which decoders do not need.
 """
 
 import pickle
@@ -16,8 +16,9 @@ import numpy as np
 from prospect.data.embeddings import EmbeddingStore
 from prospect.errors import DataError, ProspectError
 from prospect.files import hash_source
+from prospect.vision.changes import decodes_otherwise
 from prospect.vision.report import Outcome, VideoSource
-from prospect.vision.settings import Crop
+from prospect.vision.settings import DECODER_VERSION, Crop
 from prospect.vision.video import sample_frames
 
 Row = dict[str, Any]
@@ -31,18 +32,20 @@ class Batch:
     index: int
     frames: int
     source_hash: str = ""
-    """Of the video's file, in its last batch: every picture of it was read."""
+    """SHA-256 of the video file, only in its last batch: by then every picture was read."""
+    again: bool = False
+    """In the last batch: whether an earlier decoder's embedding of this very file is replaced."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An exception that has to stop the whole job."""
+    """An exception that stops the whole job."""
 
     error: Exception
 
     @classmethod
     def of(cls, error: Exception) -> "Failure":
-        """A user's mistake as it is; anything else with the stack trace that the worker had."""
+        """Keep a user's mistake as it is; give anything else the worker's stack trace."""
         return cls(error if isinstance(error, ProspectError) else RuntimeError(traceback.format_exc()))
 
 
@@ -50,19 +53,19 @@ Item = Batch | Outcome | Failure
 
 
 def to_row(item: Item, values: np.ndarray | None = None) -> Row:
-    """A row of any item; `values` of any type and shape."""
+    """Pack an item and an array of any type and shape into a row."""
     flat = np.empty(0, np.uint8) if values is None else np.ascontiguousarray(values).reshape(-1).view(np.uint8)
     return {"item": pickle.dumps(item), "values": flat}
 
 
 def item_of(row: Row) -> Item:
-    """What a row is about."""
+    """Unpack a row's item."""
     return pickle.loads(row["item"])
 
 
 @dataclass(frozen=True)
 class DecodeVideo:
-    """A video's row -> its batches of pictures; or one outcome, if it is finished or broken."""
+    """Turn a video's row into its batches of pictures, or into one outcome if it is finished or broken."""
 
     size: int
     """Side of the square pictures, pixels."""
@@ -70,9 +73,11 @@ class DecodeVideo:
     batch_size: int
     store_root: str
     fingerprint: str
+    alike: frozenset[str] = frozenset()
+    """Videos that are known to decode as they did with an earlier decoder."""
 
     def __call__(self, row: Row) -> Iterator[Row]:
-        """Holds two batches of pictures at a time, whatever the video's length."""
+        """Hold two batches of pictures at a time, whatever the video's length."""
         video = VideoSource(**row)
         try:
             yield from self._rows(video)
@@ -88,9 +93,15 @@ class DecodeVideo:
             reason = error.strerror or str(error)
             raise DataError(f"video {video.path} cannot be read: {reason}") from error
         store = EmbeddingStore(self.store_root)
+        again = False
         if store.has(video.video_id, source_hash, self.fingerprint):
-            yield to_row(Outcome(video.video_id, "skipped", store.num_frames(video.video_id)))
-            return
+            stored = store.stored(video.video_id)
+            known = video.video_id in self.alike
+            again = not known and decodes_otherwise(video.path, stored.decoder)
+            if not again:
+                alike = not known and stored.decoder < DECODER_VERSION
+                yield to_row(Outcome(video.video_id, "skipped", stored.num_frames, alike=alike))
+                return
         index, held = 0, None
         for pictures in self.batches(video.path):
             if held is not None:
@@ -98,10 +109,10 @@ class DecodeVideo:
                 index += 1
             held = pictures
         assert held is not None, "a video without a picture is broken"
-        yield to_row(Batch(video.video_id, index, len(held), source_hash), held)
+        yield to_row(Batch(video.video_id, index, len(held), source_hash, again), held)
 
     def batches(self, path: str) -> Iterator[np.ndarray]:
-        """The sampled pictures of a video, uint8 [up to batch_size, S, S, 3]."""
+        """Yield the sampled pictures of a video, uint8 [up to batch_size, S, S, 3]."""
         batch, rows = np.empty((self.batch_size, self.size, self.size, 3), np.uint8), 0
         for picture in sample_frames(path, size=self.size, crop=self.crop):
             batch[rows] = picture

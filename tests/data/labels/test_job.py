@@ -183,6 +183,17 @@ def test_a_line_past_the_end_is_quarantined_and_the_others_serve() -> None:
     assert (record.field, record.reason) == ("annotations", "line 'wash the cup' starts past its end")
 
 
+def test_lines_of_no_step_are_named(tmp_path: Path) -> None:
+    start, done = Annotation(start=0.0, text="start"), Annotation(start=50.0, text="Done")
+    found = labels_of(untimed(start, KETTLE, BOIL, BAG, done))
+    assert found.steps is not None
+    assert [(step.start, step.end) for step in found.steps] == [(2.0, 30.0), (None, None), (41.0, 44.0)]
+    assert [record.reason for record in found.quarantined] == [
+        "line 'start' belongs to no step",
+        "line 'Done' belongs to no step",
+    ]
+
+
 def test_too_few_lines_leave_the_steps_untimed_and_say_so() -> None:
     found = labels_of(untimed(KETTLE))
     assert found.steps is None

@@ -27,7 +27,7 @@ WIDTH = 220
 
 @dataclass(frozen=True)
 class Measure:
-    """A column: a metric of one way to stream."""
+    """A column of the table: one metric of one pass."""
 
     metric: Metric
     streamed: Pass = "own"
@@ -41,12 +41,12 @@ MEASURES = {
     "speak precision": Measure(lambda tally: 1 - METRICS["redundant_rate"](tally)),
     "speak recall": Measure(lambda tally: 1 - METRICS["missing_rate"](tally)),
 }
-"""`speak` is about when something was said and not about what: utterances that the matcher paired."""
+"""`speak` scores the time of utterances, not their text: utterances that the matcher paired."""
 
 
 @dataclass(frozen=True)
 class RunScores:
-    """One finished run: the sums of each video, by the way it was streamed."""
+    """One finished run: each video's sums, by pass."""
 
     name: Ablated
     seed: int
@@ -180,7 +180,7 @@ def plot(found: Comparison) -> Figure:
 def write_report(
     runs: Sequence[RunScores], shared: Config, suite: AblationSuite, target: Path, report: Callable[[str], None]
 ) -> Comparison:
-    """Prints the tables and writes them beside `target` as JSON, Markdown and, of the differences, a plot."""
+    """Print the tables, and write `target` as JSON, as Markdown and as a plot of the differences."""
     found = compare(runs, shared.evaluation)
     tables = render(found, shared.evaluation.confidence)
     Console(width=WIDTH).print(*tables)

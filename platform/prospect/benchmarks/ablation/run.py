@@ -1,7 +1,7 @@
 """One run of suite=ablation in a process of its own: train, stream the held-out videos, score.
 
-The process is told its run on its standard input, which then stays open as long as the suite lives: when it ends, so
-does this process, whatever the suite died of.
+The suite sends the run over standard input and keeps that open. When the suite dies, the input ends, and this process
+ends with it.
 """
 
 import os
@@ -28,7 +28,7 @@ from prospect.training.events import read_events, training_seconds
 
 
 def measure(run: AblationRun) -> dict[str, Any]:
-    """Trains as jobs/train.py does and streams as jobs/eval.py does; what is finished of either is not done again.
+    """Train as jobs/train.py and stream as jobs/eval.py; finished parts are read.
 
     Returns:
         `scores` by pass, each with the `metrics` over all videos and the sums of each of `videos`, and what the
@@ -43,7 +43,8 @@ def measure(run: AblationRun) -> dict[str, Any]:
     store = EmbeddingStore(str(root / "embeddings"))
     placed = read_records(config.data, root / "labels" / "dialogues.jsonl", store).split(config.evaluation.split)
     if not placed:
-        raise DataError("`suite.corpus.num_test` is 0: nothing is held out to score", field="suite.corpus.num_test")
+        field = "suite.corpus.num_test"
+        raise DataError(f"`{field}` (0) must be at least 1: the score needs held-out videos", field=field)
     encoder = SentenceSimilarity(config.evaluation.similarity)
     scores = {}
     for name, settings in run.passes.items():
@@ -67,14 +68,14 @@ def measure(run: AblationRun) -> dict[str, Any]:
 
 
 def _end_with_the_suite() -> None:
-    """Ray's processes end with this one. Reads past `sys.stdin`, whose lock would break a usual exit."""
+    """End this process, and Ray's with it, once standard input ends; `sys.stdin` has a lock that blocks the exit."""
     while os.read(0, 1):
         pass
     os._exit(1)
 
 
 def main() -> int:
-    """Entry of the process; see `config.run_job` for the exit status."""
+    """Entry of the process; exit statuses as of `config.cli.run_job`."""
     run: AblationRun = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_the_suite, daemon=True).start()
     disable_progress_bar()

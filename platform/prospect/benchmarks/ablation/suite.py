@@ -2,11 +2,11 @@
 
 ROOT/benchmarks/ablation/HASH/    a storage root of its own for each corpus and encoder: corpus, embeddings, labels,
                                   runs and MLflow's database, as the usual jobs write them
-ROOT/benchmarks/ablation/HASH/results/CONFIGURATION-SEED-HASH.json    written last: this run is finished
+ROOT/benchmarks/ablation/HASH/results/CONFIGURATION-SEED-HASH.json    scores of a finished run, written last
 ROOT/benchmarks/ablation/HASH/logs/                                   what each run's latest process printed
 ROOT/benchmarks/ablation.{json,md,png}                                the comparison
 
-Starting it again continues: a finished run is read, an interrupted one goes on from its last checkpoint.
+Starting it again continues: finished runs are read, and interrupted runs continue from their last checkpoint.
 """
 
 import os
@@ -23,6 +23,7 @@ from pathlib import Path
 
 from prospect.benchmarks.ablation.report import read_scores, write_report
 from prospect.benchmarks.ablation.variants import AblationRun, plan_runs, shared_config
+from prospect.benchmarks.config import BenchmarkConfig
 from prospect.benchmarks.settings import AblationSuite
 from prospect.cluster.common import Report, draw_sample
 from prospect.cluster.embed import embed
@@ -34,7 +35,7 @@ from prospect.training.run_folder import exclusive_lock
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 20.0
-"""How long an interrupted run may take to leave its MLflow run in order."""
+"""Time that an interrupted run gets to close its MLflow run."""
 
 
 class AblationError(ProspectError):
@@ -43,11 +44,11 @@ class AblationError(ProspectError):
     code = "ablation_failed"
 
 
-def run(config: Config, report: Report = print) -> None:
-    """Runs what is missing, and writes the comparison of what is there.
+def run(config: BenchmarkConfig, report: Report = print) -> None:
+    """Run the missing configurations, and write the comparison of the finished ones.
 
     Raises:
-        ConfigError: another suite is configured, or this one goes on in another process.
+        ConfigError: another suite is configured, or the suite runs in another process.
         AblationError: runs failed; the others are finished and compared.
         ProspectError: the corpus cannot be drawn, embedded or labelled.
     """
@@ -71,7 +72,7 @@ def run(config: Config, report: Report = print) -> None:
 
 
 def prepare(shared: Config, report: Report) -> None:
-    """Draws, embeds and labels the corpus once for all runs."""
+    """Draw, embed and label the corpus once for all runs."""
     done = Path(shared.storage.root) / "prepared"
     if not done.is_file():
         draw_sample(shared, report)
@@ -83,7 +84,7 @@ def prepare(shared: Config, report: Report) -> None:
 
 @dataclass
 class _Process:
-    """A run that goes on."""
+    """A run in progress."""
 
     run: AblationRun
     popen: subprocess.Popen[bytes]
@@ -91,7 +92,7 @@ class _Process:
 
     @classmethod
     def start(cls, run: AblationRun) -> "_Process":
-        """In a session of its own, so that a terminal's Ctrl-C reaches the suite alone, which hands it on."""
+        """Start in an own session: a terminal's Ctrl-C then reaches the suite alone, which interrupts its runs."""
         run.log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-u", "-m", "prospect.benchmarks.ablation.run"]
         with run.log.open("wb") as log:
@@ -114,7 +115,7 @@ class _Process:
         return f"{self.run.variant.label}, seed {self.run.seed}: {reason} ({self.run.log})"
 
     def stop(self) -> None:
-        """Ends it, gently if it lets itself be."""
+        """Wait for the interrupted run to end; end it after `GRACE_SECONDS`."""
         assert self.popen.stdin is not None
         try:
             self.popen.wait(GRACE_SECONDS)
@@ -124,7 +125,7 @@ class _Process:
 
 
 class _Pool:
-    """Works runs off, a few at a time."""
+    """Executes runs, a few at a time."""
 
     def __init__(self, runs: Sequence[AblationRun], processes: int, report: Report) -> None:
         self._total, self._processes, self._report = len(runs), processes, report
@@ -135,7 +136,7 @@ class _Pool:
         self._failures: list[str] = []
 
     def work(self) -> list[str]:
-        """Until all runs are finished or failed; returns why those failed that did."""
+        """Execute all runs; return one sentence for each failed run."""
         if self._done:
             self._report(f"ablation  {self._done}/{self._total} runs are finished already")
         try:

@@ -1,4 +1,4 @@
-"""What suite=ablation compares: a reference and changes of one thing, each as a configuration of the usual jobs."""
+"""Variants of suite=ablation: a reference, and configurations that differ from it in one factor."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,11 +15,11 @@ from prospect.streaming.settings import StreamingSettings
 S = TypeVar("S", bound=Settings)
 
 Pass = Literal["own", "written"]
-"""Deltas from where the configuration takes them, at the thresholds that came with the model; or written as text, at
-the same thresholds for all configurations."""
+"""`own`: deltas and thresholds as the configuration has them. `written`: deltas generated as text, at the same
+thresholds for all configurations."""
 
 _REFERENCE = {"training.sampling.negative_rate": 0.1, "training.losses.decision": "balanced"}
-"""The plain losses; the project's own defaults follow from what is found."""
+"""The plain losses, which the project's defaults are compared with."""
 _USUAL = StreamingSettings()
 _WRITTEN_ONLY = {
     "training.sampling.watch_only_share": 0.0,
@@ -61,7 +61,7 @@ VARIANTS: dict[Ablated, Variant] = {
 
 @dataclass(frozen=True)
 class AblationRun:
-    """One training and its scoring; `config` is what the usual jobs are given."""
+    """One training and its scoring; `config` is the usual jobs' configuration."""
 
     name: Ablated
     seed: int
@@ -73,12 +73,12 @@ class AblationRun:
 
     @property
     def result(self) -> Path:
-        """Where its scores end up; it is finished when this is there."""
+        """File of the scores, written last."""
         return Path(self.config.storage.root) / "results" / f"{self.config.training.run_name}.json"
 
     @property
     def log(self) -> Path:
-        """What its process prints."""
+        """File of the process' output."""
         return Path(self.config.storage.root) / "logs" / f"{self.config.training.run_name}.log"
 
     @property
@@ -91,7 +91,7 @@ class AblationRun:
 
 
 def plan_runs(config: Config, suite: AblationSuite) -> list[AblationRun]:
-    """All runs, seed by seed, so that an unfinished suite compares all configurations on the seeds that it has."""
+    """All runs, seed by seed: an unfinished suite then compares all configurations on the first seeds."""
     shared = shared_config(config, suite)
     return [_plan_run(shared, name, seed) for seed in suite.seeds for name in suite.configurations]
 
@@ -99,7 +99,7 @@ def plan_runs(config: Config, suite: AblationSuite) -> list[AblationRun]:
 def shared_config(config: Config, suite: AblationSuite) -> Config:
     """The reference on the suite's corpus, in a storage root of its own for each corpus and encoder.
 
-    Models are registered under a name of their own, so that none of them is served.
+    Models are registered under a separate name, so that they are never served.
     """
     data = fingerprint([suite.corpus.model_dump(mode="json"), config.vision.model_dump(mode="json")])
     root = f"{config.storage.root}/benchmarks/ablation/{data[:8]}"
@@ -129,7 +129,7 @@ def _plan_run(shared: Config, name: Ablated, seed: int) -> AblationRun:
 
 
 def changed(settings: S, changes: Mapping[str, Any]) -> S:
-    """The settings with other values at dotted keys, checked as any settings are."""
+    """A validated copy of the settings with other values at dotted keys."""
     values = settings.model_dump()
     for key, value in changes.items():
         *path, last = key.split(".")

@@ -1,4 +1,4 @@
-"""The parts and the rivals of the embedding benchmark: bare loops in processes of their own, and the peers' ways."""
+"""Baselines of the embedding benchmark: bare encoding and decoding loops, and the peers' pipelines."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -24,11 +24,11 @@ from prospect.vision.stages import DecodeVideo
 WIDTH, HEIGHT, RATE = 640, 360, 30
 
 _encoder: FrameEncoder | None = None
-"""A bare process's own, so that loading it is no part of what is measured."""
+"""The encoder of a worker process, loaded before the measurement."""
 
 
 def draw_video(path: Path, seconds: int) -> None:
-    """A window that wanders over a large picture of soft blobs: 640x360 H.264, 30 pictures a second."""
+    """Write a synthetic video: a window moving over soft blobs, 640x360 H.264 at 30 pictures/s."""
     random = np.random.default_rng(0)
     coarse = random.integers(0, 256, (90, 160, 3), np.uint8)
     scene = np.asarray(Image.fromarray(coarse).resize((2 * WIDTH, 2 * HEIGHT), Image.Resampling.BICUBIC))
@@ -46,7 +46,7 @@ def draw_video(path: Path, seconds: int) -> None:
 
 
 class BareLoops:
-    """One process a core, which encode frames in memory or decode, and do nothing else, all at the same time."""
+    """One worker process for each core, all of which either encode frames in memory or decode."""
 
     def __init__(self, settings: VisionSettings, cores: int) -> None:
         self._settings = settings
@@ -102,16 +102,16 @@ def _decoder(settings: VisionSettings) -> DecodeVideo:
 
 
 class Rate(NamedTuple):
-    """Frames/s of one way from video files to embeddings."""
+    """Throughput of one pipeline from video files to embeddings, frames/s."""
 
     steady: float
-    """Once it runs."""
+    """After the start."""
     with_start: float
-    """From the call to the last embedding: the encoders' loading counts, and every picture that was decoded."""
+    """From the call to the last embedding, with the loading of encoders."""
 
 
 def one_after_another(paths: list[Path], settings: VisionSettings, cores: int) -> Rate:
-    """The peers' way, with our sampler: one process reads a batch, encodes it on all cores, and reads the next."""
+    """The peers' pipeline with our sampler: one process that alternates between decoding and encoding on all cores."""
     called = time.perf_counter()
     encoder, decode = load_encoder(settings), _decoder(settings)
     torch.set_num_threads(cores)
@@ -124,7 +124,7 @@ def one_after_another(paths: list[Path], settings: VisionSettings, cores: int) -
 
 
 def every_frame(paths: list[Path], settings: VisionSettings, encoders: int) -> Rate:
-    """A Ray Data job as `ray.data.read_videos` makes it: a row a picture, most dropped later."""
+    """A Ray Data job on `ray.data.read_videos`: one row for each picture, most of them dropped later."""
     called = time.time()
     rows = [{"path": str(path), "size": settings.image_size} for path in paths]
     dataset = (
@@ -145,7 +145,7 @@ def every_frame(paths: list[Path], settings: VisionSettings, encoders: int) -> R
 
 
 def steady(arrivals: Iterable[tuple[int, float]]) -> float:
-    """Frames/s between 20 and 90 % of all frames: buffers are as full at one end as at the other.
+    """Frames/s between 20 and 90 % of all frames, where buffers are equally full.
 
     Args:
         arrivals: frames, and the second at which they came.

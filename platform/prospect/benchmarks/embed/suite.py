@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from prospect.benchmarks.config import BenchmarkConfig
 from prospect.benchmarks.embed.bare_encoder import SIGLIP_ON_A_GPU, images_per_second
 from prospect.benchmarks.embed.parts import (
     HEIGHT,
@@ -29,7 +30,6 @@ from prospect.benchmarks.embed.parts import (
 from prospect.benchmarks.settings import EmbedSuite
 from prospect.cluster.embed import embed_videos
 from prospect.cluster.runtime import connect, disconnect
-from prospect.config.schema import Config
 from prospect.devices import has_gpu
 from prospect.vision.encoder import load_encoder
 from prospect.vision.report import EmbedReport, VideoSource
@@ -48,18 +48,18 @@ class Round:
     encoder: float
     decoder: float
     bound: float
-    """What perfect overlap gives: 1/(1/E + 1/D) on shared cores, min(E, D) on cores of their own."""
+    """Throughput under perfect overlap: 1/(1/E + 1/D) on shared cores, min(E, D) on separate ones."""
     pipeline: float
     with_start: float
     seconds: float
 
     @property
     def share(self) -> float:
-        """Of the bound."""
+        """Throughput of the pipeline as a share of the bound."""
         return self.pipeline / self.bound
 
 
-def run(config: Config) -> dict[str, Any]:
+def run(config: BenchmarkConfig) -> dict[str, Any]:
     """Prints the table, writes `benchmarks/embed.json` below the storage root, and returns what it wrote."""
     assert isinstance(config.suite, EmbedSuite)
     suite, folder = config.suite, Path(config.storage.root) / "benchmarks" / "embed"
@@ -115,7 +115,7 @@ def _videos(folder: Path, suite: EmbedSuite) -> list[Path]:
 def _round(
     kind: str, bare: BareLoops, paths: list[Path], settings: VisionSettings, suite: EmbedSuite, folder: Path
 ) -> Round:
-    """E and D, the pipeline, then E and D again, so that a machine that others use too weighs on all alike."""
+    """Measure E and D, the pipeline, then E and D again: other load on the machine then affects all alike."""
     alone = 1 if kind == "own" else None
     spread = EmbeddingSettings(num_encoders=1, encoder_cpus=1, decoder_cpus=1) if alone else EmbeddingSettings()
 
@@ -133,7 +133,7 @@ def _round(
 def _pipeline(
     paths: list[Path], settings: VisionSettings, spread: EmbeddingSettings, root: Path
 ) -> tuple[EmbedReport, float]:
-    """The whole job into an empty store, and its frames/s once it runs."""
+    """Run the whole job into an empty store; return its frames/s."""
     shutil.rmtree(root, ignore_errors=True)
     arrivals: list[tuple[int, float]] = []
     videos = [VideoSource(f"video{number}", str(path)) for number, path in enumerate(paths)]

@@ -1,4 +1,4 @@
-"""What no engine can beat: the linear layers and the attention of a step alone, and the reading of the weights."""
+"""Lower bounds on a step's time: its linear layers and attention alone, and one read of the weights."""
 
 import time
 from collections.abc import Callable
@@ -13,19 +13,19 @@ from prospect.model.interface import DSTModel
 BANDWIDTH = {"H200": 4.8e12, "H100": 3.35e12, "A100": 2.04e12, "4090": 1.008e12, "3090": 0.936e12, "L4": 0.30e12}
 """Bytes a second of a GPU's memory, by a part of its name (vendors' data sheets)."""
 _MOST_BYTES = 2 << 30
-"""Of keys and values that attention is timed on: beyond it, layers share theirs."""
+"""Most bytes of keys and values that attention is timed on; in larger models, layers share them."""
 _SECONDS = 0.3
 _COPIED = 2 << 30
 """Bytes that are copied to measure the memory; far more than any cache holds."""
 
 
 def bound_seconds(model: DSTModel, sessions: int, context: int) -> float:
-    """Seconds of a step that takes one token of each session: linear layers and attention, one after the other."""
+    """Seconds of a step with one token of each session: linear layers, then attention."""
     return linear_seconds(model, sessions) + attention_seconds(model, sessions, context)
 
 
 def weight_floor_seconds(model: DSTModel) -> float | None:
-    """Seconds in which the device reads the layers' weights once; None where its bandwidth is not known."""
+    """Seconds in which the device reads the layers' weights once; None for a device of unknown bandwidth."""
     if model.device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(model.device)
@@ -82,7 +82,7 @@ def attention_seconds(model: DSTModel, sessions: int, context: int) -> float:
 
 
 def _fastest(work: Callable[[], object], device: torch.device) -> float:
-    """Of at least four runs: a bound is what the machine can do when nothing disturbs it."""
+    """The fastest of at least four runs, which is the least disturbed one."""
     times: list[float] = []
     while len(times) < 4 or sum(times) < _SECONDS:
         began = time.perf_counter()

@@ -21,9 +21,9 @@ REBUILT_SHARE = 0.25
 """A rebuilt context's text, of a full session; as `max_context_tokens` is of `max_seq_len` by default."""
 TAIL_FRAMES = 10
 _NOISES = 64
-"""Different frames; they come again and again."""
+"""Number of different frames, which repeat."""
 BLOCK_TOKENS = 2
-"""Of an utterance beside its text: prefix and stop."""
+"""Tokens of an utterance besides its text: prefix and stop."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Driven(Protocol):
         """Opens one session for each of `lengths`, in tokens, ready for its frame 0."""
 
     def push(self, session: int, frame: int, features: np.ndarray, speaks: bool) -> None:
-        """Queues a frame [1, D]."""
+        """Queue a frame [1, D]."""
 
     def busy(self) -> bool:
         """Whether `step` has something to do."""
@@ -59,7 +59,7 @@ class Driven(Protocol):
         """One forward pass."""
 
     def clear(self) -> None:
-        """Forgets frames that still wait."""
+        """Drop waiting frames."""
 
 
 class Workload:
@@ -131,7 +131,7 @@ def _schedule(rng: np.random.Generator, frames: int, rate: float) -> np.ndarray:
 
 @dataclass
 class Record:
-    """When every frame of a measurement was due, first answered and done with.
+    """Times at which every frame of a measurement was due, first answered and finished.
 
     Attributes:
         due, first, done: seconds [S, F]; NaN where it did not happen. `first` is the decision of a silent frame and
@@ -197,7 +197,7 @@ class Record:
 
 
 def paced(system: Driven, workload: Workload, frames: range, give_up_s: float) -> Record:
-    """Frames at their due times; ends when all are decided, or when one has waited `give_up_s`."""
+    """Push frames at their due times, until all are decided or one has waited `give_up_s`."""
     record, arrivals = Record.empty(workload.sessions, frames), workload.arrivals(frames)
     pushed = oldest = 0
     began = time.perf_counter()
@@ -227,7 +227,7 @@ def paced(system: Driven, workload: Workload, frames: range, give_up_s: float) -
 def saturated(
     system: Driven, workload: Workload, frames: range, seconds: float, fast_enough: float = float("inf")
 ) -> Record:
-    """Every session's next frame as soon as the last is decided, until all are.
+    """Push every session's next frame as soon as the last is decided, until all are.
 
     After `seconds` it ends for a system that decides fewer than `fast_enough` frames/s.
     """
@@ -253,7 +253,7 @@ def saturated(
 
 
 def finish(system: Driven, record: Record, began: float) -> None:
-    """What is under way is done with, so that the next measurement starts with nothing waiting."""
+    """Finish pending work, so that the next measurement starts with empty queues."""
     while system.busy():
         _step(system, record, began)
     system.clear()
@@ -268,7 +268,7 @@ def _step(system: Driven, record: Record, began: float) -> list[Happening]:
 
 
 def _check(record: Record, workload: Workload) -> None:
-    """The schedule is what was spoken, or the numbers are of another speak rate than the one they state."""
+    """Raise unless the system spoke as scheduled: the numbers would belong to another speak rate."""
     done = ~np.isnan(record.done)
     planned = workload.speaks[:, record.frames.start : record.frames.stop]
     if (wrong := (record.spoke != planned) & done).any():

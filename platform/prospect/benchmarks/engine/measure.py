@@ -23,9 +23,9 @@ from prospect.streaming.settings import StreamingSettings
 
 MIB, GIB = 1 << 20, 1 << 30
 _HOPELESS = 0.9
-"""Of the frames/s that pacing needs; a system that is slower in saturation is not paced."""
+"""Share of the frames/s that pacing needs: a system that is slower in saturation is not paced."""
 _FINE = 16
-"""The search ends where its two ends are this part of the lower one apart."""
+"""Relative width of the interval at which the search ends."""
 
 
 class Percentiles(NamedTuple):
@@ -67,7 +67,7 @@ class Paced:
         return not self.gave_up and self.free.p99 < 1000 / FPS
 
     def within(self, suite: EngineSuite) -> bool:
-        """The limits of the search."""
+        """Whether both latencies are within the limits of the search."""
         return not self.gave_up and self.free.p99 < suite.free_p99_ms and self.all.p99 < suite.all_p99_ms
 
 
@@ -101,7 +101,7 @@ class Cell:
 
 
 def kv_bytes(model: DSTModel) -> int:
-    """Of one token's keys and values in all layers, in the model's precision."""
+    """Bytes of one token's keys and values in all layers."""
     return model.kv_geometry.bytes_per_token(model.text.norm.weight.element_size())
 
 
@@ -112,7 +112,7 @@ def build_system(name: System, loaded: LoadedModel, workload: Workload, settings
 
 
 def warm_up(loaded: LoadedModel, suite: EngineSuite, settings: StreamingSettings) -> None:
-    """One session and a few frames, so that what is made once belongs to no cell."""
+    """Run one session for a few frames, to keep one-time costs out of the measurements."""
     workload = Workload(suite, 1, suite.contexts[0], 4)
     system = EngineSystem(loaded, workload, settings)
     system.fill(workload.starts)
@@ -231,7 +231,7 @@ class Minute:
 
     frames_per_s: float
     latency: Percentiles
-    """From when a frame was handed over until it was decided; the session's next one follows at once."""
+    """Time from the push of a frame to its decision; the session's next frame follows at once."""
     refreshes: int
     memory_mib: float
 
@@ -255,7 +255,7 @@ def soak(loaded: LoadedModel, suite: EngineSuite, settings: StreamingSettings, c
 
 
 def memory_in_use(loaded: LoadedModel) -> int:
-    """Bytes that torch holds on the model's GPU, else this process' resident set, without what is merely kept back."""
+    """Bytes that torch uses on the model's GPU, or else this process' resident set after trimming."""
     gc.collect()
     if loaded.model.device.type == "cuda":
         torch.cuda.empty_cache()

@@ -23,12 +23,12 @@ from prospect.model.settings import ModelSettings
 from prospect.model.tokenizer import fit_tokenizer
 
 DIGIT = "1"
-"""What every utterance consists of: one token each in every tokenizer used here, in any number."""
+"""Text of every utterance, repeated: a single token in every tokenizer used here."""
 _GAIN = 4.0
 _STRENGTH = 1e4
-"""Of the planted direction: more than all layers together add to the residual stream."""
+"""Size of the planted direction: above what all layers together add to the residual stream."""
 _LOGIT = 20.0
-"""Of the speaking head at a frame that does (or, negative, does not) speak."""
+"""Logit of the speaking head at a frame that speaks; negated at a silent one."""
 _BIAS = 1e4
 
 

@@ -1,4 +1,4 @@
-"""What the engine is compared with: transformers with a DynamicCache, one session after another, and a padded batch.
+"""Baselines of the engine: transformers with a DynamicCache, one session after another, and a padded batch.
 
 Both decide as the published models do: a softmax over the whole vocabulary at every frame. They speak by the same
 schedule as the engine. A cache starts filled with random numbers, which costs them nothing; rebuilding one costs its
@@ -58,7 +58,7 @@ class _Peer:
         return length + 1 + self._tokens + BLOCK_TOKENS > self._workload.context
 
     def _read(self, logits: Tensor) -> list[float]:
-        """Probability of speaking from logits [B, V], brought to the host as a decision needs it."""
+        """Probability of speaking from logits [B, V], on the host."""
         return torch.softmax(logits.float(), -1)[:, self._vocabulary.asst].tolist()
 
 

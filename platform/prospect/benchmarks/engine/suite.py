@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from prospect.benchmarks.config import BenchmarkConfig
 from prospect.benchmarks.engine import report
 from prospect.benchmarks.engine.bounds import bound_seconds, weight_floor_seconds
 from prospect.benchmarks.engine.load import Workload
@@ -36,14 +37,13 @@ from prospect.benchmarks.engine.measure import (
 from prospect.benchmarks.engine.model import planted_model
 from prospect.benchmarks.engine.settings import EngineSuite
 from prospect.benchmarks.machine import describe_machine
-from prospect.config.schema import Config
 from prospect.devices import pick_device
 from prospect.errors import ConfigError, OutOfPagesError
 from prospect.model.checkpoint import LoadedModel
 from prospect.streaming.settings import StreamingSettings
 
 
-def run(config: Config) -> dict[str, Any]:
+def run(config: BenchmarkConfig) -> dict[str, Any]:
     """Prints tables, writes `benchmarks/engine.json` and pictures below the storage root; returns what it wrote.
 
     Raises:
@@ -56,7 +56,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def measure(suite: EngineSuite, streaming: StreamingSettings, root: Path) -> dict[str, Any]:
-    """All of it; needs no configuration."""
+    """Run the suite without a configuration."""
     console, began = Console(width=150), time.perf_counter()
     torch.set_num_threads(suite.num_threads or torch.get_num_threads())
     device = str(pick_device(suite.device))
@@ -117,7 +117,7 @@ def _cells(
 
 
 def _print_floor(console: Console, cells: list[Cell], floor: float | None) -> None:
-    """A single session's step beside the time in which the weights can be read."""
+    """Compare a single session's step with the time of reading the weights."""
     alone = [cell for cell in cells if cell.system == "engine" and cell.sessions == 1]
     if floor and alone:
         step = min(cell.step_ms.p50 for cell in alone)

@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from prospect.benchmarks.config import BenchmarkConfig
 from prospect.benchmarks.gpu.journal import Journal
 from prospect.benchmarks.gpu.machine import commit_of, describe, require_gpu
 from prospect.benchmarks.gpu.report import failures, headline, stage_table, to_markdown
 from prospect.benchmarks.gpu.settings import GpuSuite, Stage
-from prospect.config.schema import Config
 from prospect.errors import ConfigError, ProspectError
 from prospect.hashing import fingerprint
 from prospect.streaming.settings import StreamingSettings
@@ -24,7 +24,7 @@ from prospect.streaming.settings import StreamingSettings
 _POLL_S = 0.1
 
 
-def run(config: Config) -> dict[str, Any]:
+def run(config: BenchmarkConfig) -> dict[str, Any]:
     """Measure all stages, print their tables and write the raw JSON; returns what it wrote.
 
     Raises:

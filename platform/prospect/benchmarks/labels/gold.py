@@ -1,11 +1,11 @@
-"""Gold for the aligner: real videos in which annotators wrote down which line belongs to which step."""
+"""Gold alignments: real videos whose annotators assigned each line to a step."""
 
 import gzip
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class GoldVideo:
     steps: tuple[str, ...]
     blocks: tuple[Annotation, ...]
     gold: tuple[int, ...]
+    """Index of each block's step; -1 before the first one, the number of steps behind the last."""
     spans: tuple[tuple[float, float], ...]
     """Start and end of each step as annotated, seconds."""
 
@@ -46,7 +47,7 @@ class Gold:
 
     videos: tuple[GoldVideo, ...]
     excluded: Mapping[str, int]
-    """How many of what were left out."""
+    """Counts of what was left out, by reason."""
 
 
 def read(folder: Path, name: str) -> list[Raw]:
@@ -122,6 +123,25 @@ def egoexolearn_lines(folder: Path, limit: int) -> Gold:
         if len(steps) >= 2:
             videos.append(_video(row["video_id"], steps, lines))
     return Gold(tuple(videos), {"steps of a single sentence": short})
+
+
+_BEFORE = {True: ("Start", "begin", "Beginning of the task"), False: ("start", "The recording starts", "intro")}
+_AFTER = {True: ("done", "finished", "Task complete"), False: ("Done", "The video ends", "end of task")}
+"""Bookkeeping lines, others on the tuning half than on the report half."""
+
+
+def bookkept(gold: Gold) -> Gold:
+    """The same videos with a line before and one behind the steps, as WTaG's annotators write `start` and `Done`."""
+    return Gold(tuple(map(_bookkept, gold.videos)), gold.excluded)
+
+
+def _bookkept(video: GoldVideo) -> GoldVideo:
+    draw = hashlib.sha256(video.video_id.encode()).digest()
+    first = video.blocks[0].start
+    last = max(block.start if block.end is None else block.end for block in video.blocks)
+    before = Annotation(start=max(0.0, first - (0, 2, 5, 15)[draw[0] % 4]), text=_BEFORE[video.tuning][draw[1] % 3])
+    after = Annotation(start=last + (0, 1, 3, 10)[draw[2] % 4], text=_AFTER[video.tuning][draw[3] % 3])
+    return replace(video, blocks=(before, *video.blocks, after), gold=(-1, *video.gold, len(video.steps)))
 
 
 def sampled(rows: Iterable[Raw], limit: int) -> list[Raw]:

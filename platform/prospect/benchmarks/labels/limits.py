@@ -1,4 +1,4 @@
-"""What keeps the aligner from being right everywhere: where its errors lie, and what even an oracle would miss."""
+"""Limits of the aligner's accuracy: where its errors lie, and what even an oracle would miss."""
 
 from bisect import bisect_right
 from collections import Counter, defaultdict
@@ -16,7 +16,7 @@ from prospect.data.labels.aligner import AlignerSettings
 from prospect.data.labels.chain import Floats
 
 _UNSEEN = 1e-3
-"""Probability of a step under which an oracle never saw a text."""
+"""Probability of a step with which the oracle never saw a text."""
 
 
 def limits(examples: Sequence[Example], settings: AlignerSettings) -> dict[str, float]:
@@ -33,7 +33,8 @@ def limits(examples: Sequence[Example], settings: AlignerSettings) -> dict[str, 
         found["share of errors at a boundary (first or last block of a step)"] += _edge(video)[~right].tolist()
         found["share of errors by one step"] += (np.abs(path - video.gold) == 1)[~right].tolist()
         found["accuracy, all blocks"] += right.tolist()
-        oracle = replace(evidence, similarity=_oracle(video))
+        never = np.full(len(video.blocks), -1e3)
+        oracle = replace(evidence, similarity=_oracle(video), bookkeeping=never)
         certain = settings.model_copy(update={"similarity_weight": 1.0})
         found["accuracy, oracle of texts"] += (text_only(oracle, certain) == video.gold).tolist()
         found["accuracy, oracle of texts, and pauses"] += (aligner(oracle, certain) == video.gold).tolist()

@@ -1,6 +1,7 @@
 """Ways to assign blocks to steps, from evidence alone: simpler ones, the earlier labeller's, and the aligner's.
 
-Each takes the evidence and the settings and returns [B] steps. The simpler ones may leave steps out or go back.
+Each takes the evidence and the settings and returns [B] steps, or -1 for a block of none. The simpler ones may leave
+steps out or go back, and assign every block.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,13 +18,13 @@ Method = Callable[[Evidence, AlignerSettings], Assignment]
 
 
 def uniform(evidence: Evidence, settings: AlignerSettings) -> Assignment:
-    """As many blocks for each step."""
+    """Give every step the same number of blocks."""
     blocks, steps = evidence.similarity.shape
     return np.arange(blocks) * steps // blocks
 
 
 def greedy(evidence: Evidence, settings: AlignerSettings) -> Assignment:
-    """Forward from the first step: at each block the better of staying and going on."""
+    """Go forward from the first step: at each block, take the better of this step and the next."""
     return _pass(_normalised(evidence.similarity))[0]
 
 
@@ -56,11 +57,17 @@ def pauses_only(evidence: Evidence, settings: AlignerSettings) -> Assignment:
 
 def aligner_best_path(evidence: Evidence, settings: AlignerSettings) -> Assignment:
     """The aligner's evidence and weights, but its single most probable path."""
-    return best_path(*evidence.weighted(settings))
+    scores = evidence.weighted(settings)
+    return best_path(scores.steps, scores.boundaries)
 
 
 def aligner(evidence: Evidence, settings: AlignerSettings) -> Assignment:
-    return np.array(decode(*evidence.weighted(settings)).assignment)
+    return np.array(decode(evidence.weighted(settings)).assignment)
+
+
+def aligner_assigning_all(evidence: Evidence, settings: AlignerSettings) -> Assignment:
+    """The aligner where no block may stay unassigned."""
+    return aligner(evidence, settings.model_copy(update={"outside_price": -1e3, "outside_weight": 0.0}))
 
 
 METHODS: Mapping[str, Method] = {
@@ -71,6 +78,7 @@ METHODS: Mapping[str, Method] = {
     "aligner, pauses only": pauses_only,
     "aligner, text only": text_only,
     "aligner, best path": aligner_best_path,
+    "aligner, every line assigned": aligner_assigning_all,
     "aligner": aligner,
 }
 

@@ -1,4 +1,4 @@
-"""How good an assignment is, and how sure that is: scores by video, intervals over videos."""
+"""Scores of an assignment by video, and bootstrap intervals over videos."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Summary:
 
     accuracy: Interval
     block_accuracy: Interval
-    """Over all blocks, so that long videos count more."""
+    """Accuracy over all blocks, in which long videos count more."""
     iou: Interval
     offset_mean: Interval
     offset_median: Interval
@@ -41,7 +41,8 @@ class Summary:
 
 
 def score(video: GoldVideo, assignment: NDArray[np.intp], ends: Floats) -> VideoScore:
-    """`assignment` [B] steps, `ends` [B] seconds."""
+    """`assignment` [B] steps, -1 where outside of all; `ends` [B] seconds."""
+    gold = np.where(np.array(video.gold) == len(video.steps), -1, video.gold)
     starts = np.array([block.start for block in video.blocks])
     ious, given = [], []
     for step, (start, end) in enumerate(video.spans):
@@ -50,8 +51,8 @@ def score(video: GoldVideo, assignment: NDArray[np.intp], ends: Floats) -> Video
         given.append(starts[own].min() if own.any() else ends.max())
         ious.append(_iou(starts[mine].min(), ends[mine].max(), start, end) if mine.any() else 0.0)
     offsets = np.abs(np.array(given) - [start for start, _ in video.spans])[1:]
-    missing = 1 - len(np.unique(assignment)) / len(video.steps)
-    return VideoScore(float((assignment == video.gold).mean()), len(assignment), float(np.mean(ious)), missing, offsets)
+    missing = 1 - len(np.unique(assignment[assignment >= 0])) / len(video.steps)
+    return VideoScore(float((assignment == gold).mean()), len(assignment), float(np.mean(ious)), missing, offsets)
 
 
 def summarize(scores: Sequence[VideoScore], samples: int, seed: int) -> Summary:

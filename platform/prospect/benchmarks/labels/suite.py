@@ -12,20 +12,23 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from prospect.benchmarks.labels.fit import Calibration, Example, calibration, fit_weights
-from prospect.benchmarks.labels.gold import Gold, GoldVideo, egoexolearn_lines, goalstep, holoassist_turns
+from prospect.benchmarks.config import BenchmarkConfig
+from prospect.benchmarks.labels.fit import Calibration, Example, calibration, fit_outside, fit_weights
+from prospect.benchmarks.labels.gold import Gold, GoldVideo, bookkept, egoexolearn_lines, goalstep, holoassist_turns
 from prospect.benchmarks.labels.limits import limits, out_of_order
 from prospect.benchmarks.labels.methods import METHODS
 from prospect.benchmarks.labels.scores import Summary, score, summarize
 from prospect.benchmarks.settings import LabelsSuite
-from prospect.config.schema import Config
 from prospect.data.labels.aligner import evidence
 from prospect.data.labels.spans import block_ends
 from prospect.files import open_filesystem, write_file
 from prospect.similarity import SentenceSimilarity
 
+UTTERANCES = "HoloAssist, utterances"
+"""What people say at the ends of a task is like bookkeeping and yet part of it: half of it serves to fit."""
 
-def run(config: Config) -> dict[str, Any]:
+
+def run(config: BenchmarkConfig) -> dict[str, Any]:
     """Prints the tables, writes `benchmarks/labels.json` below the storage root, and returns what it wrote.
 
     Raises:
@@ -41,7 +44,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def measure(suite: LabelsSuite, console: Console) -> dict[str, Any]:
-    """Everything about GoalStep, and how the same weights do on two other data sets."""
+    """Measure on GoalStep, and with the same weights on two other data sets."""
     encoder = SentenceSimilarity(suite.similarity, "suite.similarity")
 
     def examples(videos: Sequence[GoldVideo]) -> list[Example]:
@@ -53,6 +56,12 @@ def measure(suite: LabelsSuite, console: Console) -> dict[str, Any]:
     result: dict[str, Any] = {"suite": suite.model_dump(mode="json"), "goalstep": _counts(gold)}
     halves = {"tuning": tuning, "report": report}
     result["fitted"] = dict(zip(("similarity_weight", "pause_weight"), fit_weights(tuning), strict=True))
+    for name, half in dict(halves).items():
+        halves[f"{name}, bookkept"] = examples(bookkept(Gold(tuple(video for video, _ in half), {})).videos)
+    transfer = {name: (other, examples(other.videos)) for name, other in _transfer(suite).items()}
+    speech = [(video, found) for video, found in transfer[UTTERANCES][1] if video.tuning]
+    outside = fit_outside(suite.aligner, tuning, halves["tuning, bookkept"], speech)
+    result["fitted"] |= dict(zip(("outside_price", "outside_weight"), outside, strict=True))
     for name, half in halves.items():
         rows = compare(half, suite)
         result["goalstep"][name] = {method: asdict(row) for method, row in rows.items()}
@@ -63,8 +72,8 @@ def measure(suite: LabelsSuite, console: Console) -> dict[str, Any]:
     result["limits"] = limits(report, suite.aligner) | {
         f"CaptainCook4D, {name}": value for name, value in out_of_order(suite.path).items()
     }
-    for name, other in _transfer(suite).items():
-        rows = compare(examples(other.videos), suite)
+    for name, (other, found) in transfer.items():
+        rows = compare(found, suite)
         result[name] = _counts(other) | {method: asdict(row) for method, row in rows.items()}
         console.print(_table(f"{name}: {len(other.videos)} videos, weights of GoalStep", rows))
     console.print(_listing("What limits it, report half", result["limits"]))
@@ -80,13 +89,14 @@ def compare(examples: Sequence[Example], suite: LabelsSuite) -> dict[str, Summar
         paths = [method(found, suite.aligner) for _, found in examples]
         scores = [score(video, path, end) for (video, _), path, end in zip(examples, paths, ends, strict=True)]
         rows[name] = summarize(scores, suite.bootstrap_samples, suite.seed)
-    perfect = [score(video, np.array(video.gold), end) for (video, _), end in zip(examples, ends, strict=True)]
+    golds = [np.where(np.array(video.gold) == len(video.steps), -1, video.gold) for video, _ in examples]
+    perfect = [score(video, gold, end) for (video, _), gold, end in zip(examples, golds, ends, strict=True)]
     return rows | {"gold assignment": summarize(perfect, suite.bootstrap_samples, suite.seed)}
 
 
 def _transfer(suite: LabelsSuite) -> dict[str, Gold]:
     return {
-        "HoloAssist, utterances": holoassist_turns(suite.path, suite.transfer_videos),
+        UTTERANCES: holoassist_turns(suite.path, suite.transfer_videos),
         "EgoExoLearn, sentences without times": egoexolearn_lines(suite.path, suite.transfer_videos),
     }
 

@@ -36,7 +36,7 @@ def train_with_transformers(
 
 
 def _arguments(settings: TrainingSettings, folder: str) -> TrainingArguments:
-    """Nothing is saved in `folder`, but the Trainer makes it."""
+    """The Trainer creates `folder` and saves nothing there."""
     return TrainingArguments(
         output_dir=folder,
         train_sampling_strategy="sequential",
@@ -57,7 +57,7 @@ def _arguments(settings: TrainingSettings, folder: str) -> TrainingArguments:
 
 
 def columns(batch: Batch) -> dict[str, Any]:
-    """A padded batch as the Trainer hands it on, with labels for every token as transformers has them."""
+    """A padded batch with labels for every token, as transformers expects it."""
     labels = torch.full(batch.input_ids.shape, IGNORE)
     # Transformers shifts labels itself: a token's label stands at the token.
     counts = batch.text_targets != IGNORE

@@ -24,6 +24,7 @@ from rich.table import Table
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from prospect.benchmarks.config import BenchmarkConfig
 from prospect.benchmarks.settings import TrainSuite
 from prospect.benchmarks.train.peers import train_with_transformers
 from prospect.config.schema import Config
@@ -57,14 +58,14 @@ WAYS = {
 
 
 class BenchmarkError(ProspectError):
-    """A part of a benchmark did not finish."""
+    """A measured process did not finish."""
 
     code = "benchmark_failed"
 
 
 @dataclass(frozen=True)
 class Task:
-    """What every way is given."""
+    """Input of every measured way."""
 
     suite: TrainSuite
     tokenizer: Path
@@ -98,7 +99,7 @@ class Measurement:
     loss: float
 
 
-def run(config: Config) -> None:
+def run(config: BenchmarkConfig) -> None:
     """Measures all ways, prints a table and writes `benchmarks/train.json` below the storage root.
 
     Raises:
@@ -236,7 +237,7 @@ class _Collator(Collator):
 
 
 def label_everywhere(batch: Batch) -> Batch:
-    """The same losses from logits at every position."""
+    """The project's losses from logits at every position."""
     targets = torch.full((batch.input_ids.numel(),), IGNORE)
     targets[batch.text_positions] = batch.text_targets
     tasks = torch.zeros_like(targets)
@@ -260,7 +261,7 @@ def _parts(clips: Sequence[Clip], size: int) -> Iterator[Sequence[Clip]]:
 
 
 def _reset_peak() -> None:
-    """Linux forgets the largest resident set that there was; elsewhere building the model counts too."""
+    """Reset the peak resident set. Only Linux can: elsewhere the peak includes building the model."""
     if sys.platform == "linux":
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -275,7 +276,7 @@ def _peak() -> int:
 
 
 def histogram(clips: Sequence[Clip]) -> Table:
-    """How long the clips are."""
+    """Histogram of clip lengths."""
     lengths = np.array([clip.num_tokens for clip in clips])
     edges = np.unique(np.linspace(lengths.min(), lengths.max() + 1, 9).astype(int))
     counts, _ = np.histogram(lengths, edges)
@@ -331,7 +332,7 @@ def _write(config: Config, values: dict[str, Any]) -> None:
 
 
 def main(way: str, given: str, result: str) -> None:
-    """Entry of a way's process."""
+    """Entry of the process that measures one way."""
     disable_progress_bar()
     measured = measure(way, pickle.loads(Path(given).read_bytes()))
     Path(result).write_text(json.dumps(asdict(measured)))

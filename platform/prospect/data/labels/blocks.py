@@ -1,10 +1,9 @@
-"""Which annotation lines are blocks: the units that labelling assigns to steps.
+"""Selects blocks among annotation lines: the units that labelling assigns to steps.
 
-Annotators write lines inside lines: a part of depth 1 under a line of depth 0, or one that lies within another
-one's time. A line that contains others is a container. Its text names what the whole is for ("attach the shift
-arm") and its parts say less ("grab lever"), so a container stands for its parts (the overlap-aware reducer of
-ProAssist's labellers). But a recipe may be finer than the containers: while there are fewer blocks than asked
-for, the longest container is opened, and its parts stand for it.
+Annotators nest lines: a line of depth 1 under one of depth 0, or a line within the time of another one. A line with
+parts is a container. Its text names the purpose ("attach the shift arm") and its parts say less ("grab lever"), so
+a container replaces its parts (the overlap-aware reducer of ProAssist's labellers). A recipe may be finer than the
+containers: while there are fewer blocks than asked for, the longest container is replaced by its parts.
 """
 
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ class _Line:
         return self.line.end is not None and line.start >= self.line.start and end <= self.line.end
 
     def opened(self) -> list["_Line"]:
-        """Its parts; before them what is left of itself, from its start to its first part's."""
+        """Its parts, preceded by its own time before the first part, if any."""
         first = min(part.line.start for part in self.parts)
         if first <= self.line.start:
             return self.parts
@@ -41,9 +40,9 @@ class _Line:
 def blocks_of(annotations: Sequence[Annotation], at_least: int = 0) -> tuple[Annotation, ...]:
     """The blocks in the order of their start.
 
-    Of lines with equal start the longer one is the container; of equal lines the first stays. With `at_least`,
-    containers are opened, the longest first, until there are so many blocks or none is left to open; the aligner
-    wants `AlignerSettings.blocks_per_step` times the number of steps.
+    Of lines with equal start the longer one is the container; of equal lines the first. Containers are opened, the
+    longest first, until there are `at_least` blocks or nothing to open. The aligner asks for
+    `AlignerSettings.blocks_per_step` times the number of steps.
     """
     blocks = _nested(annotations)
     while len(blocks) < at_least:
@@ -57,7 +56,7 @@ def blocks_of(annotations: Sequence[Annotation], at_least: int = 0) -> tuple[Ann
 
 
 def _nested(annotations: Sequence[Annotation]) -> list[_Line]:
-    """The outermost lines, each with what lies inside."""
+    """The outermost lines, each with its parts."""
     found: list[_Line] = []
     open_lines: list[_Line] = []
     for line in sorted(annotations, key=lambda line: (line.start, line.depth, -(line.end or line.start))):

@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Marginals:
-    """What all paths say together, each weighted by the exponential of its score."""
+    """The posterior over paths, each weighted by the exponential of its score."""
 
     log_total: float
     """Logarithm of the sum of all weights."""
@@ -46,7 +46,7 @@ def marginals(scores: Floats, boundaries: Floats) -> Marginals:
 
 
 def best_path(scores: Floats, boundaries: Floats) -> NDArray[np.intp]:
-    """[B] the step of each block on the path of the highest score; of equal ones the one that goes on latest."""
+    """[B] the step of each block on the path of the highest score; ties go to the path that moves on latest."""
     blocks, steps = scores.shape
     went_on = np.zeros((blocks, steps), dtype=bool)
     best = np.full(steps, -np.inf)

@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from prospect.dialogue.schema import Dialogue, Step, TimedTransition, Turn, parse_recipe
+from prospect.dialogue.recipe import read_recipe
+from prospect.dialogue.schema import Dialogue, Step, TimedTransition, Turn
 
 SKIPPED = -1
 """Both times of a step that was not performed, as CaptainCook4D writes them."""
@@ -39,9 +40,11 @@ def _record(dialogue: Dialogue, index: int) -> dict[str, Any]:
 
 def _recipe(dialogue: Dialogue) -> str:
     """The recipe text, from which this format's steps are read: numbered lines, of the steps where it has others."""
-    if parse_recipe(dialogue.knowledge) == dialogue.step_names:
+    if read_recipe(dialogue.knowledge).steps == dialogue.step_names:
         return dialogue.knowledge
-    return "\n".join([dialogue.goal, *(f"{number}. {name}" for number, name in enumerate(dialogue.step_names, 1))])
+    steps = "\n".join(f"{number}. {name}" for number, name in enumerate(dialogue.step_names, 1))
+    titled = f"{dialogue.goal}\n{steps}"
+    return titled if read_recipe(titled).steps == dialogue.step_names else steps
 
 
 def _row(step: Step) -> dict[str, Any]:

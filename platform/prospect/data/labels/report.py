@@ -1,30 +1,41 @@
-"""What labelling found: counts by data set and split, and everything that was left out, with its reason."""
+"""The report on labels: counts by data set and split, and everything left out with its reason."""
 
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from rich.table import Table
+from rich.text import Text
 
 from prospect.data.labels.llm.report import MappingReport
-from prospect.data.sources import Corpus, Duplicate, QuarantinedRecord, place_all
+from prospect.data.sources import (
+    Corpus,
+    Duplicate,
+    IgnoredField,
+    QuarantinedRecord,
+    group_reasons,
+    place_all,
+)
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.state import StatePolicy, TaskState
 from prospect.dialogue.timeline import FPS, Timeline
+
+_SHOWN = 10
+"""Reasons of what was left out that are printed; report.json has all."""
 
 COLUMNS = ("videos", "hours", "dialogues", "turns", "steps", "labels", "illegal", "unlabelled", "quarantined")
 
 
 @dataclass(frozen=True)
 class DialogueLabels:
-    """The counts of one dialogue and what of it was quarantined."""
+    """The counts of one dialogue."""
 
     num_frames: int
     transitions: int
-    """Transitions that have a frame, legal or not."""
+    """Transitions with a frame, legal or not."""
     illegal: int
-    """Transitions of these that the state machine refuses: counted, never applied."""
+    """Those of them that the state machine refuses: counted, never applied."""
     quarantined: int
 
     @classmethod
@@ -49,11 +60,11 @@ class LabelRow:
     turns: int = 0
     steps: int = 0
     labels: int = 0
-    """DST labels: transitions that have a frame."""
+    """DST labels: transitions with a frame."""
     illegal: int = 0
-    """Labels of these that the state machine refuses."""
+    """Labels that the state machine refuses."""
     unlabelled: int = 0
-    """Dialogues that have steps, and nobody knows when they happened."""
+    """Dialogues whose steps have no times."""
     quarantined: int = 0
 
 
@@ -63,14 +74,22 @@ class LabelReport:
 
     rows: tuple[LabelRow, ...]
     quarantined: tuple[QuarantinedRecord, ...]
-    """Every record, event and mapping that was left out."""
+    """Every record, event and mapping left out."""
     duplicates: tuple[Duplicate, ...] = ()
-    """Dialogues with the same content under different ids; they are kept."""
+    """Dialogues with the same content under different ids; both are kept."""
     overlaps: tuple[QuarantinedRecord, ...] = ()
-    """Spans of neighbouring steps that overlap by more than is trimmed; they are kept as annotated."""
+    """Overlaps of neighbouring steps beyond `max_overlap_s`, kept as annotated."""
     mapping: MappingReport | None = None
-    """What the language model was asked and what it cost, where there was one."""
+    """Requests to the language model and their cost, if one was used."""
+    ignored: tuple[IgnoredField, ...] = ()
+    """Fields of the source's files that no reader uses."""
+    nearest: dict[str, str] = field(default_factory=dict)
+    """Of videos without a file: the file with the most similar name, if one is similar."""
     title: str = "Labels"
+
+    def about(self, corpus: Corpus) -> "LabelReport":
+        """The report with what `corpus` ignored and did not find."""
+        return replace(self, ignored=tuple(corpus.ignored), nearest=corpus.nearest)
 
     def metrics(self) -> dict[str, float]:
         """The table's numbers as flat names, `train/holoassist/videos`, for a tracker."""
@@ -78,12 +97,16 @@ class LabelReport:
         return {f"{row.split}/{row.dataset}/{column}": float(value) for row, column, value in numbers}
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+        """All of it, and the reasons of what was left out, with counts."""
+        reasons = [asdict(reason) for reason in group_reasons(self.quarantined)]
+        return json.dumps({**asdict(self), "reasons": reasons}, indent=2, ensure_ascii=False)
 
     def remarks(self) -> Iterator[str]:
-        """What the table does not show, a sentence each; report.json has every case."""
+        """Sentences on what the table does not show; report.json has every case."""
         if self.quarantined:
-            yield f"quarantined records and events: {len(self.quarantined)}; the first: {self.quarantined[0]}"
+            reasons = group_reasons(self.quarantined)
+            yield f"quarantined records and events: {len(self.quarantined):,}, for {len(reasons)} reasons"
+            yield from (f"quarantined: {reason}" for reason in reasons[:_SHOWN])
         if self.duplicates:
             crossing = sum(pair.crosses_splits for pair in self.duplicates)
             yield f"duplicates: {len(self.duplicates)}, {crossing} across splits; the first: {self.duplicates[0]}"
@@ -96,16 +119,25 @@ class LabelReport:
             table.add_column(column, justify="right")
         for row in self.rows:
             values = (getattr(row, column) for column in COLUMNS)
-            table.add_row(row.dataset, row.split, *(f"{v:.2f}" if isinstance(v, float) else f"{v:,}" for v in values))
+            numbers = (f"{v:.2f}" if isinstance(v, float) else f"{v:,}" for v in values)
+            table.add_row(Text(row.dataset), Text(row.split), *numbers)
+        table.caption = Text("\n".join(self._notes())) if self.ignored or self.nearest else None
         return table
+
+    def _notes(self) -> Iterator[str]:
+        if self.ignored:
+            yield f"Fields that are not read: {', '.join(map(str, self.ignored))}"
+        if self.nearest:
+            first = ", ".join(f"{video!r} ({file})" for video, file in [*self.nearest.items()][:_SHOWN])
+            yield f"Videos without a file, with the file of the nearest name ({len(self.nearest):,}): {first}"
 
 
 def count_labels(corpus: Corpus, frames_of: Callable[[str], int | None]) -> LabelReport:
-    """The report on a corpus as it is, without labelling anything."""
+    """The report on a corpus that is not labelled here."""
     placed, events = place_all(corpus.dialogues, frames_of)
     labelled = [(dialogue, DialogueLabels.of(timeline)) for dialogue, timeline in placed]
     report = summarize(labelled, corpus.quarantined, events, duplicates=corpus.duplicates)
-    return replace(report, title="Dialogues")
+    return replace(report.about(corpus), title="Dialogues")
 
 
 def summarize(

@@ -11,7 +11,7 @@ from prospect.similarity import SimilaritySettings
 
 
 class LabelSettings(Settings):
-    """How steps without times get them from annotation lines."""
+    """How steps get their times from annotation lines."""
 
     mapper: Literal["aligner", "llm"] = "aligner"
     """`aligner`: sentence similarity and dynamic programming; `llm`: a language model behind an OpenAI-compatible

@@ -1,4 +1,4 @@
-"""From blocks that are assigned to steps to one span a step: durations of points, small overlaps trimmed."""
+"""Turns blocks assigned to steps into one span a step: points get durations, small overlaps are trimmed."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,23 +12,23 @@ from prospect.errors import DataError
 from prospect.settings import Settings
 
 _PAST_END_S = 0.5
-"""Clocks of picture and annotation differ so much; beyond, the line is about another video (docs/data.md)."""
+"""Allowed difference between the clocks of pictures and annotations (docs/data.md)."""
 
 
 class SpanSettings(Settings):
-    """How long a point lasts, and which overlaps are the annotator's imprecision."""
+    """Durations of points, and the largest overlap that is trimmed."""
 
     point_seconds: Mapping[str, float] = {"screw": 6.0, "attach": 10.0, "demonstrate": 12.0}
-    """Seconds of a line without an end, by a word that it starts a word with (`screw` covers `screws`)."""
+    """Seconds of a line without an end, by the start of one of its words (`screw` covers `screws`)."""
     other_point_seconds: float = 8.0
     """Seconds of every other line without an end."""
     max_overlap_s: float = 5.0
-    """Neighbouring steps that overlap by at most so many seconds meet in the middle; more is reported."""
+    """Neighbouring steps that overlap by up to this many seconds meet in the middle; larger overlaps are reported."""
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Two steps whose spans overlap and stay as annotated."""
+    """Two steps whose spans overlap, kept as annotated."""
 
     first: str
     second: str
@@ -41,10 +41,10 @@ class Overlap:
 def block_ends(
     blocks: Sequence[Annotation], settings: SpanSettings, video_end: float | None = None
 ) -> NDArray[np.float64]:
-    """[B] when each block ends, in seconds.
+    """[B] end of each block in seconds.
 
-    A point, or a line that ends where it starts, gets its verb's duration, but no more than until the next
-    later start of a line and until the end of the video.
+    A point, or a line that ends where it starts, gets the duration of its verb, at most to the next later start of
+    a line and to the end of the video.
     """
     starts = np.array([block.start for block in blocks])
     later = np.sort(starts)
@@ -69,10 +69,10 @@ def spans_of(
     settings: SpanSettings,
     video_end: float | None = None,
 ) -> tuple[tuple[Step, ...], tuple[Overlap, ...]]:
-    """The steps with their spans, and the overlaps that are too large to be imprecision.
+    """The steps with their spans, and the overlaps that are too large to trim.
 
     A span goes from the first start to the last end of the step's blocks. `assignment` has the index of a step
-    for each block, `confidences` one number a step, `source` names the method.
+    for each block, or -1 for one of no step, `confidences` one number a step, `source` names the method.
 
     Raises:
         DataError: a block starts more than 0.5 s past the end of the video.
@@ -106,7 +106,7 @@ def _point_seconds(text: str, settings: SpanSettings) -> float:
 
 
 def _meet_in_the_middle(begins: NDArray[np.float64], finishes: NDArray[np.float64], largest: float) -> None:
-    """In place, from the first step to the last; not where the later step would lose its span or its place."""
+    """Trim overlaps in place, except where the later step would lose its span or its place in the order."""
     following = np.append(begins[2:], np.inf)
     for number in range(len(begins) - 1):
         overlap = finishes[number] - begins[number + 1]
@@ -116,7 +116,7 @@ def _meet_in_the_middle(begins: NDArray[np.float64], finishes: NDArray[np.float6
 
 
 def _overlaps(ids: Sequence[str], begins: Sequence[float], finishes: Sequence[float]) -> Iterator[Overlap]:
-    """Each step with the one of the earlier steps that lasts longest, where that one still goes on."""
+    """Overlaps of each step with the longest-lasting earlier step."""
     lasting = 0
     for number in range(1, len(ids)):
         if finishes[lasting] > begins[number]:

@@ -1,4 +1,4 @@
-"""The tab-separated table of step spans: `type id start_ts end_ts name` and how sure, behind the dialogue's ids."""
+"""The tab-separated table of step spans: ids of the dialogue, then `type id start_ts end_ts name confidence`."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ COLUMNS = ("dataset", "video_id", "dialogue_id", "type", "id", "start_ts", "end_
 
 
 def to_tsv(dialogues: Iterable[Dialogue]) -> Iterator[bytes]:
-    """The header, then one part a dialogue with one row a step; what is not known is empty."""
+    """The header, then one part a dialogue with one row a step; unknown values are empty."""
     yield _rows([COLUMNS])
     for dialogue in dialogues:
         times = {(change.step, change.kind): change.time for change in reversed(dialogue.transitions())}

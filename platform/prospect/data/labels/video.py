@@ -1,17 +1,17 @@
-"""Labels one video: its steps get their spans where nobody timed them, and its dialogues their frames."""
+"""Labels one video: untimed steps get spans, and the events of its dialogues get frames."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from prospect.data.labels.aligner import Alignment, align, support
+from prospect.data.labels.aligner import OUTSIDE, Alignment, align, support
 from prospect.data.labels.blocks import blocks_of
 from prospect.data.labels.llm.prompt import MappingRequest
 from prospect.data.labels.llm.report import MappingResult
 from prospect.data.labels.report import DialogueLabels
 from prospect.data.labels.settings import LabelSettings
-from prospect.data.labels.spans import spans_of
+from prospect.data.labels.spans import Overlap, spans_of
 from prospect.data.sources import QuarantinedRecord, place_all
 from prospect.dialogue.schema import Annotation, Dialogue, Record, Step
 from prospect.dialogue.timeline import CLAMP_S
@@ -19,20 +19,20 @@ from prospect.errors import DataError
 from prospect.similarity import SentenceEncoder, SentenceSimilarity, SimilaritySettings
 
 FramesOf = Callable[[str], int | None]
-"""T of a video by its id, or None where it is not known."""
+"""Number of frames of a video by its id; None if unknown."""
 
 
 class Video(Record):
-    """The dialogues of one video that share a recipe, and what tells when its steps happened."""
+    """The dialogues of one video that share a recipe, and the evidence for the times of its steps."""
 
     dialogues: tuple[Dialogue, ...]
-    """Without their annotations, which are the same for all."""
+    """Without their annotations, which are `lines`."""
     lines: tuple[Annotation, ...] = ()
-    """Annotation lines that steps without times are to be found in; empty where the source timed the steps."""
+    """Annotation lines of untimed steps; empty where the source timed them."""
     frames: int | None = None
-    """T of its embedding, where there is one."""
+    """Number of frames of its embedding, if there is one."""
     mapping: MappingResult | None = None
-    """What the language model said, where it was asked."""
+    """The language model's answer, if it was asked."""
 
     @property
     def name(self) -> str:
@@ -47,7 +47,7 @@ class Video(Record):
         return tuple(step for step in self.steps if step.performed)
 
     def request(self, settings: LabelSettings) -> MappingRequest:
-        """What a language model is asked about it."""
+        """The request to a language model."""
         names = tuple(step.name for step in self.performed)
         return MappingRequest(self.name, self.dialogues[0].goal, names, self.blocks(settings))
 
@@ -64,10 +64,10 @@ class Video(Record):
 
 
 class VideoLabels(Record):
-    """What labelling found out about a video."""
+    """The outcome of labelling a video."""
 
     steps: tuple[Step, ...] | None
-    """The steps with the spans that they got; None where they stay as they are."""
+    """The steps with their new spans; None if they are unchanged."""
     labels: tuple[DialogueLabels, ...]
     """One a dialogue."""
     quarantined: tuple[QuarantinedRecord, ...]
@@ -75,7 +75,7 @@ class VideoLabels(Record):
 
 
 def by_video(dialogues: Sequence[Dialogue], frames_of: FramesOf) -> tuple[list[Video], list[list[int]]]:
-    """Dialogues of the same video, recipe and lines together, in the order of the corpus, and their places in it."""
+    """Group dialogues of the same video, recipe and lines; returns the groups and the indices of their dialogues."""
     places: dict[tuple[Any, ...], list[int]] = {}
     for index, dialogue in enumerate(dialogues):
         key = (dialogue.dataset, dialogue.video_id, dialogue.steps, dialogue.annotations, dialogue.end)
@@ -92,13 +92,14 @@ def _video(dialogues: Sequence[Dialogue], frames_of: FramesOf) -> Video:
 
 
 def label_video(video: Video, settings: LabelSettings) -> VideoLabels:
-    """Finds the spans, places every event on its frame, and counts; what fails is quarantined with its reason."""
+    """Find the spans, place every event on its frame, and count; failures are quarantined with their reason."""
     steps, overlaps = None, []
     problems = [_record(video, "annotations", f"line {line.text!r} starts past its end") for line in video.late]
     if video.lines:
         try:
-            steps, found = _timed(video, settings)
+            steps, found, outside = _timed(video, settings)
             overlaps = [_record(video, "steps", str(overlap)) for overlap in found]
+            problems += [_record(video, "annotations", f"line {line.text!r} belongs to no step") for line in outside]
         except DataError as error:
             problems.append(_record(video, error.field or "annotations", str(error)))
     dialogues = [dialogue.model_copy(update={"steps": steps or dialogue.steps}) for dialogue in video.dialogues]
@@ -112,8 +113,10 @@ def _record(video: Video, field: str, reason: str) -> QuarantinedRecord:
     return QuarantinedRecord(video.dialogues[0].dataset, video.name, field, reason.removeprefix(f"{field}: "))
 
 
-def _timed(video: Video, settings: LabelSettings) -> tuple[tuple[Step, ...], tuple[object, ...]]:
-    """All steps of the recipe, those that were performed with their spans."""
+def _timed(
+    video: Video, settings: LabelSettings
+) -> tuple[tuple[Step, ...], tuple[Overlap, ...], tuple[Annotation, ...]]:
+    """All steps of the recipe, of which performed ones have spans; overlaps; and lines that belong to no step."""
     blocks, performed = video.blocks(settings), video.performed
     alignment, source = _alignment(video, blocks, settings)
     timed, overlaps = spans_of(
@@ -121,11 +124,12 @@ def _timed(video: Video, settings: LabelSettings) -> tuple[tuple[Step, ...], tup
         video.dialogues[0].end,
     )  # fmt: skip
     by_id = {step.id: step for step in timed}
-    return tuple(by_id.get(step.id, step) for step in video.steps), overlaps
+    outside = (block for block, step in zip(blocks, alignment.assignment, strict=True) if step == OUTSIDE)
+    return tuple(by_id.get(step.id, step) for step in video.steps), overlaps, tuple(outside)
 
 
 def _alignment(video: Video, blocks: Sequence[Annotation], settings: LabelSettings) -> tuple[Alignment, str]:
-    """The mapping and who made it; a language model's has the aligner's belief in it as confidence."""
+    """The mapping and who made it; confidences are the aligner's, also for a language model's mapping."""
     names = [step.name for step in video.performed]
     encoder = load_encoder(settings.similarity)
     if video.mapping is None or video.mapping.outcome == "aligner":
@@ -139,7 +143,7 @@ def _alignment(video: Video, blocks: Sequence[Annotation], settings: LabelSettin
 
 @lru_cache(maxsize=1)
 def load_encoder(similarity: SimilaritySettings) -> SentenceEncoder:
-    """The aligner's sentence encoder, once a process: it remembers the texts that it has read.
+    """The aligner's sentence encoder, one a process, since it caches texts.
 
     Raises:
         ConfigError: it is not there.

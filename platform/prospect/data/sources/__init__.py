@@ -1,7 +1,7 @@
-"""Readers: one module a format, each turning files into `Dialogue` records. `load_dialogues` is the only entrance.
+"""Readers: one module a format, each turning files into `Dialogue` records. `load_dialogues` is the entry point.
 
 A new format is one module with a `READER`, its line in `READERS`, and one file in configs/data. A new data set in
-a format that is here is its file in configs/data alone.
+an existing format needs only the file in configs/data.
 """
 
 from prospect.data.sources import (
@@ -14,12 +14,13 @@ from prospect.data.sources import (
     proassist_prepared,
     proassist_tree,
 )
-from prospect.data.sources.base import QuarantinedRecord
 from prospect.data.sources.corpus import Corpus, Source, read_corpus
 from prospect.data.sources.dialogues import to_jsonl
+from prospect.data.sources.fields import IgnoredField
 from prospect.data.sources.hygiene import Duplicate
 from prospect.data.sources.names import file_stem, recording_of, split_name
 from prospect.data.sources.placement import place_all
+from prospect.data.sources.quarantine import QuarantinedRecord, Reason, group_reasons
 from prospect.data.sources.settings import DataSettings
 from prospect.data.sources.videos import feature_files, find_videos
 from prospect.errors import ConfigError
@@ -40,10 +41,13 @@ __all__ = [
     "Corpus",
     "DataSettings",
     "Duplicate",
+    "IgnoredField",
     "QuarantinedRecord",
+    "Reason",
     "feature_files",
     "file_stem",
     "find_videos",
+    "group_reasons",
     "load_dialogues",
     "place_all",
     "recording_of",

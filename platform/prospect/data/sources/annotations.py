@@ -1,4 +1,4 @@
-"""Timed lines of what annotators wrote, as ProAssist collects them in `all_step_descriptions`."""
+"""Annotators' timed lines, as ProAssist collects them in `all_step_descriptions`."""
 
 import re
 from collections.abc import Iterable
@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from prospect.data.sources.base import QuarantinedRecord
+from prospect.data.sources.base import explain
+from prospect.data.sources.quarantine import QuarantinedRecord
 from prospect.dialogue.schema import Annotation
 
 FIELD = "parsed_video_anns.all_step_descriptions"
@@ -21,7 +22,7 @@ _NO_BLOCK = re.compile(r'^(?:(?:assistant|user):\s*".*|Summary:.*)$')
 
 
 def read_lines(text: Any, dataset: str, video_id: str) -> tuple[tuple[Annotation, ...], list[QuarantinedRecord]]:
-    """The annotations of a video, ordered by `in_order`, and each line that is none.
+    """The annotations of a video, ordered by `in_order`, and a record for each line that cannot be read.
 
     `[94.4s-105.2s] attach wheels` is a line of depth 0, ` - [111.0s] screw wheel` a part of the one before it,
     `(mistake: wrong order)` or `(ERROR: wrong tool)` behind it the mistake. Brackets may be missing:
@@ -35,13 +36,13 @@ def read_lines(text: Any, dataset: str, video_id: str) -> tuple[tuple[Annotation
         try:
             found += _read(line, bool(found))
         except (ValidationError, ValueError) as error:
-            why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            why = explain(error, line)[1] if isinstance(error, ValidationError) else str(error)
             unread.append(QuarantinedRecord(dataset, video_id, f"{FIELD}:{number}", why))
     return in_order(found), unread
 
 
 def _read(line: str, inside: bool) -> list[Annotation]:
-    """No annotation where the line is empty or speech; a part without a line before it stands for itself."""
+    """[] for an empty line or speech; a part without a line before it gets depth 0."""
     match = _LINE.match(line.rstrip())
     text = match[6] if match else line.strip()
     if not text or _NO_BLOCK.match(text):

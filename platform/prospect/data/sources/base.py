@@ -1,67 +1,88 @@
-"""What all readers share: files to raw records, raw records to dialogues, and why a record could not be one."""
+"""Shared by all readers: files to raw records, raw records to dialogues, and reasons for what cannot be used."""
 
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+)
+from pydantic_core import PydanticCustomError
 
-from prospect.data.sources.files import is_file, is_folder, list_files, read_json
-from prospect.data.sources.names import split_name
+from prospect.data.sources.events import convert_usable
+from prospect.data.sources.fields import Fields
+from prospect.data.sources.files import JsonDecoder, is_file, is_folder, list_files, read_json
+from prospect.data.sources.names import SPLITS, split_name
+from prospect.data.sources.quarantine import QuarantinedRecord, shorten
 from prospect.data.sources.settings import DataSettings
-from prospect.dialogue.schema import Annotation, Dialogue, Record, Step, Turn
+from prospect.dialogue.schema import Annotation, Dialogue, Record, Step, Text, Turn
 from prospect.errors import DataError
+from prospect.messages import first_mistake
 
 Raw = dict[str, Any]
 """One record as the file has it."""
 
-Trimmed = Annotated[str, StringConstraints(strip_whitespace=True)]
-"""Text without white space around it, so that a blank utterance is found to be empty."""
+Trimmed = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+"""Text without white space around it, which may not be blank."""
 
-OneLine = Annotated[str, BeforeValidator(lambda text: " ".join(text.split()) if isinstance(text, str) else text)]
-"""A step's name: it stands on one line of the context, so line breaks inside become spaces."""
+OneLine = Annotated[Text, BeforeValidator(lambda text: " ".join(text.split()) if isinstance(text, str) else text)]
+"""A step's name, which takes one line of the context: line breaks become spaces."""
+
+Time = Annotated[FiniteFloat, Field(ge=0)]
+"""Seconds."""
+
+Duration = Annotated[FiniteFloat, Field(gt=0)]
+"""Seconds of a video."""
+
+
+def _not_reversed(end: float | None, info: ValidationInfo) -> float | None:
+    start = info.data.get("start")
+    if end is not None and start is not None and end < start:
+        raise PydanticCustomError("reversed", "must not lie before start ({start} s)", {"start": start})
+    return end
+
+
+End = Annotated[Time, AfterValidator(_not_reversed)]
+"""Seconds, not before the field `start` above it."""
 
 
 class SourceRecord(BaseModel):
-    """Base of the files' own schemas: what a reader uses is validated, what it does not use is ignored."""
+    """Base of the files' own schemas: the fields that a reader uses are validated."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-@dataclass(frozen=True)
-class QuarantinedRecord:
-    """A record, or one event of it, that cannot be used."""
-
-    dataset: str
-    id: str
-    """`video_id/dialogue_id` as far as known, else where it stands: `file:record`."""
-    field: str
-    reason: str
-    """One sentence."""
-
-    def __str__(self) -> str:
-        return f"{self.dataset or 'unknown dataset'} {self.id}: {self.field}: {self.reason}"
 
 
 Result = Dialogue | QuarantinedRecord
 
 
-def _whole(raw: Raw) -> Iterable[Raw]:
+def _one_record(raw: Raw) -> Iterable[Raw]:
     return (raw,)
 
 
 @dataclass(frozen=True)
 class Reader:
-    """One format: which files of a folder it reads, and how a raw record becomes a dialogue."""
+    """One format: its files in a folder, and the way from a raw record to a dialogue."""
 
     patterns: tuple[str, ...]
-    """Names of its files in a folder; a path to a file is read whatever its name."""
+    """Names of its files in a folder. A path to a file is read under any name."""
     convert: Callable[[Raw], Dialogue]
     """Raises ValidationError or DataError for a record that cannot be used."""
-    split: Callable[[Raw], Iterable[Raw | QuarantinedRecord]] = _whole
-    """Cuts one element of the file into the records of one dialogue each, and into what of it cannot be used."""
+    fields: Fields
+    """The fields of one element that it uses; others are counted and named."""
+    elements: Callable[[Raw], Iterable[Raw]] = _one_record
+    """Opens a document of several videos into one element a video."""
+    split: Callable[[Raw], Iterable[Raw | QuarantinedRecord]] = _one_record
+    """Splits one element of the file into records, one a dialogue, and into what cannot be used."""
     split_in_name: bool = False
     """Whether a file's name says the split: `train_filtered.json`, `dialog-klg_val_L4096_I1.jsonl`."""
 
@@ -87,7 +108,16 @@ class Reader:
         Raises:
             DataError: the file is unreadable as a whole.
         """
-        return (result for row in SourceFile(self, os.fspath(path)).rows() for result in row)
+        return (result for row in SourceFile(self, os.fspath(path)).rows() for result in row.results)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one element of a file gave."""
+
+    results: list[Result]
+    ignored: list[tuple[str, Any]]
+    """(dotted path, value) of every field that no reader uses."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +127,7 @@ class SourceFile:
     reader: Reader
     url: str
     dataset: str = ""
-    """Data set of all its records, where the file's place says it; else each record names its own."""
+    """Data set of all its records where the folder names it; else each record names its own."""
 
     @property
     def name(self) -> str:
@@ -105,25 +135,35 @@ class SourceFile:
 
     @property
     def split(self) -> str:
-        """The split that the file's name says; empty where it says none."""
+        """The split in the file's name; empty where it has none."""
         match = (
             re.search(r"(?:^|_)(train|val|validation|test)(?=[_.])", self.name) if self.reader.split_in_name else None
         )
         return split_name(match.group(1)) if match else ""
 
-    def rows(self) -> Iterator[list[Result]]:
-        """The results of one element of the file after the other, turns sorted by time, equal times in source order.
+    def rows(self) -> Iterator[Row]:
+        """What each element of the file gives; turns sorted by time, equal times in source order.
 
         Raises:
             DataError: the file is unreadable as a whole.
         """
-        for number, element in enumerate(read_json(self.url), 1):
-            place = f"{self.name}:{number}"
+        decoder = JsonDecoder()
+        for number, element in enumerate(read_json(self.url, decoder), 1):
+            place, repeated = f"{self.name}:{number}", decoder.take_repeated()
             if isinstance(element, dict):
-                yield list(self._results(element | {"dataset": self.dataset} if self.dataset else element, place))
+                for each in self.reader.elements(element):
+                    yield self._row(each, place, repeated)
             else:
                 reason = element if isinstance(element, str) else f"a {type(element).__name__} is not a record"
-                yield [QuarantinedRecord(self.dataset, place, "record", reason)]
+                yield Row([QuarantinedRecord(self.dataset, place, "record", reason, place)], [])
+
+    def _row(self, element: Raw, place: str, repeated: bool) -> Row:
+        element = element | {"dataset": self.dataset} if self.dataset else element
+        results = list(self._results(element, place))
+        for path, value in self.reader.fields.repeated(element) if repeated else ():
+            reason = f"the field is there twice; the first value is used, and not {shorten(value)}"
+            results.append(_quarantine(element, place, DataError(reason, field=path)))
+        return Row(results, list(self.reader.fields.ignored(element)))
 
     def _results(self, element: Raw, place: str) -> Iterator[Result]:
         try:
@@ -133,23 +173,30 @@ class SourceFile:
             return
         for part in parts:
             if isinstance(part, QuarantinedRecord):
-                yield part
+                yield replace(part, file=place)
                 continue
             try:
-                yield self._finished(self.reader.convert(part))
+                dialogue, left_out = convert_usable(self.reader.convert, part)
+                yield self._finished(dialogue)
             except (ValidationError, DataError) as error:
                 yield _quarantine(part, place, error)
+            else:
+                for each in left_out:
+                    yield _quarantine(part, place, DataError(each.reason, field=each.field))
 
     def _finished(self, dialogue: Dialogue) -> Dialogue:
         turns = tuple(sorted(dialogue.turns, key=lambda turn: turn.time))
-        _slim((*turns, *dialogue.steps, *dialogue.annotations))
-        return dialogue.model_copy(update={"turns": turns, "split": split_name(dialogue.split or self.split)})
+        _share_fields_set((*turns, *dialogue.steps, *dialogue.annotations))
+        split = split_name(dialogue.split) or self.split
+        if split and split not in SPLITS:
+            raise DataError(f"{dialogue.split!r} must be one of {', '.join(SPLITS)}", field="split")
+        return dialogue.model_copy(update={"turns": turns, "split": split})
 
 
-def _slim(records: Iterable[Record]) -> None:
-    """Gives all records of a class one set of the fields that were given, which nobody asks for.
+def _share_fields_set(records: Iterable[Record]) -> None:
+    """Give all records of a class one `model_fields_set`, which nothing reads.
 
-    Each has its own otherwise: 728 bytes, more than the record itself, of which a source may hold two million.
+    Pydantic makes one a record: 728 bytes, more than the record itself. A source may hold two million records.
     """
     for record in records:
         object.__setattr__(record, "__pydantic_fields_set__", _FIELDS[type(record)])
@@ -159,26 +206,26 @@ _FIELDS: dict[type[Record], set[str]] = {kind: set(kind.model_fields) for kind i
 
 
 def recipe_steps(names: Iterable[str]) -> tuple[Step, ...]:
-    """Steps of which the recipe alone is known, so that they have no times and no transitions."""
+    """Steps known from the recipe alone, without times and transitions."""
     return tuple(Step(id=f"S{n}", name=" ".join(name.split()), source="recipe") for n, name in enumerate(names, 1))
 
 
 def _quarantine(raw: Raw, place: str, error: ValidationError | DataError) -> QuarantinedRecord:
-    names = (raw.get("video_id") or raw.get("video_uid") or raw.get("video_name") or place, raw.get("dialogue_id"))
-    field, reason = explain(error)
-    return QuarantinedRecord(str(raw.get("dataset") or ""), "/".join(str(n) for n in names if n), field, reason)
+    names = (next((raw[key] for key in _VIDEO_IDS if raw.get(key)), place), raw.get("dialogue_id"))
+    field, reason = explain(error, raw)
+    dataset, identity, field = (
+        text.encode(errors="backslashreplace").decode()  # a report can hold anything but half an emoji
+        for text in (str(raw.get("dataset") or ""), "/".join(str(n) for n in names if n), field)
+    )
+    return QuarantinedRecord(dataset, identity, field, reason, place)
 
 
-def explain(error: ValidationError | DataError) -> tuple[str, str]:
-    """The field and the one sentence of an error."""
+_VIDEO_IDS = ("video_id", "video_uid", "video_name", "video")
+
+
+def explain(error: ValidationError | DataError, raw: Any) -> tuple[str, str]:
+    """The field and the one sentence of an error in `raw`."""
     if isinstance(error, DataError):
         return error.field or "record", str(error)
-    first, *others = error.errors(include_url=False)
-    value = "" if first["type"] == "missing" else f", not {_short(first['input'])}"
-    more = f" (and {len(others)} more)" if others else ""
-    return ".".join(map(str, first["loc"])) or "record", f"{first['msg']}{value}{more}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    mistake = first_mistake(error.errors(include_url=False), raw)
+    return mistake.field or "record", mistake.reason

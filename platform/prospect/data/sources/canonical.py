@@ -1,68 +1,109 @@
-"""Canonical JSON lines, as `prepared/` has them: one video a line with timed steps and turns, seconds everywhere.
+"""Canonical JSON lines: one video a line with timed steps and turns, times in seconds.
 
 {"dataset", "video_id", "goal", "duration", "steps": [{"start", "end", "text", "substeps": [{"start", "end", "text"}]}],
- "turns": [{"time" or "start", "role", "text"}]}
+ "turns": [{"time" or "start", "role", "text"}], "annotations": [{"start", "end", "text"}]}
+
+Common synonyms of these names are read too (docs/data.md).
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import AliasChoices, Field, FiniteFloat
+from pydantic import AliasChoices, Field, FiniteFloat, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from prospect.data.sources.annotations import in_order
-from prospect.data.sources.base import OneLine, Raw, Reader, SourceRecord, Trimmed
-from prospect.dialogue.schema import Annotation, Dialogue, Role, Step, Turn
+from prospect.data.sources.base import Duration, End, OneLine, Raw, Reader, SourceRecord, Time, Trimmed
+from prospect.data.sources.fields import fields_of
+from prospect.dialogue.schema import Annotation, AnyText, Dialogue, Id, Role, Step, Turn
+
+_TEXT = AliasChoices("text", "name", "description", "step", "narration")
+_START = AliasChoices("start", "start_time", "start_ts")
+_END = AliasChoices("end", "end_time", "end_ts")
+_SKIPPED = -1.0
 
 
 class StepError(SourceRecord):
     """CaptainCook4D: what went wrong in a step."""
 
-    tag: str = ""
+    tag: AnyText = ""
 
 
-class Substep(SourceRecord):
-    """GoalStep: a part of a step, as the annotator timed it."""
+class Line(SourceRecord):
+    """A timed line of an annotator, or a part of a step (GoalStep)."""
 
-    text: OneLine
-    start: FiniteFloat
-    end: FiniteFloat | None = None
+    text: OneLine = Field(validation_alias=_TEXT)
+    start: Time = Field(validation_alias=_START)
+    end: End | None = Field(default=None, validation_alias=_END)
+
+    def annotation(self, depth: int = 0, mistake: str = "") -> Annotation:
+        return Annotation(start=self.start, end=self.end, text=self.text, depth=depth, mistake=mistake)
+
+
+class AnnotationLine(Line):
+    """A timed line with its parts."""
+
+    mistake: AnyText = ""
+    substeps: tuple[Line, ...] = ()
+
+    def lines(self) -> Iterator[Annotation]:
+        yield self.annotation(mistake=self.mistake)
+        yield from (part.annotation(depth=1) for part in self.substeps)
 
 
 class CanonicalStep(SourceRecord):
     """One step; CaptainCook4D writes times of -1, or the tag `Missing Step`, where it was skipped."""
 
-    text: OneLine
-    start: FiniteFloat | None = None
-    end: FiniteFloat | None = None
+    text: OneLine = Field(validation_alias=_TEXT)
     performed: Any = None
-    """False where skipped; elsewhere CaptainCook4D tells here in words how the step was performed."""
+    """False: skipped. CaptainCook4D describes here in words how the step was performed."""
     errors: tuple[StepError, ...] = ()
-    substeps: tuple[Substep, ...] = ()
+    start: Annotated[FiniteFloat, Field(ge=_SKIPPED)] | None = Field(default=None, validation_alias=_START)
+    end: FiniteFloat | None = Field(default=None, validation_alias=_END, validate_default=True)
+    substeps: tuple[Line, ...] = ()
+
+    @field_validator("end")
+    @classmethod
+    def _span(cls, end: float | None, info: ValidationInfo) -> float | None:
+        if "start" not in info.data or info.data.get("performed") is False:
+            return end
+        start = info.data["start"]
+        if (start is None) != (end is None):
+            raise PydanticCustomError("alone", "must be given together with start")
+        if end is not None and not (start == end == _SKIPPED):
+            if start < 0:
+                raise PydanticCustomError("negative", "must be -1 like start, where the step was skipped")
+            if end < start:
+                raise PydanticCustomError("reversed", "must not lie before start ({start} s)", {"start": start})
+        return end
+
+    @property
+    def skipped(self) -> bool:
+        tagged = any(error.tag == "Missing Step" for error in self.errors)
+        return self.performed is False or tagged or self.start == self.end == _SKIPPED
 
     def step(self, number: int) -> Step:
         identity = {"id": f"S{number}", "name": self.text, "source": "annotation"}
-        skipped = self.start == -1 and self.end == -1
-        if skipped or self.performed is False or any(error.tag == "Missing Step" for error in self.errors):
+        if self.skipped:
             return Step(**identity, performed=False)
         return Step(**identity, start=self.start, end=self.end)
 
     def lines(self) -> Iterator[Annotation]:
-        """The step and its parts as the lines from which labelling would find when it happened."""
+        """The step and its parts as annotation lines, from which labelling can time it."""
         if self.start is not None and self.start >= 0:
             yield Annotation(start=self.start, end=self.end, text=self.text)
-            for part in self.substeps:
-                yield Annotation(start=part.start, end=part.end, text=part.text, depth=1)
+            yield from (part.annotation(depth=1) for part in self.substeps)
 
 
 class CanonicalTurn(SourceRecord):
     """One utterance; HoloAssist calls its time `start` and labels it with `initiative` and `purpose`."""
 
-    role: Role
-    time: FiniteFloat = Field(validation_alias=AliasChoices("time", "start"))
-    text: Trimmed
-    labels: str = ""
-    initiative: str = ""
-    purpose: str = ""
+    role: Role = Field(validation_alias=AliasChoices("role", "speaker"))
+    time: Time = Field(validation_alias=AliasChoices("time", "start", "start_time", "timestamp"))
+    text: Trimmed = Field(validation_alias=AliasChoices("text", "content", "utterance"))
+    labels: AnyText = ""
+    initiative: AnyText = ""
+    purpose: AnyText = ""
 
     def turn(self) -> Turn:
         labels = self.labels or "|".join(filter(None, (self.initiative, self.purpose)))
@@ -72,26 +113,31 @@ class CanonicalTurn(SourceRecord):
 class CanonicalRecord(SourceRecord):
     """One line."""
 
-    dataset: str
-    video_id: str
-    dialogue_id: str = "main"
-    user_type: str = ""
-    split: str = ""
-    goal: str | None = None
-    knowledge: str = ""
-    duration: FiniteFloat | None = None
+    dataset: Id
+    video_id: Id = Field(validation_alias=AliasChoices("video_id", "video_uid", "video"))
+    dialogue_id: Id = "main"
+    user_type: AnyText = ""
+    split: AnyText = ""
+    goal: AnyText | None = Field(default=None, validation_alias=AliasChoices("goal", "task"))
+    knowledge: AnyText = Field(default="", validation_alias=AliasChoices("knowledge", "recipe"))
+    duration: Duration | None = None
     steps: tuple[CanonicalStep, ...] = ()
-    turns: tuple[CanonicalTurn, ...] = ()
+    turns: tuple[CanonicalTurn, ...] = Field(
+        default=(), validation_alias=AliasChoices("turns", "dialogue", "conversation", "utterances")
+    )
+    lines: tuple[AnnotationLine, ...] = Field(default=(), validation_alias="annotations")
 
     def annotations(self) -> tuple[Annotation, ...]:
-        """Lines where steps have parts; elsewhere the steps' own times say all."""
+        """The annotators' lines, or those of steps with parts; without parts the steps' own times say the same."""
+        if self.lines:
+            return in_order(line for group in self.lines for line in group.lines())
         if not any(step.substeps for step in self.steps):
             return ()
         return in_order(line for step in self.steps for line in step.lines())
 
     def dialogue(self) -> Dialogue:
         return Dialogue(
-            **self.model_dump(exclude={"goal", "steps", "turns"}),
+            **self.model_dump(exclude={"goal", "steps", "turns", "lines"}),
             goal=self.goal or "",
             steps=tuple(step.step(number) for number, step in enumerate(self.steps, 1)),
             turns=tuple(turn.turn() for turn in self.turns),
@@ -99,9 +145,12 @@ class CanonicalRecord(SourceRecord):
         )
 
 
+FIELDS = fields_of(CanonicalRecord)
+
+
 def convert(raw: Raw) -> Dialogue:
     """One line; its steps become S1..SK in the order of the file, which is the recipe's."""
     return CanonicalRecord.model_validate(raw).dialogue()
 
 
-READER = Reader(patterns=("*.jsonl", "*.jsonl.gz"), convert=convert)
+READER = Reader(patterns=("*.jsonl", "*.jsonl.gz"), fields=FIELDS, convert=convert)

@@ -1,13 +1,15 @@
-"""From a source's settings to its corpus: which records, which of them are held out, and which videos are there."""
+"""Reads a source into a corpus: its records, their splits, and the files of their videos."""
 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from prospect.data.sources.base import QuarantinedRecord, Result, SourceFile
+from prospect.data.sources.base import Result, SourceFile
+from prospect.data.sources.fields import IgnoredField, IgnoredFields
 from prospect.data.sources.hygiene import Duplicate, find_duplicates, with_splits, without_straddling
 from prospect.data.sources.names import SPLITS, dataset_name, split_name
+from prospect.data.sources.quarantine import QuarantinedRecord
 from prospect.data.sources.settings import DataSettings
 from prospect.data.sources.videos import find_videos
 from prospect.dialogue.schema import Dialogue
@@ -15,7 +17,7 @@ from prospect.errors import ConfigError
 
 
 class Source(Protocol):
-    """What a source is to the corpus: names of its files, for people, and the files that the settings name."""
+    """What `read_corpus` needs of a source: the names of its files, for messages, and the files to read."""
 
     @property
     def patterns(self) -> tuple[str, ...]: ...
@@ -25,19 +27,23 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a source holds."""
+    """The dialogues of a source, and what was found out about them."""
 
     dialogues: list[Dialogue]
     """In file order; every one has a split."""
     videos: dict[str, str]
-    """Path or URL of the video file by video id, of the dialogues' videos that are there; ids may share a file."""
+    """Path or URL of the video file by video id, for every video that was found; ids may share a file."""
     quarantined: list[QuarantinedRecord] = field(default_factory=list)
     duplicates: list[Duplicate] = field(default_factory=list)
-    """Dialogues that the source has twice under different ids, in all its splits."""
+    """Dialogues with the same content under different ids, across all splits."""
+    ignored: list[IgnoredField] = field(default_factory=list)
+    """Fields of the files that no reader uses."""
+    nearest: dict[str, str] = field(default_factory=dict)
+    """Of videos without a file: the path or URL of the file with the most similar name, if one is similar."""
 
     @property
     def missing_videos(self) -> list[str]:
-        """Ids of videos that a dialogue is about and no file was found for."""
+        """Ids of the dialogues' videos without a file."""
         return sorted({dialogue.video_id for dialogue in self.dialogues} - self.videos.keys())
 
     def split(self, name: str) -> list[Dialogue]:
@@ -52,12 +58,14 @@ def read_corpus(source: Source, settings: DataSettings) -> Corpus:
         DataError: a folder or file is missing or unreadable as a whole.
     """
     wanted = _splits(settings)
-    dialogues, quarantined = _unique(_results(source.files(settings), settings))
+    ignored = IgnoredFields()
+    dialogues, quarantined = _unique(_results(source.files(settings), settings, ignored))
     dialogues, straddling = without_straddling(with_splits(dialogues, settings.holdout))
     duplicates = find_duplicates(dialogues)
     dialogues = [dialogue for dialogue in dialogues if not wanted or dialogue.split in wanted]
     videos = find_videos(settings.video_folder, dialogues)
-    return Corpus(dialogues, videos, [*quarantined, *straddling], duplicates)
+    left_out = [*quarantined, *straddling, *videos.ambiguous]
+    return Corpus(dialogues, videos.found, left_out, duplicates, ignored.counted(), videos.nearest)
 
 
 def _splits(settings: DataSettings) -> set[str]:
@@ -70,14 +78,14 @@ def _splits(settings: DataSettings) -> set[str]:
     return wanted
 
 
-def _results(files: list[SourceFile], settings: DataSettings) -> Iterator[Result]:
-    """The results of the wanted data sets; a broken record that names none stays in the report."""
+def _results(files: list[SourceFile], settings: DataSettings, ignored: IgnoredFields) -> Iterator[Result]:
+    """The results of the wanted data sets; a broken record without a data set stays in the report."""
     found, counts = {file.dataset for file in files}, Counter[str]()
     for file in files:
         for row in file.rows():
-            names = {result.dataset for result in row}
+            names = {result.dataset for result in row.results}
             found |= names | set(map(dataset_name, names))
-            kept = [result for result in row if _wanted(result.dataset, settings.datasets)]
+            kept = [result for result in row.results if _wanted(result.dataset, settings.datasets)]
             split = next((result.split for result in kept if isinstance(result, Dialogue)), None)
             if split is not None and settings.num_rows >= 0:
                 counts[split] += 1
@@ -85,6 +93,8 @@ def _results(files: list[SourceFile], settings: DataSettings) -> Iterator[Result
                     if file.dataset and file.split:
                         break
                     continue
+            if kept:
+                ignored.add(kept[0].dataset, row.ignored)
             yield from kept
     for name in settings.datasets:
         if name not in found:
@@ -113,7 +123,7 @@ def _unique(results: Iterator[Result]) -> tuple[list[Dialogue], list[Quarantined
 
 
 def _shared(dialogue: Dialogue, first: Dialogue) -> Dialogue:
-    """The dialogue with what it says like the first one of its video held once: up to 881 lines, ten times a video."""
+    """The dialogue, sharing equal fields with the first one of its video: up to 881 lines in ten dialogues."""
     names = ("goal", "knowledge", "steps", "annotations")
     return dialogue.model_copy(
         update={n: getattr(first, n) for n in names if getattr(first, n) == getattr(dialogue, n)}

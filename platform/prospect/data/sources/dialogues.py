@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from prospect.data.sources.base import Raw, Reader
+from prospect.data.sources.fields import fields_of
 from prospect.dialogue.schema import Dialogue
 
 
@@ -16,4 +17,4 @@ def convert(raw: Raw) -> Dialogue:
     return Dialogue.model_validate(raw)
 
 
-READER = Reader(patterns=("*.jsonl", "*.jsonl.gz"), convert=convert)
+READER = Reader(patterns=("*.jsonl", "*.jsonl.gz"), fields=fields_of(Dialogue), convert=convert)

@@ -10,15 +10,17 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from prospect.data.sources.annotations import in_order
-from prospect.data.sources.base import OneLine, QuarantinedRecord, Raw, Reader, SourceRecord, explain
-from prospect.dialogue.schema import Annotation, Dialogue, Role, Step, Turn
+from prospect.data.sources.base import Duration, OneLine, Raw, Reader, SourceRecord, Time, explain
+from prospect.data.sources.fields import fields_of
+from prospect.data.sources.quarantine import QuarantinedRecord
+from prospect.dialogue.schema import Annotation, AnyText, Dialogue, Id, Role, Step, Turn
 from prospect.errors import DataError
 
 UNINTELLIGIBLE = "*unintelligible*"
 LOW_CONFIDENCE = "low-confidence-transcription"
 
 Word = Annotated[str, BeforeValidator(lambda text: "" if text in (None, "none") else text)]
-"""A field of the annotators' form, which says `none` where nothing applies."""
+"""A field of the annotators' form; `none` means empty."""
 
 
 class Coarse(SourceRecord):
@@ -48,7 +50,7 @@ class Conversation(SourceRecord):
 class Event(SourceRecord):
     """What all events have; times in seconds of the video."""
 
-    start: Annotated[FiniteFloat, Field(ge=0)]
+    start: Time
     end: FiniteFloat
 
 
@@ -77,7 +79,7 @@ class ConversationEvent(Event):
     attributes: Conversation
 
     def turn(self) -> Turn | None:
-        """None where the annotator is not sure what was said: that is nothing to learn to say."""
+        """None where the annotator is not sure what was said."""
         text = self.attributes.transcription.strip()
         if not text or UNINTELLIGIBLE in text or self.attributes.confidence == LOW_CONFIDENCE:
             return None
@@ -88,7 +90,7 @@ class ConversationEvent(Event):
 
 
 class NarrationEvent(SourceRecord):
-    """A summary of the whole video, which is no event."""
+    """A summary of the whole video, not an event."""
 
     label: Literal["Narration"]
 
@@ -98,19 +100,19 @@ _EVENT: TypeAdapter[Any] = TypeAdapter(
 )
 
 
-class Duration(SourceRecord):
-    seconds: FiniteFloat | None = None
+class StatedDuration(SourceRecord):
+    seconds: Duration | None = None
 
 
 class VideoMetadata(SourceRecord):
-    duration: Duration = Duration()
+    duration: StatedDuration = StatedDuration()
 
 
 class HoloAssistRecord(SourceRecord):
     """One video."""
 
-    video_name: str
-    goal: str = Field(default="", validation_alias="taskType")
+    video_name: Id
+    goal: AnyText = Field(default="", validation_alias="taskType")
     metadata: VideoMetadata = Field(default=VideoMetadata(), validation_alias="videoMetadata")
 
 
@@ -130,7 +132,7 @@ def split(element: Raw) -> Iterator[Raw | QuarantinedRecord]:
             elif isinstance(read, ConversationEvent):
                 turns.append(read.turn())
         except ValidationError as error:
-            field, reason = explain(error)
+            field, reason = explain(error, event)
             video = str(element.get("video_name") or "")
             yield QuarantinedRecord("holoassist", video, f"events.{number}.{field}", reason)
     steps.sort(key=lambda step: step.start)
@@ -146,7 +148,7 @@ def split(element: Raw) -> Iterator[Raw | QuarantinedRecord]:
 
 
 def _nested(steps: list[Annotation], lines: list[Annotation]) -> Iterator[Annotation]:
-    """Each fine line behind the last step that starts before it; one before all steps stands for itself."""
+    """Each fine line behind the last step that starts before it; lines before all steps get depth 0."""
     both = sorted([*steps, *lines], key=lambda line: (line.start, line.depth))
     first = steps[0].start if steps else float("inf")
     for line in both:
@@ -154,7 +156,7 @@ def _nested(steps: list[Annotation], lines: list[Annotation]) -> Iterator[Annota
 
 
 def convert(raw: Raw) -> Dialogue:
-    """One video, as the one dialogue that it has."""
+    """One video, which has one dialogue."""
     record = HoloAssistRecord.model_validate(raw)
     return Dialogue(
         dataset="holoassist",
@@ -168,4 +170,6 @@ def convert(raw: Raw) -> Dialogue:
     )
 
 
-READER = Reader(patterns=("*.json",), convert=convert, split=split)
+FIELDS = fields_of(HoloAssistRecord, events=fields_of(CoarseEvent, FineEvent, ConversationEvent))
+
+READER = Reader(patterns=("*.json",), fields=FIELDS, convert=convert, split=split)

@@ -1,11 +1,11 @@
-"""What keeps a score honest: splits by recording, and dialogues that a source has twice."""
+"""Keeps scores honest: splits by recording, and a search for duplicate dialogues."""
 
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from prospect.data.sources.base import QuarantinedRecord
 from prospect.data.sources.names import SPLITS, recording_of
+from prospect.data.sources.quarantine import QuarantinedRecord
 from prospect.dialogue.schema import Dialogue
 from prospect.errors import ConfigError
 from prospect.hashing import derived_seed
@@ -23,7 +23,7 @@ class Duplicate:
 
     @property
     def crosses_splits(self) -> bool:
-        """Whether one of them tells what the other is scored on."""
+        """Whether the two stand on different sides of a split."""
         return self.splits[0] != self.splits[1]
 
     def __str__(self) -> str:
@@ -35,7 +35,7 @@ def _recording(dialogue: Dialogue) -> str:
 
 
 def _strictest(splits: Iterable[str]) -> str:
-    """Of several splits the one that is held out most; a split of another name than these stands behind train."""
+    """The split that is held out most; a split of an unknown name comes after train."""
     return max(splits, key=lambda split: (SPLITS.index(split) if split in SPLITS else 0.5, split))
 
 
@@ -59,7 +59,7 @@ def with_splits(dialogues: list[Dialogue], holdout: int | tuple[str, ...]) -> li
 
 
 def _named(dialogues: list[Dialogue], videos: tuple[str, ...]) -> set[str]:
-    """The recordings of the videos: with one view of a recording all are held out."""
+    """The recordings of the videos, of which all views are held out."""
     recordings = {dialogue.video_id: _recording(dialogue) for dialogue in dialogues}
     for video in videos:
         if video not in recordings:
@@ -68,7 +68,7 @@ def _named(dialogues: list[Dialogue], videos: tuple[str, ...]) -> set[str]:
 
 
 def _drawn(stated: dict[str, set[str]], count: int) -> list[str]:
-    """`count` recordings by hash, so that the draw does not change with the order of the files."""
+    """`count` recordings by hash: the draw does not depend on the order of the files."""
     free = sorted((name for name, splits in stated.items() if not splits), key=lambda n: derived_seed("holdout", n))
     if not 0 <= count <= len(free):
         raise ConfigError(
@@ -79,7 +79,7 @@ def _drawn(stated: dict[str, set[str]], count: int) -> list[str]:
 
 
 def without_straddling(dialogues: list[Dialogue]) -> tuple[list[Dialogue], list[QuarantinedRecord]]:
-    """Of a recording that lies in several splits, the part in the strictest one; the rest is quarantined."""
+    """Keep the strictest split of each recording; its parts in other splits are quarantined."""
     videos: dict[str, dict[str, str]] = defaultdict(dict)
     for dialogue in dialogues:
         videos[_recording(dialogue)].setdefault(dialogue.split, dialogue.video_id)
@@ -97,7 +97,7 @@ def without_straddling(dialogues: list[Dialogue]) -> tuple[list[Dialogue], list[
 
 
 def find_duplicates(dialogues: list[Dialogue]) -> list[Duplicate]:
-    """Each dialogue that repeats an earlier one's goal and utterances (its goal and steps, where nobody speaks)."""
+    """Find dialogues that repeat the goal and utterances of an earlier one (goal and steps if nobody speaks)."""
     first: dict[int, Dialogue] = {}
     found = []
     for dialogue in dialogues:
@@ -111,6 +111,6 @@ def find_duplicates(dialogues: list[Dialogue]) -> list[Duplicate]:
 
 
 def _content(dialogue: Dialogue) -> tuple[str, tuple[tuple[object, ...], ...]]:
-    """What two dialogues must share to be one; times of utterances may differ."""
+    """The content that makes two dialogues duplicates; times of utterances may differ."""
     turns = tuple((turn.role, turn.text) for turn in dialogue.turns)
     return dialogue.goal, turns or tuple((step.name, step.start, step.end) for step in dialogue.steps)

@@ -1,21 +1,30 @@
-"""What a video's id says: the name of its files, the recording that it is a part or a view of; and splits' names."""
+"""Names of splits, and what follows from a video id: the name of its files and the recording it shows."""
 
 import re
 
 SPLITS = ("train", "validation", "test")
-"""From what a model learns to what nobody may have seen."""
+"""From the least to the most held out."""
 
+_SPLIT_SYNONYMS = {
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "dev": "validation",
+    "development": "validation",
+    "testing": "test",
+}
 _FOLDERS = {"ego4d-goalstep": "ego4d", "ego4d_goalstep": "ego4d", "epic_kitchens": "epickitchens"}
 _TASK_PREFIX = re.compile(r"^(?:dis)?assembly_")
 
 
 def split_name(name: str) -> str:
-    """The project's name of a split: ProAssist's `val` is `validation`."""
-    return "validation" if name == "val" else name
+    """The project's name of a split; a name that is not known stays as it is."""
+    plain = name.strip().lower()
+    return _SPLIT_SYNONYMS.get(plain, plain if plain in SPLITS else name)
 
 
 def dataset_name(name: str) -> str:
-    """The name of ProAssist's folder for a data set that its records call otherwise."""
+    """The name of a data set's folder in ProAssist's tree, where records use another one."""
     return _FOLDERS.get(name, name)
 
 
@@ -33,6 +42,6 @@ def file_stem(dataset: str, video_id: str) -> str:
 
 
 def recording_of(dataset: str, video_id: str) -> str:
-    """The recording that a video shows: all cameras and all parts of one Assembly101 recording have the same."""
+    """The recording that a video shows, the same for all cameras and parts of an Assembly101 recording."""
     stem = file_stem(dataset, video_id)
     return stem.partition("__")[0] if dataset == "assembly101" else stem

@@ -1,8 +1,8 @@
-"""Dialogues on their videos' frames: how long each video is, and what of a dialogue lies outside of it."""
+"""Places dialogues on the frames of their videos, and finds events outside of them."""
 
 from collections.abc import Callable, Iterable
 
-from prospect.data.sources.base import QuarantinedRecord
+from prospect.data.sources.quarantine import QuarantinedRecord
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.timeline import Timeline, frame_at, num_frames, place
 
@@ -10,11 +10,11 @@ from prospect.dialogue.timeline import Timeline, frame_at, num_frames, place
 def place_all(
     dialogues: Iterable[Dialogue], frames_of: Callable[[str], int | None]
 ) -> tuple[list[tuple[Dialogue, Timeline]], list[QuarantinedRecord]]:
-    """The timeline of every dialogue, and each event that has no place in its video.
+    """Place every dialogue on its timeline; events outside the video are quarantined.
 
     Args:
         dialogues: the records.
-        frames_of: T of a video by its id (of its embedding, where there is one), or None where unknown.
+        frames_of: number of frames of a video by its id (from its embedding), None if unknown.
     """
     placed = [
         (dialogue, place(dialogue, total_frames(dialogue, frames_of(dialogue.video_id)))) for dialogue in dialogues
@@ -28,7 +28,7 @@ def place_all(
 
 
 def total_frames(dialogue: Dialogue, known: int | None = None) -> int:
-    """T of the video: as counted, else as the source states it, else as many as hold all its events."""
+    """Number of frames of the video: as counted, else as the source states, else enough for all its events."""
     if known is not None:
         return known
     if dialogue.end is not None:

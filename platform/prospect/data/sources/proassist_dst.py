@@ -6,14 +6,17 @@ Only times are read. The turns' `start_frame` is the end of the previous event i
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, FiniteFloat
+from pydantic import Field, FiniteFloat, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
-from prospect.data.sources.base import OneLine, Raw, Reader, SourceRecord
-from prospect.data.sources.proassist_generated import GeneratedTurn
+from prospect.data.sources.base import OneLine, Raw, Reader, SourceRecord, Time
+from prospect.data.sources.fields import fields_of
+from prospect.data.sources.proassist_generated import GeneratedTurn, SystemTurn
 from prospect.data.sources.proassist_prepared import clip_id
-from prospect.dialogue.schema import Dialogue, Step, TimedTransition, TransitionKind, parse_recipe
+from prospect.dialogue.recipe import read_recipe
+from prospect.dialogue.schema import AnyText, Dialogue, Id, Step, TimedTransition, TransitionKind
 from prospect.dialogue.state import Transition
 from prospect.dialogue.timeline import decision_frame
 from prospect.errors import DataError
@@ -27,11 +30,19 @@ class Span(SourceRecord):
     type: Literal["step", "STEP"]
     id: StepId
     name: OneLine
-    start_ts: FiniteFloat
-    end_ts: FiniteFloat
     performed: bool = True
-    confidence: float | None = None
-    source: str | None = None
+    start_ts: Annotated[FiniteFloat, Field(ge=-1)]
+    end_ts: FiniteFloat
+    confidence: Annotated[float, Field(ge=0, le=1)] | None = None
+    source: AnyText | None = None
+
+    @field_validator("end_ts")
+    @classmethod
+    def _span(cls, end: float, info: ValidationInfo) -> float:
+        start = info.data.get("start_ts", end)
+        if info.data.get("performed") and not (start == end == -1) and not 0 <= start <= end:
+            raise PydanticCustomError("reversed", "must not lie before start_ts ({start} s)", {"start": start})
+        return end
 
     def step(self) -> Step:
         known = {"id": self.id, "name": self.name, "confidence": self.confidence, "source": self.source or "dst"}
@@ -51,7 +62,7 @@ class DstUpdate(SourceRecord):
     """One DST_UPDATE turn."""
 
     role: Literal["DST_UPDATE"]
-    time: FiniteFloat
+    time: Time
     content: tuple[Change, ...]
 
     def transitions(self) -> Iterable[TimedTransition]:
@@ -59,30 +70,22 @@ class DstUpdate(SourceRecord):
             yield TimedTransition(time=self.time, step=int(change.id[1:]) - 1, kind=change.transition)
 
 
-def _without_system(conversation: Any) -> Any:
-    if not isinstance(conversation, list):
-        return conversation
-    return [turn for turn in conversation if not (isinstance(turn, dict) and turn.get("role") == "system")]
-
-
 class DstMetadata(SourceRecord):
     """What the per-video file keeps about the conversation."""
 
-    user_type: str = ""
+    user_type: AnyText = ""
     conversation_index: int = 0
 
 
 class DstRecord(SourceRecord):
     """One conversation, or one clip of it."""
 
-    dataset: str
-    video_uid: str
+    dataset: Id
+    video_uid: Id
     clip_idx: int = 0
-    inferred_goal: str = ""
-    inferred_knowledge: str = ""
-    conversation: Annotated[
-        tuple[Annotated[GeneratedTurn | DstUpdate, Field(discriminator="role")], ...], BeforeValidator(_without_system)
-    ]
+    inferred_goal: AnyText = ""
+    inferred_knowledge: AnyText = ""
+    conversation: tuple[Annotated[GeneratedTurn | DstUpdate | SystemTurn, Field(discriminator="role")], ...]
     dst: tuple[Span, ...] | None = None
     metadata: DstMetadata = DstMetadata()
     start_frame_idx: int | None = None
@@ -92,7 +95,7 @@ class DstRecord(SourceRecord):
         """The recipe's steps, with the spans of `dst` where it has them."""
         known = {
             f"S{n}": Step(id=f"S{n}", name=name, source="recipe")
-            for n, name in enumerate(parse_recipe(self.inferred_knowledge), 1)
+            for n, name in enumerate(read_recipe(self.inferred_knowledge).steps, 1)
         }
         repeated = [step for step, count in Counter(span.id for span in self.dst or ()).items() if count > 1]
         if repeated:
@@ -149,4 +152,4 @@ def _require_agreement(spans: Iterable[TimedTransition], stated: Iterable[TimedT
         raise DataError(f"{says} says {Transition.of(step, kind)} at {time:g} s, {silent}{more}", field="dst")
 
 
-READER = Reader(patterns=("*.json", "*.jsonl"), convert=convert, split_in_name=True)
+READER = Reader(patterns=("*.json", "*.jsonl"), fields=fields_of(DstRecord), convert=convert, split_in_name=True)

@@ -1,17 +1,19 @@
 """ProAssist's generated dialogues: one element a video, several conversations, one dialogue each.
 
-The steps are those of the recipe text; nobody has timed them, so there are no DST labels yet. What annotators
-wrote while they watched comes along as annotations.
+The steps are those of the recipe text, without times, so there are no DST labels yet. The lines that annotators
+wrote while they watched become annotations.
 """
 
 import sys
 from collections.abc import Iterator
-
-from pydantic import FiniteFloat
+from typing import Literal
 
 from prospect.data.sources.annotations import read_lines
-from prospect.data.sources.base import QuarantinedRecord, Raw, Reader, SourceRecord, Trimmed, recipe_steps
-from prospect.dialogue.schema import Dialogue, Role, Turn, parse_recipe
+from prospect.data.sources.base import Duration, Raw, Reader, SourceRecord, Time, Trimmed, recipe_steps
+from prospect.data.sources.fields import fields_of
+from prospect.data.sources.quarantine import QuarantinedRecord
+from prospect.dialogue.recipe import read_recipe
+from prospect.dialogue.schema import AnyText, Dialogue, Id, Role, Turn
 from prospect.errors import DataError
 
 
@@ -19,10 +21,10 @@ class GeneratedTurn(SourceRecord):
     """One utterance, with the assistant's rolling progress summary."""
 
     role: Role
-    time: FiniteFloat
+    time: Time
     content: Trimmed
-    labels: str = ""
-    progress: str | None = None
+    labels: AnyText = ""
+    progress: AnyText | None = None
 
     def turn(self) -> Turn:
         labels = sys.intern(self.labels)  # a few dozen different ones in a million turns
@@ -30,22 +32,28 @@ class GeneratedTurn(SourceRecord):
         return Turn(role=self.role, time=self.time, text=self.content, labels=labels, progress=progress)
 
 
+class SystemTurn(SourceRecord):
+    """A system prompt or a range of frames, which our clips make themselves."""
+
+    role: Literal["system", "frames"]
+
+
 class VideoAnnotations(SourceRecord):
     """The part of `parsed_video_anns` that places a conversation in its video."""
 
-    duration: FiniteFloat | None = None
-    video_start_time: FiniteFloat | None = None
+    duration: Duration | None = None
+    video_start_time: Time | None = None
 
 
 class GeneratedRecord(SourceRecord):
     """One conversation of one video."""
 
-    dataset: str
-    video_uid: str
-    dialogue_id: str
-    user_type: str = ""
-    inferred_goal: str = ""
-    inferred_knowledge: str = ""
+    dataset: Id
+    video_uid: Id
+    dialogue_id: Id
+    user_type: AnyText = ""
+    inferred_goal: AnyText = ""
+    inferred_knowledge: AnyText = ""
     parsed_video_anns: VideoAnnotations
     conversation: tuple[GeneratedTurn, ...]
 
@@ -53,8 +61,8 @@ class GeneratedRecord(SourceRecord):
 def split(element: Raw) -> Iterator[Raw | QuarantinedRecord]:
     """One record for each conversation of a video, numbered as ProAssist numbers its users: `talk_some_0`.
 
-    What is no conversation becomes an empty one, whose missing fields are named. Steps and annotations are read
-    once and shared by the video's records.
+    Another value becomes an empty record, whose missing fields are named. Steps and annotations are read once and
+    shared by the video's records.
     """
     conversations = element.get("conversations")
     if not isinstance(conversations, list) or not conversations:
@@ -69,7 +77,7 @@ def split(element: Raw) -> Iterator[Raw | QuarantinedRecord]:
     shared = {
         "dataset": dataset,
         "annotations": annotations,
-        "steps": recipe_steps(parse_recipe(knowledge)) if isinstance(knowledge, str) else (),
+        "steps": recipe_steps(read_recipe(knowledge).steps) if isinstance(knowledge, str) else (),
     }
     for number, conversation in enumerate(conversations):
         talk = conversation if isinstance(conversation, dict) else {}
@@ -95,4 +103,14 @@ def convert(raw: Raw) -> Dialogue:
     return dialogue.model_copy(update={"steps": raw["steps"], "annotations": raw["annotations"]})
 
 
-READER = Reader(patterns=("*.json",), convert=convert, split=split, split_in_name=True)
+_CONVERSATION = fields_of(GeneratedRecord)
+FIELDS = fields_of(
+    dataset=None,
+    video_uid=None,
+    inferred_goal=None,
+    inferred_knowledge=None,
+    conversations=fields_of(user_type=None, conversation=_CONVERSATION.inside["conversation"]),
+    parsed_video_anns=fields_of(VideoAnnotations, dataset=None, all_step_descriptions=None),
+)
+
+READER = Reader(patterns=("*.json",), fields=FIELDS, convert=convert, split=split, split_in_name=True)

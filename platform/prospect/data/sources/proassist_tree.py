@@ -17,7 +17,7 @@ _SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Tree:
-    """The layout as a source: each folder's name is the data set of all records in it."""
+    """The tree as a source: a folder's name is the data set of all its records."""
 
     patterns: tuple[str, ...] = ("generated_dialogs/*.json", "prepared/*.jsonl")
 

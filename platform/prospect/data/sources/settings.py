@@ -13,11 +13,11 @@ def _location(value: Any) -> Any:
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(text, str):
         return text
-    return text.rstrip("/") if "://" in text else os.path.normpath(text)
+    return text.rstrip("/") if "://" in text else os.path.normpath(os.path.expanduser(text))
 
 
 Location = Annotated[str, BeforeValidator(_location)]
-"""A local path, or a URL of any file system that pyarrow or fsspec opens."""
+"""A local path, in which `~` is the home folder, or a URL of any file system that pyarrow or fsspec opens."""
 
 
 class DataSettings(Settings):

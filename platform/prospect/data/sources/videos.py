@@ -1,57 +1,115 @@
-"""Which files belong to a video id: pictures, ProAssist's frames and ProAssist's features."""
+"""Finds the files of a video id: the video, ProAssist's frames, or ProAssist's features."""
 
+import difflib
+import os
+import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from prospect.data.sources.files import is_folder, list_files, list_folders
-from prospect.data.sources.names import file_stem
+from prospect.data.sources.names import dataset_name, file_stem
 from prospect.data.sources.proassist_tree import datasets_of
+from prospect.data.sources.quarantine import QuarantinedRecord
 from prospect.data.sources.settings import DataSettings
 from prospect.dialogue.schema import Dialogue
 from prospect.errors import ConfigError, DataError
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpeg", ".mpg"})
+VIDEO_SUFFIXES = frozenset(
+    {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts"}
+    | {".webm", ".wmv"}
+)
 FRAMES_SUFFIX = ".arrow"
 """ProAssist's pictures at 2 frames a second, in a folder `frames`."""
 
 _NAMED_BY_FOLDER = frozenset({"Video_pitchshift", "Video"})
 """HoloAssist's `<id>/Export_py/Video_pitchshift.mp4` and WTaG's `<id>/Video/Video.mpeg`."""
 
+_MOST_COMPARED = 200
+"""Missing videos whose nearest file is looked for."""
 
-def find_videos(folder: str, dialogues: Iterable[Dialogue]) -> dict[str, str]:
-    """The file, by path or URL, of each video under `folder` that a dialogue is about.
 
-    A file is named after the video id or its `file_stem`, or lies as the data sets' own releases have it; two
-    ids may share one.
+@dataclass(frozen=True)
+class VideoFiles:
+    """The files of the dialogues' videos."""
+
+    found: dict[str, str]
+    """Path or URL by video id; two ids may share one."""
+    ambiguous: list[QuarantinedRecord]
+    """Videos that several files may hold."""
+    nearest: dict[str, str]
+    """Of videos without a file: the file with the most similar name, if one is similar."""
+
+
+def find_videos(folder: str, dialogues: Iterable[Dialogue]) -> VideoFiles:
+    """The file of each video under `folder` that a dialogue is about.
+
+    A file is named after the video id or its `file_stem`, with or without its suffix and folders, or lies as the
+    data sets' own releases have it. Names that differ in case or in the way an umlaut is written are tried last. Of
+    several files the one in a folder named after the data set counts.
 
     Raises:
-        DataError: the folder is missing, or two files fit one id.
+        DataError: the folder is missing.
     """
     if not is_folder(folder):
         raise DataError(f"data.videos: {folder} does not exist", field="data.videos")
-    files = defaultdict(list)
+    exact, plain = defaultdict(list), defaultdict(list)
     for url in list_files(folder, "*.*", recursive=True):
         for name in _names(url):
-            files[name].append(url)
-    found: dict[str, str] = {}
-    for dataset, video in sorted({(dialogue.dataset, dialogue.video_id) for dialogue in dialogues}):
-        fitting = sorted({url for name in (video, file_stem(dataset, video)) for url in files[name]})
-        if len(fitting) > 1:
-            raise DataError(f"data.videos: video {video!r} is both {' and '.join(fitting)}", field="data.videos")
-        if fitting:
-            found[video] = fitting[0]
-    return found
+            exact[name].append(url)
+            plain[_plain(name)].append(url)
+    fitting = {
+        (dataset, video): _fitting(dataset, video, exact) or _fitting(dataset, video, plain, _plain)
+        for dataset, video in sorted({(dialogue.dataset, dialogue.video_id) for dialogue in dialogues})
+    }
+    files: dict[str, dict[str, str]] = defaultdict(dict)
+    for (dataset, video), urls in fitting.items():
+        files[video] |= dict.fromkeys(urls, dataset)
+    found = {video: next(iter(urls)) for video, urls in files.items() if len(urls) == 1}
+    ambiguous = [_ambiguous(video, urls) for video, urls in files.items() if len(urls) > 1]
+    missing = [video for video, urls in files.items() if not urls]
+    return VideoFiles(found, ambiguous, _nearest(missing, plain))
+
+
+def _fitting(dataset: str, video: str, files: Mapping[str, list[str]], spelt: Callable[[str], str] = str) -> list[str]:
+    """The files of a video; one that is linked to from elsewhere counts once."""
+    names = {spelt(video), spelt(file_stem(dataset, video))}
+    urls = sorted({url for name in names for url in files.get(name, ())})
+    if len(urls) > 1:
+        folders = {dataset, dataset_name(dataset)}
+        urls = [url for url in urls if folders & set(url.split("/")[:-1])] or urls
+    return list({os.path.realpath(url) if "://" not in url else url: url for url in reversed(urls)}.values())[::-1]
+
+
+def _ambiguous(video: str, urls: Mapping[str, str]) -> QuarantinedRecord:
+    reason = f"it may be {' or '.join(sorted(urls))}; rename one, or move it out of `data.videos`"
+    return QuarantinedRecord(next(iter(urls.values())), video, "video", reason)
+
+
+def _nearest(missing: list[str], files: Mapping[str, list[str]]) -> dict[str, str]:
+    nearest = {}
+    for video in missing[:_MOST_COMPARED]:
+        if close := difflib.get_close_matches(_plain(video), files, n=1):
+            nearest[video] = files[close[0]][0]
+    return nearest
+
+
+def _plain(name: str) -> str:
+    """A name without what people and file systems spell in two ways: case, and letters with accents."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _names(url: str) -> Iterator[str]:
-    """What a video may be called to lie in this file."""
+    """The ids of videos that this file may hold."""
     *folders, file = url.rsplit("/", 3)
     stem, dot, suffix = file.rpartition(".")
-    suffix = f"{dot}{suffix}".lower()
-    if suffix == FRAMES_SUFFIX and folders[-1:] == ["frames"]:
+    kind = f"{dot}{suffix}".lower()
+    if kind == FRAMES_SUFFIX and folders[-1:] == ["frames"]:
         yield stem
-    if suffix in VIDEO_SUFFIXES:
-        yield stem
+    if kind in VIDEO_SUFFIXES:
+        for name in (stem, file):
+            yield name
+            yield from ("/".join([*folders[-depth:], name]) for depth in range(1, len(folders)))  # P01/P01_02
         yield f"{folders[-1]}__{stem}"  # Assembly101's <recording>/<camera>.mp4
         if stem in _NAMED_BY_FOLDER:
             yield folders[-2]

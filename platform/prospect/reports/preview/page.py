@@ -52,7 +52,7 @@ _MOST_TICKS = 14
 
 @dataclass(frozen=True)
 class DialogueTracks:
-    """What the page shows of one dialogue."""
+    """Content of the page on one dialogue."""
 
     dialogue: Dialogue
     events: list[Event]
@@ -60,7 +60,7 @@ class DialogueTracks:
     """(index into `events`, box) by role."""
     steps: list[StepRow]
     annotations: list[list[Box]]
-    """By depth."""
+    """Annotation lines by depth."""
     clips: list[tuple[Box, float]]
     problems: list[str] = field(default_factory=list)
 
@@ -76,15 +76,15 @@ class DialogueTracks:
 
 @dataclass(frozen=True)
 class Page:
-    """Everything on the page but its looks."""
+    """Content of the page."""
 
     video_id: str
     num_frames: int
     source: str
-    """Where the dialogues were read."""
+    """Source of the dialogues."""
     pictures: list[Thumbnail]
     no_pictures: str
-    """Why there are none."""
+    """Reason why the page has no pictures."""
     tracks: list[DialogueTracks]
     cutting: str
     problems: list[str]
@@ -215,7 +215,7 @@ def render(page: Page) -> str:
 
 
 def _labelled(found: Sequence[Dialogue], root: str) -> list[Dialogue]:
-    """The same dialogues as the labelling job wrote them, with the source's annotation lines; none where it did not."""
+    """The dialogues as the labelling job wrote them, with the source's annotation lines; empty before it ran."""
     written = _read(root, "dialogues.jsonl")
     video_id, lines_of = found[0].video_id, {dialogue.dialogue_id: dialogue.annotations for dialogue in found}
     name = json.dumps(video_id, ensure_ascii=False)  # a whole corpus is not parsed for one video
@@ -229,13 +229,13 @@ def _labelled(found: Sequence[Dialogue], root: str) -> list[Dialogue]:
 
 
 def _reported(root: str) -> list[QuarantinedRecord]:
-    """What the labelling job left out."""
+    """Records that the labelling job left out."""
     written = _read(root, "report.json")
     return [QuarantinedRecord(**record) for record in json.loads(written)["quarantined"]] if written else []
 
 
 def _read(root: str, name: str) -> str:
-    """A file of the labelling job, or nothing."""
+    """Text of a file of the labelling job; empty where it is missing."""
     filesystem, base = open_filesystem(root)
     path = f"{base}/labels/{name}"
     if filesystem.get_file_info(path).type != fs.FileType.File:

@@ -20,7 +20,7 @@ MAX_LANES = 4
 """Rows that overlapping annotation lines of one depth may take."""
 
 SHOWN_STATES = 12
-"""A state of more steps than this is told in numbers."""
+"""Most steps of a state that are written out; longer ones become numbers."""
 
 _SIGNS = {StepState.NOT_STARTED: "\N{MIDDLE DOT}", StepState.IN_PROGRESS: "\N{BLACK RIGHT-POINTING SMALL TRIANGLE}"}
 _SIGNS[StepState.COMPLETED] = "\N{CHECK MARK}"
@@ -28,7 +28,7 @@ _SIGNS[StepState.COMPLETED] = "\N{CHECK MARK}"
 
 @dataclass(frozen=True)
 class Event:
-    """One turn or transition, or what was left out of the timeline."""
+    """One turn or transition, placed or left out of the timeline."""
 
     kind: EventKind
     text: str
@@ -49,7 +49,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Box:
-    """A stretch of the axis with a text."""
+    """A labelled span of the axis."""
 
     left: float
     width: float
@@ -70,7 +70,7 @@ class StepRow:
 
     @property
     def note(self) -> str:
-        """Why there is no bar."""
+        """Reason why the step has no bar."""
         return "" if self.bar else "no times known" if self.step.performed else "not performed"
 
     @property
@@ -109,7 +109,7 @@ def events_of(dialogue: Dialogue, timeline: Timeline, policy: StatePolicy = "str
 
 
 def illegal_reason(state: TaskState, transition: Transition) -> str:
-    """Why `transition` cannot follow on `state`."""
+    """Reason why `transition` is illegal in `state`."""
     label = state.steps[transition.step].label
     return f"illegal, not applied: S{transition.step + 1} is {label}, so it cannot {transition.kind}"
 

@@ -14,6 +14,7 @@ from prospect.data.labels.llm.errors import EndpointError
 from prospect.data.labels.llm.mapping import map_videos
 from prospect.data.labels.llm.settings import LLMSettings
 from prospect.errors import ConfigError, DataError
+from scripts.cluster import free_port
 from tests.data.labels.llm.misbehaving import (
     KEY,
     KEY_VARIABLE,
@@ -27,7 +28,6 @@ from tests.data.labels.llm.misbehaving import (
     mapping,
     request,
 )
-from tests.network import free_port
 
 RIGHT = (0, 1, 2, 2, 2)
 
@@ -242,7 +242,7 @@ def test_no_key_is_one_sentence_unless_nothing_is_asked(server, settings, tmp_pa
     run(settings, tmp_path, "tea")
     monkeypatch.delenv(KEY_VARIABLE)
     assert run(settings, tmp_path, "tea").results[0].assignment == RIGHT
-    with pytest.raises(ConfigError, match=rf"api_key_env: the environment variable {KEY_VARIABLE} holds no key"):
+    with pytest.raises(ConfigError, match=rf"api_key_env: the environment variable {KEY_VARIABLE} is missing or blank"):
         run(settings, tmp_path, "soup")
 
 

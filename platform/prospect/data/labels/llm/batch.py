@@ -1,7 +1,7 @@
-"""The Batch API: a round of requests is a file, its answers are another; what was wrong goes into the next round.
+"""The Batch API: each round uploads a file of requests and reads a file of answers; wrong answers are asked again.
 
 `<root>/labels/llm/batches/<id>.json` is one `Submission`, written before the batch is made and again when its id is
-known, so that a driver that dies at any moment finds its batch again and never pays for it twice.
+known: a driver that dies at any moment finds its batch again and never pays twice.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from openai.types import Batch
 
 from prospect.data.labels.llm.cache import Answer, Cache, Conversation, now
 from prospect.data.labels.llm.client import Endpoint
-from prospect.data.labels.llm.errors import BatchError, EndpointError, Lost
+from prospect.data.labels.llm.errors import BatchError, EndpointError, LostRequest
 from prospect.dialogue.schema import Record
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class _Rounds:
         self.client = endpoint.client.with_options(max_retries=self.settings.transport_retries)
         self.times_lost: Counter[str] = Counter()
         self.hopeless: set[str] = set()
-        """Conversations whose next request would be refused again."""
+        """Keys of conversations that the endpoint refuses for good."""
 
     def take_settled(self) -> list[Conversation]:
         """Removes and returns the conversations that need no further request."""
@@ -89,7 +89,7 @@ class _Rounds:
         return settled
 
     async def resume(self) -> list[Submission]:
-        """Batches that an earlier run submitted and did not collect, as far as they concern us."""
+        """Batches about open conversations that an earlier run submitted and did not collect."""
         found = []
         for name in self.cache.names("batches"):
             submission = Submission.model_validate_json(self.cache.read(name) or "")
@@ -183,7 +183,7 @@ class _Rounds:
             ) from error
 
     async def _look_for(self, submission: Submission) -> str:
-        """Id of the batch that carries our mark; empty if there is none. The endpoint lists the latest first."""
+        """Id of the batch made for `submission`; empty if it was not made. The endpoint lists the latest first."""
         earliest = datetime.fromisoformat(submission.at).timestamp() - CLOCK_SKEW_S
         try:
             async for batch in self.client.batches.list(limit=100):
@@ -196,7 +196,7 @@ class _Rounds:
         return ""
 
     async def _lines(self, batch: Batch) -> AsyncIterator[dict[str, Any]]:
-        """Decoded lines of the output file and of the error file; a line that is no object is left out."""
+        """Decoded objects of the output file and of the error file; other lines are skipped."""
         for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
             content = await self.endpoint.management(self.client.files.content(file_id))
             for line in _objects(content.content):
@@ -216,10 +216,10 @@ class _Rounds:
         try:
             conversation = conversation.answered(self._answer(line), request)
             self.times_lost[key] = 0
-        except (Lost, EndpointError) as error:
+        except (LostRequest, EndpointError) as error:
             conversation, fatal = conversation.lost(str(error), request), error
             self.times_lost[key] += 1
-            if isinstance(error, Lost) and not error.again:
+            if isinstance(error, LostRequest) and not error.again:
                 self.hopeless.add(key)
         self.cache.keep(conversation)
         if key in self.open:
@@ -235,7 +235,7 @@ class _Rounds:
         if isinstance(status, int) and status >= 400:
             raise self.endpoint.refusal(status, body, {})
         error = line.get("error") or {}
-        raise Lost(
+        raise LostRequest(
             self.endpoint.clean(f"{error.get('code', '')} {error.get('message', '')}".strip()) or "no line in batch"
         )
 

@@ -1,4 +1,4 @@
-"""What was asked and answered about each video, kept under the hash of its content: nothing is asked twice.
+"""Caches each video's requests and answers under the hash of its content, so that nothing is asked twice.
 
 `<root>/labels/llm/<key>.json` is one `Conversation`, written whole after every answer and every failure.
 """
@@ -77,11 +77,11 @@ class Conversation(Record):
 
     @property
     def invalid(self) -> tuple[Attempt, ...]:
-        """Attempts whose answer was no mapping."""
+        """Attempts whose answer was not a valid mapping."""
         return tuple(attempt for attempt in self.attempts if attempt.failures)
 
     def finished(self, max_retries: int) -> bool:
-        """Whether there is nothing left to ask. A lost connection is no answer: the next run asks again."""
+        """Whether it is settled. Requests without an answer do not count: the next run asks again."""
         return self.assignment is not None or len(self.invalid) > max_retries
 
     def body(self, settings: LLMSettings) -> dict[str, Any]:
@@ -125,14 +125,14 @@ class Cache:
         self.folder = f"{base}/labels/llm"
 
     def recall(self, conversation: Conversation) -> Conversation:
-        """What is kept of `conversation`, or itself."""
+        """The cached conversation, or `conversation` itself."""
         return self.find(conversation.key) or conversation
 
     def find(self, key: str) -> Conversation | None:
         """The conversation with this key, if it is kept.
 
         Raises:
-            DataError: the file is no conversation.
+            DataError: the file is damaged.
         """
         text = self.read(f"{key}.json")
         if text is None:

@@ -1,18 +1,22 @@
-"""The endpoint: one request at a time within its rate limits, its misbehaviour sorted into the kinds of errors.py."""
+"""A client of the endpoint: one request at a time within its rate limits, with failures as errors.py has them."""
 
 import asyncio
+import base64
+import json
 import os
 import random
+import re
 import time
 from collections.abc import Awaitable, Mapping
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+from urllib.parse import quote, quote_plus
 
 import openai
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from prospect.data.labels.llm.cache import Answer
-from prospect.data.labels.llm.errors import EndpointError, Lost
+from prospect.data.labels.llm.errors import EndpointError, LostRequest
 from prospect.data.labels.llm.settings import LLMSettings
 from prospect.errors import ConfigError
 from prospect.messages import first_line
@@ -31,8 +35,8 @@ THIS_VIDEO_ONLY = ("context_length_exceeded", "content_filter", "string_above_ma
 class RateLimit:
     """Spaces requests evenly: as the settings say, and further while the endpoint says that they are too many.
 
-    One 429 holds back all requests for as long as it asks and doubles the spacing, every answer shrinks it by a
-    twentieth; otherwise all videos would come back together after the pause, and all but one be refused again.
+    A 429 pauses all requests for as long as it asks and doubles the spacing; each answer shrinks the spacing by a
+    twentieth. Without this all videos would return together after the pause, and all but one be refused again.
     """
 
     def __init__(self, per_minute: float | None) -> None:
@@ -62,18 +66,20 @@ class Endpoint:
     """A client of one endpoint; answers carry no trace of the key.
 
     Raises:
-        ConfigError: the environment variable that should hold the key is empty.
+        ConfigError: the environment variable holds no key, or one that no header can carry; or the environment names
+            a proxy or certificates that cannot be used.
     """
 
     def __init__(self, settings: LLMSettings) -> None:
         self.settings = settings
-        self._key = os.environ.get(settings.api_key_env, "") if settings.api_key_env else ""
-        if settings.api_key_env and not self._key:
-            variable = f"the environment variable {settings.api_key_env} holds no key for {settings.base_url}"
-            raise ConfigError(f"labels.llm.api_key_env: {variable}; set it.", field="labels.llm.api_key_env")
-        self.client = openai.AsyncOpenAI(
-            base_url=settings.base_url, api_key=self._key or "none", timeout=settings.timeout_s, max_retries=0
-        )
+        key = _read_key(settings)
+        self._secret = _spellings(key) if key else None
+        try:
+            self.client = openai.AsyncOpenAI(
+                base_url=settings.base_url, api_key=key or "none", timeout=settings.timeout_s, max_retries=0
+            )
+        except Exception as error:  # the HTTP library reads the environment, and has errors of its own for it
+            raise _unusable_environment(error) from None
         self._limit = RateLimit(settings.requests_per_minute)
         self._reached = False
         self._lost_videos = 0
@@ -87,8 +93,8 @@ class Endpoint:
             body: the request as the wire has it.
 
         Raises:
-            Lost: no answer this time.
-            EndpointError: no answer ever.
+            LostRequest: no answer this time.
+            EndpointError: no request can succeed.
         """
         await self._limit.turn()
         completions = self.client.chat.completions.with_raw_response
@@ -113,7 +119,7 @@ class Endpoint:
         """The answer in a chat completion, as text or as decoded JSON.
 
         Raises:
-            Lost: it is no chat completion.
+            LostRequest: it is no chat completion.
         """
         try:
             if isinstance(completion, str):
@@ -122,7 +128,7 @@ class Endpoint:
                 parsed = _Completion.model_validate(completion)
             choice = parsed.choices[0]
         except (ValidationError, IndexError) as error:
-            raise Lost(
+            raise LostRequest(
                 f"the answer is not a chat completion: {self.clean(str(completion))[:SHOWN_CHARACTERS]}"
             ) from error
         usage = parsed.usage or _Usage()
@@ -135,7 +141,7 @@ class Endpoint:
         )
 
     def refusal(self, status: int, body: object, headers: Mapping[str, str]) -> Exception:
-        """What a status of 4xx or 5xx means: `Lost` or `EndpointError`."""
+        """The error for a status of 4xx or 5xx: `LostRequest` or `EndpointError`."""
         code, message = _error_of(body)
         reason = f"HTTP {status}" + (f" ({self.clean(message)[:SHOWN_CHARACTERS]})" if message else "")
         if status >= 500 or (status in REPEATABLE and code != "insufficient_quota"):
@@ -145,17 +151,17 @@ class Endpoint:
                 return self._stop(
                     f"asks to wait {wait:.0f} s, longer than `max_wait_s`, with {reason}; run again later"
                 )
-            return Lost(reason, retry_after=wait, busy=status == 429)
+            return LostRequest(reason, retry_after=wait, busy=status == 429)
         if status in (400, 413, 422) and (self._reached or code in THIS_VIDEO_ONLY or "context length" in message):
-            return Lost(reason, again=False)
+            return LostRequest(reason, again=False)
         advice = {
             401: f"check the key in {self.settings.api_key_env or 'api_key_env'}",
             404: "check `model` and `base_url`",
         }
         return self._stop(f"answered {reason}; {advice.get(status, 'check the settings of the endpoint')}")
 
-    async def back_off(self, lost: Lost, times: int) -> None:
-        """Waits before a request is sent again, as long as the endpoint asks; all others wait if there are too many."""
+    async def back_off(self, lost: LostRequest, times: int) -> None:
+        """Wait before a repetition, as long as the endpoint asks; after a 429 all requests wait."""
         longest = min(self.settings.backoff_s * 2 ** max(times - 1, 0), LONGEST_BACKOFF_S)
         wait = longest * random.uniform(0.75, 1) if lost.retry_after is None else lost.retry_after
         if lost.busy:
@@ -163,11 +169,11 @@ class Endpoint:
         else:
             await asyncio.sleep(wait)
 
-    def give_up(self, lost: Lost) -> None:
-        """One video goes without an answer.
+    def give_up(self, lost: LostRequest) -> None:
+        """Count a video without an answer.
 
         Raises:
-            EndpointError: so will the others, because nobody listens or too many in a row had none.
+            EndpointError: no server listens, or too many videos in a row had no answer.
         """
         if lost.unreachable:
             raise self._stop(f"cannot be reached: {lost}; check `base_url`") from lost
@@ -176,27 +182,27 @@ class Endpoint:
             raise self._stop(f"gave no answer for {self._lost_videos} videos in a row, the last time: {lost}") from lost
 
     async def management(self, call: Awaitable[T]) -> T:
-        """A call about files and batches, on which every video depends: whatever goes wrong stops the run.
+        """Await a call about files or batches, on which every video depends.
 
         Raises:
-            EndpointError: with the reason.
+            EndpointError: the call failed.
         """
         try:
             return await call
         except openai.APIStatusError as error:
             refused = self.refusal(error.status_code, error.body, error.response.headers)
-            raise self._stop(f"answered {refused}") if isinstance(refused, Lost) else refused from error
+            raise self._stop(f"answered {refused}") if isinstance(refused, LostRequest) else refused from error
         except openai.APIConnectionError as error:
             raise self._stop(f"cannot be reached: {self._about(error)}") from error
 
     def clean(self, text: str) -> str:
-        """Text of the endpoint without the key, which some repeat in their errors."""
-        return text.replace(self._key, "***") if self._key else text
+        """Text of the endpoint without the key, which some repeat in their errors, in whatever spelling."""
+        return self._secret.sub("***", text) if self._secret else text
 
-    def _no_connection(self, error: Exception, reason: str) -> Lost:
-        """Nobody listening at the first request is a wrong address; later it may be a server that restarts."""
+    def _no_connection(self, error: Exception, reason: str) -> LostRequest:
+        """A refused connection at the first request is a wrong address; later the server may be restarting."""
         nobody = type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout")
-        lost = Lost(reason, unreachable=nobody)
+        lost = LostRequest(reason, unreachable=nobody)
         if nobody and not self._reached:
             self.give_up(lost)
         return lost
@@ -211,11 +217,19 @@ class Endpoint:
 
 
 class _Lenient(BaseModel):
-    """Compatible endpoints add fields and leave some out."""
+    """Unknown fields are ignored: compatible endpoints add some and omit some."""
+
+
+def _joined(content: Any) -> Any:
+    """The text of a content that comes in parts; parts of other types, such as `thinking`, are not the answer."""
+    if not isinstance(content, list):
+        return content
+    texts = (part.get("text") if isinstance(part, dict) else part for part in content)
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 class _Message(_Lenient):
-    content: str | None = None
+    content: Annotated[str | None, BeforeValidator(_joined)] = None
     refusal: str | None = None
 
 
@@ -224,15 +238,60 @@ class _Choice(_Lenient):
     finish_reason: str | None = None
 
 
+Tokens = Annotated[int, BeforeValidator(lambda count: 0 if count is None else count)]
+
+
 class _Usage(_Lenient):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: Tokens = 0
+    completion_tokens: Tokens = 0
 
 
 class _Completion(_Lenient):
     choices: list[_Choice]
     model: str | None = None
     usage: _Usage | None = None
+
+
+def _read_key(settings: LLMSettings) -> str:
+    """The key of the environment, without white space around it, such as the line break of a mounted file."""
+    variable = settings.api_key_env
+    if not variable:
+        return ""
+    key = os.environ.get(variable, "").strip()
+    wrong = ""
+    if not key:
+        wrong = f"is missing or blank; set it to the key for {settings.base_url}"
+    elif not re.fullmatch(r"[!-~]+", key):
+        wrong = "must hold a key of printable ASCII characters without spaces, which a header can carry"
+    if wrong:
+        sentence = f"labels.llm.api_key_env: the environment variable {variable} {wrong}."
+        raise ConfigError(sentence, field="labels.llm.api_key_env")
+    return key
+
+
+def _spellings(key: str) -> re.Pattern[str]:
+    """The key as texts may have it: as it is, escaped for JSON, Python or a URL, and in Base64."""
+    spelt = {key, json.dumps(key)[1:-1], repr(key)[1:-1], quote(key, safe=""), quote(key), quote_plus(key)}
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        spelt.add(encode(key.encode()).decode().rstrip("="))
+    return re.compile("|".join(map(re.escape, sorted(spelt, key=len, reverse=True))), re.IGNORECASE)
+
+
+def _unusable_environment(error: Exception) -> ConfigError:
+    """What to change about proxies and certificates; their values may hold a password and are not repeated."""
+    there = {name.upper(): name for name in os.environ if os.environ[name]}
+    proxies = [there[name] for name in ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY") if name in there]
+    certificates = [there[name] for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if name in there]
+    if isinstance(error, OSError):
+        names = " or ".join(certificates) or "the system"
+        what = f"the certificates of {names} cannot be read ({type(error).__name__}); correct the variable or unset it"
+    elif isinstance(error, ImportError):
+        names = " or ".join(proxies) or "the environment"
+        what = f"{names} names a SOCKS proxy, for which a package is missing: pip install 'httpx[socks]', or unset it"
+    else:
+        names = " or ".join(proxies) or "the environment"
+        what = f"{names} names a proxy that cannot be used; write http://HOST:PORT, or unset it"
+    return ConfigError(f"labels.llm: {what}.", field="labels.llm")
 
 
 def _error_of(body: object) -> tuple[str, str]:

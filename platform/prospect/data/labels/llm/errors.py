@@ -1,21 +1,21 @@
-"""Two kinds of misbehaviour: one that costs a request, and one that no request survives."""
+"""Errors of the endpoint: `LostRequest` may be repeated, `EndpointError` ends the run."""
 
 from prospect.errors import ProspectError
 
 
 class EndpointError(ProspectError):
-    """The endpoint cannot be used at all; what is finished is kept, and the next run goes on from there."""
+    """The endpoint cannot be used; finished videos are kept, and the next run continues."""
 
     code = "endpoint"
 
 
 class BatchError(EndpointError):
-    """A batch that failed, expired or was cancelled; the answers that it has are kept."""
+    """A batch failed, expired or was cancelled; its answers are kept."""
 
     code = "batch"
 
 
-class Lost(Exception):  # noqa: N818 - the request is lost, nothing of ours is wrong
+class LostRequest(Exception):  # noqa: N818 - a fault of the endpoint
     """A request without an answer."""
 
     def __init__(
@@ -29,10 +29,10 @@ class Lost(Exception):  # noqa: N818 - the request is lost, nothing of ours is w
     ) -> None:
         super().__init__(reason)
         self.retry_after = retry_after
-        """Seconds that the endpoint asks to wait."""
+        """Seconds to wait, as the endpoint asks."""
         self.again = again
         """Whether the same request may succeed later."""
         self.busy = busy
-        """Whether there were too many requests."""
+        """Whether the endpoint refused it for too many requests."""
         self.unreachable = unreachable
-        """Whether nobody listens at the address."""
+        """Whether no server listens at the address."""

@@ -1,4 +1,4 @@
-"""Steps and annotation lines of many videos -> which line belongs to which step, asked of a language model."""
+"""Asks a language model which annotation line belongs to which step, for many videos."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -22,9 +22,9 @@ def map_videos(
 ) -> MappingReport:
     """Asks for the mapping of every video that the cache under `root` does not hold.
 
-    Killed at any moment and run again, it goes on where it was: finished videos are not asked about, a video in
-    the middle of its retries continues with them, a submitted batch is waited for. A video that got no answer at
-    all is asked about again by the next run; one whose answers were all wrong is not.
+    A run that was killed continues: finished videos are not asked about again, retries go on, and a submitted batch
+    is collected. A video without any answer is asked about again by the next run; one with only wrong answers is
+    not.
 
     Args:
         requests: one a video; those with equal content are asked about once.
@@ -34,7 +34,7 @@ def map_videos(
 
     Raises:
         ConfigError: no key in the environment.
-        EndpointError: nobody listens, the key or the model is refused, a batch failed; what is finished is kept.
+        EndpointError: no server listens, the key or model is refused, a batch failed; finished videos are kept.
         DataError: a file of the cache is damaged.
     """
     results: dict[int, MappingResult] = {}
@@ -97,7 +97,7 @@ def _ask(
 
 
 def _without_asking(request: MappingRequest, settings: LLMSettings) -> MappingResult | None:
-    """What needs no model: a mapping that is the only one possible, or one that cannot exist."""
+    """The result where no model is needed: only one mapping, or none, is possible."""
     steps, blocks = len(request.steps), len(request.blocks)
     if not steps or blocks < steps:
         reason = f"{blocks} blocks cannot give each of {steps} steps one" if steps else "there are no steps"

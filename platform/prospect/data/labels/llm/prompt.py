@@ -1,4 +1,4 @@
-"""What the model is asked: a mapping between ids that exist already, never times."""
+"""The prompt: it asks for a mapping between given ids, never for times."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ def opening(request: MappingRequest) -> tuple[Message, ...]:
 
 
 def correction(answer: str, feedback: Sequence[str]) -> tuple[Message, Message]:
-    """What continues a conversation: the answer that cannot be used, and what is wrong with it."""
+    """The messages that ask again: the wrong answer, and what was wrong with it."""
     complaint = f"This mapping cannot be used. {' '.join(feedback)} Answer with the whole corrected JSON object only."
     return {"role": "assistant", "content": answer or "(no answer)"}, {"role": "user", "content": complaint}
 

@@ -1,4 +1,4 @@
-"""What mapping brought: one result a video, and what it cost."""
+"""The report on mapping by a language model: one result a video, and the cost."""
 
 import json
 from collections import Counter
@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from rich.table import Table
+from rich.text import Text
 
 from prospect.data.labels.llm.cache import Attempt
 from prospect.data.labels.llm.settings import LLMSettings
@@ -16,17 +17,17 @@ Outcome = Literal["mapped", "quarantine", "aligner"]
 
 @dataclass(frozen=True)
 class MappingResult:
-    """One video's mapping, or why there is none."""
+    """One video's mapping, or the reason for its lack."""
 
     video: str
     outcome: Outcome
-    """mapped; or what the settings want for a video without a mapping."""
+    """`mapped`, or `LLMSettings.on_failure`."""
     assignment: tuple[int, ...] | None = None
     """Step index (from 0) of each block, non-decreasing, every step at least once."""
     reason: str = ""
-    """Why there is no mapping, in one sentence."""
+    """Why the mapping is missing, in one sentence."""
     key: str = ""
-    """Name of the conversation in the cache, `<root>/labels/llm/<key>.json`; empty where nothing had to be asked."""
+    """Name of the conversation in the cache, `<root>/labels/llm/<key>.json`; empty if no model was asked."""
     attempts: int = 0
     """Requests about this video, those of earlier runs included."""
     cached: bool = False
@@ -59,11 +60,11 @@ class MappingReport:
     results: tuple[MappingResult, ...]
     """In the order of the requests."""
     spent: Usage
-    """What this run asked."""
+    """Requests of this run."""
     cached: Usage
-    """What earlier runs asked about the same videos, found in the cache."""
+    """Requests of earlier runs about the same videos, from the cache."""
     failures: dict[str, int] = field(default_factory=dict)
-    """How many requests failed in each way, in this run and in those kept."""
+    """Failed requests by kind, of this run and of earlier ones."""
 
     def to_dict(self) -> dict[str, Any]:
         """Counts and totals without the single results, for JSON and for tracking."""
@@ -87,7 +88,7 @@ class MappingReport:
     def __rich__(self) -> Table:
         total = self.to_dict()
         title = f"LLM mapping by {self.model}: {total['mapped']:,} of {total['videos']:,} videos"
-        table = Table("", title=title)
+        table = Table("", title=Text(title))
         for column in ("requests", "input tokens", "output tokens", "cost"):
             table.add_column(column, justify="right")
         for name, usage in (("this run", self.spent), ("earlier runs", self.cached)):

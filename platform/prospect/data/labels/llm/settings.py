@@ -20,6 +20,7 @@ class LLMSettings(Settings):
     base_url: str = "https://api.openai.com/v1"
     """Where the endpoint lives, with its version: `http://gpu-7:8000/v1` for a vLLM server."""
     model: Annotated[str, Field(min_length=1)] = "gpt-4o"
+    """The endpoint's name of the model."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; empty for an endpoint that asks for none."""
     mode: Literal["single", "batch"] = "single"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from prospect.data.labels.llm.cache import Cache, Conversation
 from prospect.data.labels.llm.client import Endpoint
-from prospect.data.labels.llm.errors import Lost
+from prospect.data.labels.llm.errors import LostRequest
 
 
 async def settle_one_by_one(
@@ -35,7 +35,7 @@ async def _settle(conversation: Conversation, endpoint: Endpoint, cache: Cache) 
     while not conversation.finished(settings.max_retries):
         try:
             answer = await endpoint.ask(conversation.body(settings))
-        except Lost as lost:
+        except LostRequest as lost:
             if not lost.busy or endpoint.answers == answers:  # a busy endpoint that answers others is not lost
                 times_lost += 1
             answers = endpoint.answers

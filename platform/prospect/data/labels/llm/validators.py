@@ -1,4 +1,4 @@
-"""Raw answer -> step of each block, or everything that is wrong with it in words the model can act on."""
+"""Reads an answer as a mapping, or lists what is wrong in words that the model can act on."""
 
 import json
 from collections import Counter
@@ -15,15 +15,15 @@ SHOWN_IDS = 20
 
 
 class Failure(Record):
-    """One thing that is wrong with an answer."""
+    """One fault of an answer."""
 
     kind: FailureKind
     feedback: str
     """One sentence, told to the model."""
 
 
-class InvalidAnswer(Exception):  # noqa: N818 - it is the answer that is invalid, not the program
-    """An answer that is no mapping; `failures` is never empty."""
+class InvalidAnswer(Exception):  # noqa: N818 - the answer is at fault, not the program
+    """An answer that is not a valid mapping; `failures` is never empty."""
 
     def __init__(self, *failures: Failure) -> None:
         super().__init__(" ".join(failure.feedback for failure in failures))
@@ -77,7 +77,7 @@ def _mapping(answer: str) -> dict[str, list[str]]:
 
 
 class _RepeatedKeyError(ValueError):
-    """A key that an object has twice: JSON keeps the last one in silence, and blocks would be lost."""
+    """A repeated key in an object, of which `json` would keep the last one alone."""
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
