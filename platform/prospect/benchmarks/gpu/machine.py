@@ -3,6 +3,7 @@
 import importlib.util
 import platform
 import shutil
+import subprocess
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from inspect import signature
@@ -71,6 +72,7 @@ def describe(suite: GpuSuite) -> dict[str, Any]:
         "capability": f"{card.major}.{card.minor}",
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
+        "driver": _driver(),
     }
 
 
@@ -89,6 +91,14 @@ def inventory() -> Iterator[Row]:
     compiler = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
     yield {"what": "C compiler", "found": compiler, "for": "FlexAttention, torch.compile"}
     yield {"what": "varlen_attn with block tables", "found": _paged_varlen(), "for": "varlen attention, CUDA graphs"}
+
+
+def _driver() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def _version(package: str) -> str | None:

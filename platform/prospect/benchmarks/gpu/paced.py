@@ -10,8 +10,8 @@ from prospect.errors import OutOfPagesError, SessionError
 from prospect.messages import first_line
 from prospect.streaming.kv_cache.sizing import make_pool
 
-_MARGIN = 1.3
-"""Of the longest measurement so far: time that the next one needs."""
+_MARGIN = 1.2
+"""Of the time that a measurement should take: what must be left for it."""
 
 
 def pace(bench: Bench, add: Add) -> None:
@@ -30,12 +30,13 @@ class _Pacing:
     def __init__(self, bench: Bench, add: Add) -> None:
         self._bench, self._add = bench, add
         self._holds: dict[int, bool] = {}
-        self._longest = 0.0
+        self._fill_s = 0.0
+        """Seconds that opening and filling one session took at most."""
         self.cut_short = False
 
     def measure(self, sessions: int) -> None:
-        suite, began = self._bench.suite, time.perf_counter()
-        engine = suite.engine(seconds=max(suite.paced_seconds, suite.decisions / (sessions * FPS)))
+        suite, began, seconds = self._bench.suite, time.perf_counter(), self._seconds(sessions)
+        engine = suite.engine(seconds=seconds)
         self._holds[sessions] = False
         try:
             live, memory = measure_paced(self._bench.loaded, engine, self._bench.streaming, sessions, suite.context)
@@ -43,7 +44,7 @@ class _Pacing:
             self._add({"sessions": sessions, "error": first_line(error)})
             return
         self._holds[sessions] = live.within(engine)
-        self._longest = max(self._longest, time.perf_counter() - began)
+        self._fill_s = max(self._fill_s, (time.perf_counter() - began - seconds) / sessions)
         kv_mib = suite.context * kv_bytes(self._bench.loaded.model) / MIB
         sizes = {"sessions": sessions, "holds": self._holds[sessions], "session_mib": memory, "kv_mib": kv_mib}
         self._add(to_json(live) | sizes)
@@ -54,11 +55,15 @@ class _Pacing:
             return True
         if any(not holds and known <= sessions for known, holds in self._holds.items()):
             return False
-        if self._bench.seconds_left() < _MARGIN * self._longest:
+        if self._bench.seconds_left() < _MARGIN * (self._seconds(sessions) + sessions * self._fill_s):
             self.cut_short = True
             return False
         self.measure(sessions)
         return self._holds[sessions]
+
+    def _seconds(self, sessions: int) -> float:
+        """Of a paced measurement."""
+        return max(self._bench.suite.paced_seconds, self._bench.suite.decisions / (sessions * FPS))
 
 
 def _room(bench: Bench) -> int:

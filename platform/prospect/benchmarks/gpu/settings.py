@@ -40,15 +40,16 @@ REHEARSAL: dict[str, Any] = {
 class StageLimits(Settings):
     """Seconds after which a stage is ended; together less than six minutes."""
 
-    missing: float = Field(default=12, gt=0)
+    missing: float = Field(default=25, gt=0)
+    """With the start of the process that the other stages share."""
     tests: float = Field(default=45, gt=0)
-    floor: float = Field(default=30, gt=0)
-    """With the start of a process and of the model, which the stages behind it share."""
-    attention: float = Field(default=45, gt=0)
-    saturation: float = Field(default=45, gt=0)
+    floor: float = Field(default=25, gt=0)
+    """With the start of the language model, which the next three stages share."""
+    attention: float = Field(default=38, gt=0)
+    saturation: float = Field(default=42, gt=0)
     paced: float = Field(default=105, gt=0)
-    lora: float = Field(default=38, gt=0)
-    siglip: float = Field(default=35, gt=0)
+    lora: float = Field(default=37, gt=0)
+    siglip: float = Field(default=33, gt=0)
 
 
 class GpuSuite(Settings):
@@ -86,8 +87,8 @@ class GpuSuite(Settings):
     """Numbers of sessions in saturation."""
     paced: tuple[int, ...] = (16, 64, 128)
     """Numbers of sessions at 2 frames/s, before the highest is looked for."""
-    paced_seconds: float = Field(default=16.5, gt=0)
-    """Shortest paced measurement; 128 sessions begin 211 utterances in it."""
+    paced_seconds: float = Field(default=10.0, gt=0)
+    """Shortest paced measurement; as long as `decisions` take where that is more."""
     most_sessions: int = Field(default=512, ge=1)
     """Number of sessions that the search for the highest does not exceed."""
     lora_tokens: int = Field(default=4096, ge=64)
