@@ -17,6 +17,7 @@ from prospect.config.cli import Command, documented, run_job
 from prospect.config.load import jobs, sections
 from prospect.config.schema import Config, StorageSettings
 from prospect.dialogue.prompt import ContextSettings
+from prospect.earlier import GONE
 from prospect.errors import ConfigError, DataError
 from prospect.serving.config import ServeConfig
 from prospect.serving.settings import ServingSettings
@@ -351,3 +352,9 @@ def test_a_model_goes_on_with_the_context_that_it_was_trained_with_but_for_what_
     chosen = load(job, ["context=state_refresh", "context.tail_seconds=2"]).context.over(values)
     assert chosen == trained.model_copy(update={"strategy": "state_refresh", "tail_seconds": 2.0})
     assert pickle.loads(pickle.dumps(load(job, ["context=none"]))).context.over(values).max_seq_len == 512
+
+
+@pytest.mark.parametrize("key", GONE)
+def test_a_setting_that_is_gone_says_what_to_do(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"`{key}` was removed: .*leave it out\.$"):
+        load("label", [f"{key}=1"])

@@ -1,4 +1,4 @@
-"""What earlier versions wrote, read as it was meant: the defaults that later settings have for it.
+"""What earlier versions wrote, read as it was meant: defaults of later settings, and settings that are gone.
 
 A run, a model or a store keeps the settings of its time. A setting that it does not name did not exist yet, and what
 the program did then is its value.
@@ -9,6 +9,10 @@ from typing import Any
 
 EARLIER_DEFAULTS: Mapping[str, Any] = {"context.layout": 1}
 """Dotted name of each setting that came later -> what the program did before."""
+
+_NEVER_FITTED = "no weight for the NLI model was ever fitted; leave it out"
+GONE: Mapping[str, str] = {"labels.aligner.nli_model": _NEVER_FITTED, "labels.aligner.nli_weight": _NEVER_FITTED}
+"""Dotted name of each setting that was removed or renamed -> why, or the new name, and what to do."""
 
 
 def with_earlier_defaults(section: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -91,7 +91,9 @@ def state(job: WorkerJob) -> dict[str, torch.Tensor]:
 def assert_same_course(one: WorkerJob, other: WorkerJob, loss: float, tensors: float) -> None:
     """Losses differ by this share at most, weights and moments by this share of each tensor's largest value.
 
-    Or of what one step moves a weight: one that went up and down again may end next to zero.
+    A weight may differ by 2 % of one step instead: AdamW divides its gradient by the gradient's own size, so that a
+    gradient of 1e-5 of the tensor's largest has an update in which a rounding error of 1e-7 is 1 %. The moments, which
+    are not divided, have no such allowance.
     """
     assert losses(one) == pytest.approx(losses(other), rel=loss, abs=0)
     here, there = state(one), state(other)
@@ -99,7 +101,8 @@ def assert_same_course(one: WorkerJob, other: WorkerJob, loss: float, tensors: f
     for name, tensor in here.items():
         step = one.training.learning_rate if name.startswith("weights/") else 1e-12
         worst, scale = (tensor - there[name]).abs().max(), there[name].abs().max().clamp(min=step)
-        assert worst <= tensors * scale, (name, worst, scale)
+        allowed = max(tensors * scale, 0.02 * step)
+        assert worst <= allowed, (name, worst, scale)
 
 
 def clips_seen(job: WorkerJob) -> dict[int, list[str]]:

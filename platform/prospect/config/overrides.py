@@ -11,6 +11,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from pydantic import BaseModel
 
+from prospect.earlier import GONE
 from prospect.errors import ConfigError
 from prospect.messages import unknown
 from prospect.settings import nested_models
@@ -73,6 +74,8 @@ def check_section(
     """
     path = override.partition("=")[0]
     section, _, key = path.partition(".")
+    if path in GONE:
+        raise ConfigError(f"`{path}` was removed: {GONE[path]}.", field=path)
     if section not in used:
         if section in others():
             raise ConfigError(f"The job {job} does not use `{section}`; it uses {', '.join(used)}.", field=section)

@@ -63,7 +63,7 @@ BOOKKEPT = ("fill the kettle with water", "grind beans in the grinder", "pour ho
 
 @pytest.mark.parametrize(
     ("first", "last"),
-    [("start", "Done"), ("Recording starts", "The end"), ("begin", "video ends"), ("Start", "finished")],
+    [("start", "Done"), ("Recording starts", "The end"), ("begin", "video ends"), ("Start.", "done")],
 )
 def test_bookkeeping_before_and_after_the_steps_stays_unassigned(encoder, first: str, last: str):
     alignment = align(STEPS, lines(first, *BOOKKEPT, last), encoder, AlignerSettings())

@@ -42,9 +42,9 @@ class AlignerSettings(Settings):
     """Log-odds for one unit of cosine similarity."""
     pause_weight: float = 5.6
     """Log-odds for one unit of log(1 + pause / mean pause)."""
-    outside_price: float = -6.7
+    outside_price: float = -7.4
     """Log-odds for a block before or after all steps to stay unassigned."""
-    outside_weight: float = 13.3
+    outside_weight: float = 13.4
     """Log-odds for one unit of cosine similarity to bookkeeping (`start`, `done`) to stay unassigned."""
     blocks_per_step: int = 1
     """Containers (blocks.py) are opened while there are fewer blocks than this for each step."""
