@@ -41,21 +41,28 @@ class StageLimits(Settings):
     """Seconds after which a stage is ended; together less than six minutes."""
 
     missing: float = Field(default=25, gt=0)
-    """With the start of the process that the other stages share."""
+    """What is missing, with the start of the process that the other stages share."""
     tests: float = Field(default=45, gt=0)
+    """The CUDA tests."""
     floor: float = Field(default=25, gt=0)
-    """With the start of the language model, which the next three stages share."""
+    """One session, with the start of the language model that the next three stages share."""
     attention: float = Field(default=38, gt=0)
+    """Attention backends."""
     saturation: float = Field(default=42, gt=0)
+    """Sessions in saturation."""
     paced: float = Field(default=105, gt=0)
+    """Sessions at 2 frames/s."""
     lora: float = Field(default=37, gt=0)
+    """A LoRA step."""
     siglip: float = Field(default=33, gt=0)
+    """The image encoder."""
 
 
 class GpuSuite(Settings):
     """One card: CUDA tests, weight-streaming floor, attention, sessions, a LoRA step and the encoder."""
 
     name: Literal["gpu"] = "gpu"
+    """Chosen by suite=gpu."""
     rehearse: bool = False
     """Run every stage on the CPU with a tiny model. Its numbers are marked, and say nothing about a GPU."""
     stages: tuple[Stage, ...] = Field(default=get_args(Stage), min_length=1)
@@ -69,6 +76,7 @@ class GpuSuite(Settings):
     base: str = "meta-llama/Llama-3.2-3B-Instruct"
     """Geometry of the language model, with random weights."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision of the language model and of the encoder."""
     vision_dim: int = Field(default=1152, ge=2)
     """D of the random frames, one token each."""
     context: int = Field(default=4096, ge=64)
