@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from prospect.cluster.runtime import connect
+from prospect.cluster.runtime import cluster_size, connect
 from prospect.data.embeddings import EmbeddingStore
 from prospect.dialogue.timeline import FPS
 from prospect.errors import ConfigError, DataError
@@ -128,10 +128,8 @@ def _pipeline(
 
 def _places(settings: VisionSettings, embedding: EmbeddingSettings, videos: int) -> Places:
     """Divide the cluster among encoders and decoders; by default at most one encoder a video."""
-    import ray
-
-    cluster = ray.cluster_resources()
-    cpus, gpus = cluster.get("CPU", 1.0), cluster.get("GPU", 0.0) if settings.device != "cpu" else 0.0
+    cluster = cluster_size()
+    cpus, gpus = cluster.cpus, cluster.gpus if settings.device != "cpu" else 0.0
     room = math.floor(gpus / embedding.encoder_gpus) if gpus else max(1, int(cpus))
     encoders = embedding.num_encoders or room
     decoders = math.floor((cpus - encoders * embedding.encoder_cpus) / embedding.decoder_cpus + 1e-9)
