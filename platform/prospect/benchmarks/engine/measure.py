@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from prospect.benchmarks.engine.adapter import EngineSystem
-from prospect.benchmarks.engine.load import Driven, Record, Workload, paced, saturated
+from prospect.benchmarks.engine.load import Driven, LoadRecord, Workload, paced, saturated
 from prospect.benchmarks.engine.peers import LoopSystem, PaddedSystem
 from prospect.benchmarks.engine.settings import EngineSuite, System
 from prospect.dialogue.timeline import FPS
@@ -167,7 +167,7 @@ def paced_count(suite: EngineSuite) -> int:
     return max(1, round(suite.seconds * FPS))
 
 
-def summary(record: Record) -> Paced:
+def summary(record: LoadRecord) -> Paced:
     waited, free = record.latencies()
     return Paced(
         free=Percentiles.of(waited[free]),

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-from prospect.benchmarks.gpu.journal import Row
+from prospect.benchmarks.gpu.journal import StageResult
 from prospect.errors import ProspectError
 
 REPOSITORY = Path(__file__).resolve().parents[4]
 _MARK = "@needs_cuda"
 
 
-def run_cuda_tests(seconds: float) -> Iterator[Row]:
+def run_cuda_tests(seconds: float) -> Iterator[StageResult]:
     """One row with the counts, then one for each test that failed, with the first line of why.
 
     Without `tests/conftest.py`, which imports Ray.
@@ -49,7 +49,7 @@ def run_cuda_tests(seconds: float) -> Iterator[Row]:
         yield from _rows(report)
 
 
-def _rows(report: Path) -> Iterator[Row]:
+def _rows(report: Path) -> Iterator[StageResult]:
     suite = ElementTree.parse(report).getroot()[0]
     numbers = {name: int(suite.get(name, "0")) for name in ("tests", "failures", "errors", "skipped")}
     failed = numbers["failures"] + numbers["errors"]

@@ -11,8 +11,8 @@ from prospect.benchmarks.gpu.settings import GpuSuite, Stage
 from prospect.files import write_json
 from prospect.streaming.settings import StreamingSettings
 
-Row = dict[str, Any]
-Add = Callable[[Row], None]
+StageResult = dict[str, Any]
+Add = Callable[[StageResult], None]
 Status = Literal["waiting", "running", "done", "failed"]
 
 
@@ -72,7 +72,7 @@ class Journal:
             self.stage(name).update(status="running", began=time.time())
             self.save()
 
-    def add(self, name: Stage, row: Row) -> None:
+    def add(self, name: Stage, row: StageResult) -> None:
         self.stage(name)["rows"].append(row)
         self.save()
 

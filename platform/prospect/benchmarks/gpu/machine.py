@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from prospect.benchmarks.gpu.journal import Row
+from prospect.benchmarks.gpu.journal import StageResult
 from prospect.benchmarks.gpu.settings import GpuSuite
 from prospect.benchmarks.machine import describe_machine
 from prospect.errors import ConfigError
@@ -84,7 +84,7 @@ def commit_of(suite: GpuSuite) -> str:
     return code.commit + ("+" if code.diff else "")
 
 
-def inventory() -> Iterator[Row]:
+def inventory() -> Iterator[StageResult]:
     """What is here and what is missing: packages, compiler and kernels, each with what it is for."""
     for package, purpose in _PACKAGES.items():
         yield {"what": package, "found": _version(package), "for": purpose}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from prospect.benchmarks.gpu.journal import Row
+from prospect.benchmarks.gpu.journal import StageResult
 
 LEAST = {"p50": 1000, "p95": 200, "p99": 1000}
 """Fewest values over which a percentile is printed."""
@@ -68,18 +68,18 @@ def _all(values: dict[str, Any]) -> list[str]:
     return [*(percentile(values, name) for name in LEAST), str(values["number"])]
 
 
-def _inventory(rows: Sequence[Row]) -> list[str]:
+def _inventory(rows: Sequence[StageResult]) -> list[str]:
     return _lines(["what", "found", "for"], [[row["what"], row["found"] or "MISSING", row["for"]] for row in rows])
 
 
-def _tests(rows: Sequence[Row]) -> list[str]:
+def _tests(rows: Sequence[StageResult]) -> list[str]:
     counts, *failed = rows
     numbers = [str(counts[name]) for name in ("passed", "failed", "skipped")]
     lines = _lines(["passed", "failed", "skipped", "s"], [[*numbers, f"{counts['seconds']:.0f}"]])
     return lines + [f"- {row['test']}: {row['why']}" for row in failed]
 
 
-def _floor(rows: Sequence[Row]) -> list[str]:
+def _floor(rows: Sequence[StageResult]) -> list[str]:
     columns = ["weights, GiB", "memory, TB/s", "floor, ms", "step p50, ms", "p95", "p99", "n", "times the floor", "by"]
     return _lines(
         columns,
@@ -97,7 +97,7 @@ def _floor(rows: Sequence[Row]) -> list[str]:
     )
 
 
-def _attention(rows: Sequence[Row]) -> list[str]:
+def _attention(rows: Sequence[StageResult]) -> list[str]:
     columns = [
         "backend",
         "pages",
@@ -121,7 +121,7 @@ def _attention(rows: Sequence[Row]) -> list[str]:
     return _lines(columns, cells)
 
 
-def _saturation(rows: Sequence[Row]) -> list[str]:
+def _saturation(rows: Sequence[StageResult]) -> list[str]:
     columns = [
         "sessions", "frames/s", "of the bound", "decision p50, ms", "p95", "p99", "n", "without lm_head",
         "MiB a session",
@@ -137,7 +137,7 @@ def _saturation(rows: Sequence[Row]) -> list[str]:
     return _lines(columns, cells)
 
 
-def _paced(rows: Sequence[Row]) -> list[str]:
+def _paced(rows: Sequence[StageResult]) -> list[str]:
     columns = [
         "sessions", "frame p50, ms", "p95", "p99", "n", "free frames p50, ms", "p95", "p99", "n",
         "first token mean, ms", "p95", "n", "MiB a session", "of which keys and values", "",
@@ -160,7 +160,7 @@ def _paced(rows: Sequence[Row]) -> list[str]:
     return _lines(columns, cells) + notes
 
 
-def _lora(rows: Sequence[Row]) -> list[str]:
+def _lora(rows: Sequence[StageResult]) -> list[str]:
     columns = ["way", "tokens/s", "MFU", "peak, GiB", "planned, GiB"]
     return _lines(
         columns,
@@ -176,7 +176,7 @@ def _lora(rows: Sequence[Row]) -> list[str]:
     )
 
 
-def _siglip(rows: Sequence[Row]) -> list[str]:
+def _siglip(rows: Sequence[StageResult]) -> list[str]:
     columns = ["encoder", "torch.compile", "batch", "images/s"]
     return _lines(
         columns,
@@ -187,7 +187,7 @@ def _siglip(rows: Sequence[Row]) -> list[str]:
     )
 
 
-_TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], list[str]]]] = {
+_TABLES: dict[str, tuple[str, Callable[[Sequence[StageResult]], list[str]]]] = {
     "missing": ("What is here", _inventory),
     "tests": ("CUDA tests", _tests),
     "floor": ("One session's frame step over the weight-streaming floor, {context} tokens", _floor),

@@ -12,7 +12,7 @@ from prospect.benchmarks.engine.load import Workload, saturated
 from prospect.benchmarks.engine.measure import Percentiles, saturated_cell, to_json
 from prospect.benchmarks.gpu.bench import Bench
 from prospect.benchmarks.gpu.cuda_tests import run_cuda_tests
-from prospect.benchmarks.gpu.journal import Add, Row
+from prospect.benchmarks.gpu.journal import Add, StageResult
 from prospect.benchmarks.gpu.machine import inventory
 from prospect.benchmarks.gpu.paced import pace
 from prospect.benchmarks.gpu.settings import GpuSuite, Stage
@@ -76,7 +76,7 @@ def _attention(bench: Bench, add: Add) -> None:
             add(way | {"error": first_line(error)})
 
 
-def _frames_by(bench: Bench, settings: StreamingSettings) -> Row:
+def _frames_by(bench: Bench, settings: StreamingSettings) -> StageResult:
     suite, sessions = bench.suite, bench.suite.attention_sessions
     wrong = deviation(BACKENDS[settings.attention], bench.small_pool(settings))
     frames = range(_frames_of(suite, sessions))
