@@ -19,6 +19,7 @@ REHEARSAL: dict[str, Any] = {
     "context": 384,
     "speak_rate": 0.25,
     "utterance_tokens": 3,
+    "copied_mib": 64,
     "floor_frames": 20,
     "attention_sessions": 2,
     "saturated": (1, 2),
@@ -87,6 +88,8 @@ class GpuSuite(Settings):
     """Tokens of every utterance."""
     decisions: int = Field(default=1050, ge=1)
     """Fewest decisions of a measurement, so that its percentiles can be printed."""
+    copied_mib: int = Field(default=2048, ge=1)
+    """MiB that are copied to measure the memory's bandwidth; far more than any cache holds."""
     floor_frames: int = Field(default=1050, ge=1)
     """Frames of the single session that is compared with the floor."""
     attention_sessions: int = Field(default=16, ge=1)
