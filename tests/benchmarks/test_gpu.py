@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -125,7 +126,7 @@ class _Held:
 
     def __init__(self, most: int, seconds: float) -> None:
         self.suite, self.most, self.ends = GpuSuite(paced_seconds=1), most, time.perf_counter() + seconds
-        self.loaded = self.streaming = None
+        self.loaded, self.streaming = SimpleNamespace(model=None), None
         self.measured: list[int] = []
 
     def seconds_left(self) -> float:
@@ -152,13 +153,29 @@ def test_the_highest_number_of_sessions(
     monkeypatch.setattr(paced, "measure_paced", held.measure_paced)
     monkeypatch.setattr(paced, "kv_bytes", lambda model: 1)
     monkeypatch.setattr(paced, "_room", lambda shared: room)
-    monkeypatch.setattr(_Held, "loaded", type("Loaded", (), {"model": None}), raising=False)
-    held.__dict__.pop("loaded")
     paced.pace(held, rows.append)  # type: ignore[arg-type]
     assert rows[-1]["highest"] <= most
     assert rows[-1]["highest"] >= highest * 15 / 16
     assert rows[-1]["cut_short"] == (seconds < 0)
     assert len(held.measured) == len(set(held.measured)) == len(rows) - 1
+
+
+@pytest.mark.parametrize(
+    ("kernel_pages", "chosen"), [(64, ("varlen", 64)), (256, ("varlen", 256)), (None, ("flex", 64))]
+)
+def test_the_attention_of_the_card_is_found_once(
+    kernel_pages: int | None, chosen: tuple[str, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Hopper's kernel takes pages of 64 tokens, Flash Attention 2 those of 256, and an older torch none."""
+
+    def backend(name: str, page_tokens: int) -> None:
+        if kernel_pages is None or page_tokens % kernel_pages:
+            raise ConfigError("does not run here")
+
+    monkeypatch.setattr(bench, "attention_backend", backend)
+    monkeypatch.setattr(bench.Bench, "small_pool", lambda shared, settings: settings.page_tokens)
+    settings = bench.Bench(GpuSuite(), StreamingSettings(), tmp_path).streaming
+    assert (settings.attention, settings.page_tokens) == chosen
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,6 @@ BANDWIDTH = {"H200": 4.8e12, "H100": 3.35e12, "A100": 2.04e12, "4090": 1.008e12,
 _MOST_BYTES = 2 << 30
 """Most bytes of keys and values that attention is timed on; in larger models, layers share them."""
 _SECONDS = 0.3
-_COPIED = 2 << 30
-"""Bytes that are copied to measure the memory; far more than any cache holds."""
 
 
 def bound_seconds(model: DSTModel, sessions: int, context: int) -> float:
@@ -38,7 +36,7 @@ def weight_bytes(model: DSTModel) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.text.layers.parameters())
 
 
-def copy_bandwidth(device: torch.device, num_bytes: int = _COPIED) -> float:
+def copy_bandwidth(device: torch.device, num_bytes: int) -> float:
     """Bytes a second that the device's memory reads and writes, measured with a copy from one half to the other."""
     source = torch.ones(num_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)

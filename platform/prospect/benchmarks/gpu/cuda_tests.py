@@ -22,7 +22,8 @@ def run_cuda_tests(seconds: float) -> Iterator[StageResult]:
     Without `tests/conftest.py`, which imports Ray.
 
     Raises:
-        ProspectError: pytest or the tests are missing, pytest broke off, or it took longer than `seconds`.
+        ProspectError: pytest or the tests are missing, pytest broke off, it took longer than `seconds`, or, after the
+            rows, a test failed.
     """
     files = [file for file in sorted(REPOSITORY.glob("tests/**/test_*.py")) if _MARK in file.read_text()]
     if not files:
@@ -61,3 +62,5 @@ def _rows(report: Path) -> Iterator[StageResult]:
     for case in suite.iter("testcase"):
         for why in (*case.findall("failure"), *case.findall("error")):
             yield {"test": f"{case.get('classname')}::{case.get('name')}", "why": why.get("message", "").split("\n")[0]}
+    if failed:
+        raise ProspectError(f"{failed} of {numbers['tests']} tests failed")

@@ -19,12 +19,13 @@ REHEARSAL: dict[str, Any] = {
     "context": 384,
     "speak_rate": 0.25,
     "utterance_tokens": 3,
+    "copied_mib": 64,
     "floor_frames": 20,
     "attention_sessions": 2,
     "saturated": (1, 2),
-    "paced": (1, 2),
+    "paced": (2,),
     "most_sessions": 3,
-    "decisions": 16,
+    "decisions": 6,
     "paced_seconds": 0.5,
     "lora_tokens": 64,
     "lora_steps": 1,
@@ -41,21 +42,28 @@ class StageLimits(Settings):
     """Seconds after which a stage is ended; together less than six minutes."""
 
     missing: float = Field(default=25, gt=0)
-    """With the start of the process that the other stages share."""
+    """What is missing, with the start of the process that the other stages share."""
     tests: float = Field(default=45, gt=0)
+    """The CUDA tests."""
     floor: float = Field(default=25, gt=0)
-    """With the start of the language model, which the next three stages share."""
+    """One session, with the start of the language model that the next three stages share."""
     attention: float = Field(default=38, gt=0)
+    """Attention backends."""
     saturation: float = Field(default=42, gt=0)
+    """Sessions in saturation."""
     paced: float = Field(default=105, gt=0)
+    """Sessions at 2 frames/s."""
     lora: float = Field(default=37, gt=0)
+    """A LoRA step."""
     siglip: float = Field(default=33, gt=0)
+    """The image encoder."""
 
 
 class GpuSuite(Settings):
     """One card: CUDA tests, weight-streaming floor, attention, sessions, a LoRA step and the encoder."""
 
     name: Literal["gpu"] = "gpu"
+    """Chosen by suite=gpu."""
     rehearse: bool = False
     """Run every stage on the CPU with a tiny model. Its numbers are marked, and say nothing about a GPU."""
     stages: tuple[Stage, ...] = Field(default=get_args(Stage), min_length=1)
@@ -69,6 +77,7 @@ class GpuSuite(Settings):
     base: str = "meta-llama/Llama-3.2-3B-Instruct"
     """Geometry of the language model, with random weights."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision of the language model and of the encoder."""
     vision_dim: int = Field(default=1152, ge=2)
     """D of the random frames, one token each."""
     context: int = Field(default=4096, ge=64)
@@ -79,6 +88,8 @@ class GpuSuite(Settings):
     """Tokens of every utterance."""
     decisions: int = Field(default=1050, ge=1)
     """Fewest decisions of a measurement, so that its percentiles can be printed."""
+    copied_mib: int = Field(default=2048, ge=1)
+    """MiB that are copied to measure the memory's bandwidth; far more than any cache holds."""
     floor_frames: int = Field(default=1050, ge=1)
     """Frames of the single session that is compared with the floor."""
     attention_sessions: int = Field(default=16, ge=1)

@@ -9,7 +9,7 @@ import torch
 from prospect.benchmarks.engine.adapter import EngineSystem
 from prospect.benchmarks.engine.bounds import bound_seconds, copy_bandwidth, weight_bytes, weight_floor_seconds
 from prospect.benchmarks.engine.load import Workload, saturated
-from prospect.benchmarks.engine.measure import Percentiles, saturated_cell, to_json
+from prospect.benchmarks.engine.measure import MIB, Percentiles, saturated_cell, to_json
 from prospect.benchmarks.gpu.bench import Bench
 from prospect.benchmarks.gpu.cuda_tests import run_cuda_tests
 from prospect.benchmarks.gpu.journal import Add, StageResult
@@ -38,8 +38,7 @@ def _tests(bench: Bench, add: Add) -> None:
 def _floor(bench: Bench, add: Add) -> None:
     """A single session's step with one frame, over the time in which the layers' weights can be read once."""
     suite, model = bench.suite, bench.loaded.model
-    few = {"num_bytes": 1 << 26} if suite.rehearse else {}
-    bandwidth = copy_bandwidth(model.device, **few)
+    bandwidth = copy_bandwidth(model.device, suite.copied_mib * MIB)
     floor_ms = 1000 * weight_bytes(model) / bandwidth
     sheet = weight_floor_seconds(model)
     workload = Workload(suite.engine(speak_rate=0.0), 1, suite.context, suite.floor_frames)
