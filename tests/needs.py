@@ -7,9 +7,12 @@ PROSPECT_REQUIRE=data,chromium names what is there and must be found: a skip for
 import os
 import re
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
+
+T = TypeVar("T")
 
 ADVICE = {
     "bitsandbytes": "run make env",
@@ -59,4 +62,6 @@ def need_of(report: pytest.TestReport) -> str | None:
     return found[1] if found else None
 
 
-needs_cuda = needs("cuda", torch.cuda.is_available())
+def needs_cuda(test: T) -> T:
+    """Marks a test for `-m cuda`, which skips where there is no GPU."""
+    return pytest.mark.cuda(needs("cuda", torch.cuda.is_available())(test))

@@ -16,6 +16,7 @@ from prospect.errors import ConfigError
 from prospect.model.checkpoint import load_model
 from prospect.model.saved import read_saved
 from prospect.protocol.messages import EmbeddingMessage, FrameAppend, FrameOutcome, SessionUpdate
+from prospect.serving.config import ServeConfig
 from prospect.serving.deployments import Engine
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings
@@ -102,7 +103,7 @@ def test_an_exported_session_goes_on_as_it_would_have(root: Path) -> None:
 
 async def served(root: Path) -> list[FrameOutcome]:
     """What a session of two frames is answered by a replica that serves the champion."""
-    engine = Engine(config_of(root))
+    engine = Engine(ServeConfig(**dict(config_of(root))))
     card = await engine.model()
     await engine.create(SessionUpdate(session_id="s", goal="make tea", steps=("boil water", "pour it")), False)
     rows = [EmbeddingMessage.of(row, card.fingerprint) for row in features("v7", 0, 2)]

@@ -88,5 +88,5 @@ def test_an_unknown_sentence_transformers_model_is_one_sentence():
 
 
 def test_two_encoders_at_once_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="either sentence_transformer or"):
+    with pytest.raises(ValueError, match="must not be set beside model or tokenizer"):
         SimilaritySettings(sentence_transformer="BAAI/bge-base-en-v1.5", model=tmp_path / "model.onnx")

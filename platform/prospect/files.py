@@ -7,23 +7,28 @@ import os
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 from fsspec.core import url_to_fs
-from pyarrow import fs
 
 from prospect.errors import DataError
+from prospect.messages import first_line
+
+if TYPE_CHECKING:
+    from pyarrow import fs
 
 _BLOCK = 1 << 20
 
 
-def open_filesystem(root: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
+def open_filesystem(root: str | os.PathLike[str]) -> "tuple[fs.FileSystem, str]":
     """The file system of a local path or of a URL (`s3://bucket/videos`), and the path on it.
 
     Raises:
         DataError: no installed package opens such a URL.
     """
+    import pyarrow as pa  # here, because a GPU machine that only measures has none
+    from pyarrow import fs
+
     root = os.fspath(root)
     if "://" not in root:
         return fs.LocalFileSystem(), os.path.abspath(root)
@@ -39,12 +44,12 @@ def open_filesystem(root: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
     return filesystem, path.rstrip("/")
 
 
-def is_file(filesystem: fs.FileSystem, path: str) -> bool:
+def is_file(filesystem: "fs.FileSystem", path: str) -> bool:
     """Whether there is such a file."""
-    return filesystem.get_file_info(path).type == fs.FileType.File
+    return bool(filesystem.get_file_info(path).is_file)
 
 
-def write_file(filesystem: fs.FileSystem, path: str, data: bytes | Iterable[bytes]) -> None:
+def write_file(filesystem: "fs.FileSystem", path: str, data: bytes | Iterable[bytes]) -> None:
     """Write a file atomically: a process that dies here leaves no partial file under this name."""
     folder = os.path.dirname(path)
     filesystem.create_dir(folder, recursive=True)
@@ -61,8 +66,31 @@ def write_file(filesystem: fs.FileSystem, path: str, data: bytes | Iterable[byte
 
 
 def write_text(file: Path, text: str) -> None:
-    """`write_file` on the local file system."""
-    write_file(fs.LocalFileSystem(), str(file.absolute()), text.encode())
+    """`write_file` on the local file system; needs no pyarrow."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.parent / f".{uuid.uuid4().hex}.partial"
+    try:
+        temporary.write_bytes(text.encode())
+        os.replace(temporary, file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_below(root: str, name: str, text: str) -> None:
+    """Write the file `name` below a folder or URL, atomically; only a URL needs pyarrow.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    try:
+        if "://" not in root:
+            write_text(Path(root, name), text)
+            return
+        filesystem, path = open_filesystem(root)
+        write_file(filesystem, f"{path}/{name}", text.encode())
+    except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's errors are kinds of these
+        raise DataError(first_line(error), field="root") from error
 
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:

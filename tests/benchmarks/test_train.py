@@ -79,8 +79,7 @@ def test_the_histogram_counts_every_clip() -> None:
 
 def test_the_geometry_runs_on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "WARM_UP", 0)
-    monkeypatch.setattr(gpu, "STEPS", 1)
-    results = measure_geometry(TrainSuite(gpu_tokens=64, vision_dim=8), base="tiny", device="cpu")
+    results = list(measure_geometry(TrainSuite(gpu_tokens=64, gpu_steps=1, vision_dim=8), base="tiny", device="cpu"))
     assert [result.utilisation for result in results] == [None] * 3
     assert render(results).row_count == 3
 

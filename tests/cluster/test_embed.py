@@ -17,9 +17,9 @@ from prospect.errors import CheckpointError, ConfigError, DataError, Fingerprint
 from prospect.hashing import hash_file
 from prospect.vision.encoder import load_encoder
 from prospect.vision.fingerprint import encoder_fingerprint
-from prospect.vision.report import EmbedReport, Group, Outcome, VideoSource
+from prospect.vision.report import EmbedReport, VideoGroup, VideoOutcome, VideoSource
 from prospect.vision.settings import DECODER_VERSION, EmbeddingSettings, VisionSettings
-from prospect.vision.stages import Batch, DecodeVideo, item_of
+from prospect.vision.stages import DecodeVideo, PictureBatch, item_of
 from prospect.vision.video import sample_frames
 from prospect.vision.weights import TINY
 from tests.vision.test_changes import joined
@@ -130,12 +130,12 @@ def test_what_is_left_out_is_counted_by_reason() -> None:
         "d": "video /v/d.mp4 is corrupted near 12 s",
         "e": "row 6 of frames file /v/e.mp4 is not a picture: image of 3 bytes is neither a JPEG nor a PNG",
     }
-    report.outcomes = [Outcome(name, "quarantined", reason=reason) for name, reason in reasons.items()]
-    report.outcomes.append(Outcome("f", "done", 3))
+    report.outcomes = [VideoOutcome(name, "quarantined", reason=reason) for name, reason in reasons.items()]
+    report.outcomes.append(VideoOutcome("f", "done", 3))
     counts = "is truncated (2), is corrupted near N s (2), row N of frames file is not a picture (1), no file (1)"
     assert report.remarks(missing=1) == [f"left out 6 of 7 videos: {counts}"]
     assert not report.is_nothing_new({})
-    report.outcomes[-1] = Outcome("f", "skipped", 3)
+    report.outcomes[-1] = VideoOutcome("f", "skipped", 3)
     before = {name: {"path": "", "reason": reason} for name, reason in reasons.items()}
     assert report.is_nothing_new(before | {"of another job": {"path": "", "reason": "x"}})
     assert not report.is_nothing_new(before | {"a": {"path": "", "reason": "another"}})
@@ -181,9 +181,9 @@ def test_a_decoder_says_which_batch_is_the_last_and_reads_an_url_too(tmp_path: P
     for url in (str(path), f"memory://{path}"):
         rows = list(decode(vars(VideoSource("v", url))))
         assert [item_of(row) for row in rows] == [
-            Batch("v", 0, 8),
-            Batch("v", 1, 8),
-            Batch("v", 2, 5, hash_file(path)),
+            PictureBatch("v", 0, 8),
+            PictureBatch("v", 1, 8),
+            PictureBatch("v", 2, 5, hash_file(path)),
         ]
         assert [len(row["values"]) for row in rows] == [8 * 64 * 64 * 3, 8 * 64 * 64 * 3, 5 * 64 * 64 * 3]
 
@@ -220,12 +220,16 @@ def test_the_report_counts_by_dataset_and_split_and_foresees_the_end() -> None:
         ("a", ("wtag", "train")), ("b", ("wtag", "val")), ("c", ("wtag", "train")), ("d", ("egoexolearn", "train")),
     ]]  # fmt: skip
     report = EmbedReport(videos, "store", "abcd", sizes={"a": 100, "b": 300, "c": 50, "d": 100}, seconds=10.0)
-    report.outcomes = [Outcome("c", "skipped", 7200), Outcome("a", "done", 3600), Outcome("d", "quarantined", 0, "cut")]
+    report.outcomes = [
+        VideoOutcome("c", "skipped", 7200),
+        VideoOutcome("a", "done", 3600),
+        VideoOutcome("d", "quarantined", 0, "cut"),
+    ]
     report.encoded = 4000
     assert report.groups() == [
-        Group("egoexolearn", "train", 1, 0, 0.0, 1),
-        Group("wtag", "train", 2, 10_800, 1.5, 0),
-        Group("wtag", "val", 1, 0, 0.0, 0),
+        VideoGroup("egoexolearn", "train", 1, 0, 0.0, 1),
+        VideoGroup("wtag", "train", 2, 10_800, 1.5, 0),
+        VideoGroup("wtag", "val", 1, 0, 0.0, 0),
     ]
     assert report.seconds_left() == (3 * 3600 - 400) / 400, "b is three times as large as a, and has 400 frames already"
     assert report.progress() == "embed: 3/4 videos, 4000 frames, 400 frames/s, 0:00:26 left, 1 quarantined"

@@ -10,9 +10,9 @@ import pytest
 
 from prospect.corpus.draw import VISIBLE_BEFORE_S, draw_corpus, plan_corpus, scene_at
 from prospect.corpus.scene import Scene, draw_scene
-from prospect.corpus.script import Script, Span
+from prospect.corpus.script import Script, ScriptSpan
 from prospect.corpus.settings import CorpusSettings
-from prospect.corpus.tasks import OBJECTS, TOOLS, Task, Work
+from prospect.corpus.tasks import OBJECTS, TOOLS, Action, Task
 from prospect.dialogue.schema import Dialogue
 from prospect.errors import ConfigError
 from prospect.hashing import hash_file
@@ -95,11 +95,11 @@ def test_nothing_changes_between_events_but_the_hands_small_movement(corpus: Pat
 
 def test_a_picture_shows_neither_time_nor_order() -> None:
     """Two recipes, two orders, two paces: with the same things done, the same picture."""
-    wash, cut = Work("ball", "wash"), Work("kite", "cut")
+    wash, cut = Action("ball", "wash"), Action("kite", "cut")
     places = tuple(range(len(OBJECTS)))
     ends = []
     for recipe, pace in (((wash, cut), 2.0), ((cut, wash), 3.5)):
-        spans = tuple(Span(1 + i * pace, 1 + (i + 1) * pace, work, i) for i, work in enumerate(recipe))
+        spans = tuple(ScriptSpan(1 + i * pace, 1 + (i + 1) * pace, work, i) for i, work in enumerate(recipe))
         script = Script(Task(recipe, ("moon",), places), "no_talk", 0.5, spans, (), 10.0)
         ends.append(scene_at(script, 9.0))
     assert ends[0] == ends[1]
@@ -112,7 +112,7 @@ def test_every_object_looks_different_untouched_held_and_after_each_action() -> 
         for name in OBJECTS
         for done, hand in [(None, None)]
         + [(action, None) for action in TOOLS]
-        + [(None, Work(name, action)) for action in TOOLS]
+        + [(None, Action(name, action)) for action in TOOLS]
     }
     assert len(looks) == len(OBJECTS) * (1 + 2 * len(TOOLS))
 

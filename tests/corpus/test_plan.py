@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 from pydantic import ValidationError
 
-from prospect.corpus.draw import Video, plan_corpus
+from prospect.corpus.draw import DrawnVideo, plan_corpus
 from prospect.corpus.script import TALK_RATES
 from prospect.corpus.settings import CorpusSettings
 from prospect.corpus.tasks import OBJECTS, TOOLS, unseen_pairs
@@ -18,21 +18,21 @@ SETTINGS = CorpusSettings(seed=11)
 
 
 @pytest.fixture(scope="module")
-def videos() -> list[Video]:
+def videos() -> list[DrawnVideo]:
     return plan_corpus(SETTINGS)
 
 
-def of_split(videos: list[Video], split: str) -> list[Video]:
+def of_split(videos: list[DrawnVideo], split: str) -> list[DrawnVideo]:
     return [video for video in videos if video.dialogue.split == split]
 
 
-def test_the_splits_have_the_asked_sizes_and_unique_ids(videos: list[Video]) -> None:
+def test_the_splits_have_the_asked_sizes_and_unique_ids(videos: list[DrawnVideo]) -> None:
     assert [len(of_split(videos, split)) for split in ("train", "validation", "test")] == [420, 16, 24]
     assert len({video.dialogue.dialogue_id for video in videos}) == len(videos)
     assert {video.dialogue.user_type for video in videos} == set(TALK_RATES)
 
 
-def test_equal_settings_plan_equal_corpora_and_another_seed_another(videos: list[Video]) -> None:
+def test_equal_settings_plan_equal_corpora_and_another_seed_another(videos: list[DrawnVideo]) -> None:
     assert plan_corpus(SETTINGS) == videos
     assert plan_corpus(CorpusSettings(seed=12)) != videos
 
@@ -68,14 +68,14 @@ def test_settings_that_cannot_work_are_refused(wrong: dict[str, object]) -> None
         CorpusSettings(**wrong)  # type: ignore[arg-type]
 
 
-def test_all_times_lie_on_half_seconds(videos: list[Video]) -> None:
+def test_all_times_lie_on_half_seconds(videos: list[DrawnVideo]) -> None:
     for video in videos:
         dialogue = video.dialogue
         times = [turn.time for turn in dialogue.turns] + [change.time for change in dialogue.transitions()]
         assert all((2 * time).is_integer() for time in [*times, dialogue.duration])
 
 
-def test_every_transition_is_legal_and_every_step_is_completed(videos: list[Video]) -> None:
+def test_every_transition_is_legal_and_every_step_is_completed(videos: list[DrawnVideo]) -> None:
     for video in videos:
         timeline = place(video.dialogue, num_frames(video.dialogue.duration))
         state = TaskState.initial(timeline.num_steps)
@@ -85,7 +85,7 @@ def test_every_transition_is_legal_and_every_step_is_completed(videos: list[Vide
         assert set(state.steps) == {StepState.COMPLETED}
 
 
-def test_every_turn_has_its_own_frame_and_nothing_is_quarantined(videos: list[Video]) -> None:
+def test_every_turn_has_its_own_frame_and_nothing_is_quarantined(videos: list[DrawnVideo]) -> None:
     for video in videos:
         timeline = place(video.dialogue, num_frames(video.dialogue.duration))
         assert timeline.quarantined == ()
@@ -97,7 +97,7 @@ def test_every_turn_has_its_own_frame_and_nothing_is_quarantined(videos: list[Vi
         assert said == expected
 
 
-def test_every_transition_and_every_user_turn_stands_exactly_once_on_its_frame(videos: list[Video]) -> None:
+def test_every_transition_and_every_user_turn_stands_exactly_once_on_its_frame(videos: list[DrawnVideo]) -> None:
     """The event-to-frame rule, counted without `place`: all times are multiples of half a second."""
     for video in videos:
         dialogue = video.dialogue
@@ -113,19 +113,19 @@ def test_every_transition_and_every_user_turn_stands_exactly_once_on_its_frame(v
         assert asked == [(int(2 * turn.time), turn.text) for turn in dialogue.turns if turn.role == "user"]
 
 
-def test_assistants_are_silent_at_nine_frames_in_ten_as_those_of_recordings(videos: list[Video]) -> None:
+def test_assistants_are_silent_at_nine_frames_in_ten_as_those_of_recordings(videos: list[DrawnVideo]) -> None:
     """What the engine's fast path can be, by default and with any seed (docs/benchmarks.md)."""
     frames = sum(num_frames(video.dialogue.duration) for video in videos)
     spoken = sum(turn.role == "assistant" for video in videos for turn in video.dialogue.turns)
     assert 0.05 < spoken / frames < 0.1
 
 
-def test_the_recipe_text_holds_the_steps(videos: list[Video]) -> None:
+def test_the_recipe_text_holds_the_steps(videos: list[DrawnVideo]) -> None:
     for video in videos:
         assert read_recipe(video.dialogue.knowledge).steps == video.dialogue.step_names
 
 
-def test_order_durations_and_idle_time_vary(videos: list[Video]) -> None:
+def test_order_durations_and_idle_time_vary(videos: list[DrawnVideo]) -> None:
     performed = [[span.step for span in video.script.spans if span.step is not None] for video in videos]
     in_order = [order == sorted(order) for order in performed]
     assert 0.1 < sum(in_order) / len(in_order) < 0.9
@@ -134,7 +134,7 @@ def test_order_durations_and_idle_time_vary(videos: list[Video]) -> None:
     assert len({num_frames(video.script.duration) for video in videos}) >= 20
 
 
-def test_steps_sometimes_follow_at_one_moment_and_mistakes_touch_only_distractors(videos: list[Video]) -> None:
+def test_steps_sometimes_follow_at_one_moment_and_mistakes_touch_only_distractors(videos: list[DrawnVideo]) -> None:
     chained = mistakes = 0
     for video in videos:
         chained += sum(first.end == then.start for first, then in pairwise(video.script.spans))
@@ -147,7 +147,7 @@ def test_steps_sometimes_follow_at_one_moment_and_mistakes_touch_only_distractor
     assert mistakes > 20
 
 
-def test_users_talk_as_much_as_their_type_says(videos: list[Video]) -> None:
+def test_users_talk_as_much_as_their_type_says(videos: list[DrawnVideo]) -> None:
     moves: dict[str, list[float]] = {user_type: [] for user_type in TALK_RATES}
     for video in videos:
         asked = sum(turn.role == "user" for turn in video.dialogue.turns) - 1
@@ -157,7 +157,7 @@ def test_users_talk_as_much_as_their_type_says(videos: list[Video]) -> None:
     assert 0 < some < more
 
 
-def test_sentences_are_short_and_the_first_names_the_goal(videos: list[Video]) -> None:
+def test_sentences_are_short_and_the_first_names_the_goal(videos: list[DrawnVideo]) -> None:
     for video in videos:
         turns = video.dialogue.turns
         assert max(len(turn.text.split()) for turn in turns) <= 12
@@ -166,7 +166,7 @@ def test_sentences_are_short_and_the_first_names_the_goal(videos: list[Video]) -
         assert turns[1].text == f"First, {_lower(video.dialogue.step_names[0])}."
 
 
-def test_progress_sums_up_the_state_at_each_thing_that_the_assistant_says(videos: list[Video]) -> None:
+def test_progress_sums_up_the_state_at_each_thing_that_the_assistant_says(videos: list[DrawnVideo]) -> None:
     for video in videos[:20]:
         dialogue = video.dialogue
         timeline = place(dialogue, num_frames(dialogue.duration))
@@ -181,7 +181,7 @@ def test_progress_sums_up_the_state_at_each_thing_that_the_assistant_says(videos
 
 
 def test_the_instruction_at_a_completion_is_the_first_step_neither_completed_nor_in_progress(
-    videos: list[Video],
+    videos: list[DrawnVideo],
 ) -> None:
     for video in videos:
         dialogue = video.dialogue

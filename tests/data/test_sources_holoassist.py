@@ -83,10 +83,10 @@ def test_events_become_steps_turns_and_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("broken", "field"),
     [
-        (said(1.0, "narrator-start_other", "Hm."), "Conversation.attributes.Conversation Purpose"),
-        (event("Coarse grained action", 3, 5), "Coarse grained action.attributes.Action sentence"),
-        ({"label": "Sleeping", "start": 1, "end": 2}, "record"),
-        (did(-1.0, "take", "pen"), "Fine grained action.start"),
+        (said(1.0, "narrator-start_other", "Hm."), "attributes.Conversation Purpose"),
+        (event("Coarse grained action", 3, 5), "attributes.Action sentence"),
+        ({"label": "Sleeping", "start": 1, "end": 2}, "label"),
+        (did(-1.0, "take", "pen"), "start"),
     ],
 )
 def test_a_broken_event_is_quarantined_alone(tmp_path: Path, broken: dict[str, Any], field: str) -> None:

@@ -14,7 +14,7 @@ from prospect.model.interface import KVGeometry
 from prospect.streaming.attention import cpu, gpu
 from prospect.streaming.attention.cpu import CpuAttention
 from prospect.streaming.attention.gpu import VarlenAttention
-from prospect.streaming.attention.interface import Attend, Backend, Chunk
+from prospect.streaming.attention.interface import Attend, AttentionBackend, Chunk
 from prospect.streaming.attention.select import (
     BACKENDS,
     TOLERANCE,
@@ -120,7 +120,7 @@ def test_the_last_stretch_of_a_pool_may_be_short(pages, monkeypatch):
         assert (found - plain_attention(pool, chunks, query, 0.25)).abs().max() <= EXACT[torch.float32]
 
 
-def in_rows(attention: StaticAttention) -> Backend:
+def in_rows(attention: StaticAttention) -> AttentionBackend:
     """The chunks' tokens as rows, and a few rows of padding behind them."""
 
     def backend(pool: PagePool, chunks: list[Chunk]) -> Attend:

@@ -30,7 +30,9 @@ def joining_vocabulary() -> Vocabulary:
         show_progress=False,
     )
     tokenizer.train_from_iterator([f"S{n}->complete; S{n + 1}->start" for n in range(1, 12)] * 5, trainer)
-    return Vocabulary(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<stop>"))
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<stop>")
+    wrapped.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    return Vocabulary(wrapped)
 
 
 @functools.cache

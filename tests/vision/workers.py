@@ -3,15 +3,15 @@
 import os
 from collections.abc import Iterator
 
-from prospect.vision.stages import Batch, DecodeVideo, Row, item_of
+from prospect.vision.stages import DecodeVideo, PictureBatch, StageRow, item_of
 
 
 class Dying(DecodeVideo):
     """Its process ends at a certain video, before its last batch, as by a decoder's crash."""
 
-    def __call__(self, row: Row) -> Iterator[Row]:
+    def __call__(self, row: StageRow) -> Iterator[StageRow]:
         for part in super().__call__(row):
             item = item_of(part)
-            if row["video_id"] == "deadly" and isinstance(item, Batch) and item.source_hash:
+            if row["video_id"] == "deadly" and isinstance(item, PictureBatch) and item.source_hash:
                 os._exit(1)
             yield part

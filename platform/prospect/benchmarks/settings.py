@@ -5,6 +5,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field
 
 from prospect.benchmarks.engine.settings import EngineSuite
+from prospect.benchmarks.gpu.settings import GpuSuite
 from prospect.corpus.settings import CorpusSettings
 from prospect.data.labels.aligner import AlignerSettings
 from prospect.settings import LocalPath, Place, Settings
@@ -77,6 +78,8 @@ class TrainSuite(Settings):
     """D of the random frames."""
     gpu_tokens: int = Field(default=4096, ge=64)
     """Tokens of a micro-batch on a GPU, with the geometry of Llama-3.2-3B."""
+    gpu_steps: int = Field(default=10, ge=1)
+    """Timed steps of each measurement on a GPU."""
     gpu_cap: float = Field(default=24.0, gt=0)
     """GiB that the second measurement on a GPU may use."""
 
@@ -104,4 +107,6 @@ class AblationSuite(Settings):
     """The sample corpus that all of them share."""
 
 
-Suite = Annotated[EmbedSuite | LabelsSuite | TrainSuite | AblationSuite | EngineSuite, Field(discriminator="name")]
+Suite = Annotated[
+    EmbedSuite | LabelsSuite | TrainSuite | AblationSuite | EngineSuite | GpuSuite, Field(discriminator="name")
+]

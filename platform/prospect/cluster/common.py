@@ -8,7 +8,7 @@ from prospect.config.schema import Config
 from prospect.data.embeddings import EmbeddingStore
 from prospect.vision.settings import DECODER_VERSION
 
-Report = Callable[[str], None]
+ReportLine = Callable[[str], None]
 """Takes one line of progress at a time."""
 
 _PARAMETERS = {"embed": ("data", "vision", "embedding"), "label": ("data", "labels")}
@@ -20,7 +20,7 @@ def embeddings_root(config: Config) -> str:
     return f"{config.storage.root}/embeddings"
 
 
-def draw_sample(config: Config, report: Report = print) -> None:
+def draw_sample(config: Config, report: ReportLine = print) -> None:
     """Draw the sample corpus if `data.path` is its folder; videos drawn with the same settings are kept."""
     folder = Path(config.storage.root) / "corpus"
     if config.data.path != str(folder):
@@ -46,7 +46,7 @@ def frames_in(config: Config) -> Callable[[str], int | None]:
     return lambda video_id: store.num_frames(video_id) if video_id in stored else None
 
 
-def report_earlier_decoder(store: EmbeddingStore, job: str, report: Report) -> None:
+def report_earlier_decoder(store: EmbeddingStore, job: str, report: ReportLine) -> None:
     """Say how many videos of a store were embedded by an earlier decoder and not compared with this one since."""
     if unchecked := len(store.unchecked(DECODER_VERSION)):
         report(
@@ -55,7 +55,9 @@ def report_earlier_decoder(store: EmbeddingStore, job: str, report: Report) -> N
         )
 
 
-def track_job(config: Config, job: str, metrics: Mapping[str, float], texts: Mapping[str, str], report: Report) -> None:
+def track_job(
+    config: Config, job: str, metrics: Mapping[str, float], texts: Mapping[str, str], report: ReportLine
+) -> None:
     """Log a finished job to the tracker; the default database needs a local storage root."""
     named = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if "://" in config.storage.root and not named:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from rich.console import Console
 
-from prospect.cluster.common import Report, draw_sample, embeddings_root, frames_in, track_job
+from prospect.cluster.common import ReportLine, draw_sample, embeddings_root, frames_in, track_job
 from prospect.cluster.embed_pipeline import stream_embeddings
 from prospect.config.schema import Config
 from prospect.data.embeddings import EmbeddingStore
@@ -22,13 +22,13 @@ from prospect.errors import ConfigError, DataError
 from prospect.files import file_size, hash_source, is_file, open_filesystem, write_file
 from prospect.vision.arrow import FRAMES_FILE_PHASE, is_frames_file
 from prospect.vision.fingerprint import encoder_fingerprint
-from prospect.vision.report import EmbedReport, Outcome, VideoSource, print_progress
+from prospect.vision.report import EmbedReport, VideoOutcome, VideoSource, print_progress
 from prospect.vision.settings import DECODER_VERSION, SAMPLING_PHASE, EmbeddingSettings, VisionSettings
 
-Progress = Callable[[EmbedReport], None]
+EmbedCallback = Callable[[EmbedReport], None]
 
 
-def embed(config: Config, report: Report = print) -> EmbedReport:
+def embed(config: Config, report: ReportLine = print) -> EmbedReport:
     """Embed the videos of a source below the storage root, or import features that were extracted elsewhere.
 
     Prints a table of the videos and one of their dialogues, writes both as reports and leaves a run in the tracker.
@@ -66,7 +66,7 @@ def embed(config: Config, report: Report = print) -> EmbedReport:
     return embedded
 
 
-def _embed_videos(config: Config, corpus: Corpus, progress: Progress, report: Report) -> EmbedReport:
+def _embed_videos(config: Config, corpus: Corpus, progress: EmbedCallback, report: ReportLine) -> EmbedReport:
     if corpus.missing_videos:
         shown = ", ".join(corpus.missing_videos[:3])
         report(f"embed  {len(corpus.missing_videos)} videos have no file in {config.data.video_folder}: {shown} ...")
@@ -80,7 +80,7 @@ def _embed_videos(config: Config, corpus: Corpus, progress: Progress, report: Re
     return embed_videos(videos, config.vision, embeddings_root(config), config.embedding, progress=progress)
 
 
-def _import_features(config: Config, corpus: Corpus, progress: Progress, report: Report) -> EmbedReport:
+def _import_features(config: Config, corpus: Corpus, progress: EmbedCallback, report: ReportLine) -> EmbedReport:
     if config.data.source != "proassist":
         raise ConfigError(
             f"embedding.import_features needs data.source=proassist, not {config.data.source}; "
@@ -108,7 +108,7 @@ def embed_videos(
     store_root: str,
     embedding: EmbeddingSettings | None = None,
     *,
-    progress: Progress = print_progress,
+    progress: EmbedCallback = print_progress,
     progress_s: float = 10.0,
 ) -> EmbedReport:
     """Embed every video that the store lacks.
@@ -140,13 +140,13 @@ def embed_videos(
         for event in finished or stream_embeddings(
             videos, settings, embedding or EmbeddingSettings(), store, report.fingerprint
         ):
-            if isinstance(event, Outcome):
+            if isinstance(event, VideoOutcome):
                 report.outcomes.append(event)
             else:
                 report.encoded += event.frames
             now = time.monotonic()
             report.seconds = now - began
-            if isinstance(event, Outcome) or now - shown >= progress_s:
+            if isinstance(event, VideoOutcome) or now - shown >= progress_s:
                 progress(report)
                 shown = now
     except KeyboardInterrupt:
@@ -184,14 +184,14 @@ def _sizes(videos: Sequence[VideoSource]) -> dict[str, int]:
         return {video.video_id: size for video, size in zip(videos, sizes, strict=True) if size is not None}
 
 
-def _all_finished(videos: Sequence[VideoSource], store: EmbeddingStore, fingerprint: str) -> list[Outcome] | None:
+def _all_finished(videos: Sequence[VideoSource], store: EmbeddingStore, fingerprint: str) -> list[VideoOutcome] | None:
     """Return each video's outcome if all are in the store, without starting a worker; None if any is left to embed."""
     if not {video.video_id for video in videos} <= set(store.video_ids()):
         return None
 
     alike = store.alike(DECODER_VERSION)
 
-    def outcome(video: VideoSource) -> Outcome | None:
+    def outcome(video: VideoSource) -> VideoOutcome | None:
         try:
             same = store.has(video.video_id, hash_source(video.path), fingerprint)
         except OSError:
@@ -200,7 +200,7 @@ def _all_finished(videos: Sequence[VideoSource], store: EmbeddingStore, fingerpr
             return None
         stored = store.stored(video.video_id)
         known = stored.decoder >= DECODER_VERSION or video.video_id in alike
-        return Outcome(video.video_id, "skipped", stored.num_frames) if known else None
+        return VideoOutcome(video.video_id, "skipped", stored.num_frames) if known else None
 
     with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter's lock
         outcomes = list(pool.map(outcome, videos))

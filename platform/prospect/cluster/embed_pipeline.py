@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from prospect.cluster.runtime import connect
+from prospect.cluster.runtime import cluster_size, connect
 from prospect.data.embeddings import EmbeddingStore
 from prospect.dialogue.timeline import FPS
 from prospect.errors import ConfigError, DataError
 from prospect.vision.encoding import EncodeBatch
-from prospect.vision.report import Outcome, VideoSource
+from prospect.vision.report import VideoOutcome, VideoSource
 from prospect.vision.settings import DECODER_VERSION, EmbeddingSettings, VisionSettings
-from prospect.vision.stages import Batch, DecodeVideo, Failure, Row, item_of
+from prospect.vision.stages import DecodeVideo, PictureBatch, StageFailure, StageRow, item_of
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -43,7 +43,7 @@ def stream_embeddings(
     embedding: EmbeddingSettings,
     store: EmbeddingStore,
     fingerprint: str,
-) -> Iterator[Outcome | Batch]:
+) -> Iterator[VideoOutcome | PictureBatch]:
     """Yield outcomes and encoded batches as they come; commit each finished video to the store.
 
     Videos whose task died are tried once more, each in its own task; those that fail again come last, as quarantined.
@@ -58,14 +58,14 @@ def stream_embeddings(
     for per_task in sorted({1, places.videos_per_task(len(videos))}, reverse=True):
         rows = _pipeline([*missing.values()], settings, embedding, places, per_task, store, fingerprint)
         for event in _collect(rows.iter_rows(), store, fingerprint, settings.tokens_per_frame):
-            if isinstance(event, Outcome):
+            if isinstance(event, VideoOutcome):
                 missing.pop(event.video_id)
             yield event
         if not missing:
             return
     for video in missing.values():
         reason = f"a worker died each time that it read or encoded {video.path}"
-        yield Outcome(video.video_id, "quarantined", reason=reason)
+        yield VideoOutcome(video.video_id, "quarantined", reason=reason)
 
 
 @dataclass(frozen=True)
@@ -128,10 +128,8 @@ def _pipeline(
 
 def _places(settings: VisionSettings, embedding: EmbeddingSettings, videos: int) -> Places:
     """Divide the cluster among encoders and decoders; by default at most one encoder a video."""
-    import ray
-
-    cluster = ray.cluster_resources()
-    cpus, gpus = cluster.get("CPU", 1.0), cluster.get("GPU", 0.0) if settings.device != "cpu" else 0.0
+    cluster = cluster_size()
+    cpus, gpus = cluster.cpus, cluster.gpus if settings.device != "cpu" else 0.0
     room = math.floor(gpus / embedding.encoder_gpus) if gpus else max(1, int(cpus))
     encoders = embedding.num_encoders or room
     decoders = math.floor((cpus - encoders * embedding.encoder_cpus) / embedding.decoder_cpus + 1e-9)
@@ -158,29 +156,31 @@ class _Unfinished:
     """The batches of a video so far; they come in any order, and again after a retry."""
 
     parts: dict[int, np.ndarray] = field(default_factory=dict)
-    last: Batch | None = None
+    last: PictureBatch | None = None
 
     @property
     def complete(self) -> bool:
         return self.last is not None and len(self.parts) == self.last.index + 1
 
 
-def _collect(rows: Iterable[Row], store: EmbeddingStore, fingerprint: str, tokens: int) -> Iterator[Outcome | Batch]:
+def _collect(
+    rows: Iterable[StageRow], store: EmbeddingStore, fingerprint: str, tokens: int
+) -> Iterator[VideoOutcome | PictureBatch]:
     """Join the batches of each video and write it to the store once it is complete."""
     waiting: dict[str, _Unfinished] = {}
     ended: set[str] = set()
     for row in rows:
         item = item_of(row)
-        if isinstance(item, Failure):
+        if isinstance(item, StageFailure):
             raise item.error
         if item.video_id in ended:
             continue
         video = waiting.setdefault(item.video_id, _Unfinished())
-        if isinstance(item, Batch):
+        if isinstance(item, PictureBatch):
             video.parts[item.index] = np.array(row["values"]).view(np.float16).reshape(item.frames, tokens, -1)
             video.last = item if item.source_hash else video.last
             yield item
-        outcome = item if isinstance(item, Outcome) else None
+        outcome = item if isinstance(item, VideoOutcome) else None
         if video.complete:
             outcome = _write(item.video_id, video, store, fingerprint)
         if outcome is not None:
@@ -189,7 +189,7 @@ def _collect(rows: Iterable[Row], store: EmbeddingStore, fingerprint: str, token
             yield outcome
 
 
-def _write(video_id: str, video: _Unfinished, store: EmbeddingStore, fingerprint: str) -> Outcome:
+def _write(video_id: str, video: _Unfinished, store: EmbeddingStore, fingerprint: str) -> VideoOutcome:
     assert video.last is not None
     frames = np.concatenate([video.parts[index] for index in range(len(video.parts))])
     try:
@@ -202,5 +202,5 @@ def _write(video_id: str, video: _Unfinished, store: EmbeddingStore, fingerprint
             decoder=DECODER_VERSION,
         )
     except DataError as error:
-        return Outcome(video_id, "quarantined", reason=str(error))
-    return Outcome(video_id, "done", len(frames), again=video.last.again)
+        return VideoOutcome(video_id, "quarantined", reason=str(error))
+    return VideoOutcome(video_id, "done", len(frames), again=video.last.again)

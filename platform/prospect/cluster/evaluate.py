@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 
-from prospect.cluster.common import Report, report_earlier_decoder
+from prospect.cluster.common import ReportLine, report_earlier_decoder
 from prospect.cluster.runtime import cluster_size, connect
 from prospect.config.schema import Config
 from prospect.data.embeddings import EmbeddingStore
@@ -64,7 +64,7 @@ def evaluate_and_show(config: Config) -> None:
     Console(width=100).print(render_table(result.scores, f"{result.model} on {config.evaluation.split}"))
 
 
-def evaluate_model(config: Config, report: Report = print) -> EvaluationResult:
+def evaluate_model(config: Config, report: ReportLine = print) -> EvaluationResult:
     """Stream the split's dialogues through the model, and score it beside the baselines.
 
     A registered model is promoted to `champion` if it is the first or better than the current one.
@@ -151,7 +151,7 @@ class _StreamerActor:
 
 
 def stream_views(
-    model: StreamedModel, placed: Sequence[Placed], report: Report, views: Sequence[View] = tuple(VIEWS)
+    model: StreamedModel, placed: Sequence[Placed], report: ReportLine, views: Sequence[View] = tuple(VIEWS)
 ) -> dict[str, list[VideoDecisions]]:
     """Stream dialogues through the model once for each view; returns decisions by the system's name.
 
@@ -203,7 +203,7 @@ def _write(result: EvaluationResult) -> None:
     write_json(result.file, values)
 
 
-def _record(tracking: "Tracking", result: EvaluationResult, report: Report) -> bool:
+def _record(tracking: "Tracking", result: EvaluationResult, report: ReportLine) -> bool:
     """Log metrics and the file to the model's training run, and promote a registered model if it is better."""
     scores = result.scores[MODEL].overall
     run = tracking.find_run(result.manifest.get("mlflow_run", ""))

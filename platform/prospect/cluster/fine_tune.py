@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from prospect.cluster.common import Report
+from prospect.cluster.common import ReportLine
 from prospect.cluster.plan import plan
 from prospect.cluster.record import open_run, record_failure, register, upload_events, upload_reports
 from prospect.cluster.workers import fit
@@ -26,7 +26,7 @@ from prospect.errors import ConfigError
 from prospect.files import write_json
 from prospect.model.adapters import build_tokenizer
 from prospect.tracking.retry import retry_until_available
-from prospect.tracking.run import Run
+from prospect.tracking.run import TrackedRun
 from prospect.tracking.tracking import Tracking
 from prospect.training.console import write_table
 from prospect.training.loop import clip_lengths, make_sampler
@@ -44,7 +44,7 @@ def fine_tune(
     store: EmbeddingStore,
     identity: dict[str, Any],
     folder: Path,
-    report: Report,
+    report: ReportLine,
 ) -> TrainResult:
     """Train, calibrate, track and register a model; raises as `train` does.
 
@@ -95,7 +95,7 @@ def fine_tune(
 
 
 def _prepare(
-    config: Config, records: Records, store: EmbeddingStore, folder: Path, report: Report
+    config: Config, records: Records, store: EmbeddingStore, folder: Path, report: ReportLine
 ) -> tuple[TrainingData, list[QuarantinedRecord]]:
     """Cut the clips of both splits, and write the tokenizer into the run's folder."""
     train_split, validation_split = records.split("train"), records.split("validation")
@@ -132,7 +132,7 @@ def _prepare(
     return TrainingData(clips[0], clips[1], statistics), quarantined
 
 
-def _plan(config: Config, data: TrainingData, store: EmbeddingStore, report: Report) -> MemoryPlan:
+def _plan(config: Config, data: TrainingData, store: EmbeddingStore, report: ReportLine) -> MemoryPlan:
     """Plan the memory of a step; where this process starts Ray, raise if it cannot fit this machine."""
     own, workers = "RAY_ADDRESS" not in os.environ, config.training.num_workers
     if own:
@@ -145,7 +145,7 @@ def _plan(config: Config, data: TrainingData, store: EmbeddingStore, report: Rep
     return planned
 
 
-def _worker_job(config: Config, folder: Path, store: EmbeddingStore, run: Run, planned: MemoryPlan) -> WorkerJob:
+def _worker_job(config: Config, folder: Path, store: EmbeddingStore, run: TrackedRun, planned: MemoryPlan) -> WorkerJob:
     manifest = {
         "vision": config.vision.model_dump(mode="json"),
         "context": config.context.model_dump(mode="json"),

@@ -12,7 +12,7 @@ from itertools import groupby
 
 from rich.console import Console
 
-from prospect.cluster.common import Report, draw_sample, frames_in, track_job
+from prospect.cluster.common import ReportLine, draw_sample, frames_in, track_job
 from prospect.cluster.runtime import connect
 from prospect.config.schema import Config
 from prospect.data.labels.llm.report import MappingReport
@@ -20,7 +20,7 @@ from prospect.data.labels.proassist import to_proassist
 from prospect.data.labels.report import DialogueLabels, LabelReport, summarize
 from prospect.data.labels.settings import LabelSettings
 from prospect.data.labels.table import to_tsv
-from prospect.data.labels.video import FramesOf, Video, VideoLabels, by_video, label_video, load_encoder
+from prospect.data.labels.video import FramesOf, LabelVideo, VideoLabels, by_video, label_video, load_encoder
 from prospect.data.sources import Corpus, load_dialogues, to_jsonl
 from prospect.dialogue.schema import Dialogue
 from prospect.errors import DataError
@@ -33,7 +33,7 @@ PROGRESS_S = 5.0
 """Seconds between two lines of progress."""
 
 
-def make_labels(config: Config, report: Report = print) -> LabelReport:
+def make_labels(config: Config, report: ReportLine = print) -> LabelReport:
     """Label the configured data on the frames of its embeddings, or on those of the stated durations.
 
     Prints the table, draws the plots and tracks the job.
@@ -73,7 +73,7 @@ def make_labels(config: Config, report: Report = print) -> LabelReport:
     return labels
 
 
-def label_and_show(config: Config, report: Report = print) -> None:
+def label_and_show(config: Config, report: ReportLine = print) -> None:
     """Run `make_labels`, or write a page on one video's labels with `preview=VIDEO`."""
     if config.preview is None:
         make_labels(config, report)
@@ -126,7 +126,7 @@ def label(
 
 
 def _map_with_llm(
-    videos: Sequence[Video], settings: LabelSettings, root: str, progress: VideoProgress
+    videos: Sequence[LabelVideo], settings: LabelSettings, root: str, progress: VideoProgress
 ) -> MappingReport:
     from prospect.data.labels.llm.mapping import map_videos  # with the client of the endpoint
 
@@ -137,7 +137,7 @@ def _map_with_llm(
 
 def _label(
     corpus: Corpus,
-    videos: list[Video],
+    videos: list[LabelVideo],
     places: list[list[int]],
     settings: LabelSettings,
     mapping: MappingReport | None,
@@ -164,12 +164,12 @@ def _label(
     return report.about(corpus)
 
 
-def _label_videos(videos: list[Video], settings: LabelSettings) -> Iterator[tuple[int, VideoLabels]]:
+def _label_videos(videos: list[LabelVideo], settings: LabelSettings) -> Iterator[tuple[int, VideoLabels]]:
     """Label the videos in Ray Data tasks, and yield (place, labels) as they finish."""
     import ray.data
 
     def task(row: dict[str, str]) -> dict[str, str]:
-        result = label_video(Video.model_validate_json(row["video"]), settings)
+        result = label_video(LabelVideo.model_validate_json(row["video"]), settings)
         return {"place": row["place"], "result": result.model_dump_json()}
 
     connect()

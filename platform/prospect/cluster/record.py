@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prospect.cluster.common import Report
+from prospect.cluster.common import ReportLine
 from prospect.config.schema import Config
 from prospect.messages import first_line
 from prospect.reports.curves import plot_run
 from prospect.streaming import table
 from prospect.tracking.pyfunc import ModelInterface
 from prospect.tracking.retry import retry_until_available
-from prospect.tracking.run import DatasetCard, Run
+from prospect.tracking.run import DatasetCard, TrackedRun
 from prospect.tracking.settings import TrackingError
 from prospect.tracking.tracking import Tracking
 from prospect.training.events import RunEvent, drop_repeats, read_events
@@ -32,7 +32,7 @@ _CONTEXTS = {"train": "training", "validation": "validation"}
 """MLflow's words for what a run does with a split."""
 
 
-def open_run(tracking: Tracking, config: Config, folder: Path, manifest: dict[str, Any]) -> Run:
+def open_run(tracking: Tracking, config: Config, folder: Path, manifest: dict[str, Any]) -> TrackedRun:
     """Open the MLflow run, and log everything that is known before the first step."""
     tags = {"records": manifest["records"], "embeddings": manifest["embeddings"], "folder": str(folder)}
     whole = config.model_dump(mode="json")
@@ -48,14 +48,14 @@ def open_run(tracking: Tracking, config: Config, folder: Path, manifest: dict[st
     return run
 
 
-def upload_events(run: Run, events: Sequence[RunEvent]) -> None:
+def upload_events(run: TrackedRun, events: Sequence[RunEvent]) -> None:
     """Log metrics and tags of a batch of events; logging a batch again changes nothing."""
     run.log_history(metric_rows(events))
     if tags := run_tags(events):
         run.set_tags(tags)
 
 
-def upload_reports(run: Run, folder: Path, step: int, report: Report) -> None:
+def upload_reports(run: TrackedRun, folder: Path, step: int, report: ReportLine) -> None:
     """Plot a finished run and upload plots, reports and thresholds; the model has the weights of `step`."""
     pictures = plot_run(folder, drop_repeats(event for event, _ in read_events(folder / "metrics.jsonl")))
     files = [file for name in _REPORTS if (file := folder / name).is_file()]
@@ -73,7 +73,7 @@ def upload_reports(run: Run, folder: Path, step: int, report: Report) -> None:
     retry_until_available(upload, report)
 
 
-def register(tracking: Tracking, name: str, run: Run, folder: Path, summary: Mapping[str, Any]) -> int:
+def register(tracking: Tracking, name: str, run: TrackedRun, folder: Path, summary: Mapping[str, Any]) -> int:
     """Register the model with the step and validation of its weights; returns its version."""
     step = summary["model_step"]
     tags = {
@@ -84,7 +84,7 @@ def register(tracking: Tracking, name: str, run: Run, folder: Path, summary: Map
 
 
 @contextlib.contextmanager
-def record_failure(run: Run, report: Report) -> Iterator[None]:
+def record_failure(run: TrackedRun, report: ReportLine) -> Iterator[None]:
     """Give the MLflow run the status and reason of an exception; an unreachable server does not replace it."""
     try:
         yield
@@ -98,6 +98,6 @@ def record_failure(run: Run, report: Report) -> Iterator[None]:
         raise
 
 
-def _end_failed(run: Run, status: str, tags: dict[str, str]) -> None:
+def _end_failed(run: TrackedRun, status: str, tags: dict[str, str]) -> None:
     run.set_tags(tags)
     run.finish(status)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prospect.cluster.common import Report, report_earlier_decoder
+from prospect.cluster.common import ReportLine, report_earlier_decoder
 from prospect.config.schema import Config
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.prepare import Records, read_records
@@ -33,7 +33,7 @@ _EVALUATED = ("storage", "corpus", "data", "vision", "model", "context", "tracki
 """Sections that an evaluation shares with its training."""
 
 
-def train_and_show(config: Config, report: Report = print) -> None:
+def train_and_show(config: Config, report: ReportLine = print) -> None:
     """Run `train` and print its summary, or print only the memory plan with `plan=true`."""
     if config.plan:
         from prospect.cluster.plan import show_plan
@@ -53,7 +53,7 @@ def _evaluation_command(result: TrainResult, arguments: Sequence[str]) -> str:
     return shlex.join(["python", "jobs/eval.py", *kept, f"evaluation.model=models:/{result.name}/{result.version}"])
 
 
-def train(config: Config, report: Report = print) -> TrainResult:
+def train(config: Config, report: ReportLine = print) -> TrainResult:
     """Fine-tune, track and register a model; continue a run of the same name, or return its result if finished.
 
     Args:

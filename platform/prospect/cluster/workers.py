@@ -15,7 +15,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
-from prospect.cluster.common import Report
+from prospect.cluster.common import ReportLine
 from prospect.cluster.controller import FailureLog, is_process_death, run_worker
 from prospect.cluster.runtime import cluster_size, connect
 from prospect.errors import ProspectError
@@ -30,7 +30,7 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 def fit(
-    job: WorkerJob, data: TrainingData, root: Path, upload: Callable[[Sequence[RunEvent]], None], report: Report
+    job: WorkerJob, data: TrainingData, root: Path, upload: Callable[[Sequence[RunEvent]], None], report: ReportLine
 ) -> dict[str, Any]:
     """Train with Ray Train, restarting dead workers, and return rank 0's summary.
 
@@ -91,7 +91,7 @@ class _TorchTrainer(TorchTrainer):
         return [each for each in made if not (own and isinstance(each, PlacementGroupCleanerCallback))]
 
 
-def _worker_count(settings: TrainingSettings, room: int, report: Report) -> int:
+def _worker_count(settings: TrainingSettings, room: int, report: ReportLine) -> int:
     """`training.num_workers`, or fewer where this process started Ray and the machine has no room for all of them."""
     if settings.num_workers <= room:
         return settings.num_workers

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NoReturn, TypeVar
 
-import pyarrow
 import yaml
 from pydantic import BaseModel
 
 from prospect.config.load import load, sections
 from prospect.config.schema import Config
 from prospect.errors import ConfigError, DataError, ProspectError
-from prospect.files import open_filesystem, write_file
+from prospect.files import write_below
 from prospect.hashing import fingerprint
 from prospect.messages import first_line, shown
 
@@ -87,9 +86,8 @@ def record(job: str, config: Config, overrides: Sequence[str], command: Command)
     name = f"configs/{job}-{stamp}-{fingerprint(values)[:8]}.yaml"
     text = f"# {shlex.join([*command.name.split(), *overrides])}\n{yaml.safe_dump(values, sort_keys=False)}"
     try:
-        filesystem, root = open_filesystem(config.storage.root)
-        write_file(filesystem, f"{root}/{name}", text.encode())
-    except (OSError, pyarrow.ArrowException, DataError) as error:
+        write_below(config.storage.root, name, text)
+    except DataError as error:
         message = f"`storage.root` ({config.storage.root}) cannot be written: {first_line(error)}."
         raise ConfigError(message, field="storage.root") from error
     return f"{config.storage.root}/{name}"

@@ -33,7 +33,7 @@ _NUDGE_S = 0.1
 
 
 @dataclass(frozen=True)
-class Video:
+class DrawnVideo:
     """One video of the corpus, before it is drawn."""
 
     script: Script
@@ -41,7 +41,7 @@ class Video:
     seed: int
 
 
-def plan_corpus(settings: CorpusSettings) -> list[Video]:
+def plan_corpus(settings: CorpusSettings) -> list[DrawnVideo]:
     """Everything but the pictures; each video depends on the settings alone.
 
     Raises:
@@ -55,7 +55,7 @@ def plan_corpus(settings: CorpusSettings) -> list[Video]:
             seed = derived_seed(settings.seed, video_id)
             rng = random.Random(seed)
             script = write_script(task, user_types[index % len(user_types)], settings, rng)
-            videos.append(Video(script, write_dialogue(script, video_id, split, rng), seed))
+            videos.append(DrawnVideo(script, write_dialogue(script, video_id, split, rng), seed))
     return videos
 
 
@@ -94,7 +94,7 @@ def draw_corpus(settings: CorpusSettings, folder: Path, progress: Callable[[int,
     return folder
 
 
-def _video_path(folder: Path, video: Video) -> Path:
+def _video_path(folder: Path, video: DrawnVideo) -> Path:
     return folder / "videos" / f"{video.dialogue.video_id}.mp4"
 
 
@@ -124,7 +124,7 @@ def _write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _write_video(video: Video, settings: CorpusSettings, path: Path) -> None:
+def _write_video(video: DrawnVideo, settings: CorpusSettings, path: Path) -> None:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.mp4")
     with av.open(str(temporary), "w") as container:
         # One thread and no look-ahead: the bytes do not depend on the machine's cores.
@@ -140,7 +140,7 @@ def _write_video(video: Video, settings: CorpusSettings, path: Path) -> None:
     temporary.replace(path)
 
 
-def _frames(video: Video, settings: CorpusSettings) -> Iterator[av.VideoFrame]:
+def _frames(video: DrawnVideo, settings: CorpusSettings) -> Iterator[av.VideoFrame]:
     """The source pictures in order; each distinct one is drawn and converted once."""
     rng = random.Random(derived_seed(video.seed, "hand"))
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from prospect.corpus.tasks import Work
+from prospect.corpus.tasks import Action
 
 Picture = NDArray[np.uint8]
 """[height, width, 3], RGB."""
@@ -46,7 +46,7 @@ class Scene:
 
     lying: tuple[tuple[str, int, str | None], ...]
     """(object, place, completed action or None) of everything on the table."""
-    hand: Work | None
+    hand: Action | None
     """The object and the action that the hand is working on."""
     nudge: tuple[int, int] = (0, 0)
     """Offset of the hand in its small movement, px right and down."""

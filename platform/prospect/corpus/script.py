@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prospect.corpus.settings import CorpusSettings
-from prospect.corpus.tasks import Task, Work
+from prospect.corpus.tasks import Action, Task
 
 UserType = Literal["no_talk", "talk_some", "talk_more"]
 UserMove = Literal["next", "tool", "acknowledge"]
@@ -15,12 +15,12 @@ TALK_RATES: dict[UserType, float] = {"no_talk": 0.0, "talk_some": 0.2, "talk_mor
 
 
 @dataclass(frozen=True)
-class Span:
+class ScriptSpan:
     """The hand works on one object with one tool from `start` to `end`."""
 
     start: float
     end: float
-    work: Work
+    work: Action
     step: int | None
     """Index into the recipe; None: a mistake, the object is a distractor and stays as it is."""
 
@@ -32,7 +32,7 @@ class Script:
     task: Task
     user_type: UserType
     goal_time: float
-    spans: tuple[Span, ...]
+    spans: tuple[ScriptSpan, ...]
     """In time order, never overlapping; a step may start at the moment at which the last one ends."""
     user_moves: tuple[tuple[float, UserMove], ...]
     """What the user says after the goal, in time order."""
@@ -42,17 +42,17 @@ class Script:
 def write_script(task: Task, user_type: UserType, settings: CorpusSettings, rng: random.Random) -> Script:
     """Carries out `task`: mostly in recipe order, with pauses, deviations and mistakes at the set rates."""
     goal_time = rng.choice((0.5, 1.0))
-    spans: list[Span] = []
+    spans: list[ScriptSpan] = []
     for step in _performed_order(len(task.recipe), settings, rng):
         work = task.recipe[step]
         clock = spans[-1].end if spans else goal_time
         if not spans or rng.random() >= settings.chain_rate:
             clock += _draw(settings.pause if spans else settings.idle, rng)
             if rng.random() < settings.mistake_rate:
-                wrong = Work(rng.choice(task.distractors), work.action)
-                spans.append(Span(clock, clock + _draw((1.0, 2.0), rng), wrong, None))
+                wrong = Action(rng.choice(task.distractors), work.action)
+                spans.append(ScriptSpan(clock, clock + _draw((1.0, 2.0), rng), wrong, None))
                 clock = spans[-1].end + _draw(settings.pause, rng)
-        spans.append(Span(clock, clock + _draw(settings.step_duration, rng), work, step))
+        spans.append(ScriptSpan(clock, clock + _draw(settings.step_duration, rng), work, step))
     moves = _user_moves(goal_time, spans, TALK_RATES[user_type], rng)
     return Script(task, user_type, goal_time, tuple(spans), moves, spans[-1].end + _draw(settings.idle, rng))
 
@@ -70,7 +70,7 @@ def _draw(bounds: tuple[float, float], rng: random.Random) -> float:
 
 
 def _user_moves(
-    goal_time: float, spans: list[Span], rate: float, rng: random.Random
+    goal_time: float, spans: list[ScriptSpan], rate: float, rng: random.Random
 ) -> tuple[tuple[float, UserMove], ...]:
     busy = [goal_time, *(time for span in spans for time in (span.start, span.end))]
     moves: list[tuple[float, UserMove]] = []

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from prospect.settings import Settings
 
 Rate = Annotated[float, Field(ge=0, le=1)]
-Seconds = tuple[Annotated[float, Field(ge=0, multiple_of=0.5)], Annotated[float, Field(ge=0, multiple_of=0.5)]]
+SecondsRange = tuple[Annotated[float, Field(ge=0, multiple_of=0.5)], Annotated[float, Field(ge=0, multiple_of=0.5)]]
 """Shortest and longest, seconds, multiples of 0.5; durations are uniform between them."""
 
 
@@ -35,11 +35,11 @@ class CorpusSettings(Settings):
     """Steps of the shortest recipe."""
     max_steps: Annotated[int, Field(ge=1, le=6)] = 6
     """Steps of the longest recipe."""
-    idle: Seconds = (2.0, 4.0)
+    idle: SecondsRange = (2.0, 4.0)
     """Between the user's goal and the first thing that happens, and again after the last step, s."""
-    step_duration: Seconds = (4.0, 8.0)
+    step_duration: SecondsRange = (4.0, 8.0)
     """Length of a step, s. With these and the pauses assistants speak at 8 % of the frames, as in recordings."""
-    pause: Seconds = (2.0, 4.0)
+    pause: SecondsRange = (2.0, 4.0)
     """Between two steps that do not follow at one moment, s."""
     chain_rate: Rate = 0.2
     """Share of steps that start at the moment at which the step before completes."""

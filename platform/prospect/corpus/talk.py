@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator
 
-from prospect.corpus.script import Script, Span, UserMove
+from prospect.corpus.script import Script, ScriptSpan, UserMove
 from prospect.corpus.tasks import DATASET, TOOLS, Task
 from prospect.dialogue.schema import Dialogue, Step, Turn
 from prospect.dialogue.state import StepState, TaskState
@@ -51,7 +51,7 @@ def _turns(script: Script, rng: random.Random) -> Iterator[Turn]:
         yield _remark(span, script)
 
 
-def _remark(span: Span, script: Script) -> Turn:
+def _remark(span: ScriptSpan, script: Script) -> Turn:
     """The assistant's own initiative: at a step's end, and at a reach for a wrong object."""
     task = script.task
     if span.step is None:

@@ -29,7 +29,7 @@ _MOST_ON_TABLE = 8
 _MOST_ATTEMPTS = 10_000
 
 
-class Work(NamedTuple):
+class Action(NamedTuple):
     """The object and the action of one step."""
 
     object: str
@@ -44,7 +44,7 @@ class Work(NamedTuple):
 class Task:
     """A recipe and the table on which it is carried out."""
 
-    recipe: tuple[Work, ...]
+    recipe: tuple[Action, ...]
     """In recipe order; an object occurs once."""
     distractors: tuple[str, ...]
     """Objects on the table that no step needs; at least one."""
@@ -63,12 +63,12 @@ def content_words(text: str) -> frozenset[str]:
     return CONTENT & set(re.findall(r"\w+", text.lower()))
 
 
-def unseen_pairs(settings: CorpusSettings) -> frozenset[Work]:
+def unseen_pairs(settings: CorpusSettings) -> frozenset[Action]:
     """The (object, action) pairs that only test videos show: different objects, actions in turn."""
     rng = random.Random(derived_seed(settings.seed, "unseen pairs"))
     objects = rng.sample(OBJECTS, settings.unseen_pairs)
     actions = rng.sample(tuple(TOOLS), len(TOOLS))
-    return frozenset(Work(name, actions[index % len(actions)]) for index, name in enumerate(objects))
+    return frozenset(Action(name, actions[index % len(actions)]) for index, name in enumerate(objects))
 
 
 def draw_tasks(settings: CorpusSettings) -> dict[Split, list[Task]]:
@@ -93,10 +93,10 @@ def draw_tasks(settings: CorpusSettings) -> dict[Split, list[Task]]:
 
 def _unseen(
     tables: "_Tables",
-    exclude: frozenset[Work],
-    seen: set[frozenset[Work]],
+    exclude: frozenset[Action],
+    seen: set[frozenset[Action]],
     s: CorpusSettings,
-    include: frozenset[Work] = frozenset(),
+    include: frozenset[Action] = frozenset(),
 ) -> Task:
     for _ in range(_MOST_ATTEMPTS):
         task = tables.draw(exclude, include)
@@ -129,14 +129,14 @@ class _Tables:
         self._objects = _deal(OBJECTS, self._rng)
         self._actions = _deal(tuple(TOOLS), self._rng)
 
-    def draw(self, exclude: frozenset[Work], include: frozenset[Work] = frozenset()) -> Task:
+    def draw(self, exclude: frozenset[Action], include: frozenset[Action] = frozenset()) -> Task:
         """A task without the pairs of `exclude`, and with at least one of `include` if given."""
         rng, count = self._rng, self._rng.randint(self._settings.min_steps, self._settings.max_steps)
         recipe = [rng.choice(sorted(include))] if include else []
         while len(recipe) < count:
             name = next(self._objects)
             if all(work.object != name for work in recipe):
-                recipe.append(next(w for w in (Work(name, action) for action in self._actions) if w not in exclude))
+                recipe.append(next(w for w in (Action(name, action) for action in self._actions) if w not in exclude))
         rng.shuffle(recipe)
         spare = [name for name in OBJECTS if all(work.object != name for work in recipe)]
         distractors = rng.sample(spare, rng.randint(1, _MOST_ON_TABLE - count))

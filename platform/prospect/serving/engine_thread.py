@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from prospect.streaming.types import Event
+from prospect.streaming.types import EngineEvent
 
 if TYPE_CHECKING:
     from prospect.streaming.engine import StreamingEngine
@@ -27,7 +27,7 @@ class EngineThread:
         self._work.set()
         return result
 
-    async def drive(self, publish: Callable[[str, Event], None]) -> None:
+    async def drive(self, publish: Callable[[str, EngineEvent], None]) -> None:
         """Step the engine while it has work, and hand each session's events to `publish`; sleep until the next call."""
         while True:
             await self._work.wait()

@@ -28,7 +28,7 @@ from prospect.protocol.messages import (
 from prospect.serving.engine_thread import EngineThread
 from prospect.serving.settings import SessionLimits
 from prospect.serving.stream import Stream, new_token
-from prospect.streaming.types import Event, Failed, SessionSpec
+from prospect.streaming.types import EngineEvent, Failed, SessionSpec
 
 if TYPE_CHECKING:
     from prospect.serving.live_encoder import LiveEncoder
@@ -182,7 +182,7 @@ class SessionHost:
             self._tasks = [asyncio.create_task(self._thread.drive(self._publish)), asyncio.create_task(self._sweep())]
             self._tasks[0].add_done_callback(self._abandon)
 
-    def _publish(self, session_id: str, event: Event) -> None:
+    def _publish(self, session_id: str, event: EngineEvent) -> None:
         if session_id not in self._streams:  # closed while the step ran
             return
         if isinstance(event, Failed):  # the engine has closed it; its handle leads nowhere

@@ -29,7 +29,7 @@ from prospect.protocol.messages import (
     state_map,
 )
 from prospect.serving.engine_thread import EngineThread
-from prospect.streaming.types import Decision, Event, Refreshed, TextPiece
+from prospect.streaming.types import Decision, EngineEvent, Refreshed, TextPiece
 
 if TYPE_CHECKING:
     from prospect.serving.live_encoder import LiveEncoder
@@ -217,7 +217,7 @@ class Stream:
             self._awaited[seq] = asyncio.get_running_loop().create_future()
         return self._awaited[seq]
 
-    def publish(self, event: Event) -> None:
+    def publish(self, event: EngineEvent) -> None:
         """Tell the client what a step of the engine said about the session."""
         match event:
             case TextPiece():

@@ -33,7 +33,7 @@ from prospect.streaming.session.session import Session
 from prospect.streaming.session.shared import Counters, SessionParts
 from prospect.streaming.settings import DstDecoder, StreamingSettings
 from prospect.streaming.stats import ClosedSessionTotals, EngineStats
-from prospect.streaming.types import Event, Failed, SessionSpec
+from prospect.streaming.types import EngineEvent, Failed, SessionSpec
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +192,7 @@ class StreamingEngine:
     def has_work(self) -> bool:
         return bool(self._executor) or any(session.frames or session.outbox for session in self._sessions.values())
 
-    def step(self) -> list[tuple[str, Event]]:
+    def step(self) -> list[tuple[str, EngineEvent]]:
         """Run one ragged forward pass for the scheduled sessions; return what happened, as (session id, event)."""
         for session_id in self._waiting(self._placement.parked):
             self._unpark(session_id)
@@ -338,7 +338,7 @@ def _timed(work: Callable[[], None]) -> float:
     return time.perf_counter() - began
 
 
-def _drain(outbox: list[Event]) -> list[Event]:
+def _drain(outbox: list[EngineEvent]) -> list[EngineEvent]:
     events = outbox.copy()
     outbox.clear()
     return events

@@ -90,5 +90,5 @@ class Failed:
     reason: str
 
 
-Event = Decision | TextPiece | Refreshed | Failed
+EngineEvent = Decision | TextPiece | Refreshed | Failed
 """What a step of the engine can say about a session."""

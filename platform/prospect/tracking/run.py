@@ -35,7 +35,7 @@ class DatasetCard:
     """Counts."""
 
 
-class Run:
+class TrackedRun:
     """One MLflow run, by its id."""
 
     def __init__(self, client: MlflowClient, run_id: str) -> None:

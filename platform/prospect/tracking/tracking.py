@@ -30,7 +30,7 @@ from prospect.messages import first_line
 from prospect.tracking.code_version import code_version
 from prospect.tracking.pyfunc import ModelInterface
 from prospect.tracking.retry import is_away
-from prospect.tracking.run import Run
+from prospect.tracking.run import TrackedRun
 from prospect.tracking.settings import (
     SQLITE,
     TrackingError,
@@ -107,7 +107,7 @@ class Tracking:
         config: Mapping[str, Any] | None = None,
         parameters: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
-    ) -> Run:
+    ) -> TrackedRun:
         """Resume the MLflow run of `folder`, or create it.
 
         Args:
@@ -132,14 +132,14 @@ class Tracking:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(file, {"key": key})
         found = self.client.search_runs([self._experiment], f"tags.`prospect.key` = '{key}'", max_results=1)
-        run = Run(self.client, found[0].info.run_id) if found else self._new_run(name, {"prospect.key": key})
+        run = TrackedRun(self.client, found[0].info.run_id) if found else self._new_run(name, {"prospect.key": key})
         run.log_config(config or {})
         run.log_parameters(parameters or {})
         run.set_tags(tags or {})
         write_json(file, {"key": key, "run_id": run.id, "tracking_uri": self.uri})
         return run
 
-    def _new_run(self, name: str, tags: Mapping[str, str]) -> Run:
+    def _new_run(self, name: str, tags: Mapping[str, str]) -> TrackedRun:
         """Create a run with its user, command and code version."""
         code = code_version()
         origin = {"mlflow.user": _user(), "mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "JOB"}
@@ -149,9 +149,9 @@ class Tracking:
         made = self.client.create_run(self._experiment, run_name=name, tags=origin | dict(tags))
         if code and code.diff:
             self.client.log_text(made.info.run_id, code.diff, "uncommitted.diff")
-        return Run(self.client, made.info.run_id)
+        return TrackedRun(self.client, made.info.run_id)
 
-    def where(self, run: Run) -> str:
+    def where(self, run: TrackedRun) -> str:
         """The address of a run's page, or the command that shows it."""
         if self.uri.startswith(("http://", "https://")):
             return f"{self.uri.rstrip('/')}/#/experiments/{self._experiment}/runs/{run.id}"
@@ -165,7 +165,7 @@ class Tracking:
         metrics: Mapping[str, float],
         texts: Mapping[str, str],
         parameters: Mapping[str, Any] | None = None,
-    ) -> Run:
+    ) -> TrackedRun:
         """Record a job that prepares data as a finished run: settings, metrics, and reports as artifacts.
 
         Args:
@@ -185,11 +185,11 @@ class Tracking:
         run.finish()
         return run
 
-    def find_run(self, run_id: str) -> Run | None:
+    def find_run(self, run_id: str) -> TrackedRun | None:
         """A run by its id, or None where this server does not know it, or somebody deleted it."""
         try:
             found = self.client.get_run(run_id).info
-            return Run(self.client, run_id) if found.lifecycle_stage == LifecycleStage.ACTIVE else None
+            return TrackedRun(self.client, run_id) if found.lifecycle_stage == LifecycleStage.ACTIVE else None
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
@@ -198,7 +198,7 @@ class Tracking:
     def register(
         self,
         name: str,
-        run: Run,
+        run: TrackedRun,
         folder: Path,
         interface: ModelInterface,
         step: int = 0,
@@ -236,7 +236,7 @@ class Tracking:
         self.client.set_registered_model_alias(name, CANDIDATE, str(version))
         return int(version)
 
-    def _log_model(self, name: str, run: Run, folder: Path, interface: ModelInterface, step: int) -> LoggedModel:
+    def _log_model(self, name: str, run: TrackedRun, folder: Path, interface: ModelInterface, step: int) -> LoggedModel:
         """The run's model, with the files of `folder`."""
         known = self.client.search_logged_models([self._experiment], f"source_run_id = '{run.id}'", max_results=1)
         model = known[0] if known else self.client.create_logged_model(self._experiment, name, run.id)

@@ -22,7 +22,7 @@ _BT2020_TO_BT709 = np.array(
 )
 
 
-class Colour(NamedTuple):
+class ColourSpace(NamedTuple):
     """How a picture's values encode colour."""
 
     matrix: str
@@ -36,7 +36,7 @@ class Colour(NamedTuple):
         return self.transfer in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
 
 
-def read_colour(frame: VideoFrame) -> Colour:
+def read_colour(frame: VideoFrame) -> ColourSpace:
     """Read matrix, range and transfer function of a frame; guess as players do where the stream names none.
 
     Raises:
@@ -44,13 +44,13 @@ def read_colour(frame: VideoFrame) -> Colour:
     """
     full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
     if frame.format.is_rgb:
-        return Colour("auto", True, frame.color_trc)
+        return ColourSpace("auto", True, frame.color_trc)
     if frame.colorspace in (_RGB, _UNSPECIFIED):
         large = frame.height > _HD_HEIGHT or frame.width >= _HD_WIDTH
-        return Colour("bt709" if large else "bt601", full, frame.color_trc)
+        return ColourSpace("bt709" if large else "bt601", full, frame.color_trc)
     if frame.colorspace not in _MATRICES:
         raise DataError(f"pictures with colour matrix {frame.colorspace} (ITU-T H.273) cannot be converted to RGB")
-    return Colour(_MATRICES[frame.colorspace], full, frame.color_trc)
+    return ColourSpace(_MATRICES[frame.colorspace], full, frame.color_trc)
 
 
 def tone_map(picture: np.ndarray, transfer: int) -> np.ndarray:

@@ -11,7 +11,6 @@ from torch.nn.functional import adaptive_avg_pool2d
 from prospect.devices import pick_device
 from prospect.errors import ConfigError, DataError
 from prospect.vision.fingerprint import encoder_fingerprint
-from prospect.vision.pictures import decode_picture, resize_picture
 from prospect.vision.settings import VisionSettings
 from prospect.vision.towers import build_tower
 from prospect.vision.weights import find_weights
@@ -82,6 +81,8 @@ class FrameEncoder:
         Raises:
             DataError: the bytes hold no picture.
         """
+        from prospect.vision.pictures import decode_picture, resize_picture  # PyAV, which encoding alone does without
+
         return resize_picture(decode_picture(data), self.settings.image_size, self.settings.crop)
 
     def _encode_batch(self, pictures: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from prospect.errors import FingerprintError
 from prospect.vision.settings import VisionSettings
-from prospect.vision.stages import Batch, Failure, Row, item_of, to_row
+from prospect.vision.stages import PictureBatch, StageFailure, StageRow, item_of, to_row
 
 
 class EncodeBatch:
@@ -21,15 +21,15 @@ class EncodeBatch:
         self._fingerprint = fingerprint
         self._threads = threads
 
-    def __call__(self, row: Row) -> Row:
-        """Return exceptions as a `Failure`: a worker that raises looks like one that died."""
+    def __call__(self, row: StageRow) -> StageRow:
+        """Return exceptions as a `StageFailure`: a worker that raises looks like one that died."""
         item, size = item_of(row), self._settings.image_size
-        if not isinstance(item, Batch):
+        if not isinstance(item, PictureBatch):
             return row
         try:
             return to_row(item, self._encode(row["values"].reshape(item.frames, size, size, 3)))
         except Exception as error:
-            return to_row(Failure.of(error))
+            return to_row(StageFailure.of(error))
 
     @cached_property
     def _encode(self) -> Callable[[np.ndarray], np.ndarray]:

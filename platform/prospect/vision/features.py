@@ -18,7 +18,7 @@ from prospect.dialogue.timeline import FPS
 from prospect.errors import DataError
 from prospect.files import hash_source, open_filesystem
 from prospect.hashing import fingerprint
-from prospect.vision.report import EmbedReport, Outcome, VideoSource
+from prospect.vision.report import EmbedReport, VideoOutcome, VideoSource
 from prospect.vision.settings import DECODER_VERSION
 
 COLUMNS = {1: ("cls",), 5: ("cls", "2x2"), 10: ("cls", "3x3")}
@@ -70,7 +70,7 @@ def import_features(
         try:
             outcome, dim = _import(video, tokens, store, report.fingerprint, dim)
         except DataError as error:
-            outcome = Outcome(video.video_id, "quarantined", reason=str(error))
+            outcome = VideoOutcome(video.video_id, "quarantined", reason=str(error))
         report.outcomes.append(outcome)
         report.encoded, report.seconds = report.frames, time.monotonic() - began
         progress(report)
@@ -79,19 +79,23 @@ def import_features(
     return report
 
 
-def _import(video: VideoSource, tokens: int, store: EmbeddingStore, made: str, dim: int | None) -> tuple[Outcome, int]:
+def _import(
+    video: VideoSource, tokens: int, store: EmbeddingStore, made: str, dim: int | None
+) -> tuple[VideoOutcome, int]:
     try:
         source_hash = hash_source(video.path)
     except OSError as error:
         raise DataError(f"features {video.path} cannot be read: {error.strerror or error}") from error
     if store.has(video.video_id, source_hash, made):
         stored = store.stored(video.video_id)
-        return Outcome(video.video_id, "skipped", stored.num_frames, alike=stored.decoder < DECODER_VERSION), store.dim
+        return VideoOutcome(
+            video.video_id, "skipped", stored.num_frames, alike=stored.decoder < DECODER_VERSION
+        ), store.dim
     frames = read_features(video.path, tokens)
     if dim is not None and frames.shape[2] != dim:
         raise DataError(f"features {video.path} have {frames.shape[2]} dimensions, but the store has {dim}")
     store.write(video.video_id, frames, fps=FPS, source_hash=source_hash, fingerprint=made, decoder=DECODER_VERSION)
-    return Outcome(video.video_id, "done", len(frames)), frames.shape[2]
+    return VideoOutcome(video.video_id, "done", len(frames)), frames.shape[2]
 
 
 def read_features(path: str, tokens: int) -> np.ndarray:

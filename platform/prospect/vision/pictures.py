@@ -14,7 +14,7 @@ from av.video.frame import VideoFrame
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from prospect.errors import DataError
-from prospect.vision.colour import Colour, read_colour, tone_map
+from prospect.vision.colour import ColourSpace, read_colour, tone_map
 from prospect.vision.settings import Crop
 
 _SCALE = "flags=bicubic+accurate_rnd+full_chroma_int+bitexact:param0=0:param1=0.5:sws_dither=none:out_range=full"
@@ -79,7 +79,7 @@ class Scaler:
             ) from error
         return upright(tone_map(picture, colour.transfer) if colour.is_hdr else picture, frame)
 
-    def _build(self, frame: VideoFrame, colour: Colour, pixel_aspect: Fraction) -> Graph:
+    def _build(self, frame: VideoFrame, colour: ColourSpace, pixel_aspect: Fraction) -> Graph:
         width, height = self._kept(frame.width, frame.height, pixel_aspect)
         # Chroma has half the resolution: a crop that starts at an odd pixel would shift the colours.
         left, top = (frame.width - width) // 4 * 2, (frame.height - height) // 4 * 2
@@ -105,7 +105,7 @@ def has_alpha(pixels: VideoFormat) -> bool:
     return pixels.has_palette or any(component.is_alpha for component in pixels.components)
 
 
-def _composite(frame: VideoFrame, colour: Colour) -> tuple[VideoFrame, Colour]:
+def _composite(frame: VideoFrame, colour: ColourSpace) -> tuple[VideoFrame, ColourSpace]:
     """Lay a picture on black, as video players do; an opaque one is returned unchanged, to the bit."""
     graph = _graph(frame, ("scale", f"{_SCALE}:{_input(colour)}"), ("format", "rgba64le"))
     graph.vpush(frame)
@@ -114,7 +114,7 @@ def _composite(frame: VideoFrame, colour: Colour) -> tuple[VideoFrame, Colour]:
     if alpha.min() == _OPAQUE:
         return frame, colour
     seen = (rgba[..., :3] * alpha + _OPAQUE // 2) // _OPAQUE
-    return VideoFrame.from_ndarray(seen.astype(np.uint16), format="rgb48le"), Colour("auto", True, colour.transfer)
+    return VideoFrame.from_ndarray(seen.astype(np.uint16), format="rgb48le"), ColourSpace("auto", True, colour.transfer)
 
 
 def _graph(frame: VideoFrame, *filters: tuple[str, str]) -> Graph:
@@ -128,7 +128,7 @@ def _graph(frame: VideoFrame, *filters: tuple[str, str]) -> Graph:
     return graph
 
 
-def _input(colour: Colour) -> str:
+def _input(colour: ColourSpace) -> str:
     return f"in_color_matrix={colour.matrix}:in_range={'full' if colour.full_range else 'limited'}"
 
 

@@ -27,7 +27,7 @@ class VideoSource:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class VideoOutcome:
     """The result of one video."""
 
     video_id: str
@@ -42,7 +42,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Group:
+class VideoGroup:
     """One row of the final table: a split of a data set."""
 
     dataset: str
@@ -67,7 +67,7 @@ class EmbedReport:
     store: str
     fingerprint: str
     sizes: dict[str, int] = field(default_factory=dict)
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[VideoOutcome] = field(default_factory=list)
     encoded: int = 0
     seconds: float = 0.0
 
@@ -146,16 +146,16 @@ class EmbedReport:
         bad = self.count("quarantined")
         return f"{line}, {ending}" + (f", {bad} quarantined" if bad else "")
 
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[VideoGroup]:
         """Return one row for each data set and split, sorted."""
         outcomes = {outcome.video_id: outcome for outcome in self.outcomes}
-        rows: dict[tuple[str, str], Group] = {}
+        rows: dict[tuple[str, str], VideoGroup] = {}
         for video in self.videos:
             key = (video.dataset, video.split)
-            row, outcome = rows.get(key, Group(*key)), outcomes.get(video.video_id)
+            row, outcome = rows.get(key, VideoGroup(*key)), outcomes.get(video.video_id)
             frames = row.frames + (outcome.frames if outcome else 0)
             bad = row.quarantined + (outcome is not None and outcome.status == "quarantined")
-            rows[key] = Group(*key, row.videos + 1, frames, frames / FPS / 3600, bad)
+            rows[key] = VideoGroup(*key, row.videos + 1, frames, frames / FPS / 3600, bad)
         return [rows[key] for key in sorted(rows)]
 
     def summary(self) -> dict[str, Any]:
@@ -190,7 +190,7 @@ class EmbedReport:
             table.add_row(group.dataset, group.split, *_cells(group))
         if len(groups) > 1:
             frames, bad = sum(g.frames for g in groups), sum(g.quarantined for g in groups)
-            whole = Group("all", "", self.total, frames, frames / FPS / 3600, bad)
+            whole = VideoGroup("all", "", self.total, frames, frames / FPS / 3600, bad)
             table.add_section()
             table.add_row("all", "", *_cells(whole))
         return table
@@ -202,7 +202,7 @@ def _kind(reason: str, path: str) -> str:
     return re.sub(r"\d+(\.\d+)?", "N", " ".join(general.split()))
 
 
-def _cells(group: Group) -> tuple[str, ...]:
+def _cells(group: VideoGroup) -> tuple[str, ...]:
     return str(group.videos), f"{group.hours:.2f}", str(group.frames), str(group.quarantined)
 
 

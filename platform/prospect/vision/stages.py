@@ -1,8 +1,8 @@
 """The decoding stage of the embedding job, and the rows that its stages exchange.
 
-A row of the Ray data set has two columns. `item` is a pickled `Batch`, `Outcome` or `Failure`. `values` is a flat uint8
-array, read in place from shared memory: the pictures of a batch, later its embeddings. Nothing here imports torch,
-which decoders do not need.
+A row of the Ray data set has two columns. `item` is a pickled `PictureBatch`, `VideoOutcome` or `StageFailure`.
+`values` is a flat uint8 array, read in place from shared memory: the pictures of a batch, later its embeddings. Nothing
+here imports torch, which decoders do not need.
 """
 
 import pickle
@@ -17,15 +17,15 @@ from prospect.data.embeddings import EmbeddingStore
 from prospect.errors import DataError, ProspectError
 from prospect.files import hash_source
 from prospect.vision.changes import decodes_otherwise
-from prospect.vision.report import Outcome, VideoSource
+from prospect.vision.report import VideoOutcome, VideoSource
 from prospect.vision.settings import DECODER_VERSION, Crop
 from prospect.vision.video import sample_frames
 
-Row = dict[str, Any]
+StageRow = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Batch:
+class PictureBatch:
     """Pictures, or embeddings, of consecutive frames of one video."""
 
     video_id: str
@@ -38,27 +38,27 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Failure:
+class StageFailure:
     """An exception that stops the whole job."""
 
     error: Exception
 
     @classmethod
-    def of(cls, error: Exception) -> "Failure":
+    def of(cls, error: Exception) -> "StageFailure":
         """Keep a user's mistake as it is; give anything else the worker's stack trace."""
         return cls(error if isinstance(error, ProspectError) else RuntimeError(traceback.format_exc()))
 
 
-Item = Batch | Outcome | Failure
+Item = PictureBatch | VideoOutcome | StageFailure
 
 
-def to_row(item: Item, values: np.ndarray | None = None) -> Row:
+def to_row(item: Item, values: np.ndarray | None = None) -> StageRow:
     """Pack an item and an array of any type and shape into a row."""
     flat = np.empty(0, np.uint8) if values is None else np.ascontiguousarray(values).reshape(-1).view(np.uint8)
     return {"item": pickle.dumps(item), "values": flat}
 
 
-def item_of(row: Row) -> Item:
+def item_of(row: StageRow) -> Item:
     """Unpack a row's item."""
     return pickle.loads(row["item"])
 
@@ -76,17 +76,17 @@ class DecodeVideo:
     alike: frozenset[str] = frozenset()
     """Videos that are known to decode as they did with an earlier decoder."""
 
-    def __call__(self, row: Row) -> Iterator[Row]:
+    def __call__(self, row: StageRow) -> Iterator[StageRow]:
         """Hold two batches of pictures at a time, whatever the video's length."""
         video = VideoSource(**row)
         try:
             yield from self._rows(video)
         except DataError as error:
-            yield to_row(Outcome(video.video_id, "quarantined", reason=str(error)))
+            yield to_row(VideoOutcome(video.video_id, "quarantined", reason=str(error)))
         except Exception as error:
-            yield to_row(Failure.of(error))
+            yield to_row(StageFailure.of(error))
 
-    def _rows(self, video: VideoSource) -> Iterator[Row]:
+    def _rows(self, video: VideoSource) -> Iterator[StageRow]:
         try:
             source_hash = hash_source(video.path)
         except OSError as error:
@@ -100,16 +100,16 @@ class DecodeVideo:
             again = not known and decodes_otherwise(video.path, stored.decoder)
             if not again:
                 alike = not known and stored.decoder < DECODER_VERSION
-                yield to_row(Outcome(video.video_id, "skipped", stored.num_frames, alike=alike))
+                yield to_row(VideoOutcome(video.video_id, "skipped", stored.num_frames, alike=alike))
                 return
         index, held = 0, None
         for pictures in self.batches(video.path):
             if held is not None:
-                yield to_row(Batch(video.video_id, index, len(held)), held)
+                yield to_row(PictureBatch(video.video_id, index, len(held)), held)
                 index += 1
             held = pictures
         assert held is not None, "a video without a picture is broken"
-        yield to_row(Batch(video.video_id, index, len(held), source_hash, again), held)
+        yield to_row(PictureBatch(video.video_id, index, len(held), source_hash, again), held)
 
     def batches(self, path: str) -> Iterator[np.ndarray]:
         """Yield the sampled pictures of a video, uint8 [up to batch_size, S, S, 3]."""

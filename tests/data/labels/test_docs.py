@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from prospect.data.labels.llm.cache import Conversation
+from prospect.data.labels.llm.cache import LLMExchange
 from prospect.data.labels.table import COLUMNS
 
 DOCUMENT = (Path(__file__).resolve().parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
@@ -20,7 +20,7 @@ def test_the_table_has_these_columns() -> None:
 
 
 def test_the_kept_conversation_is_one() -> None:
-    conversation = Conversation.model_validate_json(example("```json conversation"))
+    conversation = LLMExchange.model_validate_json(example("```json conversation"))
     assert conversation.finished(max_retries=3)
     assert conversation.attempts[0].answer is not None
     assert conversation.answered(conversation.attempts[0].answer).assignment == conversation.assignment

@@ -25,7 +25,7 @@ from prospect.benchmarks.ablation.report import read_scores, write_report
 from prospect.benchmarks.ablation.variants import AblationRun, plan_runs, shared_config
 from prospect.benchmarks.config import BenchmarkConfig
 from prospect.benchmarks.settings import AblationSuite
-from prospect.cluster.common import Report, draw_sample
+from prospect.cluster.common import ReportLine, draw_sample
 from prospect.cluster.embed import embed
 from prospect.cluster.label import make_labels
 from prospect.cluster.runtime import disconnect
@@ -44,7 +44,7 @@ class AblationError(ProspectError):
     code = "ablation_failed"
 
 
-def run(config: BenchmarkConfig, report: Report = print) -> None:
+def run(config: BenchmarkConfig, report: ReportLine = print) -> None:
     """Run the missing configurations, and write the comparison of the finished ones.
 
     Raises:
@@ -71,7 +71,7 @@ def run(config: BenchmarkConfig, report: Report = print) -> None:
         )
 
 
-def prepare(shared: Config, report: Report) -> None:
+def prepare(shared: Config, report: ReportLine) -> None:
     """Draw, embed and label the corpus once for all runs."""
     done = Path(shared.storage.root) / "prepared"
     if not done.is_file():
@@ -127,7 +127,7 @@ class _Process:
 class _Pool:
     """Executes runs, a few at a time."""
 
-    def __init__(self, runs: Sequence[AblationRun], processes: int, report: Report) -> None:
+    def __init__(self, runs: Sequence[AblationRun], processes: int, report: ReportLine) -> None:
         self._total, self._processes, self._report = len(runs), processes, report
         self._waiting = deque(run for run in runs if not run.result.is_file())
         self._done = len(runs) - len(self._waiting)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from itertools import cycle, islice
+from itertools import cycle
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from ray.data import ActorPoolStrategy
 
+from prospect.benchmarks.embed.bare_encoder import images_per_second, rate
 from prospect.dialogue.timeline import FPS
 from prospect.vision.encoder import FrameEncoder, load_encoder
 from prospect.vision.settings import VisionSettings
@@ -88,30 +89,16 @@ def _load(settings: VisionSettings) -> float:
 def _encode_loop(threads: int, seconds: float) -> float:
     assert _encoder is not None
     torch.set_num_threads(threads)
-    settings = _encoder.settings
-    shape = (settings.batch_size, settings.image_size, settings.image_size, 3)
-    pictures = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    return _rate(iter(lambda: len(_encoder.encode(pictures)), 0), seconds)
+    return images_per_second(_encoder, seconds)
 
 
 def _decode_loop(settings: VisionSettings, path: str, seconds: float) -> float:
     decode = _decoder(settings)
-    return _rate((len(batch) for video in cycle([path]) for batch in decode.batches(video)), seconds)
+    return rate((len(batch) for video in cycle([path]) for batch in decode.batches(video)), seconds)
 
 
 def _decoder(settings: VisionSettings) -> DecodeVideo:
     return DecodeVideo(settings.image_size, settings.crop, settings.batch_size, "", "")
-
-
-def _rate(counts: Iterator[int], seconds: float) -> float:
-    """Frames/s after the first batch, over whole batches."""
-    next(counts)
-    began, frames = time.perf_counter(), 0
-    for count in counts:
-        frames += count
-        if (spent := time.perf_counter() - began) >= seconds:
-            return frames / spent
-    return frames / (time.perf_counter() - began)
 
 
 class Rate(NamedTuple):
@@ -192,14 +179,3 @@ class _Encode:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         embedding = self._encoder.encode(np.ascontiguousarray(batch["picture"]))
         return {"embedding": embedding.astype(np.float32), "encoded_at": np.full(len(embedding), time.time())}
-
-
-def gpu_loop(seconds: float, batch_size: int = 128) -> float:
-    """Images/s of SigLIP-SO400M (random weights) on a GPU: bfloat16, compiled, frames in memory."""
-    encoder = load_encoder(
-        VisionSettings(weights="random:0", batch_size=batch_size, dtype="bfloat16", compile=True, device="cuda")
-    )
-    pictures = np.random.default_rng(0).integers(0, 256, (batch_size, 384, 384, 3), np.uint8)
-    for _ in islice(iter(lambda: encoder.encode(pictures), None), 3):
-        pass
-    return _rate(iter(lambda: len(encoder.encode(pictures)), 0), seconds)

@@ -28,8 +28,19 @@ def weight_floor_seconds(model: DSTModel) -> float | None:
         return None
     name = torch.cuda.get_device_name(model.device)
     speed = next((speed for part, speed in BANDWIDTH.items() if part in name), None)
-    size = sum(parameter.numel() * parameter.element_size() for parameter in model.text.layers.parameters())
-    return size / speed if speed else None
+    return weight_bytes(model) / speed if speed else None
+
+
+def weight_bytes(model: DSTModel) -> int:
+    """Of the layers, which a step reads once."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.text.layers.parameters())
+
+
+def copy_bandwidth(device: torch.device, num_bytes: int) -> float:
+    """Bytes a second that the device's memory reads and writes, measured with a copy from one half to the other."""
+    source = torch.ones(num_bytes, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * num_bytes / _fastest(lambda: target.copy_(source), device)
 
 
 @torch.inference_mode()

@@ -130,7 +130,7 @@ def _schedule(rng: np.random.Generator, frames: int, rate: float) -> np.ndarray:
 
 
 @dataclass
-class Record:
+class LoadRecord:
     """Times at which every frame of a measurement was due, first answered and finished.
 
     Attributes:
@@ -156,7 +156,7 @@ class Record:
     """Seconds of each step."""
 
     @classmethod
-    def empty(cls, sessions: int, frames: range) -> "Record":
+    def empty(cls, sessions: int, frames: range) -> "LoadRecord":
         shape = (sessions, len(frames))
         due, first, done = (np.full(shape, np.nan) for _ in range(3))
         return cls(frames, due, first, done, spoke=np.zeros(shape, bool), fast=np.zeros(shape, bool))
@@ -196,9 +196,9 @@ class Record:
         return (self.first - self.due)[self.spoke]
 
 
-def paced(system: Driven, workload: Workload, frames: range, give_up_s: float) -> Record:
+def paced(system: Driven, workload: Workload, frames: range, give_up_s: float) -> LoadRecord:
     """Push frames at their due times, until all are decided or one has waited `give_up_s`."""
-    record, arrivals = Record.empty(workload.sessions, frames), workload.arrivals(frames)
+    record, arrivals = LoadRecord.empty(workload.sessions, frames), workload.arrivals(frames)
     pushed = oldest = 0
     began = time.perf_counter()
     while oldest < len(arrivals):
@@ -226,12 +226,12 @@ def paced(system: Driven, workload: Workload, frames: range, give_up_s: float) -
 
 def saturated(
     system: Driven, workload: Workload, frames: range, seconds: float, fast_enough: float = float("inf")
-) -> Record:
+) -> LoadRecord:
     """Push every session's next frame as soon as the last is decided, until all are.
 
     After `seconds` it ends for a system that decides fewer than `fast_enough` frames/s.
     """
-    record = Record.empty(workload.sessions, frames)
+    record = LoadRecord.empty(workload.sessions, frames)
     began = time.perf_counter()
 
     def push(session: int, frame: int) -> None:
@@ -252,14 +252,14 @@ def saturated(
     return record
 
 
-def finish(system: Driven, record: Record, began: float) -> None:
+def finish(system: Driven, record: LoadRecord, began: float) -> None:
     """Finish pending work, so that the next measurement starts with empty queues."""
     while system.busy():
         _step(system, record, began)
     system.clear()
 
 
-def _step(system: Driven, record: Record, began: float) -> list[Happening]:
+def _step(system: Driven, record: LoadRecord, began: float) -> list[Happening]:
     before = time.perf_counter()
     happenings = system.step()
     after = time.perf_counter()
@@ -267,7 +267,7 @@ def _step(system: Driven, record: Record, began: float) -> list[Happening]:
     return record.take(happenings, after - began)
 
 
-def _check(record: Record, workload: Workload) -> None:
+def _check(record: LoadRecord, workload: Workload) -> None:
     """Raise unless the system spoke as scheduled: the numbers would belong to another speak rate."""
     done = ~np.isnan(record.done)
     planned = workload.speaks[:, record.frames.start : record.frames.stop]

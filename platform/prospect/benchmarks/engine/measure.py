@@ -4,15 +4,15 @@ import ctypes
 import gc
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
 import torch
 
 from prospect.benchmarks.engine.adapter import EngineSystem
-from prospect.benchmarks.engine.load import Driven, Record, Workload, paced, saturated
+from prospect.benchmarks.engine.load import Driven, LoadRecord, Workload, paced, saturated
 from prospect.benchmarks.engine.peers import LoopSystem, PaddedSystem
 from prospect.benchmarks.engine.settings import EngineSuite, System
 from prospect.dialogue.timeline import FPS
@@ -35,13 +35,14 @@ class Percentiles(NamedTuple):
     p95: float
     p99: float
     number: int
+    mean: float
 
     @classmethod
     def of(cls, seconds: np.ndarray) -> "Percentiles":
         if not len(seconds):
-            return cls(float("nan"), float("nan"), float("nan"), 0)
+            return cls(float("nan"), float("nan"), float("nan"), 0, float("nan"))
         p50, p95, p99 = (float(value) for value in 1000 * np.percentile(seconds, (50, 95, 99)))
-        return cls(p50, p95, p99, len(seconds))
+        return cls(p50, p95, p99, len(seconds), float(1000 * seconds.mean()))
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Cell:
 
     Attributes:
         frames_per_s, frames, step_ms: in saturation; `step_ms` is a forward pass with all that belongs to it.
+        latency: in saturation, from when a frame was handed over until it was decided.
         share_of_bound: tokens/s of those that linear layers and attention alone allow.
         fast_share: frames decided without `lm_head`.
         session_mib: memory that opening the sessions and saturating them took, for each.
@@ -89,6 +91,7 @@ class Cell:
     frames_per_s: float
     frames: int
     step_ms: Percentiles
+    latency: Percentiles
     share_of_bound: float
     fast_share: float
     refreshes: int
@@ -120,6 +123,18 @@ def measure_cell(
     name: System, loaded: LoadedModel, settings: StreamingSettings, workload: Workload, bound: float
 ) -> Cell:
     """Fills the sessions, saturates them, then paces them; `bound`: seconds of a step with one token of each."""
+    suite = workload.suite
+    system, cell = saturated_cell(name, loaded, settings, workload, bound)
+    if cell.frames_per_s < _HOPELESS * workload.sessions * FPS:
+        return cell
+    frames = range(suite.saturated_frames, workload.frames)
+    return replace(cell, paced=summary(paced(system, workload, frames, suite.give_up_s)))
+
+
+def saturated_cell(
+    name: System, loaded: LoadedModel, settings: StreamingSettings, workload: Workload, bound: float
+) -> tuple[Driven, Cell]:
+    """The first half of `measure_cell`, and the system that it leaves with all sessions open."""
     suite, context, sessions = workload.suite, workload.context, workload.sessions
     before = memory_in_use(loaded)
     system = build_system(name, loaded, workload, settings)
@@ -128,23 +143,22 @@ def measure_cell(
     needed = _HOPELESS * sessions * FPS
     full = saturated(system, workload, range(suite.saturated_frames), suite.seconds, needed)
     used = max(filled, memory_in_use(loaded)) - before
-    speed, live = full.decided / full.seconds, None
-    if speed >= needed:
-        live = summary(paced(system, workload, range(suite.saturated_frames, workload.frames), suite.give_up_s))
+    speed = full.decided / full.seconds
     done = ~np.isnan(full.done)
-    return Cell(
+    return system, Cell(
         system=name,
         context=context,
         sessions=sessions,
         frames_per_s=speed,
         frames=full.decided,
         step_ms=Percentiles.of(np.array(full.steps)),
+        latency=Percentiles.of(full.latencies()[0]),
         share_of_bound=speed * workload.tokens_per_frame * bound / sessions,
         fast_share=float(full.fast[done].mean()),
         refreshes=full.refreshes,
         session_mib=used / sessions / MIB,
         kv_mib=context * kv_bytes(loaded.model) / MIB,
-        paced=live,
+        paced=None,
     )
 
 
@@ -153,7 +167,7 @@ def paced_count(suite: EngineSuite) -> int:
     return max(1, round(suite.seconds * FPS))
 
 
-def summary(record: Record) -> Paced:
+def summary(record: LoadRecord) -> Paced:
     waited, free = record.latencies()
     return Paced(
         free=Percentiles.of(waited[free]),
@@ -185,18 +199,30 @@ def largest_within(
     def fits(sessions: int) -> bool:
         if sessions * context * kv_bytes(loaded.model) > suite.memory_gib * GIB:
             return False
-        memory_in_use(loaded)  # what the last number took is given back
-        frames = range(paced_count(suite))
-        workload = Workload(suite, sessions, context, len(frames))
-        system = EngineSystem(loaded, workload, settings)
         try:
-            system.fill(workload.starts)
+            tried[sessions], _ = measure_paced(loaded, suite, settings, sessions, context)
         except OutOfPagesError:
             return False
-        tried[sessions] = summary(paced(system, workload, frames, suite.give_up_s))
         return tried[sessions].within(suite)
 
     return largest(fits, suite.most_sessions, suite.search_from), tried
+
+
+def measure_paced(
+    loaded: LoadedModel, suite: EngineSuite, settings: StreamingSettings, sessions: int, context: int
+) -> tuple[Paced, float]:
+    """Fills the engine's sessions and paces them; with the MiB of memory that opening them took for each.
+
+    Raises:
+        OutOfPagesError: the cache has no room for so many.
+    """
+    before = memory_in_use(loaded)
+    frames = range(paced_count(suite))
+    workload = Workload(suite, sessions, context, len(frames))
+    system = EngineSystem(loaded, workload, settings)
+    system.fill(workload.starts)
+    used = memory_in_use(loaded) - before
+    return summary(paced(system, workload, frames, suite.give_up_s)), used / sessions / MIB
 
 
 @dataclass(frozen=True)
@@ -237,3 +263,16 @@ def memory_in_use(loaded: LoadedModel) -> int:
     if sys.platform == "linux":
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     return psutil.Process().memory_info().rss
+
+
+def to_json(record: Any) -> dict[str, Any]:
+    """A dataclass as JSON, with the percentiles by name, and null for those over no frames."""
+
+    def named(value: Any) -> Any:
+        if hasattr(value, "_asdict"):
+            return named(value._asdict())
+        if isinstance(value, dict):
+            return {name: named(each) for name, each in value.items()}
+        return None if value != value else value
+
+    return named(asdict(record))

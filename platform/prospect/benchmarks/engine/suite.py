@@ -8,16 +8,12 @@ A third argument is JSON of the engine's settings.
 """
 
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from rich.console import Console
 
@@ -35,10 +31,12 @@ from prospect.benchmarks.engine.measure import (
     measure_cell,
     paced_count,
     soak,
+    to_json,
     warm_up,
 )
 from prospect.benchmarks.engine.model import planted_model
 from prospect.benchmarks.engine.settings import EngineSuite
+from prospect.benchmarks.machine import describe_machine
 from prospect.devices import pick_device
 from prospect.errors import ConfigError, OutOfPagesError
 from prospect.model.checkpoint import LoadedModel
@@ -62,7 +60,7 @@ def measure(suite: EngineSuite, streaming: StreamingSettings, root: Path) -> dic
     console, began = Console(width=150), time.perf_counter()
     torch.set_num_threads(suite.num_threads or torch.get_num_threads())
     device = str(pick_device(suite.device))
-    loaded, machine = planted_model(suite, device, root / "cache"), _machine(device)
+    loaded, machine = planted_model(suite, device, root / "cache"), describe_machine(device)
     console.print(report.headline(suite, machine), soft_wrap=True)
     warm_up(loaded, suite, streaming)
     cells: list[Cell] = []
@@ -85,12 +83,12 @@ def measure(suite: EngineSuite, streaming: StreamingSettings, root: Path) -> dic
         "suite": suite.model_dump(mode="json"),
         "streaming": streaming.model_dump(mode="json"),
         "machine": machine,
-        "cells": [_plain(cell) for cell in cells],
+        "cells": [to_json(cell) for cell in cells],
         "search": {
-            context: {"sessions": most, "tried": {number: _plain(paced) for number, paced in tried.items()}}
+            context: {"sessions": most, "tried": {number: to_json(paced) for number, paced in tried.items()}}
             for context, (most, tried) in found.items()
         },
-        "soak": {context: [_plain(minute) for minute in minutes] for context, minutes in soaks.items()},
+        "soak": {context: [to_json(minute) for minute in minutes] for context, minutes in soaks.items()},
         "weight_floor_ms": floor and 1000 * floor,
         "seconds": time.perf_counter() - began,
     }
@@ -126,37 +124,6 @@ def _print_floor(console: Console, cells: list[Cell], floor: float | None) -> No
         console.print(
             f"one session: {step:.2f} ms a step, {step / 1000 / floor:.2f} times the weights' {1000 * floor:.2f}"
         )
-
-
-def _machine(device: str) -> dict[str, Any]:
-    return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "torch": torch.__version__,
-        "load_average": os.getloadavg()[0],
-    }
-
-
-def _processor() -> str:
-    if sys.platform == "linux":
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "CPU")
-    return platform.processor() or platform.machine()
-
-
-def _plain(record: Any) -> dict[str, Any]:
-    """JSON, with the percentiles by name, and null for those over no frames."""
-
-    def named(value: Any) -> Any:
-        if hasattr(value, "_asdict"):
-            return named(value._asdict())
-        if isinstance(value, dict):
-            return {name: named(each) for name, each in value.items()}
-        return None if value != value else value
-
-    return named(asdict(record))
 
 
 def _write(

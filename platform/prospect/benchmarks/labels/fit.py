@@ -28,7 +28,7 @@ class Bin:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class SpreadCalibration:
     """Steps by confidence, and the mean distance of confidence and truth (expected calibration error)."""
 
     bins: tuple[Bin, ...]
@@ -71,7 +71,7 @@ def fit_outside(settings: AlignerSettings, *sets: Sequence[Example]) -> tuple[fl
     return float(price), float(weight)
 
 
-def calibration(examples: Sequence[Example], settings: AlignerSettings) -> Calibration:
+def calibration(examples: Sequence[Example], settings: AlignerSettings) -> SpreadCalibration:
     """Calibration over all steps of the examples."""
     sure, right = [], []
     for video, evidence in examples:
@@ -88,7 +88,7 @@ def calibration(examples: Sequence[Example], settings: AlignerSettings) -> Calib
         if (mine := which == i).any()
     )
     error = sum(each.steps * abs(each.confidence - each.right) for each in bins) / len(confidences)
-    return Calibration(bins, error)
+    return SpreadCalibration(bins, error)
 
 
 def _outside_loss(settings: AlignerSettings, gold: np.ndarray, evidence: Evidence) -> tuple[float, Floats]:

@@ -14,7 +14,7 @@ import numpy as np
 from prospect.dialogue.schema import Annotation
 from prospect.errors import DataError
 
-Raw = Mapping[str, Any]
+RawGold = Mapping[str, Any]
 _NUMBER = re.compile(r"^\s*\d+[.)]\s*")
 
 
@@ -50,7 +50,7 @@ class Gold:
     """Counts of what was left out, by reason."""
 
 
-def read(folder: Path, name: str) -> list[Raw]:
+def read(folder: Path, name: str) -> list[RawGold]:
     """The videos of one prepared file.
 
     Raises:
@@ -144,12 +144,12 @@ def _bookkept(video: GoldVideo) -> GoldVideo:
     return replace(video, blocks=(before, *video.blocks, after), gold=(-1, *video.gold, len(video.steps)))
 
 
-def sampled(rows: Iterable[Raw], limit: int) -> list[Raw]:
+def sampled(rows: Iterable[RawGold], limit: int) -> list[RawGold]:
     """The same `limit` videos at every call, wherever they stand in the file."""
     return sorted(rows, key=lambda row: hashlib.sha256(row["video_id"].encode()).digest())[:limit]
 
 
-def _video(name: str, steps: Sequence[Raw], lines: list[tuple[Annotation, int]]) -> GoldVideo:
+def _video(name: str, steps: Sequence[RawGold], lines: list[tuple[Annotation, int]]) -> GoldVideo:
     lines = sorted(lines, key=lambda pair: (pair[0].start, pair[0].end or pair[0].start))
     return GoldVideo(
         name,

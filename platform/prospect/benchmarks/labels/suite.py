@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prospect.benchmarks.config import BenchmarkConfig
-from prospect.benchmarks.labels.fit import Calibration, Example, calibration, fit_outside, fit_weights
+from prospect.benchmarks.labels.fit import Example, SpreadCalibration, calibration, fit_outside, fit_weights
 from prospect.benchmarks.labels.gold import Gold, GoldVideo, bookkept, egoexolearn_lines, goalstep, holoassist_turns
 from prospect.benchmarks.labels.limits import limits, out_of_order
 from prospect.benchmarks.labels.methods import METHODS
@@ -125,7 +125,7 @@ def _table(title: str, rows: Mapping[str, Summary]) -> Table:
     return table
 
 
-def _reliability(found: Calibration) -> Table:
+def _reliability(found: SpreadCalibration) -> Table:
     title = f"Confidence of steps, report half: expected calibration error {found.error:.3f}"
     table = Table("confidence", "steps", "mean", "share of blocks right", title=title)
     for each in found.bins:

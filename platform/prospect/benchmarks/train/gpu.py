@@ -4,6 +4,7 @@ Needs neither DeepSpeed nor Ray nor weights. `python -m prospect.benchmarks.trai
 """
 
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +27,7 @@ from prospect.training.settings import TrainingSettings
 BASE = "meta-llama/Llama-3.2-3B-Instruct"
 DENSE_BF16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40": 181e12, "4090": 165e12}
 """Peak operations a second of dense bfloat16, by a part of the device's name (vendors' data sheets)."""
-WARM_UP, STEPS, CLIPS = 3, 10, 4
+WARM_UP, CLIPS = 3, 4
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,13 @@ class GpuResult:
     planned_bytes: int
 
 
-def measure_geometry(suite: TrainSuite, base: str = BASE, device: str = "cuda") -> list[GpuResult]:
-    """LoRA of rank 128 at `suite.gpu_tokens` in packed clips: checkpointed, under the cap, and without a cap."""
+def measure_geometry(suite: TrainSuite, base: str = BASE, device: str = "cuda") -> Iterator[GpuResult]:
+    """LoRA of rank 128 at `suite.gpu_tokens` in packed clips: checkpointed, under the cap, and without a cap.
+
+    Ways that the memory plan has no room for on this device are left out.
+    """
     settings = ModelSettings(base=base, dtype="bfloat16")
     total = torch.cuda.get_device_properties(device).total_memory if device == "cuda" else 0
-    results = []
     for name, checkpointed, cap in (
         ("checkpointed", True, None),
         (f"checkpointed, capped at {suite.gpu_cap:g} GiB", True, suite.gpu_cap * GIB),
@@ -62,8 +65,7 @@ def measure_geometry(suite: TrainSuite, base: str = BASE, device: str = "cuda") 
             if planned.peak > total:
                 continue
             torch.cuda.set_per_process_memory_fraction(min(1.0, cap / total) if cap else 1.0)
-        results.append(_measure(name, settings, training, lengths, suite.vision_dim, device, planned.peak))
-    return results
+        yield _measure(name, settings, training, lengths, suite, device, planned.peak)
 
 
 def _measure(
@@ -71,30 +73,33 @@ def _measure(
     settings: ModelSettings,
     training: TrainingSettings,
     lengths: tuple[int, ...],
-    vision_dim: int,
+    suite: TrainSuite,
     device: str,
     planned: int,
 ) -> GpuResult:
-    model = empty_model(base_geometry(settings), settings, vision_dim).to_empty(device=device)
+    model = empty_model(base_geometry(settings), settings, suite.vision_dim).to_empty(device=device)
+    model.tie_weights()
     for tensor in [*model.parameters(), *model.buffers()]:
         nn.init.normal_(tensor, std=0.02)
     model.text.rotary_emb = type(model.text.rotary_emb)(model.text_config).to(device)
     backend = PlainBackend(adapt(model, settings), training, device)
-    batch = fake_batch(lengths, vision_dim)
+    batch = fake_batch(lengths, suite.vision_dim)
     batch.input_ids[0, : len(batch.frames)] = unwrap(model).config.grammar_ids["<image>"]
     batch.frames.normal_()
     batch.decisions, batch.text_positions = (
         torch.arange(len(each)) for each in (batch.decisions, batch.text_positions)
     )
-    for _ in range(WARM_UP):
+    for _ in range(min(WARM_UP, suite.gpu_steps)):
         train_step(backend, StepBatch([MicroBatch(batch)], 1e-5), training)
-    if device == "cuda":
+    on_gpu = device == "cuda"
+    if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
-    for _ in range(STEPS):
+    for _ in range(suite.gpu_steps):
         train_step(backend, StepBatch([MicroBatch(batch)], 1e-5), training)
-    speed = STEPS * batch.num_tokens / (time.perf_counter() - began)
-    on_gpu = device == "cuda"
+    if on_gpu:
+        torch.cuda.synchronize()
+    speed = suite.gpu_steps * batch.num_tokens / (time.perf_counter() - began)
     peak = torch.cuda.max_memory_allocated() if on_gpu else 0
     device_name = torch.cuda.get_device_name() if on_gpu else device
     most = next((operations for part, operations in DENSE_BF16.items() if part in device_name), None)
@@ -117,7 +122,7 @@ def operations_per_token(model: nn.Module, length: int) -> float:
     return dense + 3 * 2 * config.num_hidden_layers * config.hidden_size * length
 
 
-def render(results: list[GpuResult]) -> Table:
+def render(results: Iterable[GpuResult]) -> Table:
     """One row a way."""
     table = Table(title="Llama-3.2-3B geometry, LoRA 128, one device", box=box.SIMPLE_HEAD, show_edge=False)
     table.add_column("way")

@@ -64,7 +64,7 @@ class BenchmarkError(ProspectError):
 
 
 @dataclass(frozen=True)
-class Task:
+class TrainTask:
     """Input of every measured way."""
 
     suite: TrainSuite
@@ -122,7 +122,7 @@ def run(config: BenchmarkConfig) -> None:
         console.print(render(measure_geometry(suite)))
 
 
-def _task(config: Config, suite: TrainSuite, folder: Path) -> Task:
+def _task(config: Config, suite: TrainSuite, folder: Path) -> TrainTask:
     """Clips of the configured data, of the sample corpus' scripts where nothing is drawn yet."""
     model, cache = ModelSettings(base=suite.base), Path(config.storage.root) / "cache"
     tokenizer = build_tokenizer(model, (), cache)
@@ -137,7 +137,7 @@ def _task(config: Config, suite: TrainSuite, folder: Path) -> Task:
         )
     sampler = make_sampler(clips, TrainingSettings(batch_size=suite.batch_size))
     chosen = [clips[index] for step in range(suite.num_steps + 1) for index in sampler.batch(step)]
-    return Task(suite, folder / "tokenizer", cache, chosen[:wanted])
+    return TrainTask(suite, folder / "tokenizer", cache, chosen[:wanted])
 
 
 def _dialogues(config: Config) -> list[Dialogue]:
@@ -151,7 +151,7 @@ def _durations(dialogues: Sequence[Dialogue]) -> Callable[[str], int]:
     return lambda video: frames.get(video, 0)
 
 
-def _measured(way: str, task: Task, folder: Path) -> Measurement:
+def _measured(way: str, task: TrainTask, folder: Path) -> Measurement:
     """`way` in a fresh process.
 
     Raises:
@@ -168,7 +168,7 @@ def _measured(way: str, task: Task, folder: Path) -> Measurement:
     return Measurement(**json.loads(result.read_text()))
 
 
-def measure(way: str, task: Task) -> Measurement:
+def measure(way: str, task: TrainTask) -> Measurement:
     """Trains all of the task's steps in this process."""
     torch.set_num_threads(task.suite.num_threads or torch.get_num_threads())
     tokenizer = AutoTokenizer.from_pretrained(task.tokenizer)

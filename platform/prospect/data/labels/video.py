@@ -22,7 +22,7 @@ FramesOf = Callable[[str], int | None]
 """Number of frames of a video by its id; None if unknown."""
 
 
-class Video(Record):
+class LabelVideo(Record):
     """The dialogues of one video that share a recipe, and the evidence for the times of its steps."""
 
     dialogues: tuple[Dialogue, ...]
@@ -74,7 +74,7 @@ class VideoLabels(Record):
     overlaps: tuple[QuarantinedRecord, ...]
 
 
-def by_video(dialogues: Sequence[Dialogue], frames_of: FramesOf) -> tuple[list[Video], list[list[int]]]:
+def by_video(dialogues: Sequence[Dialogue], frames_of: FramesOf) -> tuple[list[LabelVideo], list[list[int]]]:
     """Group dialogues of the same video, recipe and lines; returns the groups and the indices of their dialogues."""
     places: dict[tuple[Any, ...], list[int]] = {}
     for index, dialogue in enumerate(dialogues):
@@ -84,14 +84,14 @@ def by_video(dialogues: Sequence[Dialogue], frames_of: FramesOf) -> tuple[list[V
     return videos, list(places.values())
 
 
-def _video(dialogues: Sequence[Dialogue], frames_of: FramesOf) -> Video:
+def _video(dialogues: Sequence[Dialogue], frames_of: FramesOf) -> LabelVideo:
     first = dialogues[0]
     untimed = any(step.performed for step in first.steps) and not first.has_dst_labels
     bare = tuple(dialogue.model_copy(update={"annotations": ()}) for dialogue in dialogues)
-    return Video(dialogues=bare, lines=first.annotations if untimed else (), frames=frames_of(first.video_id))
+    return LabelVideo(dialogues=bare, lines=first.annotations if untimed else (), frames=frames_of(first.video_id))
 
 
-def label_video(video: Video, settings: LabelSettings) -> VideoLabels:
+def label_video(video: LabelVideo, settings: LabelSettings) -> VideoLabels:
     """Find the spans, place every event on its frame, and count; failures are quarantined with their reason."""
     steps, overlaps = None, []
     problems = [_record(video, "annotations", f"line {line.text!r} starts past its end") for line in video.late]
@@ -109,12 +109,12 @@ def label_video(video: Video, settings: LabelSettings) -> VideoLabels:
     return VideoLabels(steps=steps, labels=labels, quarantined=(*problems, *events), overlaps=tuple(overlaps))
 
 
-def _record(video: Video, field: str, reason: str) -> QuarantinedRecord:
+def _record(video: LabelVideo, field: str, reason: str) -> QuarantinedRecord:
     return QuarantinedRecord(video.dialogues[0].dataset, video.name, field, reason.removeprefix(f"{field}: "))
 
 
 def _timed(
-    video: Video, settings: LabelSettings
+    video: LabelVideo, settings: LabelSettings
 ) -> tuple[tuple[Step, ...], tuple[Overlap, ...], tuple[Annotation, ...]]:
     """All steps of the recipe, of which performed ones have spans; overlaps; and lines that belong to no step."""
     blocks, performed = video.blocks(settings), video.performed
@@ -128,7 +128,7 @@ def _timed(
     return tuple(by_id.get(step.id, step) for step in video.steps), overlaps, tuple(outside)
 
 
-def _alignment(video: Video, blocks: Sequence[Annotation], settings: LabelSettings) -> tuple[Alignment, str]:
+def _alignment(video: LabelVideo, blocks: Sequence[Annotation], settings: LabelSettings) -> tuple[Alignment, str]:
     """The mapping and who made it; confidences are the aligner's, also for a language model's mapping."""
     names = [step.name for step in video.performed]
     encoder = load_encoder(settings.similarity)

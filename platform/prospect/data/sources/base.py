@@ -112,7 +112,7 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Row:
+class ElementResults:
     """What one element of a file gave."""
 
     results: list[Result]
@@ -141,7 +141,7 @@ class SourceFile:
         )
         return split_name(match.group(1)) if match else ""
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[ElementResults]:
         """What each element of the file gives; turns sorted by time, equal times in source order.
 
         Raises:
@@ -155,15 +155,15 @@ class SourceFile:
                     yield self._row(each, place, repeated)
             else:
                 reason = element if isinstance(element, str) else f"a {type(element).__name__} is not a record"
-                yield Row([QuarantinedRecord(self.dataset, place, "record", reason, place)], [])
+                yield ElementResults([QuarantinedRecord(self.dataset, place, "record", reason, place)], [])
 
-    def _row(self, element: Raw, place: str, repeated: bool) -> Row:
+    def _row(self, element: Raw, place: str, repeated: bool) -> ElementResults:
         element = element | {"dataset": self.dataset} if self.dataset else element
         results = list(self._results(element, place))
         for path, value in self.reader.fields.repeated(element) if repeated else ():
             reason = f"the field is there twice; the first value is used, and not {shorten(value)}"
             results.append(_quarantine(element, place, DataError(reason, field=path)))
-        return Row(results, list(self.reader.fields.ignored(element)))
+        return ElementResults(results, list(self.reader.fields.ignored(element)))
 
     def _results(self, element: Raw, place: str) -> Iterator[Result]:
         try:

@@ -9,12 +9,16 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatch
-from typing import Any, TextIO
-
-from pyarrow import ArrowInvalid, fs
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from prospect.errors import DataError
 from prospect.files import open_filesystem
+
+if TYPE_CHECKING:
+    from pyarrow import fs
+
+Kind = Literal["File", "Directory"]
+"""Names of pyarrow's file types; pyarrow is imported when files are read, not when a configuration is composed."""
 
 CHUNK = 1 << 24
 """Characters of a document read at a time."""
@@ -31,19 +35,19 @@ _NEXT = re.compile(r"\s*(?:(\])|,)\s*")
 
 def is_file(url: str) -> bool:
     """Whether `url` is a file."""
-    return _kind(url) == fs.FileType.File
+    return _kind(url) == "File"
 
 
 def is_folder(url: str) -> bool:
     """Whether `url` is a folder."""
-    return _kind(url) == fs.FileType.Directory
+    return _kind(url) == "Directory"
 
 
-def _kind(url: str) -> fs.FileType:
+def _kind(url: str) -> str:
     filesystem, path = open_filesystem(url)
     try:
-        return filesystem.get_file_info(path).type
-    except (OSError, ArrowInvalid) as error:
+        return str(filesystem.get_file_info(path).type.name)
+    except (OSError, ValueError) as error:
         raise DataError(f"{url} cannot be reached: {error}", field="data.path") from None
 
 
@@ -52,36 +56,40 @@ def list_files(folder: str, *patterns: str, recursive: bool = False) -> list[str
 
     Hidden files and folders are left out.
     """
-    found = _entries(folder, recursive, fs.FileType.File)
+    found = _entries(folder, recursive, "File")
     return [url for url in found if any(fnmatch(url.rsplit("/", 1)[-1], pattern) for pattern in patterns)]
 
 
 def list_folders(folder: str) -> list[str]:
     """Names of the folders in a folder, sorted."""
-    return [url.rsplit("/", 1)[-1] for url in _entries(folder, False, fs.FileType.Directory)]
+    return [url.rsplit("/", 1)[-1] for url in _entries(folder, False, "Directory")]
 
 
-def _entries(folder: str, recursive: bool, kind: fs.FileType) -> list[str]:
+def _entries(folder: str, recursive: bool, kind: Kind) -> list[str]:
     filesystem, base = open_filesystem(folder)
     try:
         entries = list(_walk(filesystem, base) if recursive else _visible(filesystem, base))
-    except (OSError, ArrowInvalid) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{folder} cannot be listed: {error}", field="data.path") from None
     head, question, query = folder.partition("?") if "://" in folder else (base, "", "")
-    paths = sorted(entry.path for entry in entries if entry.type == kind)
+    paths = sorted(entry.path for entry in entries if entry.type.name == kind)
     return [f"{head.rstrip('/')}{path[len(base) :]}{question}{query}" for path in paths]
 
 
-def _visible(filesystem: fs.FileSystem, folder: str, recursive: bool = False) -> Iterator[fs.FileInfo]:
+def _visible(filesystem: "fs.FileSystem", folder: str, recursive: bool = False) -> "Iterator[fs.FileInfo]":
     """What lies in a folder, without hidden files and folders (`._a.jsonl`, `.Trash-1000`)."""
+    from pyarrow import fs
+
     for entry in filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True, recursive=recursive)):
         below = entry.path[len(folder) :].strip("/").split("/")
         if not any(name.startswith(".") or name == _ARCHIVED_BY_MAC for name in below):
             yield entry
 
 
-def _walk(filesystem: fs.FileSystem, base: str) -> Iterator[fs.FileInfo]:
+def _walk(filesystem: "fs.FileSystem", base: str) -> "Iterator[fs.FileInfo]":
     """Everything visible below a folder. A local folder is listed once, whatever links lead to it."""
+    from pyarrow import fs
+
     if not isinstance(filesystem, fs.LocalFileSystem):
         yield from _visible(filesystem, base, recursive=True)
         return
@@ -93,7 +101,7 @@ def _walk(filesystem: fs.FileSystem, base: str) -> Iterator[fs.FileInfo]:
         seen.add(real)
         for entry in _visible(filesystem, folder):
             yield entry
-            if entry.type == fs.FileType.Directory:
+            if entry.type.name == "Directory":
                 (links if os.path.islink(entry.path) else folders).append(entry.path)
 
 
@@ -151,7 +159,7 @@ def read_json(url: str, decoder: JsonDecoder | None = None) -> Iterator[Any]:
                 yield from _document(text, decoder)
     except json.JSONDecodeError as error:
         raise DataError(f"data.path: {url} is not valid JSON: {error}", field="data.path") from None
-    except (OSError, EOFError, zlib.error, UnicodeError, ArrowInvalid) as error:
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         raise DataError(f"data.path: {url} cannot be read: {error}", field="data.path") from None
 
 

@@ -39,7 +39,7 @@ class Fine(SourceRecord):
     explanation: Word = Field(default="", validation_alias="Incorrect Action Explanation")
 
 
-class Conversation(SourceRecord):
+class HoloAssistConversation(SourceRecord):
     """What is said, and what for: `instructor-reply-to-student_follow-up instruction`."""
 
     purpose: str = Field(validation_alias="Conversation Purpose", pattern=r"^(instructor|student)-")
@@ -47,14 +47,14 @@ class Conversation(SourceRecord):
     confidence: Word = Field(default="", validation_alias="Transcription Confidence")
 
 
-class Event(SourceRecord):
+class HoloAssistEvent(SourceRecord):
     """What all events have; times in seconds of the video."""
 
     start: Time
     end: FiniteFloat
 
 
-class CoarseEvent(Event):
+class CoarseEvent(HoloAssistEvent):
     label: Literal["Coarse grained action"]
     attributes: Coarse
 
@@ -62,7 +62,7 @@ class CoarseEvent(Event):
         return Annotation(start=self.start, end=self.end, text=self.attributes.sentence)
 
 
-class FineEvent(Event):
+class FineEvent(HoloAssistEvent):
     label: Literal["Fine grained action"]
     attributes: Fine
 
@@ -74,9 +74,9 @@ class FineEvent(Event):
         return Annotation(start=self.start, end=self.end, text=text, depth=1, mistake=mistake)
 
 
-class ConversationEvent(Event):
+class ConversationEvent(HoloAssistEvent):
     label: Literal["Conversation"]
-    attributes: Conversation
+    attributes: HoloAssistConversation
 
     def turn(self) -> Turn | None:
         """None where the annotator is not sure what was said."""

@@ -31,8 +31,8 @@ from prospect.model.tokenizer import fit_tokenizer
 from prospect.reports.preview.thumbnails import Thumbnail, thumbnails
 from prospect.reports.preview.tracks import (
     Box,
-    Event,
     StepRow,
+    TrackMark,
     annotation_boxes,
     clip_boxes,
     clock,
@@ -55,7 +55,7 @@ class DialogueTracks:
     """Content of the page on one dialogue."""
 
     dialogue: Dialogue
-    events: list[Event]
+    events: list[TrackMark]
     spoken: dict[str, list[tuple[int, Box]]]
     """(index into `events`, box) by role."""
     steps: list[StepRow]

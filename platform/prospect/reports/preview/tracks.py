@@ -27,7 +27,7 @@ _SIGNS[StepState.COMPLETED] = "\N{CHECK MARK}"
 
 
 @dataclass(frozen=True)
-class Event:
+class TrackMark:
     """One turn or transition, placed or left out of the timeline."""
 
     kind: EventKind
@@ -88,23 +88,25 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{text}" if hours else f"{minutes}:{text}"
 
 
-def events_of(dialogue: Dialogue, timeline: Timeline, policy: StatePolicy = "strict") -> list[Event]:
+def events_of(dialogue: Dialogue, timeline: Timeline, policy: StatePolicy = "strict") -> list[TrackMark]:
     """Every turn and transition once: by frame in the order of the grammar, then what has no frame."""
     state, found = TaskState.initial(timeline.num_steps), []
     for frame in sorted(timeline.events):
         happens = timeline[frame]
-        found += [Event("user", text, frame, frame / FPS) for text in happens.user]
+        found += [TrackMark("user", text, frame, frame / FPS) for text in happens.user]
         for transition in happens.delta:
             before = state
             state, refused = before.apply((transition,), policy)
             reason = illegal_reason(before, transition) if refused else ""
             decided = decision_time(frame)
             told = state_text(state)
-            found.append(Event(transition.kind, str(transition), frame, decided, transition.step, told, reason))
+            found.append(TrackMark(transition.kind, str(transition), frame, decided, transition.step, told, reason))
         if happens.utterance is not None:
-            found.append(Event("assistant", happens.utterance, frame, decision_time(frame)))
+            found.append(TrackMark("assistant", happens.utterance, frame, decision_time(frame)))
     turns = {f"{turn.role} turn {turn.text!r}": f"{turn.role}: {turn.text}" for turn in dialogue.turns}
-    lost = (Event("left out", turns.get(event.what, event.what), reason=event.reason) for event in timeline.quarantined)
+    lost = (
+        TrackMark("left out", turns.get(event.what, event.what), reason=event.reason) for event in timeline.quarantined
+    )
     return [*found, *lost]
 
 
@@ -124,7 +126,7 @@ def state_text(state: TaskState) -> str:
     return f"{done} of {len(state)} completed; in progress: {', '.join(running[:SHOWN_STATES]) or 'none'}{more}"
 
 
-def turn_boxes(events: Sequence[Event], role: Role, total_frames: int) -> list[tuple[int, Box]]:
+def turn_boxes(events: Sequence[TrackMark], role: Role, total_frames: int) -> list[tuple[int, Box]]:
     """(index, box) of the turns of `role`: each has room up to the next one; several of one frame share it."""
     placed = [(index, event) for index, event in enumerate(events) if event.kind == role]
     together = Counter(event.frame for _, event in placed)
@@ -139,7 +141,7 @@ def turn_boxes(events: Sequence[Event], role: Role, total_frames: int) -> list[t
     ]
 
 
-def step_rows(dialogue: Dialogue, events: Sequence[Event], total_frames: int) -> list[StepRow]:
+def step_rows(dialogue: Dialogue, events: Sequence[TrackMark], total_frames: int) -> list[StepRow]:
     """One row a step, in the recipe's order."""
     length = total_frames / FPS
     times = {(change.step, change.kind): change.time for change in reversed(dialogue.transitions())}

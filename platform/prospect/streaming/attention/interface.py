@@ -57,7 +57,7 @@ class Attend(Protocol):
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor: ...
 
 
-class Backend(Protocol):
+class AttentionBackend(Protocol):
     """Prepares a step: derives from the block tables once what every layer needs."""
 
     def __call__(self, pool: PagePool, chunks: Sequence[Chunk]) -> Attend: ...

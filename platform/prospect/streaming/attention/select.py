@@ -13,14 +13,18 @@ from prospect.errors import ConfigError
 from prospect.messages import first_line
 from prospect.streaming.attention.cpu import CpuAttention
 from prospect.streaming.attention.gpu import FlexAttention, VarlenAttention
-from prospect.streaming.attention.interface import Backend, Chunk
+from prospect.streaming.attention.interface import AttentionBackend, Chunk
 from prospect.streaming.kv_cache.block_table import BlockTable
 from prospect.streaming.kv_cache.pool import PagePool
 from prospect.streaming.settings import AttentionName
 
 log = logging.getLogger(__name__)
 
-BACKENDS: dict[AttentionName, Backend] = {"sdpa": CpuAttention, "flex": FlexAttention, "varlen": VarlenAttention}
+BACKENDS: dict[AttentionName, AttentionBackend] = {
+    "sdpa": CpuAttention,
+    "flex": FlexAttention,
+    "varlen": VarlenAttention,
+}
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """How far a backend's results may differ from plain attention, for values of standard deviation 1."""
 _MEASURED = 10
@@ -29,7 +33,7 @@ _SESSIONS = 16
 """Sessions in a timed call, where the pool has room."""
 
 
-def attention_backend(name: AttentionName, pool: PagePool) -> Backend:
+def attention_backend(name: AttentionName, pool: PagePool) -> AttentionBackend:
     """Return the named backend; for `auto`, `sdpa` on a CPU and the fastest backend that runs on a GPU.
 
     A CPU is not measured: FlexAttention compiles for every shape there (docs/benchmarks.md).
@@ -49,7 +53,7 @@ def attention_backend(name: AttentionName, pool: PagePool) -> Backend:
     return BACKENDS[chosen]
 
 
-def _usable(name: AttentionName, pool: PagePool) -> Backend:
+def _usable(name: AttentionName, pool: PagePool) -> AttentionBackend:
     where = f"this {pool.device.type}"
     try:
         wrong = deviation(BACKENDS[name], pool)
@@ -65,7 +69,7 @@ def _usable(name: AttentionName, pool: PagePool) -> Backend:
 
 
 @torch.inference_mode()
-def fastest(candidates: Mapping[AttentionName, Backend], pool: PagePool) -> AttentionName:
+def fastest(candidates: Mapping[AttentionName, AttentionBackend], pool: PagePool) -> AttentionName:
     """Return the fastest backend for one new token each of some full sessions, measured on the empty pool.
 
     A backend that does not run on this device, or does not agree with plain attention, is skipped with a warning.
@@ -97,7 +101,7 @@ def _full_tables(pool: PagePool) -> list[BlockTable]:
     return tables
 
 
-def _seconds(backend: Backend, pool: PagePool) -> float:
+def _seconds(backend: AttentionBackend, pool: PagePool) -> float:
     """Time one call for some full sessions, its preparation included, after a first call that may compile."""
     keys, values = pool.keys[0], pool.values[0]
     tables = _full_tables(pool)
@@ -119,7 +123,7 @@ def _seconds(backend: Backend, pool: PagePool) -> float:
 
 
 @torch.inference_mode()
-def deviation(backend: Backend, pool: PagePool) -> float:
+def deviation(backend: AttentionBackend, pool: PagePool) -> float:
     """Return the largest difference between a backend and plain attention, for one new token each of a few sessions.
 
     Writes random keys and values into pages of the empty pool, and zeros when done.

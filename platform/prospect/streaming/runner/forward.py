@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prospect.model.interface import DSTModel
-from prospect.streaming.attention.interface import ATTENTION, Backend, Chunk, RaggedStep
+from prospect.streaming.attention.interface import ATTENTION, AttentionBackend, Chunk, RaggedStep
 from prospect.streaming.kv_cache.pool import PagePool
 from prospect.streaming.runner.requests import Reading
 
@@ -24,7 +24,7 @@ class Trunk(Protocol):
 class PackedTrunk:
     """Packs all chunks into one forward pass without padding."""
 
-    def __init__(self, model: DSTModel, pool: PagePool, backend: Backend) -> None:
+    def __init__(self, model: DSTModel, pool: PagePool, backend: AttentionBackend) -> None:
         self._model, self._pool, self._backend = model, pool, backend
 
     def __call__(self, chunks: Sequence[Chunk]) -> list[Tensor]:

@@ -23,7 +23,7 @@ from prospect.streaming.session.sampling import RandomState
 from prospect.streaming.session.shared import Counters, SessionParts
 from prospect.streaming.session.window import ContextWindow
 from prospect.streaming.session.writer import Writer
-from prospect.streaming.types import Decision, Event, SessionSpec
+from prospect.streaming.types import Decision, EngineEvent, SessionSpec
 
 QueuedFrame = tuple[np.ndarray, tuple[str, ...]]
 """A frame's features [I, D] and what the user said before it."""
@@ -60,7 +60,7 @@ class Session:
         self.state = spec.state or TaskState.initial(len(spec.steps))
         self.counters = Counters()
         self.history: dict[int, FrameEvents] = {}
-        self.outbox: list[Event] = []
+        self.outbox: list[EngineEvent] = []
         self.frames: deque[QueuedFrame] = deque()
         self.texts: list[str] = []
         self.num_pushed = self.epoch = 0

@@ -17,7 +17,7 @@ from prospect.streaming.runner.requests import Feed, Reply
 from prospect.streaming.session.sampling import RandomState, TextLimits, most_probable, next_token
 from prospect.streaming.session.shared import Counters, SessionParts
 from prospect.streaming.settings import GenerationSettings
-from prospect.streaming.types import Event, TextPiece
+from prospect.streaming.types import EngineEvent, TextPiece
 
 _HALF = "\N{REPLACEMENT CHARACTER}"
 """What an incomplete character decodes to."""
@@ -31,7 +31,7 @@ class Writer:
     cache: BlockTable
     sampling: GenerationSettings
     randomness: RandomState
-    outbox: list[Event]
+    outbox: list[EngineEvent]
     counters: Counters
     _num_sent: int = 0
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 import openai
 from openai.types import Batch
 
-from prospect.data.labels.llm.cache import Answer, Cache, Conversation, now
+from prospect.data.labels.llm.cache import Cache, CachedAnswer, LLMExchange, now
 from prospect.data.labels.llm.client import Endpoint
 from prospect.data.labels.llm.errors import BatchError, EndpointError, LostRequest
 from prospect.dialogue.schema import Record
@@ -47,7 +47,7 @@ class Submission(Record):
 
 
 async def settle_in_batches(
-    conversations: Sequence[Conversation], endpoint: Endpoint, cache: Cache, settled: Callable[[Conversation], None]
+    conversations: Sequence[LLMExchange], endpoint: Endpoint, cache: Cache, settled: Callable[[LLMExchange], None]
 ) -> None:
     """Continues every conversation to its end, one round of batches for each answer.
 
@@ -68,7 +68,7 @@ async def settle_in_batches(
 
 
 class _Rounds:
-    def __init__(self, conversations: Sequence[Conversation], endpoint: Endpoint, cache: Cache) -> None:
+    def __init__(self, conversations: Sequence[LLMExchange], endpoint: Endpoint, cache: Cache) -> None:
         self.open = {conversation.key: conversation for conversation in conversations}
         self.endpoint, self.settings, self.cache = endpoint, endpoint.settings, cache
         self.client = endpoint.client.with_options(max_retries=self.settings.transport_retries)
@@ -76,7 +76,7 @@ class _Rounds:
         self.hopeless: set[str] = set()
         """Keys of conversations that the endpoint refuses for good."""
 
-    def take_settled(self) -> list[Conversation]:
+    def take_settled(self) -> list[LLMExchange]:
         """Removes and returns the conversations that need no further request."""
         limit, retries = self.settings.transport_retries, self.settings.max_retries
         settled = [
@@ -142,7 +142,7 @@ class _Rounds:
             field="labels.llm.mode",
         )
 
-    async def _submit(self, conversations: Sequence[Conversation]) -> Submission:
+    async def _submit(self, conversations: Sequence[LLMExchange]) -> Submission:
         for conversation in conversations:
             self.cache.keep(conversation)  # a later run may collect this batch without asking about the same videos
         lines = {f"{each.key}-{len(each.attempts)}": each.body(self.settings) for each in conversations}
@@ -227,7 +227,7 @@ class _Rounds:
         if isinstance(fatal, EndpointError):
             raise fatal
 
-    def _answer(self, line: dict[str, Any]) -> Answer:
+    def _answer(self, line: dict[str, Any]) -> CachedAnswer:
         response = line.get("response") or {}
         status, body = response.get("status_code"), response.get("body")
         if status == 200 and isinstance(body, dict):

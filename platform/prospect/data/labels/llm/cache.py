@@ -1,6 +1,6 @@
 """Caches each video's requests and answers under the hash of its content, so that nothing is asked twice.
 
-`<root>/labels/llm/<key>.json` is one `Conversation`, written whole after every answer and every failure.
+`<root>/labels/llm/<key>.json` is one `LLMExchange`, written whole after every answer and every failure.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from prospect.data.labels.llm.prompt import MappingRequest, Message, correction, opening
 from prospect.data.labels.llm.settings import LLMSettings
-from prospect.data.labels.llm.validators import Failure, InvalidAnswer, read_mapping
+from prospect.data.labels.llm.validators import AnswerFailure, InvalidAnswer, read_mapping
 from prospect.dialogue.schema import Record
 from prospect.errors import DataError
 from prospect.files import open_filesystem, write_file
@@ -23,7 +23,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-class Answer(Record):
+class CachedAnswer(Record):
     """One chat completion, as far as it is used."""
 
     text: str
@@ -39,15 +39,15 @@ class Attempt(Record):
 
     at: str
     """When it ended, ISO 8601 in UTC."""
-    answer: Answer | None = None
-    failures: tuple[Failure, ...] = ()
+    answer: CachedAnswer | None = None
+    failures: tuple[AnswerFailure, ...] = ()
     error: str = ""
     """Why there is no answer."""
     request_id: str = ""
     """The batch line that this came from, so that a batch read twice counts once."""
 
 
-class Conversation(Record):
+class LLMExchange(Record):
     """Everything about one video's mapping."""
 
     key: str
@@ -97,7 +97,7 @@ class Conversation(Record):
             body["max_tokens"] = settings.max_tokens
         return {**body, **settings.extra_body}
 
-    def answered(self, answer: Answer, request_id: str = "") -> Self:
+    def answered(self, answer: CachedAnswer, request_id: str = "") -> Self:
         """With one more answer, judged."""
         try:
             assignment = read_mapping(answer.text, self.num_steps, self.num_blocks, answer.finish_reason)
@@ -124,11 +124,11 @@ class Cache:
         self.filesystem, base = open_filesystem(root)
         self.folder = f"{base}/labels/llm"
 
-    def recall(self, conversation: Conversation) -> Conversation:
+    def recall(self, conversation: LLMExchange) -> LLMExchange:
         """The cached conversation, or `conversation` itself."""
         return self.find(conversation.key) or conversation
 
-    def find(self, key: str) -> Conversation | None:
+    def find(self, key: str) -> LLMExchange | None:
         """The conversation with this key, if it is kept.
 
         Raises:
@@ -138,12 +138,12 @@ class Cache:
         if text is None:
             return None
         try:
-            return Conversation.model_validate_json(text)
+            return LLMExchange.model_validate_json(text)
         except ValidationError as error:
             path = f"{self.folder}/{key}.json"
             raise DataError(f"{path} is not a conversation with a language model: delete it to ask again") from error
 
-    def keep(self, conversation: Conversation) -> None:
+    def keep(self, conversation: LLMExchange) -> None:
         self.write(f"{conversation.key}.json", conversation.model_dump_json(indent=1))
 
     def read(self, name: str) -> str | None:

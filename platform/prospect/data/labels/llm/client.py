@@ -15,7 +15,7 @@ from urllib.parse import quote, quote_plus
 import openai
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
-from prospect.data.labels.llm.cache import Answer
+from prospect.data.labels.llm.cache import CachedAnswer
 from prospect.data.labels.llm.errors import EndpointError, LostRequest
 from prospect.data.labels.llm.settings import LLMSettings
 from prospect.errors import ConfigError
@@ -86,7 +86,7 @@ class Endpoint:
         self.answers = 0
         """How many requests were answered."""
 
-    async def ask(self, body: dict[str, Any]) -> Answer:
+    async def ask(self, body: dict[str, Any]) -> CachedAnswer:
         """One chat completion.
 
         Args:
@@ -115,7 +115,7 @@ class Endpoint:
         self._lost_videos = 0
         return answer
 
-    def answer(self, completion: str | Mapping[str, Any]) -> Answer:
+    def answer(self, completion: str | Mapping[str, Any]) -> CachedAnswer:
         """The answer in a chat completion, as text or as decoded JSON.
 
         Raises:
@@ -132,7 +132,7 @@ class Endpoint:
                 f"the answer is not a chat completion: {self.clean(str(completion))[:SHOWN_CHARACTERS]}"
             ) from error
         usage = parsed.usage or _Usage()
-        return Answer(
+        return CachedAnswer(
             text=self.clean(choice.message.content or choice.message.refusal or ""),
             finish_reason=choice.finish_reason or "",
             model=parsed.model or "",

@@ -6,19 +6,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 from anyio.from_thread import start_blocking_portal
 
-from prospect.data.labels.llm.cache import Cache, Conversation
+from prospect.data.labels.llm.cache import Cache, LLMExchange
 from prospect.data.labels.llm.prompt import MappingRequest
 from prospect.data.labels.llm.report import MappingReport, MappingResult, Usage, failure_kinds
 from prospect.data.labels.llm.settings import LLMSettings
 
-Progress = Callable[[MappingResult], None]
+MappingCallback = Callable[[MappingResult], None]
 """Called once a video, when it is settled."""
 READERS = 16
 """Files of the cache read at the same time: on an object store each takes a round trip."""
 
 
 def map_videos(
-    requests: Sequence[MappingRequest], settings: LLMSettings, root: str, progress: Progress | None = None
+    requests: Sequence[MappingRequest], settings: LLMSettings, root: str, progress: MappingCallback | None = None
 ) -> MappingReport:
     """Asks for the mapping of every video that the cache under `root` does not hold.
 
@@ -38,7 +38,7 @@ def map_videos(
         DataError: a file of the cache is damaged.
     """
     results: dict[int, MappingResult] = {}
-    done: dict[str, Conversation] = {}
+    done: dict[str, LLMExchange] = {}
     conversations, places = _conversations(requests, settings, Cache(root))
     earlier = {conversation.key: len(conversation.attempts) for conversation in conversations}
 
@@ -47,7 +47,7 @@ def map_videos(
         if progress is not None:
             progress(result)
 
-    def settled(conversation: Conversation) -> None:
+    def settled(conversation: LLMExchange) -> None:
         done[conversation.key] = conversation
         cached = len(conversation.attempts) == earlier[conversation.key]
         for index in places[conversation.key]:
@@ -69,13 +69,13 @@ def map_videos(
 
 def _conversations(
     requests: Sequence[MappingRequest], settings: LLMSettings, cache: Cache
-) -> tuple[list[Conversation], dict[str, list[int]]]:
+) -> tuple[list[LLMExchange], dict[str, list[int]]]:
     """One conversation for each different content, as far as the cache has it, and the requests it answers."""
-    begun: dict[str, Conversation] = {}
+    begun: dict[str, LLMExchange] = {}
     places: dict[str, list[int]] = defaultdict(list)
     for index, request in enumerate(requests):
         if _without_asking(request, settings) is None:
-            conversation = Conversation.begin(request, settings)
+            conversation = LLMExchange.begin(request, settings)
             begun.setdefault(conversation.key, conversation)
             places[conversation.key].append(index)
     with ThreadPoolExecutor(READERS) as readers:
@@ -83,7 +83,7 @@ def _conversations(
 
 
 def _ask(
-    conversations: list[Conversation], settings: LLMSettings, cache: Cache, settled: Callable[[Conversation], None]
+    conversations: list[LLMExchange], settings: LLMSettings, cache: Cache, settled: Callable[[LLMExchange], None]
 ) -> None:
     # openai takes a second to import, which a run that the cache answers, or the aligner, has no use for.
     from prospect.data.labels.llm.batch import settle_in_batches
@@ -107,7 +107,7 @@ def _without_asking(request: MappingRequest, settings: LLMSettings) -> MappingRe
     return None
 
 
-def _result(video: str, conversation: Conversation, cached: bool, settings: LLMSettings) -> MappingResult:
+def _result(video: str, conversation: LLMExchange, cached: bool, settings: LLMSettings) -> MappingResult:
     mapped = conversation.assignment is not None
     return MappingResult(
         video,
@@ -121,7 +121,7 @@ def _result(video: str, conversation: Conversation, cached: bool, settings: LLMS
 
 
 def _report(
-    settings: LLMSettings, results: list[MappingResult], done: Iterable[Conversation], earlier: dict[str, int]
+    settings: LLMSettings, results: list[MappingResult], done: Iterable[LLMExchange], earlier: dict[str, int]
 ) -> MappingReport:
     attempts = [(conversation.attempts, earlier[conversation.key]) for conversation in done]
     kinds = sum((failure_kinds(all_of_it) for all_of_it, _ in attempts), Counter())

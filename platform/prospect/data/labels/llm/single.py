@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import Callable, Sequence
 
-from prospect.data.labels.llm.cache import Cache, Conversation
+from prospect.data.labels.llm.cache import Cache, LLMExchange
 from prospect.data.labels.llm.client import Endpoint
 from prospect.data.labels.llm.errors import LostRequest
 
 
 async def settle_one_by_one(
-    conversations: Sequence[Conversation], endpoint: Endpoint, cache: Cache, settled: Callable[[Conversation], None]
+    conversations: Sequence[LLMExchange], endpoint: Endpoint, cache: Cache, settled: Callable[[LLMExchange], None]
 ) -> None:
     """Continues every conversation to its end, kept after each answer and each failure.
 
@@ -30,7 +30,7 @@ async def settle_one_by_one(
         raise failed.exceptions[0] from None
 
 
-async def _settle(conversation: Conversation, endpoint: Endpoint, cache: Cache) -> Conversation:
+async def _settle(conversation: LLMExchange, endpoint: Endpoint, cache: Cache) -> LLMExchange:
     settings, times_lost, answers = endpoint.settings, 0, endpoint.answers
     while not conversation.finished(settings.max_retries):
         try:

@@ -14,7 +14,7 @@ FailureKind = Literal[
 SHOWN_IDS = 20
 
 
-class Failure(Record):
+class AnswerFailure(Record):
     """One fault of an answer."""
 
     kind: FailureKind
@@ -25,7 +25,7 @@ class Failure(Record):
 class InvalidAnswer(Exception):  # noqa: N818 - the answer is at fault, not the program
     """An answer that is not a valid mapping; `failures` is never empty."""
 
-    def __init__(self, *failures: Failure) -> None:
+    def __init__(self, *failures: AnswerFailure) -> None:
         super().__init__(" ".join(failure.feedback for failure in failures))
         self.failures = failures
 
@@ -118,39 +118,45 @@ def _json_error(text: str) -> str:
     return "there is no object in it"
 
 
-def _id_failures(mapping: dict[str, list[str]], steps: dict[str, int], blocks: dict[str, int]) -> Iterator[Failure]:
+def _id_failures(
+    mapping: dict[str, list[str]], steps: dict[str, int], blocks: dict[str, int]
+) -> Iterator[AnswerFailure]:
     given = Counter(block for members in mapping.values() for block in members)
     unknown = [step for step in mapping if step not in steps] + [block for block in given if block not in blocks]
     if unknown:
         allowed = f"S1 to S{len(steps)} and B1 to B{len(blocks)}"
-        yield Failure(kind="unknown", feedback=f"These ids do not exist: {_listed(unknown)}; use {allowed} only.")
+        yield AnswerFailure(kind="unknown", feedback=f"These ids do not exist: {_listed(unknown)}; use {allowed} only.")
     repeated = [block for block, count in given.items() if count > 1]
     if repeated:
         feedback = f"These blocks appear more than once: {_listed(repeated)}; each block belongs to one step."
-        yield Failure(kind="duplicate", feedback=feedback)
+        yield AnswerFailure(kind="duplicate", feedback=feedback)
     absent = [block for block in blocks if block not in given]
     if absent:
-        yield Failure(kind="missing", feedback=f"These blocks are missing: {_listed(absent)}; give each to a step.")
+        yield AnswerFailure(
+            kind="missing", feedback=f"These blocks are missing: {_listed(absent)}; give each to a step."
+        )
     bare = [step for step in steps if not mapping.get(step)]
     if bare:
-        yield Failure(kind="missing", feedback=f"These steps have no block: {_listed(bare)}; each needs at least one.")
+        yield AnswerFailure(
+            kind="missing", feedback=f"These steps have no block: {_listed(bare)}; each needs at least one."
+        )
 
 
-def _consecutive(spans: list[list[int]]) -> Iterator[Failure]:
+def _consecutive(spans: list[list[int]]) -> Iterator[AnswerFailure]:
     for step, span in enumerate(spans, 1):
         gap = next((block for block, after in pairwise(span) if after > block + 1), None)
         if gap is not None:
             feedback = f"The blocks of S{step} are not consecutive: B{gap + 2} stands between them and is another's."
-            yield Failure(kind="consecutive", feedback=feedback)
+            yield AnswerFailure(kind="consecutive", feedback=feedback)
 
 
-def _sequential(spans: list[list[int]]) -> Iterator[Failure]:
+def _sequential(spans: list[list[int]]) -> Iterator[AnswerFailure]:
     for step, (span, after) in enumerate(pairwise(spans), 1):
         if after[0] < span[0]:
             feedback = (
                 f"The steps are out of order: B{after[0] + 1} of S{step + 1} comes before B{span[0] + 1} of S{step}."
             )
-            yield Failure(kind="sequential", feedback=feedback)
+            yield AnswerFailure(kind="sequential", feedback=feedback)
 
 
 def _listed(ids: Iterable[str]) -> str:
@@ -160,4 +166,4 @@ def _listed(ids: Iterable[str]) -> str:
 
 
 def _invalid(kind: FailureKind, feedback: str) -> InvalidAnswer:
-    return InvalidAnswer(Failure(kind=kind, feedback=feedback))
+    return InvalidAnswer(AnswerFailure(kind=kind, feedback=feedback))

@@ -1,0 +1,108 @@
+"""suite=gpu: every claim about a GPU on one card, in stages of less than six minutes together.
+
+The stages run in a worker process, which this one ends when a stage exceeds its limit; the next stages go on in a
+new worker. A bare machine needs torch, transformers, peft, timm, open_clip, pydantic and hydra-core.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from prospect.benchmarks.config import BenchmarkConfig
+from prospect.benchmarks.gpu.journal import Journal
+from prospect.benchmarks.gpu.machine import commit_of, describe, require_gpu
+from prospect.benchmarks.gpu.report import failures, headline, stage_table, to_markdown
+from prospect.benchmarks.gpu.settings import GpuSuite, Stage
+from prospect.errors import ConfigError, ProspectError
+from prospect.hashing import fingerprint
+from prospect.streaming.settings import StreamingSettings
+
+_POLL_S = 0.1
+
+
+def run(config: BenchmarkConfig) -> dict[str, Any]:
+    """Measure all stages, print their tables and write the raw JSON; returns what it wrote.
+
+    Raises:
+        ConfigError: another suite is configured, or this machine has no GPU that can run it.
+        ProspectError: a stage failed; the other stages' results are written.
+    """
+    suite = config.suite
+    if not isinstance(suite, GpuSuite):
+        raise ConfigError("`suite` must be gpu for this benchmark.", field="suite")
+    folder = suite.results or Path(config.storage.root) / "benchmarks"
+    journal = measure(suite, config.streaming, folder)
+    print(f"\n{to_markdown(journal.content)}\n\nbenchmark written to {journal.file}", flush=True)
+    if failed := failures(journal.content):
+        raise ProspectError(f"suite=gpu: {len(failed)} of {len(suite.stages)} stages failed: {', '.join(failed)}.")
+    return journal.content
+
+
+def measure(suite: GpuSuite, streaming: StreamingSettings, folder: Path) -> Journal:
+    """Run the stages; the file below `folder` has every row as soon as it is measured.
+
+    Raises:
+        ConfigError: this machine has no GPU that can run them.
+    """
+    if not suite.rehearse:
+        require_gpu()
+    machine, commit = describe(suite), commit_of(suite)
+    journal = Journal.create(folder / _file_name(machine, commit, suite), suite, streaming, machine, commit)
+    print(headline(journal.content), flush=True)
+    told: set[Stage] = set()
+    while waiting := journal.in_state("waiting"):
+        journal.begin(waiting[0])
+        journal = _work(journal, told)
+    return journal
+
+
+def _file_name(machine: dict[str, Any], commit: str, suite: GpuSuite) -> str:
+    card = "".join(letter if letter.isalnum() else "-" for letter in machine["device"].lower())
+    kind = "gpu-rehearsal" if suite.rehearse else f"gpu-{card}"
+    return f"{kind}-{commit[:8]}-{fingerprint(suite.model_dump(mode='json'))[:4]}.json"
+
+
+def _work(journal: Journal, told: set[Stage]) -> Journal:
+    """One worker, from its start until it ends or a stage of it exceeds its limit."""
+    command = [sys.executable, "-m", "prospect.benchmarks.gpu.worker", str(journal.file)]
+    worker = subprocess.Popen(command, start_new_session=True)
+    try:
+        late = None
+        while late is None and worker.poll() is None:
+            time.sleep(_POLL_S)
+            journal = _told(Journal.load(journal.file), told)
+            late = _late(journal)
+    finally:
+        if worker.poll() is None:
+            os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+    journal = Journal.load(journal.file)
+    for name in journal.in_state("running"):
+        limit = _limit(journal, name)
+        died = f"its process ended with status {worker.returncode}"
+        journal.end(name, f"ended at its limit of {limit:g} s" if name == late else died)
+    return _told(journal, told)
+
+
+def _late(journal: Journal) -> Stage | None:
+    """The stage that exceeds its limit."""
+    now = time.time()
+    running = journal.in_state("running")
+    return next((name for name in running if now - journal.stage(name)["began"] > _limit(journal, name)), None)
+
+
+def _limit(journal: Journal, name: Stage) -> float:
+    return float(journal.content["suite"]["limits"][name])
+
+
+def _told(journal: Journal, told: set[Stage]) -> Journal:
+    """Prints the tables of stages that have ended since."""
+    for name in (*journal.in_state("done"), *journal.in_state("failed")):
+        if name not in told:
+            told.add(name)
+            print(f"\n{stage_table(journal.content, name)}", flush=True)
+    return journal
