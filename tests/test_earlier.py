@@ -8,11 +8,15 @@ import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from prospect.cluster.train import train
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.prepare import read_records
 from prospect.errors import ConfigError
+from prospect.evaluation.decision_cache import StreamedModel
+from prospect.evaluation.group_streamer import GroupStreamer
+from prospect.model import checkpoint
 from prospect.model.checkpoint import load_model
 from prospect.model.saved import read_saved
 from prospect.protocol.messages import EmbeddingMessage, FrameAppend, FrameOutcome, SessionUpdate
@@ -119,3 +123,15 @@ def test_its_registered_model_is_served(root: Path) -> None:
     for outcome in outcomes:
         assert list(outcome.state) == ["S1", "S2"]
         assert 0 < outcome.p_speak < 1
+
+
+def test_every_way_to_load_it_asks_for_the_device_of_its_process(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU a served model and one on a GPU look alike, so that what is asked for is what is held."""
+    asked: list[str] = []
+    monkeypatch.setattr(checkpoint, "pick_device", lambda wanted: asked.append(wanted) or torch.device("cpu"))
+    folder = root / "runs/finished/model"
+    mlflow.pyfunc.load_model(str(folder))
+    Engine(ServeConfig(**dict(config_of(root))))
+    GroupStreamer(StreamedModel(folder, root / "cache", str(root / "embeddings"), TOY_CONTEXT, StreamingSettings()))
+    load_model(folder)
+    assert asked == ["auto"] * 4

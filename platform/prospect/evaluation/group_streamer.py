@@ -22,7 +22,7 @@ class GroupStreamer:
 
     def __init__(self, model: StreamedModel) -> None:
         torch.set_num_threads(1)
-        self._loaded = load_model(model.folder, cache=model.cache, device="auto")
+        self._loaded = load_model(model.folder, cache=model.cache)
         self._store = EmbeddingStore(model.store)
         self._context = model.context
         room = {"max_sessions": SESSIONS_PER_GROUP, "max_waiting_frames": 10**9}

@@ -86,7 +86,7 @@ def save_model(
 
 
 def load_model(
-    folder: str | Path, *, allow_untrained: bool = False, cache: Path | None = None, device: str = "cpu"
+    folder: str | Path, *, allow_untrained: bool = False, cache: Path | None = None, device: str = "auto"
 ) -> LoadedModel:
     """Load a model folder for use, with LoRA merged.
 

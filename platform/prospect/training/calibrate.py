@@ -118,7 +118,7 @@ def summary_lines(thresholds: Mapping[str, Mapping[str, float]], notes: Sequence
 
 
 def _calibrate(job: CalibrationJob) -> Iterator[str | Calibration]:
-    loaded = load_model(job.folder / "model", allow_untrained=True, cache=job.cache, device="auto")
+    loaded = load_model(job.folder / "model", allow_untrained=True, cache=job.cache)
     store = EmbeddingStore(job.store)
     room = {
         "max_sessions": max_sessions(loaded, job),
