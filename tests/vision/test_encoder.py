@@ -27,7 +27,7 @@ from tests.conftest import torch_threads
 from tests.needs import skip_without
 from tests.vision.videos import write_video
 
-TINY_SETTINGS = VisionSettings(model=TINY, weights="random:0", image_size=64, batch_size=8, device="cpu")
+TINY_SETTINGS = VisionSettings(model=TINY, weights="random:0", image_size=64, batch_size=32, device="cpu")
 LITE0_SETTINGS = VisionSettings(
     backend="timm",
     model="tf_efficientnet_lite0",
@@ -68,7 +68,7 @@ def test_a_picture_s_embedding_does_not_depend_on_its_batch(tiny: FrameEncoder) 
     alone = np.concatenate([tiny.encode(many[i : i + 1]) for i in range(19)])
     assert together.tobytes() == alone.tobytes()
     assert tiny.encode(many[::-1]).tobytes() == together[::-1].tobytes()
-    for batch_size in (5, 128):
+    for batch_size in (16, 128):
         other = load_encoder(TINY_SETTINGS.model_copy(update={"batch_size": batch_size}))
         for start, stop in ((0, 10), (10, 19), (7, 8)):
             assert other.encode(many[start:stop]).tobytes() == together[start:stop].tobytes()
@@ -84,10 +84,15 @@ def test_a_pretrained_convolution_does_not_depend_on_the_batch_either() -> None:
         assert encoder.encode(many[start:stop]).tobytes() == together[start:stop].tobytes()
 
 
-@pytest.mark.parametrize(("number", "encoded"), [(1, 4), (4, 4), (10, 12), (31, 32), (33, 36)])
-def test_a_short_batch_is_padded_by_three_pictures_at_most(
-    monkeypatch: pytest.MonkeyPatch, tiny: FrameEncoder, number: int, encoded: int
+@pytest.mark.parametrize(
+    ("size", "number", "encoded"),
+    [(224, 1, 4), (224, 4, 4), (224, 10, 12), (224, 31, 32), (224, 33, 36), (96, 10, 16), (64, 33, 48)],
+)
+def test_a_video_s_last_pictures_are_padded_to_a_small_pass(
+    monkeypatch: pytest.MonkeyPatch, size: int, number: int, encoded: int
 ) -> None:
+    """4 pictures, or 16 of up to 112 pixels."""
+    encoder = load_encoder(TINY_SETTINGS.model_copy(update={"image_size": size, "batch_size": 32}))
     rows: list[int] = []
     forward = FrameEncoder._forward
 
@@ -96,7 +101,7 @@ def test_a_short_batch_is_padded_by_three_pictures_at_most(
         return forward(self, some)
 
     monkeypatch.setattr(FrameEncoder, "_forward", counted)
-    assert len(tiny.encode(pictures(number))) == number
+    assert len(encoder.encode(pictures(number, size))) == number
     assert sum(rows) == encoded
 
 
