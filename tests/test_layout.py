@@ -1,6 +1,7 @@
 """Rules that hold for files and imports, and for what a first word waits for; .importlinter has the rest."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -155,3 +156,9 @@ def test_a_light_module_imports_no_slow_library(module: str) -> None:
 
 def test_a_server_s_gateway_and_the_process_that_builds_it_import_no_torch() -> None:
     assert slow_after("import serve.app") <= {"ray", "pandas"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_one_function_takes_the_first_line_of_an_error(path: Path) -> None:
+    """An error without a message has no first line: `str(error).splitlines()[0]` would raise another error."""
+    assert not re.search(r"str\(error\).*splitlines\(\)\[0\]", path.read_text())

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from prospect.messages import Mistake, first_mistake, shown, unknown
+from prospect.messages import Mistake, first_line, first_mistake, shown, unknown
 
 
 class Strict(BaseModel):
@@ -134,3 +134,11 @@ def test_what_is_unknown_is_named_with_its_near_misses() -> None:
     assert said == "Unknown job `trian` (did you mean `train`?); there are eval, train."
     said = unknown("video", "x", "abc", of="preview", most=2)
     assert said == "Unknown video `x` of `preview`; there are a, b and 1 more."
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(OSError(), "OSError"), (ValueError("  \n"), "ValueError"), (RuntimeError("no disk.\nat 0x1"), "no disk")],
+)
+def test_an_error_without_a_message_is_called_by_its_name(error: Exception, line: str) -> None:
+    assert first_line(error) == line

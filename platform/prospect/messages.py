@@ -137,7 +137,7 @@ def _repeats_value(finding: Finding, rule: str) -> bool:
 def _path(finding: Finding, values: Any) -> tuple[str | int, ...]:
     """The keys and indices of a finding, without the names that pydantic adds for the members of a union.
 
-    Such a name is no key of `values`, and what follows it is one; anything else that `values` lack stays.
+    A member's name is left out where `values` lack it and hold the part after it; other parts stay.
     """
     kind, given = finding["type"], finding["loc"]
     path: list[str | int] = []

@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 from transformers.utils import logging as transformers_logging
 
 from prospect.errors import CheckpointError, ProspectError
+from prospect.messages import first_line
 from prospect.model.backbones import backbone_of
 from prospect.model.interface import DSTModel
 
@@ -133,7 +134,7 @@ def load_error(name: str, error: Exception) -> ProspectError:
     for cause in _causes(error):
         if sentence := _hub_sentence(cause, name):
             return CheckpointError(f"`model.base` ({name}) {sentence}.", field="model.base")
-    reason = str(error).strip().splitlines()[0].rstrip(".")
+    reason = first_line(error)
     return CheckpointError(
         f"`model.base` ({name}) cannot be loaded ({reason}): give a folder with config.json, tokenizer and weights.",
         field="model.base",

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 from prospect.devices import pick_device
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import CheckpointError, ConfigError
+from prospect.messages import first_line
 from prospect.model.adapters import build_model, round_to_4_bits, unwrap
 from prospect.model.backbones import Backbone, saved_backbone
 from prospect.model.configuration import DSTProActConfig
@@ -108,7 +109,7 @@ def load_model(
         config = backbone.config.from_pretrained(folder)
         model = _load_weights(folder, backbone, config, tokenizer, manifest, cache or _user_cache())
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"model {folder}: unreadable ({str(error).splitlines()[0]})") from error
+        raise CheckpointError(f"model {folder}: unreadable ({first_line(error)})") from error
     torch.nn.Module.to(model, pick_device(device))
     _align(model)
     loaded = LoadedModel(model.eval(), Vocabulary(tokenizer, config.stop_ids or ()), folder, manifest)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prospect.errors import CheckpointError, UntrainedHeadError
+from prospect.messages import first_line
 
 MANIFEST = "prospect.json"
 
@@ -45,7 +46,7 @@ def read_saved(folder: str | Path) -> SavedModel:
     try:
         return SavedModel(folder, json.loads((folder / "config.json").read_text()), manifest)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"model {folder}: unreadable ({str(error).splitlines()[0]})") from error
+        raise CheckpointError(f"model {folder}: unreadable ({first_line(error)})") from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"model {folder}: unreadable ({str(error).splitlines()[0]})") from error
+        raise CheckpointError(f"model {folder}: unreadable ({first_line(error)})") from error
 
 
 def require_trained(folder: Path, steps: Mapping[str, int] | None, *heads: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prospect.files import write_text
+from prospect.messages import first_line
 
 RunEvent = dict[str, Any]
 """`kind` (start, step, validation, streaming, checkpoint, warning, failure, stopped, done, calibration), `time` in
@@ -165,7 +166,7 @@ class EventFollower:
             write_text(self._mark, str(offset))
         except Exception as error:  # any: a failing tracker is reported, and never ends a training
             if self.failure is None:
-                self._report(f"train  metrics cannot be uploaded for now: {str(error).strip().splitlines()[0]}")
+                self._report(f"train  metrics cannot be uploaded for now: {first_line(error)}")
             self.failure = error
             return False
         if self.failure:

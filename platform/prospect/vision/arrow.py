@@ -13,6 +13,7 @@ from pyarrow import fs, ipc
 from prospect.dialogue.timeline import FPS
 from prospect.errors import DataError
 from prospect.files import open_filesystem
+from prospect.messages import first_line
 from prospect.vision.pictures import PNG_SIGNATURE, decode_picture, resize_picture
 from prospect.vision.settings import Crop
 
@@ -102,5 +103,5 @@ def _batches(path: str) -> Iterator[Iterator[pa.RecordBatch]]:
                     raise DataError(f"frames file {path} has no text column {_COLUMN!r}")
                 yield iter(reader) if is_stream else map(reader.get_batch, range(reader.num_record_batches))
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise DataError(f"frames file {path} is truncated, corrupted or not an Arrow file: {reason}") from error

@@ -10,6 +10,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from prospect.devices import pick_device
 from prospect.errors import ConfigError, DataError
+from prospect.messages import first_line
 from prospect.vision.fingerprint import encoder_fingerprint
 from prospect.vision.settings import VisionSettings
 from prospect.vision.towers import build_tower
@@ -106,7 +107,7 @@ class FrameEncoder:
         try:
             return self._forward(torch.zeros(rows, size, size, 3, dtype=torch.uint8)).shape[2]
         except (RuntimeError, AssertionError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise ConfigError(
                 f"vision.image_size ({size}) does not suit vision.model {self.settings.model!r}: {reason}",
                 field="vision.image_size",

@@ -18,6 +18,7 @@ from prospect.dialogue.timeline import FPS
 from prospect.errors import DataError
 from prospect.files import hash_source, open_filesystem
 from prospect.hashing import fingerprint
+from prospect.messages import first_line
 from prospect.vision.report import EmbedReport, VideoOutcome, VideoSource
 from prospect.vision.settings import DECODER_VERSION
 
@@ -112,7 +113,7 @@ def read_features(path: str, tokens: int) -> np.ndarray:
                 parts.append(np.concatenate(columns, axis=1))
         return np.concatenate(parts)
     except (pa.ArrowException, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise DataError(f"features {path} cannot be read: {reason}") from error
 
 

@@ -14,6 +14,7 @@ from av.video.frame import VideoFrame
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from prospect.errors import DataError
+from prospect.messages import first_line
 from prospect.vision.colour import ColourSpace, read_colour, tone_map
 from prospect.vision.settings import Crop
 
@@ -182,7 +183,7 @@ def decode_picture(data: bytes) -> np.ndarray:
     except UnidentifiedImageError:
         raise DataError(f"image of {len(data)} bytes is neither a JPEG nor a PNG", field="image") from None
     except Exception as error:  # Pillow meets broken files with many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise DataError(f"image of {len(data)} bytes cannot be decoded: {reason}", field="image") from error
 
 

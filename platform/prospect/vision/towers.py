@@ -17,6 +17,7 @@ from timm.models import load_state_dict
 from torch import nn
 
 from prospect.errors import CheckpointError, ConfigError
+from prospect.messages import first_line
 from prospect.vision.weights import TINY, Weights
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ def _trained(backend: str, model: str, weights: Weights) -> nn.Module:
         classifier = str(tower.pretrained_cfg.get("classifier"))
         tower.load_state_dict({name: value for name, value in state.items() if not name.startswith(f"{classifier}.")})
     except (OSError, RuntimeError, ValueError, KeyError, IndexError, EOFError, UnpicklingError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise CheckpointError(
             f"vision.weights ({weights.path}) cannot be read as weights of {model}: {reason}", field="vision.weights"
         ) from error

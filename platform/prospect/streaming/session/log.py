@@ -18,6 +18,7 @@ from prospect.dialogue.sequence import FrameSequence, SequenceBuilder
 from prospect.dialogue.state import TaskState, format_delta, parse_delta
 from prospect.dialogue.timeline import FPS, FrameEvents, record_events
 from prospect.errors import ProspectError, SessionError
+from prospect.messages import first_line
 from prospect.streaming.session.decisions import DecisionGate
 from prospect.streaming.session.sampling import RandomState
 from prospect.streaming.session.shared import Counters
@@ -133,7 +134,7 @@ class SessionLog:
         except KeyError as error:
             raise SessionError(f"session log: the field {error.args[0]!r} is missing", field=error.args[0]) from error
         except (TypeError, ValueError, ProspectError) as error:
-            raise SessionError(f"session log: unreadable ({str(error).splitlines()[0]})") from error
+            raise SessionError(f"session log: unreadable ({first_line(error)})") from error
 
 
 _SPEC = TypeAdapter(SessionSpec)
