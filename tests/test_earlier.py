@@ -10,22 +10,26 @@ import pandas as pd
 import pytest
 import torch
 
+from prospect.cluster import evaluate
 from prospect.cluster.train import train
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.prepare import read_records
 from prospect.errors import ConfigError
 from prospect.evaluation.decision_cache import StreamedModel
-from prospect.evaluation.group_streamer import GroupStreamer
 from prospect.model import checkpoint
 from prospect.model.checkpoint import load_model
 from prospect.model.saved import read_saved
 from prospect.protocol.messages import EmbeddingMessage, FrameAppend, FrameOutcome, SessionUpdate
+from prospect.serving import deployments
 from prospect.serving.config import ServeConfig
 from prospect.serving.deployments import Engine
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings
 from prospect.streaming.types import Decision
 from prospect.tracking.tracking import Tracking
+from prospect.vision import encoder, encoding
+from prospect.vision.fingerprint import encoder_fingerprint
+from prospect.vision.settings import VisionSettings
 from tests.earlier import config_of, unpack
 from tests.factories import TOY_CONTEXT, features, toy_dialogue
 
@@ -128,10 +132,18 @@ def test_its_registered_model_is_served(root: Path) -> None:
 def test_every_way_to_load_it_asks_for_the_device_of_its_process(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU a served model and one on a GPU look alike, so that what is asked for is what is held."""
     asked: list[str] = []
-    monkeypatch.setattr(checkpoint, "pick_device", lambda wanted: asked.append(wanted) or torch.device("cpu"))
+    for module in (checkpoint, encoder):
+        monkeypatch.setattr(module, "pick_device", lambda wanted: asked.append(wanted) or torch.device("cpu"))
     folder = root / "runs/finished/model"
     mlflow.pyfunc.load_model(str(folder))
-    Engine(ServeConfig(**dict(config_of(root))))
-    GroupStreamer(StreamedModel(folder, root / "cache", str(root / "embeddings"), TOY_CONTEXT, StreamingSettings()))
     load_model(folder)
-    assert asked == ["auto"] * 4
+    assert asked == ["auto"] * 2
+    asked.clear()
+    for module in (deployments, evaluate):
+        monkeypatch.setattr(module, "reserved_device", lambda: "cuda")
+    model = StreamedModel(folder, root / "cache", str(root / "embeddings"), TOY_CONTEXT, StreamingSettings())
+    tiny = VisionSettings(model="prospect-tiny", weights="random:0", image_size=64)
+    Engine(ServeConfig(**dict(config_of(root))))
+    evaluate._StreamerActor(model)
+    assert callable(encoding.EncodeBatch(tiny, encoder_fingerprint(tiny), 1, lambda: "cuda")._encode)
+    assert asked == ["cuda"] * 4  # the served model and its encoder

@@ -69,7 +69,7 @@ def test_every_script_of_jobs_is_a_job_of_the_command() -> None:
 
 ASKS = {
     "is_available": {"devices.py"},
-    "cluster_resources": {"cluster/runtime.py", "serving/deployments.py"},
+    "cluster_resources": {"cluster/gpus.py"},
 }
 """What asks torch for a GPU and Ray for the cluster's size, and the modules that may."""
 

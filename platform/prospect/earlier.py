@@ -11,12 +11,16 @@ EARLIER_DEFAULTS: Mapping[str, Any] = {"context.layout": 1}
 """Dotted name of each setting that came later -> what the program did before."""
 
 _NEVER_FITTED = "no weight for the NLI model was ever fitted; leave it out"
-GONE: Mapping[str, str] = {"labels.aligner.nli_model": _NEVER_FITTED, "labels.aligner.nli_weight": _NEVER_FITTED}
+GONE: Mapping[str, str] = {
+    "labels.aligner.nli_model": _NEVER_FITTED,
+    "labels.aligner.nli_weight": _NEVER_FITTED,
+    "vision.device": "cluster.gpus says whether jobs compute on GPUs; leave it out",
+}
 """Dotted name of each setting that was removed or renamed -> why, or the new name, and what to do."""
 
 
-def with_earlier_defaults(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` of a section as it was saved, with the later settings that it does not name."""
+def read_saved(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` of a section as it was saved: with later settings that it does not name, without those gone since."""
     prefix = f"{section}."
     later = {name.removeprefix(prefix): value for name, value in EARLIER_DEFAULTS.items() if name.startswith(prefix)}
-    return {**later, **values}
+    return {**later, **{name: value for name, value in values.items() if f"{prefix}{name}" not in GONE}}

@@ -29,7 +29,7 @@ from tests.vision.workers import Dying
 
 ONE = EmbeddingSettings(num_encoders=1)
 """Every encoder is a process that imports torch."""
-SETTINGS = VisionSettings(model=TINY, weights="random:0", image_size=64, batch_size=8, device="cpu")
+SETTINGS = VisionSettings(model=TINY, weights="random:0", image_size=64, batch_size=8)
 
 
 def test_a_folder_is_embedded_once(local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -122,7 +122,7 @@ def main(videos: str, store: str, image_size: str) -> None:
 
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    settings = VisionSettings(model=TINY, weights="random:0", image_size=int(image_size), batch_size=16, device="cpu")
+    settings = VisionSettings(model=TINY, weights="random:0", image_size=int(image_size), batch_size=16)
     sources = [VideoSource(path.stem, str(path)) for path in sorted(Path(videos).glob("*.mp4"))]
     print(REPORT + json.dumps(embed_videos(sources, settings, store).to_json()), flush=True)
 

@@ -12,7 +12,7 @@ from prospect.vision.settings import VisionSettings
 from tests import factories
 from tests.factories import TINY, claim_trained, random_model, tiny_vocabulary
 
-VISION = VisionSettings(model="prospect-tiny", weights="random:0", image_size=64, device="cpu")
+VISION = VisionSettings(model="prospect-tiny", weights="random:0", image_size=64)
 CONTEXT = factories.CONTEXT.model_copy(update={"max_utterance_tokens": 8})
 SEED = 32
 """A model that repeats one whole letter; others write halves of characters, which are no text to send in pieces."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, varlen
 
+from prospect.errors import ConfigError
 from prospect.streaming.attention.cpu import CpuAttention
 from prospect.streaming.attention.gpu import VarlenAttention
 from prospect.streaming.attention.interface import Chunk
@@ -150,7 +151,7 @@ def test_the_fastest_backend_is_measured_and_one_that_does_not_run_is_said(model
 
     pool = empty_pool(model)
     assert fastest({"varlen": broken, "flex": slow, "sdpa": CpuAttention}, pool) == "sdpa"
-    assert "varlen does not run here: no kernel for this device" in caplog.text
+    assert "varlen does not run (no kernel for this device); sdpa is used instead" in caplog.text
     assert pool.counts().used == 0
-    with pytest.raises(RuntimeError, match="none of the attention backends varlen runs on cpu"):
+    with pytest.raises(ConfigError, match="finds no attention for cpu: varlen does not run"):
         fastest({"varlen": broken}, pool)

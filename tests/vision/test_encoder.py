@@ -27,14 +27,13 @@ from tests.conftest import torch_threads
 from tests.needs import skip_without
 from tests.vision.videos import write_video
 
-TINY_SETTINGS = VisionSettings(model=TINY, weights="random:0", image_size=64, batch_size=32, device="cpu")
+TINY_SETTINGS = VisionSettings(model=TINY, weights="random:0", image_size=64, batch_size=32)
 LITE0_SETTINGS = VisionSettings(
     backend="timm",
     model="tf_efficientnet_lite0",
     weights="package:efficientnet_lite0",
     image_size=224,
     batch_size=1,
-    device="cpu",
 )
 
 
@@ -237,7 +236,6 @@ def test_wrong_pictures_are_named(tiny: FrameEncoder) -> None:
         ({"weights": "package:efficientnet_lite0"}, ConfigError, "needs vision.backend=timm"),
         ({"weights": "/nowhere.safetensors"}, CheckpointError, "\\(/nowhere.safetensors\\) must be a weights file"),
         ({"weights": __file__}, CheckpointError, "cannot be read as weights of prospect-tiny"),
-        ({"device": "cuda:9"}, ConfigError, "vision.device \\(cuda:9\\) is missing on this machine"),
         ({"model": "RN50", "tokens_per_frame": 5, "image_size": 224}, ConfigError, "needs a model with a timm image"),
         ({"backend": "timm", "model": "test_vit3"}, ConfigError, "vision.image_size \\(64\\) does not suit"),
     ],

@@ -6,14 +6,15 @@ finished, so that an interrupted job continues where it stopped.
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from rich.console import Console
 
 from prospect.cluster.common import ReportLine, draw_sample, embeddings_root, frames_in, track_job
-from prospect.cluster.embed_pipeline import stream_embeddings
-from prospect.config.schema import Config
+from prospect.cluster.embed_pipeline import divide, stream_embeddings
+from prospect.cluster.gpus import allot
+from prospect.config.schema import ClusterSettings, Config
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.labels.report import count_labels
 from prospect.data.sources import Corpus, feature_files, load_dialogues
@@ -24,6 +25,7 @@ from prospect.vision.arrow import FRAMES_FILE_PHASE, is_frames_file
 from prospect.vision.fingerprint import encoder_fingerprint
 from prospect.vision.report import EmbedReport, VideoOutcome, VideoSource, print_progress
 from prospect.vision.settings import DECODER_VERSION, SAMPLING_PHASE, EmbeddingSettings, VisionSettings
+from prospect.vision.stages import PictureBatch
 
 EmbedCallback = Callable[[EmbedReport], None]
 
@@ -77,7 +79,15 @@ def _embed_videos(config: Config, corpus: Corpus, progress: EmbedCallback, repor
             field="data.videos",
         )
     videos = _sources(corpus, corpus.videos)
-    return embed_videos(videos, config.vision, embeddings_root(config), config.embedding, progress=progress)
+    return embed_videos(
+        videos,
+        config.vision,
+        embeddings_root(config),
+        config.embedding,
+        config.cluster,
+        progress=progress,
+        report_line=report,
+    )
 
 
 def _import_features(config: Config, corpus: Corpus, progress: EmbedCallback, report: ReportLine) -> EmbedReport:
@@ -107,9 +117,11 @@ def embed_videos(
     settings: VisionSettings,
     store_root: str,
     embedding: EmbeddingSettings | None = None,
+    cluster: ClusterSettings | None = None,
     *,
     progress: EmbedCallback = print_progress,
     progress_s: float = 10.0,
+    report_line: ReportLine = print,
 ) -> EmbedReport:
     """Embed every video that the store lacks.
 
@@ -118,12 +130,15 @@ def embed_videos(
         settings: the encoder.
         store_root: folder or URL that the driver can write and every node can read.
         embedding: how the work is spread.
+        cluster: whether encoders run on GPUs.
         progress: called with the growing report after each video, and with the next batch `progress_s` later.
         progress_s: seconds between two calls while no video is finished.
+        report_line: takes what is said before the first video.
 
     Raises:
         DataError: a video id is given twice or cannot be stored, or videos are missing.
-        ConfigError: `vision.phase` does not fit a file, or the cluster has no room for the encoders and a decoder.
+        ConfigError: `vision.phase` does not fit a file, the cluster has no room for the encoders and a decoder, or
+            never has `cluster.gpus`.
         CheckpointError: the encoder's weights are missing or do not fit.
         FingerprintError: the store was made by another encoder.
     """
@@ -137,9 +152,7 @@ def embed_videos(
     report.sizes = _sizes(videos)
     finished = _all_finished(videos, store, report.fingerprint)
     try:
-        for event in finished or stream_embeddings(
-            videos, settings, embedding or EmbeddingSettings(), store, report.fingerprint
-        ):
+        for event in finished or _embed(videos, settings, embedding, cluster, store, report_line):
             if isinstance(event, VideoOutcome):
                 report.outcomes.append(event)
             else:
@@ -155,6 +168,19 @@ def embed_videos(
     store.note_alike([outcome.video_id for outcome in report.outcomes if outcome.alike], DECODER_VERSION)
     store.finish(paths, report.quarantined)
     return report
+
+
+def _embed(
+    videos: Sequence[VideoSource],
+    settings: VisionSettings,
+    embedding: EmbeddingSettings | None,
+    cluster: ClusterSettings | None,
+    store: EmbeddingStore,
+    report: ReportLine,
+) -> Iterator[VideoOutcome | PictureBatch]:
+    allotment = allot(cluster or ClusterSettings(), "embed", report)
+    places = divide(allotment, embedding or EmbeddingSettings(), len(videos))
+    yield from stream_embeddings(videos, settings, places, store, encoder_fingerprint(settings))
 
 
 def _check(videos: Sequence[VideoSource], settings: VisionSettings) -> None:

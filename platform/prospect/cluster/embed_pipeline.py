@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from prospect.cluster.runtime import cluster_size, connect
+from prospect.cluster.gpus import Allotment
+from prospect.cluster.runtime import reserved_device
 from prospect.data.embeddings import EmbeddingStore
 from prospect.dialogue.timeline import FPS
 from prospect.errors import ConfigError, DataError
@@ -40,7 +41,7 @@ BATCHES_WAITING = 2
 def stream_embeddings(
     videos: Sequence[VideoSource],
     settings: VisionSettings,
-    embedding: EmbeddingSettings,
+    places: "Places",
     store: EmbeddingStore,
     fingerprint: str,
 ) -> Iterator[VideoOutcome | PictureBatch]:
@@ -49,14 +50,11 @@ def stream_embeddings(
     Videos whose task died are tried once more, each in its own task; those that fail again come last, as quarantined.
 
     Raises:
-        ConfigError: the cluster has no room for the encoders and a decoder.
         ProspectError: a worker met an error that concerns every video.
     """
-    connect()
-    places = _places(settings, embedding, len(videos))
     missing = {video.video_id: video for video in videos}
     for per_task in sorted({1, places.videos_per_task(len(videos))}, reverse=True):
-        rows = _pipeline([*missing.values()], settings, embedding, places, per_task, store, fingerprint)
+        rows = _pipeline([*missing.values()], settings, places, per_task, store, fingerprint)
         for event in _collect(rows.iter_rows(), store, fingerprint, settings.tokens_per_frame):
             if isinstance(event, VideoOutcome):
                 missing.pop(event.video_id)
@@ -70,12 +68,13 @@ def stream_embeddings(
 
 @dataclass(frozen=True)
 class Places:
-    """How many encoders and decoders run at once."""
+    """How many encoders and decoders run at once, and what each reserves."""
 
     encoders: int
     decoders: int
     gpus: float
     """Share of a GPU for each encoder."""
+    spread: EmbeddingSettings
 
     def videos_per_task(self, videos: int) -> int:
         return max(1, min(VIDEOS_PER_TASK, videos // (self.decoders * TASKS_PER_DECODER)))
@@ -84,7 +83,6 @@ class Places:
 def _pipeline(
     videos: Sequence[VideoSource],
     settings: VisionSettings,
-    embedding: EmbeddingSettings,
     places: Places,
     per_task: int,
     store: EmbeddingStore,
@@ -94,6 +92,7 @@ def _pipeline(
     import ray
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
+    spread = places.spread
     rows = [asdict(video) | {"path": _reachable(video.path)} for video in videos]
     tasks = math.ceil(len(rows) / per_task)
     alike = frozenset(store.alike(DECODER_VERSION))
@@ -102,14 +101,14 @@ def _pipeline(
         .flat_map(
             DecodeVideo(settings.image_size, settings.crop, settings.batch_size, store.root, fingerprint, alike),
             compute=TaskPoolStrategy(size=min(places.decoders, tasks)),
-            num_cpus=embedding.decoder_cpus,
+            num_cpus=spread.decoder_cpus,
             max_retries=WORKER_RETRIES,
         )
         .map(
             cast(Any, EncodeBatch),
-            fn_constructor_args=(settings, fingerprint, embedding.encoder_threads),
+            fn_constructor_args=(settings, fingerprint, spread.encoder_threads, reserved_device),
             compute=ActorPoolStrategy(size=places.encoders, max_tasks_in_flight_per_actor=BATCHES_WAITING),
-            num_cpus=embedding.encoder_cpus,
+            num_cpus=spread.encoder_cpus,
             num_gpus=places.gpus,
             max_task_retries=WORKER_RETRIES,
         )
@@ -126,10 +125,13 @@ def _pipeline(
     return dataset
 
 
-def _places(settings: VisionSettings, embedding: EmbeddingSettings, videos: int) -> Places:
-    """Divide the cluster among encoders and decoders; by default at most one encoder a video."""
-    cluster = cluster_size()
-    cpus, gpus = cluster.cpus, cluster.gpus if settings.device != "cpu" else 0.0
+def divide(allotment: Allotment, embedding: EmbeddingSettings, videos: int) -> Places:
+    """Divide what the job may ask for among encoders and decoders; by default at most one encoder a video.
+
+    Raises:
+        ConfigError: there is no room for the encoders and a decoder.
+    """
+    cpus, gpus = allotment.cpus, allotment.gpus
     room = math.floor(gpus / embedding.encoder_gpus) if gpus else max(1, int(cpus))
     encoders = embedding.num_encoders or room
     decoders = math.floor((cpus - encoders * embedding.encoder_cpus) / embedding.decoder_cpus + 1e-9)
@@ -143,7 +145,7 @@ def _places(settings: VisionSettings, embedding: EmbeddingSettings, videos: int)
         )
     if embedding.num_encoders is None:
         encoders = min(encoders, videos)
-    return Places(encoders, decoders, embedding.encoder_gpus if gpus else 0.0)
+    return Places(encoders, decoders, embedding.encoder_gpus if gpus else 0.0, embedding)
 
 
 def _reachable(path: str) -> str:

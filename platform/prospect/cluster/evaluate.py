@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, cast
 from rich.console import Console
 
 from prospect.cluster.common import ReportLine, report_earlier_decoder
-from prospect.cluster.runtime import cluster_size, connect
-from prospect.config.schema import Config
+from prospect.cluster.gpus import allot
+from prospect.cluster.runtime import reserved_device
+from prospect.config.schema import ClusterSettings, Config
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.prepare import Records, read_records
-from prospect.errors import DataError, ProspectError
+from prospect.errors import ConfigError, DataError, ProspectError
 from prospect.evaluation.baselines import Periodic, TimePrior, oracle, right_time_wrong_step, silence
 from prospect.evaluation.decision_cache import GroupRow, StreamedModel, cached_decisions
 from prospect.evaluation.intervals import Interval
@@ -100,7 +101,7 @@ def evaluate_model(config: Config, report: ReportLine = print) -> EvaluationResu
     report(f"eval   {model}: streaming {len(placed)} dialogues, {len(VIEWS)} views each")
     context = config.context.over(saved.manifest.get("context", {}))
     streamed = StreamedModel(saved.folder, root / "cache", str(store.root), context, config.streaming)
-    decided = stream_views(streamed, placed, report)
+    decided = stream_views(streamed, placed, config.cluster, report)
     systems = decided | _baselines(records, placed)
     encoder = SentenceSimilarity(settings.similarity)
     scores = {name: evaluate(videos, settings, encoder) for name, videos in systems.items()}
@@ -140,35 +141,41 @@ class _StreamerActor:
         self._stream: GroupStreamer | None = None
         self._error = ""
         try:
-            self._stream = GroupStreamer(model)
+            self._stream = GroupStreamer(model, reserved_device())
         except ProspectError as error:  # as a value: an exception in an actor would arrive as a stack trace
             self._error = str(error)
 
     def __call__(self, row: GroupRow) -> GroupRow:
         if self._stream is None:
-            return {"key": row["key"], "decisions": "", "error": self._error}
+            return {"key": "", "decisions": "", "error": self._error}
         return self._stream(row)
 
 
 def stream_views(
-    model: StreamedModel, placed: Sequence[Placed], report: ReportLine, views: Sequence[View] = tuple(VIEWS)
+    model: StreamedModel,
+    placed: Sequence[Placed],
+    cluster: ClusterSettings,
+    report: ReportLine,
+    views: Sequence[View] = tuple(VIEWS),
 ) -> dict[str, list[VideoDecisions]]:
     """Stream dialogues through the model once for each view; returns decisions by the system's name.
 
     Raises:
         DataError: a dialogue cannot be streamed.
+        ConfigError: the cluster never has `cluster.gpus`, a node's GPU is missing, or an actor cannot load the model.
     """
-    found = cached_decisions(model, placed, views, partial(_stream_groups, model), report)
+    found = cached_decisions(model, placed, views, partial(_stream_groups, model, cluster, report), report)
     return {VIEWS[view]: decisions for view, decisions in found.items()}
 
 
-def _stream_groups(model: StreamedModel, rows: list[GroupRow]) -> Iterator[GroupRow]:
+def _stream_groups(
+    model: StreamedModel, cluster: ClusterSettings, report: ReportLine, rows: list[GroupRow]
+) -> Iterator[GroupRow]:
     """Stream groups of dialogues in Ray Data actors, one for each GPU, or on CPUs without any."""
     import ray.data
 
-    connect()
-    size = cluster_size()
-    gpus, cpus = int(size.gpus), int(size.cpus)
+    allotment = allot(cluster, "eval", report)
+    gpus, cpus = allotment.gpus, int(allotment.cpus)
     actors = min(len(rows), gpus) or max(1, min(-(-len(rows) // GROUPS_PER_ACTOR), cpus))
     streamed = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         cast(Any, _StreamerActor),  # Ray takes a class for a stateful function; its annotation does not say so
@@ -177,7 +184,10 @@ def _stream_groups(model: StreamedModel, rows: list[GroupRow]) -> Iterator[Group
         num_cpus=1,
         num_gpus=1 if gpus else 0,
     )
-    yield from streamed.iter_rows()
+    for row in streamed.iter_rows():
+        if not row["key"]:  # the actor, not one of its dialogues
+            raise ConfigError(row["error"])
+        yield row
 
 
 def _baselines(records: Records, placed: Sequence[Placed]) -> dict[str, list[VideoDecisions]]:

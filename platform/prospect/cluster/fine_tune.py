@@ -4,17 +4,16 @@ Imports torch, transformers, MLflow and Ray; `cluster.train` first finds out whe
 """
 
 import json
-import os
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from prospect.cluster.common import ReportLine
+from prospect.cluster.gpus import Allotment, allot
 from prospect.cluster.plan import plan
 from prospect.cluster.record import open_run, record_failure, register, upload_events, upload_reports
+from prospect.cluster.runtime import owns_ray
 from prospect.cluster.workers import fit
 from prospect.config.schema import Config
 from prospect.data.embeddings import EmbeddingStore
@@ -58,7 +57,8 @@ def fine_tune(
     """
     settings, root = config.training, folder.parents[1]
     data, quarantined = _prepare(config, records, store, folder, report)
-    planned = _plan(config, data, store, report)
+    allotment = allot(config.cluster, "train", report)
+    planned = _plan(config, data, store, allotment, report)
     write_identity(folder, identity)
     clips = {"train": data.train, "validation": data.validation}
     manifest = dataset_manifest(records, store, clips, len(quarantined))
@@ -68,7 +68,7 @@ def fine_tune(
     report(f"train  run {settings.run_name!r} is tracked: {where}")
     with record_failure(run, report):
         job = _worker_job(config, folder, store, run, planned)
-        summary = fit(job, data, root, partial(upload_events, run), report)
+        summary = fit(job, data, root, allotment, partial(upload_events, run), report)
         upload_reports(run, folder, summary["model_step"], report)
         version = retry_until_available(
             lambda: register(tracking, config.model.name, run, folder / "model", summary), report
@@ -132,15 +132,17 @@ def _prepare(
     return TrainingData(clips[0], clips[1], statistics), quarantined
 
 
-def _plan(config: Config, data: TrainingData, store: EmbeddingStore, report: ReportLine) -> MemoryPlan:
+def _plan(
+    config: Config, data: TrainingData, store: EmbeddingStore, allotment: Allotment, report: ReportLine
+) -> MemoryPlan:
     """Plan the memory of a step; where this process starts Ray, raise if it cannot fit this machine."""
-    own, workers = "RAY_ADDRESS" not in os.environ, config.training.num_workers
+    own, workers = owns_ray(), config.training.num_workers
     if own:
-        workers = min(workers, torch.cuda.device_count() or os.cpu_count() or 1)
+        workers = min(workers, allotment.gpus or max(1, int(allotment.cpus)))
     training = config.training.model_copy(update={"num_workers": workers})
     planned = plan(config.model_copy(update={"training": training}), clip_lengths(data.train), store.dim)
     write_table(trained_parameters(config.model, store.dim), report)
-    if own and (remark := check_device(config.model, training, planned, describe_device(), workers)):
+    if own and (remark := check_device(config.model, training, planned, describe_device(allotment.gpus > 0), workers)):
         report(f"train  {remark}")
     return planned
 

@@ -1,6 +1,7 @@
 """Start Ray, or join the cluster that a submitted job runs on, and disconnect at the end.
 
-Ray is imported on first use, so that a job that stops early never waits for it.
+Ray is imported on first use, so that a job that stops early never waits for it. What a job asks of the cluster is
+decided in `prospect.cluster.gpus`.
 """
 
 import atexit
@@ -9,8 +10,9 @@ import os
 import sys
 import threading
 import warnings
-from dataclasses import dataclass
 from typing import Any
+
+from prospect.errors import ConfigError
 
 _QUIET = ("ray.data", "ray.train", "ray.serve", "ray.tune")
 
@@ -33,10 +35,9 @@ def connect(num_cpus: int | None = None) -> None:
     if not ray.is_initialized():
         # Ray's C++ core prints an error line for every actor pool; what fails reaches us as an exception.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        joins = "RAY_ADDRESS" in os.environ
         # Without "local", Ray would join whatever cluster was last started on this machine, or its remains.
-        where: dict[str, Any] = {} if joins else {"address": "local", "include_dashboard": False, "num_cpus": num_cpus}
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
+        own: dict[str, Any] = {"address": "local", "include_dashboard": False, "num_cpus": num_cpus}
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **({} if "RAY_ADDRESS" in os.environ else own))
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
@@ -45,20 +46,34 @@ def connect(num_cpus: int | None = None) -> None:
     atexit.register(disconnect)  # handlers run in reverse order: this one before Ray's
 
 
-@dataclass(frozen=True)
-class ClusterSize:
-    """CPUs and GPUs of all nodes, whether busy or idle."""
+def owns_ray() -> bool:
+    """Whether this process has started the Ray that it is connected to, which has this machine and ends with it."""
+    from ray._private import worker
 
-    cpus: float
-    gpus: float
+    return worker._global_node is not None and worker._global_node.is_head()
 
 
-def cluster_size() -> ClusterSize:
-    """The CPUs and GPUs that the cluster has now; needs `connect`."""
+def reserved_device() -> str:
+    """The device that Ray has reserved for this worker: `cuda` or `cpu`; `auto` in a process without Ray.
+
+    Raises:
+        ConfigError: torch does not find the reserved GPU.
+    """
     import ray
 
-    resources = ray.cluster_resources()
-    return ClusterSize(resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+    if not ray.is_initialized():  # asked for its GPUs, Ray would start itself
+        return "auto"
+    if not ray.get_gpu_ids():
+        return "cpu"
+    from prospect.devices import has_gpu, why_no_gpu
+
+    if not has_gpu():
+        raise ConfigError(
+            f"node {ray.util.get_node_ip_address()} has a GPU for Ray, but torch finds none there ({why_no_gpu()}): "
+            "mend the node, start its Ray with --num-gpus=0, or give cluster.gpus=0",
+            field="cluster.gpus",
+        )
+    return "cuda"
 
 
 def disconnect() -> None:

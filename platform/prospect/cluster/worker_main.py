@@ -15,6 +15,9 @@ from torch import nn
 
 from prospect.devices import has_gpu
 from prospect.errors import ProspectError
+from prospect.model.geometry import base_geometry
+from prospect.model.interface import KVGeometry
+from prospect.streaming.attention.select import check_attention
 from prospect.training.backend import raise_on_all_ranks
 from prospect.training.calibrate import calibrate_run
 from prospect.training.preflight import check_device, describe_device
@@ -49,7 +52,7 @@ def worker_main(job: WorkerJob, data: TrainingData) -> dict[str, Any]:
         return ZeroBackend(model, job.training, job.model.dtype, device)
 
     try:
-        raise_on_all_ranks(group, device_error(job, workers))
+        raise_on_all_ranks(group, device_error(job, device, workers))
         summary = TrainingRun(job, data, make_backend, group).run()
         if group.rank == 0:  # the other ranks have ended: none waits in a collective that would time out
             free_memory()
@@ -82,11 +85,14 @@ def free_memory() -> None:
     torch.cuda.empty_cache()
 
 
-def device_error(job: WorkerJob, workers: int) -> ProspectError | None:
-    """The reason why this worker's device cannot train, if there is one."""
+def device_error(job: WorkerJob, device: torch.device, workers: int) -> ProspectError | None:
+    """The reason why this worker's device cannot train, or not run the engine that validates, if there is one."""
     try:
         if job.planned:
             check_device(job.model, job.training, job.planned, describe_device(), workers, begun=True)
+        if job.training.calibration.enabled or job.training.stream_every:
+            geometry = KVGeometry.of(base_geometry(job.model))
+            check_attention(job.streaming, geometry, getattr(torch, job.model.dtype), device)
     except ProspectError as error:
         return error
     return None

@@ -13,12 +13,14 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from prospect.cluster.common import ReportLine
 from prospect.cluster.controller import FailureLog, is_process_death, run_worker
-from prospect.cluster.runtime import cluster_size, connect
-from prospect.errors import ProspectError
+from prospect.cluster.gpus import Allotment
+from prospect.cluster.process_group import CheckedTorchConfig
+from prospect.cluster.runtime import owns_ray
+from prospect.errors import ConfigError, ProspectError
 from prospect.messages import first_line
 from prospect.training.console import console_for
 from prospect.training.events import EventFollower, RunEvent
@@ -30,7 +32,12 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 def fit(
-    job: WorkerJob, data: TrainingData, root: Path, upload: Callable[[Sequence[RunEvent]], None], report: ReportLine
+    job: WorkerJob,
+    data: TrainingData,
+    root: Path,
+    allotment: Allotment,
+    upload: Callable[[Sequence[RunEvent]], None],
+    report: ReportLine,
 ) -> dict[str, Any]:
     """Train with Ray Train, restarting dead workers, and return rank 0's summary.
 
@@ -38,20 +45,19 @@ def fit(
         job: what every worker trains.
         data: the clips.
         root: the storage root.
+        allotment: what the job may ask of the cluster.
         upload: takes the run's events in batches; while it raises, they wait.
         report: takes one line of progress at a time.
 
     Raises:
+        ConfigError: the cluster can never have a GPU for every worker, or a node's GPU is missing.
         TrainingError: the loss is not finite, a disk is full, or workers died more often than
             `training.max_failures`.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # seconds until an end or a death is noticed
-    connect()
-    settings = job.training
-    size = cluster_size()
-    gpus, cpus = int(size.gpus), int(size.cpus)
+    settings, gpus, cpus = job.training, allotment.gpus, int(allotment.cpus)
     threads = min(settings.threads_per_worker or 1, max(1, cpus))
-    workers = _worker_count(settings, gpus or max(1, cpus // threads), report)
+    workers = _worker_count(settings, gpus or max(1, cpus // threads), bool(gpus and allotment.final), report)
     report(f"train  starting {workers} worker{'s' if workers > 1 else ''}")
     trainer = _TorchTrainer(
         cast(Any, run_worker),
@@ -61,6 +67,7 @@ def fit(
             use_gpu=gpus > 0,
             resources_per_worker={"CPU": threads, "GPU": int(gpus > 0)},
         ),
+        torch_config=CheckedTorchConfig(),
         run_config=RunConfig(
             name=settings.run_name,
             storage_path=str(root / "ray_train"),
@@ -87,18 +94,23 @@ class _TorchTrainer(TorchTrainer):
 
     def _create_default_callbacks(self) -> list[Any]:
         made = super()._create_default_callbacks()  # type: ignore[misc]
-        own = "RAY_ADDRESS" not in os.environ
-        return [each for each in made if not (own and isinstance(each, PlacementGroupCleanerCallback))]
+        return [each for each in made if not (owns_ray() and isinstance(each, PlacementGroupCleanerCallback))]
 
 
-def _worker_count(settings: TrainingSettings, room: int, report: ReportLine) -> int:
+def _worker_count(settings: TrainingSettings, room: int, final: bool, report: ReportLine) -> int:
     """`training.num_workers`, or fewer where this process started Ray and the machine has no room for all of them."""
     if settings.num_workers <= room:
         return settings.num_workers
-    if len(ray.nodes()) == 1 and "RAY_ADDRESS" not in os.environ:
+    if owns_ray():
         report(f"train  only {room} of the {settings.num_workers} requested workers fit on this machine; continuing")
         return room
     least = settings.min_workers or settings.num_workers
+    if final and least > room:
+        raise ConfigError(
+            f"`training.num_workers` ({least}) is more than the {room} GPUs that the job may have; lower it"
+            f"{'' if settings.min_workers is None else ' and training.min_workers'}",
+            field="training.num_workers",
+        )
     report(f"train  {settings.num_workers} workers requested, {least} needed to start, room for {room} now")
     return settings.num_workers
 
@@ -131,6 +143,8 @@ def _explain_failures(settings: TrainingSettings) -> Iterator[None]:
 def _explained(error: TrainingFailedError, settings: TrainingSettings) -> BaseException:
     """A user's mistake itself, a sentence for a full disk or a dead worker, or `error` for a bug."""
     failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
+    if isinstance(error, ControllerError):
+        failures = [getattr(error.controller_failure, "cause", error.controller_failure)]
     for cause in failures:
         if isinstance(cause, ProspectError):
             return cause

@@ -2,9 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
 from prospect.corpus.settings import CorpusSettings
 from prospect.data.labels.settings import LabelSettings
@@ -43,6 +43,14 @@ class StorageSettings(Settings):
         return str(path.resolve())
 
 
+class ClusterSettings(Settings):
+    """What jobs ask of the Ray cluster."""
+
+    gpus: Literal["auto"] | NonNegativeInt = "auto"
+    """GPUs that a job may ask for: `auto` takes all that the cluster has or that its autoscaler can bring; 0 keeps the
+    job on CPUs."""
+
+
 class Config(Settings):
     """The sections that jobs share. A job reads those that its file in configs/ names; the others keep their defaults.
 
@@ -50,6 +58,7 @@ class Config(Settings):
     """
 
     storage: StorageSettings = Field(default_factory=StorageSettings)
+    cluster: ClusterSettings = Field(default_factory=ClusterSettings)
     corpus: CorpusSettings = Field(default_factory=CorpusSettings)
     data: DataSettings = Field(default_factory=lambda: DataSettings(source="dialogues", path="outputs/corpus"))
     labels: LabelSettings = Field(default_factory=LabelSettings)

@@ -14,7 +14,7 @@ from prospect.dialogue.recipe import read_recipe
 from prospect.dialogue.state import StepState, TaskState
 from prospect.dialogue.timeline import FPS
 from prospect.dialogue.vocabulary import Vocabulary
-from prospect.earlier import with_earlier_defaults
+from prospect.earlier import read_saved
 from prospect.errors import ConfigError, DataError
 from prospect.settings import Settings
 
@@ -71,7 +71,7 @@ class ContextSettings(Settings):
     @classmethod
     def of_model(cls, trained: Mapping[str, Any]) -> Self:
         """What a model was trained with, from its manifest; a model of earlier versions has their defaults."""
-        return cls.model_validate(with_earlier_defaults("context", trained))
+        return cls.model_validate(read_saved("context", trained))
 
     def over(self, trained: Mapping[str, Any]) -> Self:
         """What a model was trained with, but for what was set here.

@@ -18,18 +18,22 @@ from prospect.streaming.engine import StreamingEngine
 
 
 class GroupStreamer:
-    """Decides the dialogues of the rows that `cached_decisions` sends; the model is loaded once."""
+    """Decides the dialogues of the rows that `cached_decisions` sends, all with one engine.
 
-    def __init__(self, model: StreamedModel) -> None:
+    Args:
+        model: what is streamed.
+        device: where it is to run.
+    """
+
+    def __init__(self, model: StreamedModel, device: str = "auto") -> None:
         torch.set_num_threads(1)
-        self._loaded = load_model(model.folder, cache=model.cache)
+        self._loaded = load_model(model.folder, cache=model.cache, device=device)
         self._store = EmbeddingStore(model.store)
-        self._context = model.context
         room = {"max_sessions": SESSIONS_PER_GROUP, "max_waiting_frames": 10**9}
-        self._settings = model.streaming.model_copy(update=room)
+        # One engine for all groups: a new one would measure attention, compile and capture graphs again.
+        self._engine = StreamingEngine(self._loaded, model.context, model.streaming.model_copy(update=room))
 
     def __call__(self, row: GroupRow) -> GroupRow:
-        engine = StreamingEngine(self._loaded, self._context, self._settings)
         blank = self._loaded.model.mm_projector.mean_frame()
         dialogues = [Dialogue.model_validate_json(text) for text in json.loads(row["dialogues"])]
         placed = [(dialogue, place(dialogue, self._store.num_frames(dialogue.video_id))) for dialogue in dialogues]
@@ -39,7 +43,7 @@ class GroupStreamer:
             return view_of(frames, cast(View, row["view"]), blank, dialogue.dialogue_id)
 
         try:
-            streamed = stream_dialogues(engine, placed, read)
+            streamed = stream_dialogues(self._engine, placed, read)
         except ProspectError as error:  # as a value: an exception in an actor would arrive as a stack trace
             return {"key": row["key"], "decisions": "", "error": str(error)}
         decisions = [DECISIONS.dump_json(list(one.decisions)).decode() for one in streamed]

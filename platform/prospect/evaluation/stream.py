@@ -1,7 +1,7 @@
 """Held-out dialogues through the streaming engine, as live sessions would run."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 
 import numpy as np
@@ -91,11 +91,28 @@ def stream_dialogues(
     Raises:
         SessionError: a dialogue does not fit the engine's context, or a session met a defect.
     """
-    decisions: dict[str, list[Decision]] = {}
     names = {f"{index}": pair for index, pair in enumerate(placed)}
-    specs = specs or [spec_of(*pair) for pair in placed]
+    decisions: dict[str, list[Decision]] = {name: [] for name in names}
+    try:
+        _stream(engine, names, read, specs or [spec_of(*pair) for pair in placed], decisions)
+    finally:
+        for name in decisions.keys() & set(engine.session_ids):
+            engine.close(name)
+    return [
+        VideoDecisions(dialogue, timeline, decisions[name], scored_frames(dialogue, timeline).start)
+        for name, (dialogue, timeline) in names.items()
+    ]
+
+
+def _stream(
+    engine: StreamingEngine,
+    names: Mapping[str, Placed],
+    read: ReadDialogue,
+    specs: Sequence[SessionSpec],
+    decisions: Mapping[str, list[Decision]],
+) -> None:
+    """Open a session by each name, push all of its frames, and collect its decisions."""
     for (name, (dialogue, timeline)), spec in zip(names.items(), specs, strict=True):
-        decisions[name] = []
         engine.open(name, spec)
         span = scored_frames(dialogue, timeline)
         for frame, features in zip(span, read(dialogue, span.start, span.stop), strict=True):
@@ -108,9 +125,3 @@ def stream_dialogues(
                 raise SessionError(f"dialogue {names[name][0].dialogue_id!r} cannot be streamed: {event.reason}")
             if isinstance(event, Decision):
                 decisions[name].append(event)
-    for name in names:
-        engine.close(name)
-    return [
-        VideoDecisions(dialogue, timeline, decisions[name], scored_frames(dialogue, timeline).start)
-        for name, (dialogue, timeline) in names.items()
-    ]

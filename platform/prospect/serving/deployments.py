@@ -3,17 +3,20 @@
 The process that builds the application, and the gateway, run no model: an engine's replica imports torch itself.
 """
 
+import os
 import time
 from pathlib import Path
 from typing import Any
 
-import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
-from prospect.errors import ProspectError
+from prospect.cluster.common import ReportLine
+from prospect.cluster.gpus import allot, probe_gpu
+from prospect.cluster.runtime import reserved_device
+from prospect.errors import ConfigError, ProspectError
 from prospect.serving.api import build_api
 from prospect.serving.config import ServeConfig
 from prospect.serving.host import SessionHost
@@ -31,15 +34,17 @@ class Engine(SessionHost):
     """A `SessionHost` over the served model, on whichever node Serve puts it."""
 
     def __init__(self, config: ServeConfig) -> None:
+        import torch
+
         from prospect.model.checkpoint import load_model
         from prospect.serving.live_encoder import LiveEncoder, encoder_of
         from prospect.streaming.engine import StreamingEngine
-        from prospect.tracking.tracking import Tracking
 
-        folder = Tracking(config.tracking, config.storage.root).resolve(config.serving.model)
-        loaded = load_model(folder, cache=Path(config.storage.root) / "cache")
+        device = reserved_device()
+        torch.set_num_threads(_threads(config.serving.num_replicas))
+        loaded = load_model(find_model(config), cache=Path(config.storage.root) / "cache", device=device)
         equivalent_to = config.vision.equivalent_to
-        encoder = encoder_of(loaded, equivalent_to)
+        encoder = encoder_of(loaded, equivalent_to, device)  # before the KV cache, which takes a share of what is left
         context = config.context.over(loaded.manifest.get("context", {}))
         accepted = {*equivalent_to, *({encoder.fingerprint} if encoder else ())}
         engine = StreamingEngine(loaded, context, config.streaming, accepted)
@@ -51,6 +56,11 @@ class Engine(SessionHost):
             return await getattr(self, method)(*arguments)
         except ProspectError as refusal:
             return refusal
+
+
+def _threads(replicas: int) -> int:
+    """A replica's share of its node's cores, one of which is left to gateway and proxy; Ray itself gives it one."""
+    return max(1, len(os.sched_getaffinity(0)) // replicas - 1)
 
 
 EngineDeployment = serve.deployment(
@@ -71,25 +81,42 @@ GatewayDeployment = serve.deployment(name="Gateway", max_ongoing_requests=MANY, 
 )
 
 
-def build(config: ServeConfig) -> serve.Application:
-    """Gateway and engines, bound and not started.
+def find_model(config: ServeConfig) -> Path:
+    """Folder of the served model.
 
     Raises:
         ProspectError: there is no such model.
     """
     from prospect.tracking.tracking import Tracking  # with MLflow
 
-    Tracking(config.tracking, config.storage.root).resolve(config.serving.model)
-    gpus = 1 if ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= config.serving.num_replicas else 0
+    return Tracking(config.tracking, config.storage.root).resolve(config.serving.model)
+
+
+def build(config: ServeConfig, report: ReportLine = print) -> serve.Application:
+    """Gateway and engines, bound and not started; connects to Ray, unless connected.
+
+    Raises:
+        ConfigError: there are fewer GPUs than engines, or torch finds none on a node that has them.
+    """
+    replicas = config.serving.num_replicas
+    gpus = allot(config.cluster, "serve", report).gpus
+    if 0 < gpus < replicas:
+        raise ConfigError(
+            f"`serving.num_replicas` ({replicas}) is more than the {gpus} GPUs that the engines may have: lower it, "
+            "or give cluster.gpus=0",
+            field="serving.num_replicas",
+        )
+    if gpus:
+        probe_gpu()
     engine = EngineDeployment.options(
-        num_replicas=config.serving.num_replicas, ray_actor_options={"num_cpus": 0.5, "num_gpus": gpus}
+        num_replicas=replicas, ray_actor_options={"num_cpus": 0.5, "num_gpus": int(gpus > 0)}
     )
     gateway = GatewayDeployment.options(ray_actor_options={"num_cpus": 0.1})
     return gateway.bind(engine.bind(config))
 
 
 def open_port(config: ServeConfig) -> None:
-    """Starts Serve, and Ray if need be, on the configured address."""
+    """Starts Serve on the configured address."""
     options = HTTPOptions(host=config.serving.host, port=config.serving.port)
     serve.start(proxy_location=ProxyLocation.EveryNode, http_options=options)
 
@@ -98,7 +125,7 @@ def serve_until_stopped(config: ServeConfig) -> None:
     """Serves until Ctrl-C.
 
     Raises:
-        ProspectError: there is no such model.
+        ProspectError: as `launch`.
     """
     url = launch(config)
     print(f"serve  {config.serving.model} at {url}; Ctrl-C ends it", flush=True)
@@ -109,15 +136,16 @@ def serve_until_stopped(config: ServeConfig) -> None:
         serve.shutdown()
 
 
-def launch(config: ServeConfig, name: str = "prospect") -> str:
+def launch(config: ServeConfig, name: str = "prospect", report: ReportLine = print) -> str:
     """Starts the application on the Ray that is connected, waits until it is ready, and returns its address.
 
     `serve.shutdown()` ends it.
 
     Raises:
-        ProspectError: there is no such model.
+        ProspectError: there is no such model, or not the GPUs for it.
     """
-    application = build(config)
+    find_model(config)
+    application = build(config, report)
     open_port(config)
     serve.run(application, name=name)
     return f"http://{config.serving.host}:{config.serving.port}"

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from prospect.earlier import read_saved
 from prospect.errors import FingerprintError
 from prospect.model.checkpoint import LoadedModel
 from prospect.vision.encoder import FrameEncoder, load_encoder
@@ -15,12 +16,13 @@ LIVE_BATCH = 4
 """On a CPU the encoder fills every batch up to this size; live pictures come one by one."""
 
 
-def encoder_of(loaded: LoadedModel, equivalent_to: Collection[str] = ()) -> FrameEncoder | None:
+def encoder_of(loaded: LoadedModel, equivalent_to: Collection[str] = (), device: str = "auto") -> FrameEncoder | None:
     """The encoder that the model's embeddings came from; None where the model does not say which.
 
     Args:
         loaded: the model.
         equivalent_to: fingerprints declared as good as this encoder's, beside those that training was told of.
+        device: where it is to run.
 
     Raises:
         FingerprintError: the encoder found here is another one, and not declared to be as good.
@@ -28,8 +30,8 @@ def encoder_of(loaded: LoadedModel, equivalent_to: Collection[str] = ()) -> Fram
     """
     if loaded.manifest.get("vision") is None:
         return None
-    settings = VisionSettings(**loaded.manifest["vision"]).model_copy(update={"batch_size": LIVE_BATCH})
-    encoder = load_encoder(settings)
+    settings = VisionSettings(**{**read_saved("vision", loaded.manifest["vision"]), "batch_size": LIVE_BATCH})
+    encoder = load_encoder(settings, device)
     if loaded.fingerprint not in {encoder.fingerprint, *settings.equivalent_to, *equivalent_to}:
         raise FingerprintError(
             f"model {loaded.folder}: trained on embeddings of {loaded.fingerprint}, its encoder here "

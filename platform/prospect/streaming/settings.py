@@ -13,7 +13,10 @@ DstDecoder = Literal["generate", "readout"]
 """Where a delta comes from: generated as text, or read by the state head."""
 
 AttentionName = Literal["auto", "sdpa", "flex", "varlen"]
-"""`auto`: `sdpa` on a CPU; on a GPU the faster of `varlen` and `flex`, measured when the engine starts."""
+"""`auto`: `sdpa` on a CPU; on a GPU the faster of `varlen` and `flex`, measured when the engine starts.
+
+`varlen` is meant for GPUs. `flex` replaces it where the installed torch lacks it; CUDA graphs cannot capture it.
+"""
 
 
 class GenerationSettings(Settings):
@@ -64,8 +67,8 @@ class StreamingSettings(Settings):
     """Steps of waiting that move a session up one kind of work; frames keep at least half a step."""
     catch_up_frames: int = Field(default=8, ge=1)
     """Most waiting frames of one session that are fed in one chunk."""
-    page_tokens: int = Field(default=64, ge=1)
-    """Tokens in a page of the KV cache."""
+    page_tokens: int | None = Field(default=None, ge=1)
+    """Tokens in a page of the KV cache; None: 256 on a GPU where `varlen` needs pages of that size, else 64."""
     pages: int | None = Field(default=None, ge=1)
     """Pages of the KV cache; None: as many as `max_sessions` full sessions need, within `memory_share`."""
     memory_share: float = Field(default=0.8, gt=0, le=1)

@@ -80,7 +80,7 @@ def calibrate_run(job: WorkerJob, data: TrainingData, step: int) -> None:
     try:
         for line in calibrate(task):
             log.write("calibration", step=step, message=line)
-    except (ProspectError, OSError) as error:
+    except (ProspectError, OSError, RuntimeError) as error:
         raise TrainingError(
             f"the model is complete, but its thresholds cannot be calibrated: {first_line(error)}; start the same run "
             "again once that is fixed, or with training.calibration.enabled=false",

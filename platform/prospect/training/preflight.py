@@ -46,9 +46,9 @@ class DeviceInfo:
     bfloat16: bool = True
 
 
-def describe_device() -> DeviceInfo:
-    """The GPU of this process, or else the machine, with the container's memory limit."""
-    if has_gpu():
+def describe_device(gpu: bool = True) -> DeviceInfo:
+    """The GPU of this process, unless it is not to be used, or else the machine, with the container's memory limit."""
+    if gpu and has_gpu():
         about = torch.cuda.get_device_properties(torch.cuda.current_device())
         return DeviceInfo(about.name, about.total_memory, True, torch.cuda.is_bf16_supported(including_emulation=False))
     limit = _CGROUP.read_text().strip() if _CGROUP.is_file() else "max"

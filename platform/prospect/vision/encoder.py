@@ -26,17 +26,20 @@ _GRID_SIDE = {1: 0, 5: 2, 10: 3}
 """Side of the pooled grid behind the pooled vector, by tokens a frame."""
 
 
-def load_encoder(settings: VisionSettings) -> "FrameEncoder":
+def load_encoder(settings: VisionSettings, device: str = "auto") -> "FrameEncoder":
     """Find the weights, build the tower and try it on one blank picture.
+
+    Args:
+        settings: of the encoder.
+        device: where it is to run: `cpu`, `cuda`, or `auto` for a GPU where there is one.
 
     Raises:
         CheckpointError: the weights are missing or do not fit.
-        ConfigError: the model is unknown, the device is missing, or the model cannot take the picture size or the
-            number of tokens.
+        ConfigError: the model is unknown, or cannot take the picture size or the number of tokens.
     """
     weights = find_weights(settings.backend, settings.model, settings.weights)
     tower = build_tower(settings.backend, settings.model, weights)
-    return FrameEncoder(settings, tower, encoder_fingerprint(settings, weights))
+    return FrameEncoder(settings, tower, encoder_fingerprint(settings, weights), device)
 
 
 class FrameEncoder:
@@ -48,11 +51,11 @@ class FrameEncoder:
         fingerprint: see `encoder_fingerprint`.
     """
 
-    def __init__(self, settings: VisionSettings, tower: nn.Module, fingerprint: str) -> None:
+    def __init__(self, settings: VisionSettings, tower: nn.Module, fingerprint: str, device: str = "auto") -> None:
         self.settings = settings
         self.tokens_per_frame: int = settings.tokens_per_frame
         self.fingerprint = fingerprint
-        self._device = _device(settings.device)
+        self._device = pick_device(device)
         self._dtype: torch.dtype = getattr(torch, settings.dtype)
         self._tower = tower.requires_grad_(False).eval().to(self._device, self._dtype)
         self._rows = _fixed_rows(settings, self._device)
@@ -119,13 +122,6 @@ def _fixed_rows(settings: VisionSettings, device: torch.device) -> int | None:
     if device.type == "cpu":
         return min(settings.batch_size, CPU_ROWS_SMALL if settings.image_size <= SMALL else CPU_ROWS)
     return settings.batch_size if settings.compile else None
-
-
-def _device(name: str) -> torch.device:
-    try:
-        return torch.empty(0, device=pick_device(name)).device
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"vision.device ({name}) is missing on this machine", field="vision.device") from error
 
 
 def _tokens(tower: Any, x: torch.Tensor, side: int) -> torch.Tensor:

@@ -16,10 +16,13 @@ from prospect.vision.stages import PictureBatch, StageFailure, StageRow, item_of
 class EncodeBatch:
     """Turn a row of pictures into the row of their float16 embeddings; pass other rows on."""
 
-    def __init__(self, settings: VisionSettings, fingerprint: str, threads: int) -> None:
+    def __init__(
+        self, settings: VisionSettings, fingerprint: str, threads: int, device: Callable[[], str] = lambda: "auto"
+    ) -> None:
         self._settings = settings
         self._fingerprint = fingerprint
         self._threads = threads
+        self._device = device
 
     def __call__(self, row: StageRow) -> StageRow:
         """Return exceptions as a `StageFailure`: a worker that raises looks like one that died."""
@@ -38,7 +41,7 @@ class EncodeBatch:
         from prospect.vision.encoder import load_encoder
 
         torch.set_num_threads(self._threads)
-        encoder = load_encoder(self._settings)
+        encoder = load_encoder(self._settings, self._device())
         if encoder.fingerprint != self._fingerprint:
             raise FingerprintError(
                 f"the encoder on this node has fingerprint {encoder.fingerprint}, but the job has "

@@ -5,7 +5,7 @@ from prospect.hashing import fingerprint
 from prospect.vision.settings import RESIZE_KERNEL, VisionSettings
 from prospect.vision.weights import Weights, find_weights
 
-_EXCLUDED = {"batch_size", "device", "compile", "equivalent_to"}
+_EXCLUDED = {"batch_size", "compile", "equivalent_to"}
 """Settings that do not change an embedding."""
 
 

@@ -51,8 +51,6 @@ class VisionSettings(Settings):
     batch_size: int = Field(32, ge=1)
     """Pictures that are encoded together: in one forward pass on a GPU, padded to it if compiled; on a CPU in passes of
     4, so that an embedding does not depend on its batch."""
-    device: str = "auto"
-    """`auto` (a GPU where there is one), or a torch device."""
     compile: bool = False
     """Compile the tower with torch.compile: faster, after minutes of start. The last bits differ, as they do between
     machines, so it is not part of the fingerprint."""
@@ -67,7 +65,7 @@ class EmbeddingSettings(Settings):
     num_encoders: int | None = Field(None, ge=1)
     """Encoders that run at once; null: as many as the GPUs hold, or one a CPU core without GPUs."""
     encoder_gpus: float = Field(1.0, gt=0, le=1)
-    """Share of a GPU that an encoder reserves, unless `vision.device` is `cpu`."""
+    """Share of a GPU that an encoder reserves where the job uses GPUs."""
     encoder_cpus: float = Field(0.5, gt=0)
     """CPU cores that an encoder reserves. Halves let encoders and decoders share the cores of one machine."""
     encoder_threads: int = Field(1, ge=1)

@@ -49,7 +49,7 @@ def measure(run: AblationRun) -> dict[str, Any]:
     scores = {}
     for name, settings in run.passes.items():
         model = StreamedModel(trained.model, root / "cache", str(store.root), config.context, settings)
-        systems = stream_views(model, placed, print, views=["watched"])
+        systems = stream_views(model, placed, config.cluster, print, views=["watched"])
         videos = systems[MODEL]
         found = evaluate(videos, config.evaluation, encoder)
         tallies = {video: tally.columns().tolist() for video, tally in found.videos.items()}

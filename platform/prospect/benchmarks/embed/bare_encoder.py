@@ -8,7 +8,7 @@ import numpy as np
 from prospect.vision.encoder import FrameEncoder
 from prospect.vision.settings import VisionSettings
 
-SIGLIP_ON_A_GPU = VisionSettings(weights="random:0", batch_size=128, dtype="bfloat16", compile=True, device="cuda")
+SIGLIP_ON_A_GPU = VisionSettings(weights="random:0", batch_size=128, dtype="bfloat16", compile=True)
 """SigLIP-SO400M at 384 pixels; random weights are as fast as trained ones."""
 
 

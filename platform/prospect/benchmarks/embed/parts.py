@@ -82,7 +82,7 @@ def _at(start: float, function: Callable[..., float], *arguments: Any) -> float:
 
 def _load(settings: VisionSettings) -> float:
     global _encoder
-    _encoder = load_encoder(settings)
+    _encoder = load_encoder(settings, "cpu")
     return 0.0
 
 
@@ -113,7 +113,7 @@ class Rate(NamedTuple):
 def one_after_another(paths: list[Path], settings: VisionSettings, cores: int) -> Rate:
     """The peers' pipeline with our sampler: one process that alternates between decoding and encoding on all cores."""
     called = time.perf_counter()
-    encoder, decode = load_encoder(settings), _decoder(settings)
+    encoder, decode = load_encoder(settings, "cpu"), _decoder(settings)
     torch.set_num_threads(cores)
     began, frames = time.perf_counter(), 0
     for path in paths:
@@ -174,7 +174,7 @@ class _Encode:
 
     def __init__(self, settings: VisionSettings) -> None:
         torch.set_num_threads(1)
-        self._encoder = load_encoder(settings)
+        self._encoder = load_encoder(settings, "cpu")
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         embedding = self._encoder.encode(np.ascontiguousarray(batch["picture"]))

@@ -70,7 +70,6 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
         weights="random:0",
         image_size=suite.image_size,
         batch_size=suite.batch_size,
-        device="cpu",
     )
     paths = _videos(folder, suite)
     cores = len(os.sched_getaffinity(0))
@@ -101,7 +100,7 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
 
 
 def _on_a_gpu() -> float:
-    return images_per_second(load_encoder(SIGLIP_ON_A_GPU), 10.0, warm_up=3)
+    return images_per_second(load_encoder(SIGLIP_ON_A_GPU, "cuda"), 10.0, warm_up=3)
 
 
 def _videos(folder: Path, suite: EmbedSuite) -> list[Path]:

@@ -14,11 +14,9 @@ from prospect.errors import ConfigError
 from prospect.model.checkpoint import LoadedModel
 from prospect.streaming.attention.select import attention_backend
 from prospect.streaming.kv_cache.pool import PagePool
-from prospect.streaming.kv_cache.sizing import make_pool
+from prospect.streaming.kv_cache.sizing import FLASH_PAGE, PAGE, make_pool
 from prospect.streaming.settings import StreamingSettings
 
-_LARGE_PAGES = 256
-"""Tokens of a page that Flash Attention 2 takes."""
 _FEW = 3
 """Sessions of a pool on which a backend is only tried."""
 
@@ -50,14 +48,15 @@ class Bench:
         """The engine's settings with the attention that runs here, so that each engine does not measure it again."""
         if self.suite.device == "cpu" or self.configured.attention != "auto":
             return self.configured
-        for tokens in (self.configured.page_tokens, _LARGE_PAGES):
+        small = self.configured.page_tokens or PAGE
+        for tokens in (small, FLASH_PAGE):
             settings = self.configured.model_copy(update={"attention": "varlen", "page_tokens": tokens})
             try:
                 attention_backend("varlen", self.small_pool(settings))
             except ConfigError:
                 continue
             return settings
-        return self.configured.model_copy(update={"attention": "flex"})
+        return self.configured.model_copy(update={"attention": "flex", "page_tokens": small})
 
     def small_pool(self, settings: StreamingSettings) -> PagePool:
         """A pool for trying a backend."""

@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,12 +12,14 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from prospect.errors import ConfigError
 from prospect.messages import first_line
+from prospect.model.interface import KVGeometry
 from prospect.streaming.attention.cpu import CpuAttention
 from prospect.streaming.attention.gpu import FlexAttention, VarlenAttention
 from prospect.streaming.attention.interface import AttentionBackend, Chunk
 from prospect.streaming.kv_cache.block_table import BlockTable
 from prospect.streaming.kv_cache.pool import PagePool
-from prospect.streaming.settings import AttentionName
+from prospect.streaming.kv_cache.sizing import page_size
+from prospect.streaming.settings import AttentionName, StreamingSettings
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +42,8 @@ def attention_backend(name: AttentionName, pool: PagePool) -> AttentionBackend:
     A CPU is not measured: FlexAttention compiles for every shape there (docs/benchmarks.md).
 
     Raises:
-        ConfigError: the named backend does not run here, or does not agree with plain attention, as torch's compiled
-            FlexAttention on CPUs without AVX-512.
+        ConfigError: the named backend, or for `auto` every backend, does not run here or does not agree with plain
+            attention, as torch's compiled FlexAttention on CPUs without AVX-512.
     """
     if name != "auto":
         return _usable(name, pool)
@@ -51,6 +54,25 @@ def attention_backend(name: AttentionName, pool: PagePool) -> AttentionBackend:
     chosen = fastest({candidate: BACKENDS[candidate] for candidate in candidates}, pool)
     log.info("attention: %s", chosen)
     return BACKENDS[chosen]
+
+
+def check_attention(
+    settings: StreamingSettings, geometry: KVGeometry, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Try the attention of an engine that is made later, so that a machine that cannot run it says so at once.
+
+    Args:
+        settings: of the engine.
+        geometry: of the model; one of its layers is enough.
+        dtype: of keys and values.
+        device: of the engine.
+
+    Raises:
+        ConfigError: as `attention_backend`.
+    """
+    if not settings.deterministic:
+        pool = PagePool(replace(geometry, layers=1), 6, page_size(settings, device), 3, dtype, device)
+        attention_backend(settings.attention, pool)
 
 
 def _usable(name: AttentionName, pool: PagePool) -> AttentionBackend:
@@ -75,19 +97,26 @@ def fastest(candidates: Mapping[AttentionName, AttentionBackend], pool: PagePool
     A backend that does not run on this device, or does not agree with plain attention, is skipped with a warning.
 
     Raises:
-        RuntimeError: no backend runs.
+        ConfigError: no backend runs.
     """
     seconds: dict[AttentionName, float] = {}
+    reasons = []
     for name, backend in candidates.items():
         try:
             if (wrong := deviation(backend, pool)) > TOLERANCE[pool.dtype]:
-                log.warning("attention: %s is not used: it differs from plain attention by up to %.2g", name, wrong)
+                reasons.append(f"{name} differs from plain attention by up to {wrong:.2g}")
                 continue
             seconds[name] = _seconds(backend, pool)
-        except (RuntimeError, TypeError, ValueError) as error:  # an older torch takes other arguments
-            log.warning("attention: %s does not run here: %s", name, error)
+        except Exception as error:  # any: a missing compiler or Triton, an older torch that takes other arguments
+            reasons.append(f"{name} does not run ({first_line(error)})")
     if not seconds:
-        raise RuntimeError(f"none of the attention backends {', '.join(candidates)} runs on {pool.device}")
+        raise ConfigError(
+            f"`streaming.attention` (auto) finds no attention for {pool.device}: {'; '.join(reasons)}. FlexAttention "
+            "needs Triton and a C compiler: install gcc, or a torch whose `varlen_attn` takes block tables.",
+            field="streaming.attention",
+        )
+    for reason in reasons:
+        log.warning("attention: %s; %s is used instead", reason, min(seconds, key=lambda name: seconds[name]))
     return min(seconds, key=lambda name: seconds[name])
 
 

@@ -10,6 +10,14 @@ from prospect.model.interface import DSTModel
 from prospect.streaming.kv_cache.pool import PagePool
 from prospect.streaming.settings import StreamingSettings
 
+PAGE = 64
+"""Tokens in a page: a small one wastes little of a session's last."""
+FLASH_PAGE = 256
+"""Tokens in a page of which Flash Attention 2 takes a multiple."""
+CUDNN_PAGES = {9, 10}
+"""Major compute capabilities on which cuDNN runs `varlen`, with pages of any power of two: Hopper and data-centre
+Blackwell. Elsewhere Flash Attention 2 does (see docs/engine.md)."""
+
 
 def make_pool(model: DSTModel, settings: StreamingSettings, max_seq_len: int) -> PagePool:
     """Make a pool for `max_sessions` sessions of `max_seq_len` tokens, or for as many as `memory_share` holds.
@@ -18,8 +26,9 @@ def make_pool(model: DSTModel, settings: StreamingSettings, max_seq_len: int) ->
         OutOfPagesError: not even one session fits.
     """
     weight = model.text.norm.weight
-    full = -(-max_seq_len // settings.page_tokens)
-    num_bytes = bytes_per_token(model) * settings.page_tokens
+    size = page_size(settings, weight.device)
+    full = -(-max_seq_len // size)
+    num_bytes = bytes_per_token(model) * size
     wanted = settings.max_sessions * full
     if settings.pages is None and _free_bytes(weight.device) * settings.memory_share < wanted * num_bytes:
         gc.collect()  # may free the pool of an engine that is no longer used
@@ -27,11 +36,20 @@ def make_pool(model: DSTModel, settings: StreamingSettings, max_seq_len: int) ->
     pages = settings.pages or min(wanted, room)
     if pages < full:
         raise OutOfPagesError(
-            f"streaming.pages: {pages} pages of {settings.page_tokens} tokens cannot hold a session of "
+            f"streaming.pages: {pages} pages of {size} tokens cannot hold a session of "
             f"{max_seq_len}; lower context.max_seq_len or free memory",
             field="pages",
         )
-    return PagePool(model.kv_geometry, pages, settings.page_tokens, full, weight.dtype, weight.device)
+    return PagePool(model.kv_geometry, pages, size, full, weight.dtype, weight.device)
+
+
+def page_size(settings: StreamingSettings, device: torch.device) -> int:
+    """Tokens in a page: as configured, or what suits the device's attention."""
+    if settings.page_tokens is not None:
+        return settings.page_tokens
+    if device.type != "cuda" or settings.attention not in ("auto", "varlen"):
+        return PAGE
+    return PAGE if torch.cuda.get_device_capability(device)[0] in CUDNN_PAGES else FLASH_PAGE
 
 
 def bytes_per_token(model: DSTModel) -> int:
