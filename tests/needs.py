@@ -20,6 +20,7 @@ ADVICE = {
     "cuda": "run on a machine with an NVIDIA GPU",
     "curl": "install curl",
     "data": "set PROSPECT_TEST_DATA to the folder with the real videos and records",
+    "postgresql": "install postgresql",
     "root": "run as root, who may mount a small disk",
     "user": "run as a user who is not root",
     "weights": "run make weights",

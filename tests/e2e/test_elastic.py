@@ -1,8 +1,9 @@
-"""A run that grows and shrinks with its cluster."""
+"""Jobs on a cluster that grows, shrinks and loses its nodes."""
 
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -11,10 +12,16 @@ import ray
 from ray.cluster_utils import Cluster
 
 from prospect.cluster import workers
+from prospect.cluster.embed import embed_videos
+from prospect.cluster.runtime import disconnect
 from prospect.cluster.train import train
+from prospect.data.embeddings import EmbeddingStore
 from prospect.evaluation.settings import CalibrationSettings
 from prospect.training.result import TrainResult
+from prospect.vision.report import VideoSource
+from prospect.vision.settings import VisionSettings
 from tests.e2e.training_runs import assert_one_run, events_in, prepared, steps_in, wait_for
+from tests.vision.videos import flat_picture, write_video
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -59,3 +66,51 @@ def test_a_run_grows_and_shrinks_with_its_cluster(cluster: Cluster, tmp_path: Pa
     starts = [event["workers"] for event in events_in(tmp_path) if event["kind"] == "start"]
     assert starts == [1, 2, 1]
     assert_one_run(config, results[0], 300)
+
+
+@pytest.fixture
+def lonely(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A head that computes nothing; its only worker node comes and goes with the test."""
+    ray.shutdown()  # what other tests share
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "8")
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    monkeypatch.setitem(os.environ, "RAY_ADDRESS", started.address)
+    yield started
+    disconnect()
+    started.shutdown()
+
+
+def test_a_run_goes_on_when_its_only_node_is_back(lonely: Cluster, tmp_path: Path) -> None:
+    node = lonely.add_node(num_cpus=1)
+    settings = CalibrationSettings(enabled=False)
+    config = prepared(tmp_path, num_workers=1, max_steps=150, save_every=20, eval_every=150, calibration=settings)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(train, config, lambda line: None)
+        wait_for(lambda: len(steps_in(tmp_path)) > 25, 300)
+        lonely.remove_node(node)
+        done = len(steps_in(tmp_path))
+        lonely.add_node(num_cpus=1)
+        result = running.result(240)
+    assert done < 150
+    assert [event["workers"] for event in events_in(tmp_path) if event["kind"] == "start"] == [1, 1]
+    assert_one_run(config, result, 150)
+
+
+def test_embedding_goes_on_when_its_only_node_is_back(lonely: Cluster, tmp_path: Path) -> None:
+    node = lonely.add_node(num_cpus=2)
+    pictures = [flat_picture(index) for index in range(400)]
+    videos = [VideoSource(f"v{number}", str(tmp_path / f"v{number}.mp4")) for number in range(8)]
+    for video in videos:
+        write_video(Path(video.path), [index / 2 for index in range(400)], pictures, rate=2)
+    tiny = VisionSettings(model="prospect-tiny", weights="random:0", image_size=64, batch_size=16)
+    store = EmbeddingStore(str(tmp_path / "store"))
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(embed_videos, videos, tiny, store.root)
+        wait_for(lambda: len(list((tmp_path / "store").glob("*.safetensors"))) > 1, 120)
+        lonely.remove_node(node)
+        done = len(list((tmp_path / "store").glob("*.safetensors")))
+        lonely.add_node(num_cpus=2)
+        report = running.result(120)
+    assert done < 8
+    assert (report.count("done"), report.count("quarantined")) == (8, 0)
+    assert {store.num_frames(video.video_id) for video in videos} == {400}
