@@ -29,7 +29,12 @@ class Job:
 
 SERVE, BENCHMARK = "prospect.serving.config:ServeConfig", "prospect.benchmarks.config:BenchmarkConfig"
 
+CHECK = "prospect.check.config:CheckConfig"
+
 JOBS = {
+    "check": Job(
+        "Look at a source, or at a base model, before anything is computed.", "prospect.check.job:check", "train", CHECK
+    ),
     "embed": Job("Embed videos.", "prospect.cluster.embed:embed", "train"),
     "label": Job("Turn annotations into labels of the task state.", "prospect.cluster.label:label_and_show", "label"),
     "train": Job("Fine-tune a model on embeddings and labels.", "prospect.cluster.train:train_and_show", "train"),

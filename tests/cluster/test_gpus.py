@@ -1,17 +1,23 @@
 """How many GPUs a job asks a cluster for."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+import torch
 import yaml
 
 from prospect.cluster import gpus
 from prospect.cluster.gpus import Allotment, Capacity, allot, launchable
+from prospect.cluster.runtime import reserved_device
 from prospect.config.schema import ClusterSettings
 from prospect.errors import ConfigError
+from prospect.serving import deployments
+from prospect.streaming.kv_cache.sizing import page_size
+from prospect.streaming.settings import StreamingSettings
 from tests.conftest import REPOSITORY
 
 HERE, NOW = Capacity(2, 0), Capacity(8, 1)
@@ -119,3 +125,50 @@ def test_the_launchers_file_tells_what_can_come(
     described = {"max_workers": 2, "head_node_type": "head", "available_node_types": workers}
     (tmp_path / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(described))
     assert gpus.largest(HERE) == Capacity(2, 4)
+
+
+def test_a_reserved_gpu_that_torch_does_not_find_names_the_node_and_the_reason(
+    local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_old() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\nPlease update it.")
+
+    assert reserved_device() == "cpu"
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: [0])
+    monkeypatch.setattr(torch.cuda, "init", too_old)
+    with pytest.raises(
+        ConfigError, match=r"^node [\d.]+ has a GPU for Ray, .* \(The NVIDIA driver .* is too old .*\): "
+    ):
+        reserved_device()
+    monkeypatch.setattr("prospect.devices.has_gpu", lambda: True)
+    assert reserved_device() == "cuda"
+
+
+@pytest.mark.parametrize(("cores", "replicas", "threads"), [(2, 1, 1), (64, 1, 63), (64, 4, 15), (2, 4, 1)])
+def test_an_engine_computes_with_its_share_of_the_cores(
+    cores: int, replicas: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray itself would give it one thread."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(cores))
+    assert deployments._threads(replicas) == threads
+
+
+@pytest.mark.parametrize(
+    ("capability", "attention", "configured", "tokens"),
+    [
+        ((8, 9), "auto", None, 256),  # L4, 4090
+        ((8, 6), "varlen", None, 256),  # A10G
+        ((12, 0), "auto", None, 256),  # RTX of Blackwell's generation
+        ((9, 0), "auto", None, 64),  # H100, H200
+        ((10, 0), "varlen", None, 64),  # B200
+        ((8, 9), "flex", None, 64),
+        ((8, 9), "auto", 128, 128),
+    ],
+)
+def test_a_page_is_as_large_as_the_cards_attention_needs(
+    capability: tuple[int, int], attention: Any, configured: int | None, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    settings = StreamingSettings(attention=attention, page_tokens=configured)
+    assert page_size(settings, torch.device("cuda")) == tokens
+    assert page_size(StreamingSettings(), torch.device("cpu")) == 64

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import ray
@@ -44,6 +44,12 @@ ON_ONE_MACHINE = {"use_node_id_as_ip": True, "disable_node_updaters": True, "dis
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
+class FakeCluster(NamedTuple):
+    address: str
+    home: Path
+    """Folder in which the launcher left the cluster's description."""
+
+
 def described(address: str) -> dict[str, Any]:
     """Our cluster.yaml as `ray up` leaves it on the head, on the fake provider, with two small workers at most."""
     ours = prepare_config(yaml.safe_load((REPOSITORY / "cluster.yaml").read_text()))
@@ -63,8 +69,8 @@ def described(address: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of the head; this process is a job's driver there."""
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeCluster]:
+    """Its head; this process is a job's driver there."""
     ray.shutdown()  # what other tests share
     folder = tmp_path_factory.mktemp("autoscaler")
     address = f"127.0.0.1:{free_port()}"
@@ -82,7 +88,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         patch.setenv("RAY_ADDRESS", address)
         patch.setattr(gpus, "LAUNCHER_FILE", file)
         until(lambda: (temporary / "session_latest" / "logs" / "monitor.log").is_file())
-        yield address
+        yield FakeCluster(address, folder)
         serve.shutdown()
         disconnect()
     head.terminate()
@@ -90,7 +96,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def no_gpu(cluster: str) -> None:
+def no_gpu(cluster: FakeCluster) -> None:
     """The cluster as a job finds it: the one before has ended, and the workers are gone."""
     disconnect()
     gpus.connect()
@@ -167,6 +173,23 @@ def test_with_no_gpus_wanted_a_job_stays_on_cpus_and_ends_well(no_gpu: None, roo
     JOBS[job](root, ClusterSettings(gpus=0), lines.append)
     assert f"{job:6} RUNS ON CPUs: cluster.gpus=0" in lines
     assert not gpu_nodes()
+
+
+def test_serve_run_joins_the_cluster_that_its_own_option_names(no_gpu: None, cluster: FakeCluster, root: Path) -> None:
+    """As a process of its own, which knows the cluster by `--address` alone."""
+    model = f"serving.model={root}/runs/finished/model"
+    settings = [f"storage.root={root}", model, f"serving.port={free_port()}"]
+    command = [str(Path(RAY).with_name("serve")), "run", f"--address={cluster.address}", "serve.app:app", *settings]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env={**environment, "HOME": str(cluster.home)}, capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "serve  asks for up to 2 GPUs: the cluster has no GPU now" in done.stdout
+    assert "has a GPU for Ray, but torch finds none there" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(gpu_nodes()) == 1
 
 
 def test_labels_need_no_gpu(no_gpu: None, root: Path) -> None:

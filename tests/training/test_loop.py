@@ -100,7 +100,9 @@ def test_a_token_budget_gives_the_loss_curve_of_a_clip_budget(toys: ToyCorpus) -
 
 def test_a_clip_that_exceeds_the_token_budget_is_named(toys: ToyCorpus) -> None:
     settings = SETTINGS.model_copy(update={"micro_batch_tokens": 64})
-    with pytest.raises(ConfigError, match=r"`training.micro_batch_tokens` is 64, but clip v\d#0@0-\d+ has \d+ tokens"):
+    with pytest.raises(
+        ConfigError, match=r"`training.micro_batch_tokens` is 64, but clip toy/v\d/v\d#0@0-\d+ has \d+ tokens"
+    ):
         list(train_steps(PlainBackend(toys.model(), settings), toys.clips, toys.collator(), settings))
 
 
@@ -160,7 +162,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_clip(to
 
     settings = SETTINGS.model_copy(update={"micro_batch_size": 1})
     backend = PlainBackend(toys.model(), settings)
-    with pytest.raises(TrainingError, match=r"loss is nan at step \d on v2#0@0-20;"):
+    with pytest.raises(TrainingError, match=r"loss is nan at step \d on toy/v2/v2#0@0-20;"):
         list(train_steps(backend, toys.clips, toys.collator(read=broken), settings))
     assert all(parameter.isfinite().all() for parameter in backend.model.parameters())
 

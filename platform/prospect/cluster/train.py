@@ -21,7 +21,9 @@ from prospect.cluster.common import ReportLine, report_earlier_decoder
 from prospect.config.schema import Config
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.prepare import Records, read_records
+from prospect.earlier import EARLIER_DEFAULTS
 from prospect.errors import ConfigError
+from prospect.settings import is_given, with_setting
 from prospect.training.console import summary_table, write_table
 from prospect.training.events import read_events
 from prospect.training.result import TrainResult, read_result
@@ -88,12 +90,12 @@ def train(config: Config, report: ReportLine = print) -> TrainResult:
 
 
 def _as_begun(config: Config, folder: Path) -> Config:
-    """The configuration with the layout of the run that was begun in `folder`, unless one was asked for."""
-    begun = read_identity(folder)
-    if begun is None or "layout" in config.context.model_fields_set:
-        return config
-    context = config.context.model_copy(update={"layout": begun["context.layout"]})
-    return config.model_copy(update={"context": context})
+    """The configuration with the rules by which the run in `folder` was begun, unless others are asked for."""
+    begun = read_identity(folder) or {}
+    for name in EARLIER_DEFAULTS.keys() & begun.keys():
+        if not is_given(config, name):
+            config = with_setting(config, name, begun[name])
+    return config
 
 
 def _local_path(root: str) -> Path:

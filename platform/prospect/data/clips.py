@@ -71,7 +71,13 @@ def clip_sequence(clip: Clip, builder: SequenceBuilder) -> FrameSequence:
 
 
 def make_clip(
-    dialogue: Dialogue, timeline: Timeline, start: int, stop: int, settings: ContextSettings, policy: StatePolicy
+    dialogue: Dialogue,
+    timeline: Timeline,
+    start: int,
+    stop: int,
+    settings: ContextSettings,
+    policy: StatePolicy,
+    draws: int = 2,
 ) -> Clip:
     """The clip of frames [start, stop): initial state, last utterances and tail come from what lies before."""
     first = dialogue.first_frame or 0
@@ -79,7 +85,7 @@ def make_clip(
     said = timeline.utterances_before(start)
     state = timeline.state_before(start, policy)
     return Clip(
-        id=f"{dialogue.dialogue_id}@{start}-{stop}",
+        id=f"{_key(dialogue, draws)}@{start}-{stop}",
         dialogue=dialogue,
         start=start,
         stop=stop,
@@ -89,6 +95,12 @@ def make_clip(
         events={frame: event for frame, event in timeline.events.items() if start <= frame < stop},
         states=_states(state, timeline, start, stop, policy),
     )
+
+
+def _key(dialogue: Dialogue, draws: int) -> str:
+    """What draws about the dialogue are keyed by, see `ClipSettings.draws`."""
+    whole = f"{dialogue.dataset}/{dialogue.video_id}/{dialogue.dialogue_id}"
+    return dialogue.dialogue_id if draws == 1 else whole
 
 
 def _states(state: TaskState, timeline: Timeline, start: int, stop: int, policy: StatePolicy) -> tuple[TaskState, ...]:
@@ -136,7 +148,7 @@ def _span(dialogue: Dialogue, timeline: Timeline) -> tuple[int, int]:
 
 
 def _random_start(dialogue: Dialogue, first: int, stop: int, settings: ClipSettings) -> list[int]:
-    rng = random.Random(derived_seed("clip-start", settings.seed, dialogue.dialogue_id))
+    rng = random.Random(derived_seed("clip-start", settings.seed, _key(dialogue, settings.draws)))
     if stop - first < 2 or rng.random() >= settings.random_start_share:
         return []
     return [rng.randrange(first + 1, stop)]
@@ -177,7 +189,8 @@ class _Cutter:
             start = stop
 
     def _clip(self, start: int, stop: int) -> Clip:
-        clip = make_clip(self.dialogue, self.timeline, start, stop, self.context, self.policy)
+        draws = self.settings.draws
+        clip = make_clip(self.dialogue, self.timeline, start, stop, self.context, self.policy, draws)
         return replace(clip, summary=self.timeline.progress_before(start)) if self.settings.summaries else clip
 
     def _closing_summary(self, clip: Clip) -> str | None:

@@ -1,5 +1,7 @@
 """How records become training clips, and what the losses see of a clip. Imports no torch."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from prospect.settings import Settings
@@ -18,6 +20,9 @@ class ClipSettings(Settings):
     """Share of the clips at a dialogue's end that are asked for a summary too."""
     seed: int = 0
     """Of the draws above; another one cuts other clips."""
+    draws: Literal[1, 2] = 2
+    """What a clip's draws are keyed by, beside the seed: data set, video, dialogue and clip (2), or dialogue and clip
+    alone (1), as in earlier versions, for which all dialogues of the same id drew the same."""
 
 
 class LabelSamplingSettings(Settings):

@@ -40,7 +40,7 @@ class GroupStreamer:
 
         def read(dialogue: Dialogue, start: int, stop: int) -> np.ndarray:
             frames = self._store.read(dialogue.video_id, start, stop)
-            return view_of(frames, cast(View, row["view"]), blank, dialogue.dialogue_id)
+            return view_of(frames, cast(View, row["view"]), blank, f"{dialogue.video_id}/{dialogue.dialogue_id}")
 
         try:
             streamed = stream_dialogues(self._engine, placed, read)

@@ -14,8 +14,8 @@ from prospect.errors import ConfigError
 from prospect.files import write_json
 from prospect.settings import flatten
 
-IDENTITY_VERSION = 2
-"""Of `identity.json`; 1 had no version in it and no `context.layout`."""
+IDENTITY_VERSION = 3
+"""Of `identity.json`; 1 had no version in it and no `context.layout`, 2 no `training.clips.draws`."""
 
 
 @contextmanager

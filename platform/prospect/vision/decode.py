@@ -215,12 +215,19 @@ def open_video(path: str) -> Iterator[VideoReader]:
     Raises:
         DataError: missing, unreadable, empty, corrupted, or not a video.
     """
+    with open_container(path) as (container, stream):
+        yield VideoReader(path, container, stream)
+
+
+@contextmanager
+def open_container(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open the file of a video, and choose its stream; nothing is decoded. Raises as `open_video`."""
     try:
         with _open_file(path) as file, av.open(file, mode="r", buffer_size=_READ_BYTES) as container:
             stream = choose_stream(container)
             if stream is None:
                 raise DataError(f"video {path} has no video stream")
-            yield VideoReader(path, container, stream)
+            yield container, stream
     except av.FFmpegError as error:
         raise DataError(f"video {path} is truncated, corrupted or not a video: {error.strerror}") from error
     except OSError as error:
