@@ -74,7 +74,7 @@ class Places:
     decoders: int
     gpus: float
     """Share of a GPU for each encoder."""
-    spread: EmbeddingSettings = EmbeddingSettings()
+    spread: EmbeddingSettings = field(default_factory=EmbeddingSettings)
 
     def videos_per_task(self, videos: int) -> int:
         return max(1, min(VIDEOS_PER_TASK, videos // (self.decoders * TASKS_PER_DECODER)))
