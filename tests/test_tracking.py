@@ -148,13 +148,14 @@ def test_register_promote_resolve(tracking: Tracking, tmp_path: Path) -> None:
     run = tracking.open_run(tmp_path / "run", "run")
     first = tracking.register("dst", run, model_folder(tmp_path / "m1", "one"), INTERFACE)
     assert (tracking.resolve("models:/dst@candidate") / "prospect.json").read_text() == "one"
-    assert tracking.promote("dst", first, "eval/turn_f1", 0.4), "the first is the champion"
+    assert tracking.champion("dst") is None
+    tracking.set_champion("dst", first)
 
     other = tracking.open_run(tmp_path / "other", "other")
     second = tracking.register("dst", other, model_folder(tmp_path / "m2", "two"), INTERFACE)
-    assert not tracking.promote("dst", second, "eval/turn_f1", 0.4), "as good is not better"
     assert tracking.version_of("models:/dst@champion") == ("dst", first)
-    assert tracking.promote("dst", second, "eval/turn_f1", 0.5)
+    tracking.set_champion("dst", second)
+    assert tracking.champion("dst") == second
     assert (tracking.resolve("models:/dst@champion") / "prospect.json").read_text() == "two"
     assert (tracking.resolve(f"models:/dst/{first}") / "prospect.json").read_text() == "one"
 

@@ -50,6 +50,12 @@ JOBS = {
 
 HELP = {"-h", "--help"}
 
+PROMOTE = "promote"
+PROMOTE_USAGE = """usage: prospect promote NAME VERSION [SECTION.KEY=VALUE] ...
+
+Make a registered version the champion, which is served by default, or an earlier one again. An evaluation does it by
+itself where the version is the first, or better than the champion on the same videos."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the job that the first argument names, with the others as its overrides."""
@@ -59,11 +65,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(usage())
     elif job == "--version":
         print(metadata.version("prospect"))
+    elif job == PROMOTE and not HELP & set(overrides):
+        _promote(overrides)
+    elif job == PROMOTE:
+        print(PROMOTE_USAGE)
     elif job in JOBS:
         _run(job, overrides, Command(f"prospect {job}", JOBS[job].about))
     else:
         print(f"error: {unknown('job', job, JOBS)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _promote(arguments: Sequence[str]) -> NoReturn:
+    if len(arguments) < 2:
+        print(f"error: {PROMOTE_USAGE.splitlines()[0].removeprefix('usage: ')} needs both", file=sys.stderr)
+        sys.exit(2)
+    name, version, *overrides = arguments
+    command = Command(f"prospect promote {name} {version}", "")
+
+    def run(config: Config) -> None:
+        _imported("prospect.cluster.promotion:promote_by_hand")(config, name, version)
+
+    run_job("eval", run, overrides, command, Config)
 
 
 def run_script(job: str) -> NoReturn:
@@ -93,6 +116,7 @@ def usage() -> str:
     """What `prospect --help` prints."""
     width = max(map(len, JOBS))
     lines = [f"  {name:{width}}  {job.about}" for name, job in JOBS.items()]
+    lines.append(f"  {PROMOTE:{width}}  Make a registered version the champion: prospect promote NAME VERSION.")
     return "\n".join(["usage: prospect JOB [SECTION=OPTION] [SECTION.KEY=VALUE] ...", "", *lines, "", FOOT])
 
 

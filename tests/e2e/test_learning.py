@@ -38,7 +38,7 @@ def test_a_model_that_watches_beats_every_baseline_that_does_not(tmp_path: Path)
     # Longer than by default: what a drawn corpus takes differs, and this asks whether it can be learned at all.
     job("train", tmp_path, *seeds, "training.max_steps=900")
     table = job("eval", tmp_path, seeds[0])
-    (file,) = (tmp_path / "evaluations").glob("*.json")
+    (file,) = (tmp_path / "evaluations").rglob("*.json")
     result = json.loads(file.read_text())
     scores = {name: found["overall"]["metrics"]["joint_goal_accuracy"] for name, found in result["scores"].items()}
     print({name: round(score, 3) for name, score in scores.items()})

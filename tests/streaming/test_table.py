@@ -8,11 +8,14 @@ import pandas as pd
 import pytest
 
 from prospect.errors import DataError
-from prospect.model.checkpoint import save_model
+from prospect.evaluation.stream import stream_dialogues
+from prospect.model.checkpoint import load_model, save_model
 from prospect.model.settings import ModelSettings
 from prospect.streaming import table
+from prospect.streaming.engine import StreamingEngine
+from prospect.streaming.settings import DstDecoder, StreamingSettings
 from prospect.tracking.pyfunc import ModelInterface
-from tests.factories import DIM, features, tiny_model, tiny_vocabulary
+from tests.factories import CONTEXT, DIM, features, timeline_of, tiny_model, tiny_vocabulary, toy_dialogue
 
 
 @pytest.fixture(autouse=True)
@@ -41,3 +44,25 @@ def test_a_folder_loads_by_its_signature_and_streams_a_table(tmp_path: Path) -> 
 
     with pytest.raises(DataError, match=rf"row 0 has 3 numbers, the model expects 1 x {DIM}"):
         model.predict(pd.DataFrame({"embedding": [[1.0, 2.0, 3.0]]}))
+
+
+@pytest.mark.parametrize("decoder", ["generate", "readout"])
+def test_it_decides_what_an_evaluation_decides(decoder: DstDecoder, tmp_path: Path) -> None:
+    """The engine's settings of the training travel with the model: where a delta comes from, and the thresholds."""
+    loaded, dialogue = tiny_model(tiny_vocabulary()), toy_dialogue(3)
+    settings = StreamingSettings(dst_decoder=decoder, speak_threshold=0.4, update_threshold=0.1)
+    manifest = {"context": CONTEXT.model_dump(mode="json"), "streaming": settings.decisive()}
+    save_model(loaded.model, loaded.vocabulary.tokenizer, ModelSettings(), tmp_path / "model", manifest)
+    saved = load_model(tmp_path / "model")
+    placed = dialogue.model_copy(update={"turns": ()}), timeline_of(dialogue.model_copy(update={"turns": ()}))
+    engine = StreamingEngine(saved, CONTEXT, settings)
+    [evaluated] = stream_dialogues(engine, [placed], lambda d, start, stop: features(d.video_id, start, stop))
+
+    frames = features(dialogue.video_id, 0, placed[1].num_frames)
+    told = {"goal": dialogue.goal, "steps": list(dialogue.step_names), "knowledge": dialogue.knowledge}
+    rows = table.TableModel(saved).predict(pd.DataFrame({"embedding": list(frames.reshape(len(frames), -1))}), told)
+    for decision, (_, row) in zip(evaluated.decisions, rows.iterrows(), strict=True):
+        assert row["state"] == [step.label for step in decision.state.steps]
+        assert (row["utterance"] if isinstance(row["utterance"], str) else None) == decision.utterance
+        assert row["p_speak"] == pytest.approx(decision.p_speak, abs=1e-6)
+    assert len({tuple(state) for state in rows["state"]}) > 1, "something was tracked"

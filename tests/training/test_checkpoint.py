@@ -93,7 +93,8 @@ def assert_same_course(one: WorkerJob, other: WorkerJob, loss: float, tensors: f
 
     A weight may differ by 2 % of one step instead: AdamW divides its gradient by the gradient's own size, so that a
     gradient of 1e-5 of the tensor's largest has an update in which a rounding error of 1e-7 is 1 %. The moments, which
-    are not divided, have no such allowance.
+    are not divided, have no such allowance; but the first, a mean of gradients that may cancel out, is rounded as they
+    are, and the root of the second says how large they were.
     """
     assert losses(one) == pytest.approx(losses(other), rel=loss, abs=0)
     here, there = state(one), state(other)
@@ -101,6 +102,8 @@ def assert_same_course(one: WorkerJob, other: WorkerJob, loss: float, tensors: f
     for name, tensor in here.items():
         step = one.training.learning_rate if name.startswith("weights/") else 1e-12
         worst, scale = (tensor - there[name]).abs().max(), there[name].abs().max().clamp(min=step)
+        if name.startswith("exp_avg/"):
+            scale = max(scale, there[name.replace("exp_avg/", "exp_avg_sq/")].max().sqrt())
         allowed = max(tensors * scale, 0.02 * step)
         assert worst <= allowed, (name, worst, scale)
 

@@ -1,5 +1,6 @@
 """Evaluate a model with Ray Data: stream held-out videos, score them beside baselines, promote the better model."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -14,12 +15,15 @@ from prospect.cluster.runtime import reserved_device
 from prospect.config.schema import ClusterSettings, Config
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.prepare import Records, read_records
+from prospect.data.sources import split_name
 from prospect.errors import ConfigError, DataError, ProspectError
 from prospect.evaluation.baselines import Periodic, TimePrior, oracle, right_time_wrong_step, silence
-from prospect.evaluation.decision_cache import GroupRow, StreamedModel, cached_decisions
+from prospect.evaluation.decision_cache import GroupRow, StreamedModel, cached_decisions, hash_model
 from prospect.evaluation.intervals import Interval
+from prospect.evaluation.lineage import Lineage, is_told, records_fingerprint, seen_videos, video_names
 from prospect.evaluation.metrics import Scores, evaluate, paired_interval
 from prospect.evaluation.records import Placed, VideoDecisions, View
+from prospect.evaluation.settings import EvaluationSettings
 from prospect.evaluation.thresholds import shown
 from prospect.files import write_json
 from prospect.model.saved import SavedModel, read_saved
@@ -43,10 +47,10 @@ GROUPS_PER_ACTOR = 12
 class EvaluationResult:
     """Scores of an evaluation by system; `MODEL` is the trained one."""
 
+    lineage: Lineage
     scores: dict[str, Scores]
     advantage: dict[str, Interval | None]
     """Difference in joint goal accuracy between the model and each rival, on the same videos."""
-    model: str
     file: Path
     """This result as JSON."""
     fast_share: float
@@ -62,59 +66,130 @@ def evaluate_and_show(config: Config) -> None:
     from prospect.reports.tables import render_table  # with scipy
 
     result = evaluate_model(config)
-    Console(width=100).print(render_table(result.scores, f"{result.model} on {config.evaluation.split}"))
+    lineage = result.lineage
+    title = f"{lineage.model} on {lineage.split}, {lineage.count}"
+    Console(width=100).print(
+        render_table(result.scores, "\n".join([title, *(mark.upper() for mark in lineage.marks())]))
+    )
 
 
 def evaluate_model(config: Config, report: ReportLine = print) -> EvaluationResult:
     """Stream the split's dialogues through the model, and score it beside the baselines.
 
-    A registered model is promoted to `champion` if it is the first or better than the current one.
+    A registered model is promoted to `champion` as `promote_if_better` says. One evaluation is one result: a file and
+    an MLflow run of its own, which the same evaluation replaces and no other.
 
     Args:
         config: sections storage, data, vision, model, context, streaming, evaluation and tracking.
         report: takes one line of progress at a time.
 
     Raises:
-        DataError: the split is empty.
+        DataError: the split is empty, or the model was trained on some of its videos.
         CheckpointError: the model is missing.
         UntrainedHeadError: its heads were never trained.
         FingerprintError: the embeddings were made by another encoder than the model's.
+        ConfigError: the sentence encoder is missing, or see `stream_views`.
     """
     settings, root = config.evaluation, Path(config.storage.root)
     store = EmbeddingStore(str(root / "embeddings"))
     records = read_records(config.data, root / "labels" / "dialogues.jsonl", store)
     placed = records.scored(settings.split)
     if not placed:
+        held = Counter(dialogue.split for dialogue, _ in records.placed)
+        there = ", ".join(f"{split} ({count})" for split, count in sorted(held.items()))
         raise DataError(
-            f"`evaluation.split` ({settings.split}) has no dialogues; hold some out, for example with data.holdout=1",
+            f"`evaluation.split` ({settings.split}) has no dialogues; there are {there}: hold some out, for example "
+            "with data.holdout=1",
             field="evaluation.split",
         )
-    from prospect.tracking.tracking import Tracking  # with MLflow
+    encoder = SentenceSimilarity(settings.similarity)
+    from prospect.cluster.promotion import promote_if_better  # with MLflow
+    from prospect.tracking.tracking import Tracking
 
     tracking = Tracking(config.tracking, root)
     model = settings.model or f"models:/{config.model.name}@candidate"
     saved = read_saved(tracking.resolve(model))
     saved.require_trained(HEADS[0])
-    store.require(saved.fingerprint)
+    store.require(saved.fingerprint, config.vision.equivalent_to)
     report_earlier_decoder(store, "eval", report)
+    lineage = _lineage(config, model, saved, records, placed, store)
+    _refuse_seen(lineage, settings)
     report(f"eval   {_thresholds(saved, config.streaming, {dialogue.dataset for dialogue, _ in placed})}")
-    report(f"eval   {model}: streaming {len(placed)} dialogues, {len(VIEWS)} views each")
-    context = config.context.over(saved.manifest.get("context", {}))
-    streamed = StreamedModel(saved.folder, root / "cache", str(store.root), context, config.streaming)
-    decided = stream_views(streamed, placed, config.cluster, report)
+    report(f"eval   {model}: streaming {len(placed)} dialogues of {lineage.count}, {len(VIEWS)} views each")
+    for mark in lineage.marks():
+        report(f"eval   {mark.upper()}")
+    decided = stream_views(_streamed(config, saved, store), placed, config.cluster, report)
     systems = decided | _baselines(records, placed)
-    encoder = SentenceSimilarity(settings.similarity)
     scores = {name: evaluate(videos, settings, encoder) for name, videos in systems.items()}
     rivals = {name: scores[name] for name in RIVALS}
     advantage = {name: paired_interval(scores[MODEL], rival, settings=settings) for name, rival in rivals.items()}
     fast_share = _fast_share(decided[MODEL])
     report(f"eval   {fast_share:.1%} of the watched frames took the fast path, without lm_head")
-    file = root / "evaluations" / f"{saved.manifest['run_name']}.json"
-    result = EvaluationResult(scores, advantage, model, file, fast_share, saved.manifest)
+    file = root / "evaluations" / str(saved.manifest["run_name"]) / f"{settings.split}-{lineage.key}.json"
+    result = EvaluationResult(lineage, scores, advantage, file, fast_share, saved.manifest)
     _write(result)
-    champion = _record(tracking, result, report)
+    _record(tracking, result)
     report(f"eval   written to {result.file}")
-    return replace(result, champion=champion)
+    if not model.startswith("models:/"):
+        return result
+
+    def score(champion: SavedModel) -> Scores | None:
+        if champion.fingerprint not in {store.fingerprint, *config.vision.equivalent_to}:
+            return None
+        report("eval   the champion on the same videos")
+        watched = stream_views(_streamed(config, champion, store), placed, config.cluster, report, ["watched"])
+        return evaluate(watched[MODEL], settings, encoder)
+
+    promoted = promote_if_better(tracking, lineage, scores[MODEL], placed, settings, score, report)
+    return replace(result, champion=promoted)
+
+
+def _streamed(config: Config, saved: SavedModel, store: EmbeddingStore) -> StreamedModel:
+    """A saved model with the settings of this evaluation, where it was not trained with others of its own."""
+    context = config.context.over(saved.manifest.get("context", {}))
+    return StreamedModel(saved.folder, Path(config.storage.root) / "cache", str(store.root), context, config.streaming)
+
+
+def _lineage(
+    config: Config,
+    model: str,
+    saved: SavedModel,
+    records: Records,
+    placed: Sequence[Placed],
+    store: EmbeddingStore,
+) -> Lineage:
+    dialogues = [dialogue for dialogue, _ in placed]
+    split = split_name(config.evaluation.split)
+    context = config.context.over(saved.manifest.get("context", {}))
+    datasets = sorted({dialogue.dataset for dialogue in dialogues})
+    return Lineage(
+        model=model,
+        weights=hash_model(saved.folder),
+        split=split,
+        records=records_fingerprint(dialogues),
+        embeddings=store.fingerprint,
+        videos=len(video_names(dialogues)),
+        dialogues=len(dialogues),
+        missing=tuple(video_names(dialogue for dialogue in records.lost if dialogue.split == split)),
+        seen=seen_videos(saved.manifest, dialogues),
+        told=is_told(context),
+        rules={
+            "evaluation": config.evaluation.model_dump(mode="json", exclude={"model", "split", "allow_seen"}),
+            "context": context.model_dump(mode="json"),
+            "streaming": config.streaming.decisive(),
+            "thresholds": {name: config.streaming.thresholds(saved.thresholds, name) for name in datasets},
+        },
+    )
+
+
+def _refuse_seen(lineage: Lineage, settings: EvaluationSettings) -> None:
+    if lineage.seen and not settings.allow_seen:
+        raise DataError(
+            f"`evaluation.split` ({settings.split}): the model was trained or validated on {len(lineage.seen)} of its "
+            f"{lineage.videos} videos ({', '.join(lineage.seen[:3])}): hold them out and train again, or give "
+            "evaluation.allow_seen=true, which marks the result and promotes nothing",
+            field="evaluation.split",
+        )
 
 
 def _fast_share(videos: Sequence[VideoDecisions]) -> float:
@@ -204,7 +279,8 @@ def _baselines(records: Records, placed: Sequence[Placed]) -> dict[str, list[Vid
 
 def _write(result: EvaluationResult) -> None:
     values = {
-        "model": result.model,
+        "lineage": result.lineage.to_dict(),
+        "model": result.lineage.model,
         "fast_share": result.fast_share,
         "manifest": result.manifest,
         "scores": {name: scores.to_dict() for name, scores in result.scores.items()},
@@ -213,19 +289,27 @@ def _write(result: EvaluationResult) -> None:
     write_json(result.file, values)
 
 
-def _record(tracking: "Tracking", result: EvaluationResult, report: ReportLine) -> bool:
-    """Log metrics and the file to the model's training run, and promote a registered model if it is better."""
-    scores = result.scores[MODEL].overall
-    run = tracking.find_run(result.manifest.get("mlflow_run", ""))
-    if run is not None:
-        logged = {**result.scores[MODEL].logged(), "fast_share": result.fast_share}
-        run.log_metrics({f"eval/{name}": value for name, value in logged.items()})
-        run.log_file(result.file, "evaluation")
-    if not result.model.startswith("models:/"):
-        return False
-    name, version = tracking.version_of(result.model)
-    metric = "joint_goal_accuracy" if scores["joint_goal_accuracy"] is not None else "turn_f1"
-    champion = tracking.promote(name, version, f"eval.{metric}", float(scores[metric] or 0.0))
-    verdict = "is the champion now" if champion else "is not better than the champion"
-    report(f"eval   models:/{name}/{version} {verdict} ({metric} {scores[metric] or 0.0:.3f})")
-    return champion
+def _record(tracking: "Tracking", result: EvaluationResult) -> None:
+    """Log the evaluation to an MLflow run of its own, and its scores on the test split to the model's training run."""
+    lineage = result.lineage
+    training = tracking.find_run(result.manifest.get("mlflow_run", ""))
+    logged = {**result.scores[MODEL].logged(), "fast_share": result.fast_share}
+    metrics = {f"eval/{name}": value for name, value in logged.items()}
+    name = f"{result.manifest['run_name']} on {lineage.split}"
+    run = tracking.open_evaluation(lineage.key, name, training)
+    run.log_parameters({"model": lineage.model, "split": lineage.split, **lineage.rules})
+    run.log_metrics(metrics)
+    run.set_tags({"mlflow.note.content": _described(result), "marks": "; ".join(lineage.marks())})
+    run.log_file(result.file, "evaluation")
+    run.finish()
+    if training is not None and lineage.split == "test" and not lineage.obstacle:
+        training.log_metrics(metrics)
+        training.log_file(result.file, "evaluation")
+
+
+def _described(result: EvaluationResult) -> str:
+    """One sentence with data, rules and scores."""
+    lineage, scores = result.lineage, result.scores[MODEL].logged()
+    shown = ", ".join(f"{name} {scores[name]:.3f}" for name in ("joint_goal_accuracy", "turn_f1") if name in scores)
+    marks = "".join(f" {mark.upper()}." for mark in lineage.marks())
+    return f"{lineage.model} on {lineage.split}: {lineage.dialogues} dialogues of {lineage.count}; {shown}.{marks}"

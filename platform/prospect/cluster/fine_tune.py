@@ -22,6 +22,7 @@ from prospect.data.sources import QuarantinedRecord
 from prospect.dialogue.sequence import SequenceBuilder
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import ConfigError
+from prospect.evaluation.lineage import TRAINED_ON, video_names
 from prospect.files import write_json
 from prospect.model.adapters import build_tokenizer
 from prospect.tracking.retry import retry_until_available
@@ -67,7 +68,7 @@ def fine_tune(
     where = retry_until_available(lambda: tracking.where(run), report)
     report(f"train  run {settings.run_name!r} is tracked: {where}")
     with record_failure(run, report):
-        job = _worker_job(config, folder, store, run, planned)
+        job = _worker_job(config, folder, store, run, planned, data)
         summary = fit(job, data, root, allotment, partial(upload_events, run), report)
         upload_reports(run, folder, summary["model_step"], report)
         version = retry_until_available(
@@ -147,8 +148,12 @@ def _plan(
     return planned
 
 
-def _worker_job(config: Config, folder: Path, store: EmbeddingStore, run: TrackedRun, planned: MemoryPlan) -> WorkerJob:
+def _worker_job(
+    config: Config, folder: Path, store: EmbeddingStore, run: TrackedRun, planned: MemoryPlan, data: TrainingData
+) -> WorkerJob:
     manifest = {
+        TRAINED_ON: video_names(clip.dialogue for clip in [*data.train, *data.validation]),
+        "streaming": config.streaming.decisive(),
         "vision": config.vision.model_dump(mode="json"),
         "context": config.context.model_dump(mode="json"),
         "fingerprint": store.fingerprint,

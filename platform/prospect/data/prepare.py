@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,8 @@ class Records:
 
     placed: list[tuple[Dialogue, Timeline]]
     quarantined: list[QuarantinedRecord]
+    lost: list[Dialogue] = field(default_factory=list)
+    """Those whose video could not be embedded."""
 
     def split(self, name: str) -> list[tuple[Dialogue, Timeline]]:
         return [(dialogue, timeline) for dialogue, timeline in self.placed if dialogue.split == split_name(name)]
@@ -74,16 +76,16 @@ def read_records(data: DataSettings, labels: Path, store: EmbeddingStore) -> Rec
         raise DataError(
             f"{len(missing)} videos have no embedding in {store.root} ({shown}); run jobs/embed.py for them"
         )
-    lost = [
+    lost = [dialogue for dialogue in dialogues if dialogue.video_id not in known]
+    broken = [
         QuarantinedRecord(d.dataset, f"{d.video_id}/{d.dialogue_id}", "video", failed[d.video_id]["reason"])
-        for d in dialogues
-        if d.video_id not in known
+        for d in lost
     ]
     usable = [dialogue for dialogue in dialogues if dialogue.video_id in known]
     placed, misplaced = place_all(usable, store.num_frames)
     if not placed:
         raise DataError(f"data.path: {data.path} holds no dialogue that can be used", field="data.path")
-    return Records(placed, [*corpus.quarantined, *lost, *misplaced])
+    return Records(placed, [*corpus.quarantined, *broken, *misplaced], lost)
 
 
 def _labelled(dialogues: Sequence[Dialogue], labels: Path) -> list[Dialogue]:

@@ -64,8 +64,8 @@ def cached_decisions(
         DataError: a dialogue cannot be streamed.
     """
     store = EmbeddingStore(model.store)
-    settings = [each.model_dump(mode="json") for each in (model.context, model.streaming)]
-    same = [_weights_hash(model.folder), _code_hash(), *settings, store.fingerprint]
+    settings = [model.context.model_dump(mode="json"), model.streaming.decisive()]
+    same = [hash_model(model.folder), _code_hash(), *settings, store.fingerprint]
     groups = [
         _DialogueGroup.of(view, placed[start : start + SESSIONS_PER_GROUP], same, store)
         for view in views
@@ -130,7 +130,8 @@ class _DecisionFiles:
         return json.loads((self._folder / f"{key}.json").read_text())
 
 
-def _weights_hash(folder: Path) -> str:
+def hash_model(folder: Path) -> str:
+    """Changes with the weights and the configuration of a model folder, its thresholds included."""
     weights = [hash_file(file) for file in sorted(folder.glob("*.safetensors"))]
     return fingerprint([*weights, (folder / "config.json").read_text()])
 

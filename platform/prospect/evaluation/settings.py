@@ -70,6 +70,8 @@ class EvaluationSettings(Settings):
     """A folder, `models:/NAME@ALIAS` or `models:/NAME/VERSION`; default: the newest candidate of `model.name`."""
     split: str = "test"
     """The dialogues that are streamed."""
+    allow_seen: bool = False
+    """Score videos that the model was trained or validated on: the result is marked, and promotes nothing."""
     matching: MatchingSettings = MatchingSettings()
     """Assignment of utterances to references."""
     similarity: SimilaritySettings = SimilaritySettings()

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,13 @@ AttentionName = Literal["auto", "sdpa", "flex", "varlen"]
 
 `varlen` is meant for GPUs. `flex` replaces it where the installed torch lacks it; CUDA graphs cannot capture it.
 """
+
+
+OPERATIONAL = frozenset((
+    "max_sessions", "history_events", "step_tokens", "chunk_tokens", "patience", "page_tokens", "pages",
+    "memory_share", "parking", "parking_folder", "share_prefixes", "graph_rows", "max_waiting_frames",
+))  # fmt: skip
+"""Settings that say how an engine does its work, and not what it decides."""
 
 
 class GenerationSettings(Settings):
@@ -97,6 +104,10 @@ class StreamingSettings(Settings):
         if self.parking == "disk" and self.parking_folder is None:
             raise ValueError("parking_folder is missing; `parking=disk` needs one")
         return self
+
+    def decisive(self) -> dict[str, Any]:
+        """The settings on which decisions depend, for JSON."""
+        return self.model_dump(mode="json", exclude=set(OPERATIONAL))
 
     def thresholds(self, calibrated: Mapping[str, Mapping[str, float]] | None, dataset: str) -> dict[str, float]:
         """Return the thresholds `speak` and `update`: calibrated for the data set, else in general, else configured."""

@@ -44,7 +44,8 @@ class TableModel:
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._context = ContextSettings.of_model(loaded.manifest.get("context", {}))
-        self._settings = StreamingSettings(max_sessions=1, max_waiting_frames=10**9)
+        trained = {"max_sessions": 1, "max_waiting_frames": 10**9, **loaded.manifest.get("streaming", {})}
+        self._settings = StreamingSettings(**trained)
         self._loaded = loaded
 
     def predict(self, table: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:

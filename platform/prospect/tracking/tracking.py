@@ -248,20 +248,27 @@ class Tracking:
             self.client.log_outputs(run.id, [LoggedModelOutput(model.model_id, step)])
         return model
 
-    def promote(self, name: str, version: int, metric: str, value: float) -> bool:
-        """Make a version the champion if `value` is above the champion's `metric`, or the champion has none.
+    def tag_version(self, name: str, version: int, tags: Mapping[str, str]) -> None:
+        """Give a registered version tags."""
+        for key, value in tags.items():
+            self.client.set_model_version_tag(name, str(version), key, value)
 
-        Returns:
-            Whether the version is the champion now. The value becomes a tag of the version in any case.
-        """
-        self.client.set_model_version_tag(name, str(version), metric, repr(float(value)))
-        champion = self._version(name, CHAMPION)
-        if champion is not None and int(champion.version) != version:
-            standing = champion.tags.get(metric)
-            if standing is not None and not value > float(standing):
-                return False
+    def champion(self, name: str) -> int | None:
+        """The version that is served by default; None where there is none yet."""
+        found = self._version(name, CHAMPION)
+        return None if found is None else int(found.version)
+
+    def set_champion(self, name: str, version: int) -> None:
+        """Make a version the champion; the one before it stays registered."""
         self.client.set_registered_model_alias(name, CHAMPION, str(version))
-        return True
+
+    def open_evaluation(self, key: str, name: str, parent: TrackedRun | None) -> TrackedRun:
+        """The run of the evaluation with this key: a child of the training run, or a run of its own without one."""
+        found = self.client.search_runs([self._experiment], f"tags.`prospect.evaluation` = '{key}'", max_results=1)
+        if found:
+            return TrackedRun(self.client, found[0].info.run_id)
+        tags = {"prospect.job": "eval", "prospect.evaluation": key}
+        return self._new_run(name, tags | ({"mlflow.parentRunId": parent.id} if parent else {}))
 
     def resolve(self, model: str | Path) -> Path:
         """The local folder of a model: a path, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.

@@ -1,0 +1,110 @@
+"""What an evaluation is of: model, data and rules; and whether its score may make a model the champion."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from prospect.data.sources import recording_of
+from prospect.dialogue.prompt import ContextSettings
+from prospect.dialogue.schema import Dialogue
+from prospect.hashing import fingerprint
+from prospect.streaming.session.strategies import strategy_of
+
+TRAINED_ON = "trained_on"
+"""Field of a model's manifest: the videos of its training and of its validation, each as `dataset/video_id`."""
+
+_SHOWN = 3
+
+
+def video_names(dialogues: Iterable[Dialogue]) -> list[str]:
+    """The dialogues' videos as `dataset/video_id`, each once."""
+    return sorted({f"{dialogue.dataset}/{dialogue.video_id}" for dialogue in dialogues})
+
+
+def seen_videos(manifest: Mapping[str, Any], dialogues: Iterable[Dialogue]) -> tuple[str, ...] | None:
+    """Videos of `dialogues` that the model was trained or validated on, or that show a recording that it was.
+
+    None: the model's manifest does not list its videos.
+    """
+    if TRAINED_ON not in manifest:
+        return None
+    known = {recording for name in manifest[TRAINED_ON] for recording in [_recording(name)]}
+    return tuple(name for name in video_names(dialogues) if _recording(name) in known)
+
+
+def _recording(name: str) -> tuple[str, str]:
+    dataset, _, video_id = name.partition("/")
+    return dataset, recording_of(dataset, video_id)
+
+
+def is_told(context: ContextSettings) -> bool:
+    """Whether an evaluation tells the model the reference's state, as the published code does."""
+    return context.published and strategy_of(context).asks == "state"
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """One evaluation: everything that its scores depend on, and what a reader has to know of them."""
+
+    model: str
+    """As it was asked for."""
+    weights: str
+    """Hash of the model's files."""
+    split: str
+    records: str
+    """Fingerprint of the scored dialogues."""
+    embeddings: str
+    """Fingerprint of the frames."""
+    videos: int
+    dialogues: int
+    missing: tuple[str, ...]
+    """Held-out videos without an embedding, which are not scored."""
+    seen: tuple[str, ...] | None
+    """Scored videos that the model was trained or validated on; None: its manifest lists none."""
+    told: bool
+    """Whether the model was told the reference's state."""
+    rules: Mapping[str, Any]
+    """Settings of matching, context and streaming, and the thresholds in force."""
+
+    @property
+    def key(self) -> str:
+        """Of the result: equal for equal models, data and rules, whatever the model was called."""
+        return fingerprint({**asdict(self), "model": None})
+
+    @property
+    def count(self) -> str:
+        """`24 videos`, or `23 of 24 videos`."""
+        every = self.videos + len(self.missing)
+        return f"{self.videos} of {every} videos" if self.missing else f"{self.videos} videos"
+
+    def marks(self) -> Iterator[str]:
+        """What stands beside the scores wherever they are shown."""
+        if self.told:
+            yield "told the reference's state"
+        if self.seen is None:
+            yield "unknown whether the model was trained on these videos"
+        elif self.seen:
+            yield f"trained on {len(self.seen)} of these videos ({_first(self.seen)})"
+        if self.missing:
+            yield f"{len(self.missing)} videos without an embedding are not scored ({_first(self.missing)})"
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why the score may not make the model the champion."""
+        if self.told:
+            return "it was told the reference's state"
+        if self.seen is None:
+            return "its manifest does not say which videos it was trained on"
+        return f"it was trained on {len(self.seen)} of the videos" if self.seen else None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "marks": list(self.marks())}
+
+
+def records_fingerprint(dialogues: Sequence[Dialogue]) -> str:
+    """Changes with any of the dialogues."""
+    return fingerprint([dialogue.model_dump(mode="json") for dialogue in dialogues])
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
