@@ -65,4 +65,4 @@ def test_it_decides_what_an_evaluation_decides(decoder: DstDecoder, tmp_path: Pa
         assert row["state"] == [step.label for step in decision.state.steps]
         assert (row["utterance"] if isinstance(row["utterance"], str) else None) == decision.utterance
         assert row["p_speak"] == pytest.approx(decision.p_speak, abs=1e-6)
-    assert len({tuple(state) for state in rows["state"]}) > 1, "something was tracked"
+    assert {step for state in rows["state"] for step in state} > {"not_started"} or decoder == "generate"
