@@ -43,7 +43,7 @@ def test_a_video_is_seen_by_its_recording_and_not_by_its_name_alone() -> None:
         ({"told": True}, "told the reference's state", "it was told"),
         ({"seen": None}, "unknown whether", "does not say which videos"),
         ({"seen": ("a/1", "a/2", "a/3", "a/4")}, "trained on 4 of these videos (a/1, a/2, a/3, ...)", "trained on 4"),
-        ({"missing": ("a/9",)}, "1 videos without an embedding are not scored (a/9)", None),
+        ({"missing": ("a/9",)}, "1 video without an embedding: not scored (a/9)", None),
     ],
 )
 def test_what_a_reader_has_to_know_stands_beside_the_score_and_bars_what_it_must(

@@ -20,7 +20,7 @@ from prospect.errors import ConfigError, DataError, ProspectError
 from prospect.evaluation.baselines import Periodic, TimePrior, oracle, right_time_wrong_step, silence
 from prospect.evaluation.decision_cache import GroupRow, StreamedModel, cached_decisions, hash_model
 from prospect.evaluation.intervals import Interval
-from prospect.evaluation.lineage import Lineage, is_told, records_fingerprint, seen_videos, video_names
+from prospect.evaluation.lineage import Lineage, counted, is_told, records_fingerprint, seen_videos, video_names
 from prospect.evaluation.metrics import Scores, evaluate, paired_interval
 from prospect.evaluation.records import Placed, VideoDecisions, View
 from prospect.evaluation.settings import EvaluationSettings
@@ -69,7 +69,7 @@ def evaluate_and_show(config: Config) -> None:
     lineage = result.lineage
     title = f"{lineage.model} on {lineage.split}, {lineage.count}"
     Console(width=100).print(
-        render_table(result.scores, "\n".join([title, *(mark.upper() for mark in lineage.marks())]))
+        render_table(result.scores, "\n".join([title, *(f"ATTENTION: {mark}" for mark in lineage.marks())]))
     )
 
 
@@ -115,9 +115,9 @@ def evaluate_model(config: Config, report: ReportLine = print) -> EvaluationResu
     lineage = _lineage(config, model, saved, records, placed, store)
     _refuse_seen(lineage, settings)
     report(f"eval   {_thresholds(saved, config.streaming, {dialogue.dataset for dialogue, _ in placed})}")
-    report(f"eval   {model}: streaming {len(placed)} dialogues of {lineage.count}, {len(VIEWS)} views each")
+    report(f"eval   {model}: streaming {counted(len(placed), 'dialogue')} of {lineage.count}, {len(VIEWS)} views each")
     for mark in lineage.marks():
-        report(f"eval   {mark.upper()}")
+        report(f"eval   ATTENTION: {mark}")
     decided = stream_views(_streamed(config, saved, store), placed, config.cluster, report)
     systems = decided | _baselines(records, placed)
     scores = {name: evaluate(videos, settings, encoder) for name, videos in systems.items()}
@@ -311,5 +311,6 @@ def _described(result: EvaluationResult) -> str:
     """One sentence with data, rules and scores."""
     lineage, scores = result.lineage, result.scores[MODEL].logged()
     shown = ", ".join(f"{name} {scores[name]:.3f}" for name in ("joint_goal_accuracy", "turn_f1") if name in scores)
-    marks = "".join(f" {mark.upper()}." for mark in lineage.marks())
-    return f"{lineage.model} on {lineage.split}: {lineage.dialogues} dialogues of {lineage.count}; {shown}.{marks}"
+    marks = "".join(f" ATTENTION: {mark}." for mark in lineage.marks())
+    dialogues = counted(lineage.dialogues, "dialogue")
+    return f"{lineage.model} on {lineage.split}: {dialogues} of {lineage.count}; {shown}.{marks}"

@@ -75,7 +75,7 @@ class Lineage:
     def count(self) -> str:
         """`24 videos`, or `23 of 24 videos`."""
         every = self.videos + len(self.missing)
-        return f"{self.videos} of {every} videos" if self.missing else f"{self.videos} videos"
+        return f"{self.videos} of {counted(every, 'video')}" if self.missing else counted(self.videos, "video")
 
     def marks(self) -> Iterator[str]:
         """What stands beside the scores wherever they are shown."""
@@ -86,7 +86,7 @@ class Lineage:
         elif self.seen:
             yield f"trained on {len(self.seen)} of these videos ({_first(self.seen)})"
         if self.missing:
-            yield f"{len(self.missing)} videos without an embedding are not scored ({_first(self.missing)})"
+            yield f"{counted(len(self.missing), 'video')} without an embedding: not scored ({_first(self.missing)})"
 
     @property
     def obstacle(self) -> str | None:
@@ -104,6 +104,11 @@ class Lineage:
 def records_fingerprint(dialogues: Sequence[Dialogue]) -> str:
     """Changes with any of the dialogues."""
     return fingerprint([dialogue.model_dump(mode="json") for dialogue in dialogues])
+
+
+def counted(number: int, what: str) -> str:
+    """`1 video`, `2 videos`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _first(names: Sequence[str]) -> str:

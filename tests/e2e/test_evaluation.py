@@ -1,0 +1,89 @@
+"""One evaluation is one result, which says what it is of; see tests/fixtures for the model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prospect.cluster.evaluate import EvaluationResult, evaluate_model
+from prospect.config.schema import Config
+from prospect.errors import DataError
+from prospect.evaluation.lineage import TRAINED_ON
+from prospect.tracking.tracking import Tracking
+from tests.earlier import config_of, unpack
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return unpack(tmp_path_factory.mktemp("evaluated") / "root")
+
+
+def says_trained_on(root: Path, videos: list[str]) -> None:
+    file = root / "runs/finished/model/prospect.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), TRAINED_ON: videos}))
+
+
+def evaluated(root: Path, **changes: Any) -> tuple[EvaluationResult, list[str]]:
+    config: Config = config_of(root)
+    changed = config.evaluation.model_copy(update={"model": f"{root}/runs/finished/model", **changes})
+    lines: list[str] = []
+    return evaluate_model(config.model_copy(update={"evaluation": changed}), lines.append), lines
+
+
+def test_each_evaluation_has_a_file_and_an_mlflow_run_below_the_trainings(local_ray: None, root: Path) -> None:
+    says_trained_on(root, ["toy/v0", "toy/v6"])
+    first, lines = evaluated(root)
+    assert [*first.lineage.marks()] == []
+    assert any("streaming 1 dialogue of 1 video," in line for line in lines)
+    looser, _ = evaluated(root, similarity_threshold=0.9)
+    again, lines = evaluated(root)
+    assert first.file == again.file != looser.file
+    assert not any("streamed" in line for line in lines), "decisions are kept"
+    assert sorted(path.name for path in (root / "evaluations/finished").iterdir()) == sorted(
+        [first.file.name, looser.file.name]
+    )
+    told = json.loads(first.file.read_text())["lineage"]
+    assert (told["split"], told["videos"], told["seen"]) == ("test", 1, [])
+    assert told["rules"]["evaluation"]["similarity_threshold"] == 0.5
+
+    tracking = Tracking(config_of(root).tracking, root)
+    training = first.manifest["mlflow_run"]
+    parent = tracking.client.get_run(training)
+    runs = tracking.client.search_runs(
+        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{training}' and tags.`prospect.job` = 'eval'"
+    )
+    assert {run.data.params["evaluation.similarity_threshold"] for run in runs} == {"0.5", "0.9"}
+    assert len(runs) == 2
+    score = first.scores["trained model"].overall["turn_f1"]
+    assert parent.data.metrics["eval/turn_f1"] == pytest.approx(score)
+    assert all(run.data.tags["mlflow.note.content"].startswith(first.lineage.model) for run in runs)
+
+
+def test_videos_of_the_training_are_refused_or_marked(local_ray: None, root: Path) -> None:
+    says_trained_on(root, ["toy/v7"])
+    with pytest.raises(DataError, match=r"trained or validated on 1 of its 1 videos \(toy/v7\): .*allow_seen=true"):
+        evaluated(root)
+    result, lines = evaluated(root, allow_seen=True)
+    assert "eval   ATTENTION: trained on 1 of these videos (toy/v7)" in lines
+    assert json.loads(result.file.read_text())["lineage"]["marks"] == ["trained on 1 of these videos (toy/v7)"]
+
+
+def test_a_split_that_is_not_there_names_those_that_are(local_ray: None, root: Path) -> None:
+    with pytest.raises(DataError, match=r"`evaluation.split` \(tset\) .* there are test \(1\), train \(\d\), "):
+        evaluated(root, split="tset")
+
+
+def test_a_held_out_video_without_embedding_is_named(local_ray: None, root: Path) -> None:
+    says_trained_on(root, [])
+    (root / "labels/dialogues.jsonl").unlink()
+    lines = (root / "dialogues.jsonl").read_text().splitlines()
+    held = next(json.loads(line) for line in lines if '"v7"' in line)
+    (root / "dialogues.jsonl").write_text("\n".join([*lines, json.dumps({**held, "video_id": "v9"})]) + "\n")
+    report = root / "embeddings" / "quarantine.json"
+    report.write_text(json.dumps({"v9": {"path": "v9.mp4", "reason": "v9.mp4 is truncated"}}))
+    result, _ = evaluated(root)
+    assert result.lineage.count == "1 of 2 videos"
+    assert [*result.lineage.marks()] == ["1 video without an embedding: not scored (toy/v9)"]
