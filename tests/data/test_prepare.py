@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from prospect.data.cuts import make_clips
 from prospect.data.embeddings import EmbeddingStore
-from prospect.data.prepare import frame_statistics, make_clips, read_records, training_texts
+from prospect.data.prepare import frame_statistics, read_records, training_texts
 from prospect.data.settings import ClipSettings
 from prospect.data.sources import DataSettings, to_jsonl
 from prospect.dialogue.schema import Dialogue

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from prospect.check.config import CheckConfig
+from prospect.data.cuts import make_clips
 from prospect.data.labels.report import LabelReport, count_labels
-from prospect.data.prepare import make_clips, training_texts
+from prospect.data.prepare import training_texts
 from prospect.data.sources import Corpus, QuarantinedRecord, load_dialogues, place_all
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.sequence import SequenceBuilder

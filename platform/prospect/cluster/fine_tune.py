@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prospect.cluster.common import ReportLine
+from prospect.cluster.cutting import cut_clips
 from prospect.cluster.gpus import Allotment, allot
 from prospect.cluster.plan import plan
 from prospect.cluster.record import open_run, record_failure, register, upload_events, upload_reports
@@ -17,7 +18,7 @@ from prospect.cluster.runtime import owns_ray
 from prospect.cluster.workers import fit
 from prospect.config.schema import Config
 from prospect.data.embeddings import EmbeddingStore
-from prospect.data.prepare import Records, frame_statistics, make_clips, training_texts
+from prospect.data.prepare import Records, frame_statistics, training_texts
 from prospect.data.sources import QuarantinedRecord
 from prospect.dialogue.sequence import SequenceBuilder
 from prospect.dialogue.vocabulary import Vocabulary
@@ -107,7 +108,7 @@ def _prepare(
     builder = SequenceBuilder(Vocabulary(tokenizer), config.context, store.tokens_per_frame)
     clips = []
     for split in (train_split, validation_split):
-        made, broken = make_clips(split, builder, config.training.clips)
+        made, broken = cut_clips(split, builder, config.training.clips, folder.parents[1] / "cache", report)
         clips.append(made)
         quarantined += broken
     if quarantined:

@@ -2,8 +2,9 @@
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from prospect.data.settings import ClipSettings
 from prospect.dialogue.prompt import Context, ContextSettings
@@ -50,6 +51,17 @@ class Clip:
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+
+class Cut(NamedTuple):
+    """Where a clip lies in its dialogue, and what it took to find out."""
+
+    start: int
+    stop: int
+    num_tokens: int
+    """Of its sequence."""
+    asks: bool
+    """Whether it ends with a summary."""
 
 
 def clip_context(clip: Clip, builder: SequenceBuilder) -> Context:
@@ -124,6 +136,18 @@ def split_clips(
         DataError: one frame with its events and its context does not fit, or there is nothing to learn but a summary
             and `clips.summaries` is off.
     """
+    cuts = find_cuts(dialogue, timeline, builder, clips, policy)
+    return clips_at(cuts, dialogue, timeline, builder.settings, clips, policy)
+
+
+def find_cuts(
+    dialogue: Dialogue,
+    timeline: Timeline,
+    builder: SequenceBuilder,
+    clips: ClipSettings,
+    policy: StatePolicy = "strict",
+) -> list[Cut]:
+    """Where `split_clips` cuts: what takes long, since it counts the tokens of every frame. Raises as `split_clips`."""
     if dialogue.summary_only and not clips.summaries:
         raise DataError(
             f"{dialogue.dialogue_id}: it says nothing but a summary of progress; set training.clips.summaries=true",
@@ -132,7 +156,25 @@ def split_clips(
     cutter = _Cutter(dialogue, timeline, builder, clips, policy)
     first, stop = _span(dialogue, timeline)
     borders = [first, *_random_start(dialogue, first, stop, clips), stop]
-    return [clip for low, high in itertools.pairwise(borders) for clip in cutter.fitting(low, high)]
+    return [cut for low, high in itertools.pairwise(borders) for cut in cutter.fitting(low, high)]
+
+
+def clips_at(
+    cuts: Iterable[Cut],
+    dialogue: Dialogue,
+    timeline: Timeline,
+    context: ContextSettings,
+    clips: ClipSettings,
+    policy: StatePolicy = "strict",
+) -> list[Clip]:
+    """The clips of a dialogue that was cut before."""
+
+    def clip_at(cut: Cut) -> Clip:
+        clip = _clip(dialogue, timeline, cut.start, cut.stop, context, clips, policy)
+        closing = timeline.progress_before(cut.stop) if cut.asks else None
+        return replace(clip, closing_summary=closing, num_tokens=cut.num_tokens)
+
+    return [clip_at(cut) for cut in cuts]
 
 
 def whole_clip(
@@ -154,6 +196,19 @@ def _random_start(dialogue: Dialogue, first: int, stop: int, settings: ClipSetti
     return [rng.randrange(first + 1, stop)]
 
 
+def _clip(
+    dialogue: Dialogue,
+    timeline: Timeline,
+    start: int,
+    stop: int,
+    context: ContextSettings,
+    settings: ClipSettings,
+    policy: StatePolicy,
+) -> Clip:
+    clip = make_clip(dialogue, timeline, start, stop, context, policy, settings.draws)
+    return replace(clip, summary=timeline.progress_before(start)) if settings.summaries else clip
+
+
 @dataclass(frozen=True)
 class _Cutter:
     """Cuts one dialogue."""
@@ -168,7 +223,7 @@ class _Cutter:
     def context(self) -> ContextSettings:
         return self.builder.settings
 
-    def fitting(self, low: int, high: int) -> Iterator[Clip]:
+    def fitting(self, low: int, high: int) -> Iterator[Cut]:
         """Greedy spans of [low, high), each with its own context and room for a summary, as long as they fit."""
         limit, start = self.context.max_seq_len - self._reserve(), low
         while start < high:
@@ -183,15 +238,12 @@ class _Cutter:
                     f"context.max_seq_len={self.context.max_seq_len}; raise it",
                     field="context.max_seq_len",
                 )
-            clip = self._clip(start, stop)
-            summary = self._closing_summary(clip)
-            yield replace(clip, closing_summary=summary, num_tokens=used + self._summary_length(summary))
+            summary = self._closing_summary(self._clip(start, stop))
+            yield Cut(start, stop, used + self._summary_length(summary), summary is not None)
             start = stop
 
     def _clip(self, start: int, stop: int) -> Clip:
-        draws = self.settings.draws
-        clip = make_clip(self.dialogue, self.timeline, start, stop, self.context, self.policy, draws)
-        return replace(clip, summary=self.timeline.progress_before(start)) if self.settings.summaries else clip
+        return _clip(self.dialogue, self.timeline, start, stop, self.context, self.settings, self.policy)
 
     def _closing_summary(self, clip: Clip) -> str | None:
         """What the last assistant turn before the clip's end says of the progress, where the clip is asked for it."""

@@ -8,14 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from prospect.data.clips import Clip, split_clips
 from prospect.data.embeddings import EmbeddingStore
-from prospect.data.settings import ClipSettings
 from prospect.data.sources import DataSettings, QuarantinedRecord, load_dialogues, place_all, split_name
 from prospect.data.sources.dialogues import READER
 from prospect.dialogue.prompt import SUMMARY_REQUEST, SYSTEM_PROMPT
 from prospect.dialogue.schema import Dialogue
-from prospect.dialogue.sequence import SequenceBuilder
 from prospect.dialogue.state import StepState
 from prospect.dialogue.timeline import Timeline
 from prospect.errors import DataError
@@ -102,23 +99,6 @@ def _labelled(dialogues: Sequence[Dialogue], labels: Path) -> list[Dialogue]:
             )
         labelled.append(label.model_copy(update={"split": dialogue.split}))
     return labelled
-
-
-def make_clips(
-    placed: Iterable[tuple[Dialogue, Timeline]],
-    builder: SequenceBuilder,
-    clips: ClipSettings,
-) -> tuple[list[Clip], list[QuarantinedRecord]]:
-    """The clips of all dialogues; one that cannot be cut to the context's length is quarantined."""
-    made: list[Clip] = []
-    quarantined = []
-    for dialogue, timeline in placed:
-        try:
-            made += split_clips(dialogue, timeline, builder, clips)
-        except DataError as error:
-            where = f"{dialogue.video_id}/{dialogue.dialogue_id}"
-            quarantined.append(QuarantinedRecord(dialogue.dataset, where, error.field or "clip", str(error)))
-    return made, quarantined
 
 
 def training_texts(dialogues: Iterable[Dialogue], summaries: bool = False) -> Iterator[str]:

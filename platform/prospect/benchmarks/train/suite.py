@@ -31,7 +31,7 @@ from prospect.config.schema import Config
 from prospect.corpus.draw import plan_corpus
 from prospect.data.batches import IGNORE, Batch, Collator
 from prospect.data.clips import Clip
-from prospect.data.prepare import make_clips
+from prospect.data.cuts import make_clips
 from prospect.data.settings import ClipSettings, LabelSamplingSettings
 from prospect.data.sources import load_dialogues, place_all
 from prospect.devices import has_gpu

@@ -14,7 +14,8 @@ from urllib.parse import quote
 import jinja2
 from pyarrow import fs
 
-from prospect.data.prepare import make_clips, training_texts
+from prospect.data.cuts import make_clips
+from prospect.data.prepare import training_texts
 from prospect.data.settings import ClipSettings
 from prospect.data.sources import Corpus, QuarantinedRecord, place_all
 from prospect.data.sources.placement import total_frames

@@ -1,0 +1,60 @@
+"""Dialogues cut into clips by all cores of the cluster, with progress."""
+
+import time
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from prospect.cluster.common import ReportLine
+from prospect.cluster.runtime import connect
+from prospect.data.clips import Clip
+from prospect.data.cuts import Found, Placed, find_all, make_clips
+from prospect.data.settings import ClipSettings
+from prospect.data.sources import QuarantinedRecord
+from prospect.dialogue.sequence import SequenceBuilder
+
+FEW = 100
+"""Dialogues that this process cuts sooner than a worker has started."""
+PER_TASK = 25
+PROGRESS_S = 5.0
+"""Seconds between two lines of progress."""
+
+
+def cut_clips(
+    placed: Sequence[Placed], builder: SequenceBuilder, clips: ClipSettings, cache: Path, report: ReportLine
+) -> tuple[list[Clip], list[QuarantinedRecord]]:
+    """As `make_clips`: cuts that are kept below `cache` are not made again, and many are made in Ray tasks."""
+
+    def find(missing: Sequence[Placed]) -> Iterator[Found]:
+        if len(missing) < FEW:
+            return find_all(builder, clips, missing)
+        return _in_tasks(missing, builder, clips, report)
+
+    return make_clips(placed, builder, clips, cache / "cuts", find)
+
+
+def _in_tasks(
+    missing: Sequence[Placed], builder: SequenceBuilder, clips: ClipSettings, report: ReportLine
+) -> Iterator[Found]:
+    import ray
+
+    connect()
+    shared: Any = ray.put((builder, clips))
+
+    @ray.remote
+    def task(settings: tuple[SequenceBuilder, ClipSettings], some: list[Placed]) -> list[Found]:
+        return list(find_all(*settings, some))
+
+    tasks = [task.remote(shared, list(missing[start : start + PER_TASK])) for start in range(0, len(missing), PER_TASK)]
+    began = shown = time.monotonic()
+    done = 0
+    for each in tasks:
+        found = ray.get(each)
+        yield from found
+        done += len(found)
+        now = time.monotonic()
+        if now - shown >= PROGRESS_S:
+            left = timedelta(seconds=round((now - began) / done * (len(missing) - done)))
+            report(f"train  {done:,}/{len(missing):,} dialogues cut into clips, {left} left")
+            shown = now
