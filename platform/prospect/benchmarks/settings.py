@@ -84,6 +84,13 @@ class TrainSuite(Settings):
     """GiB that the second measurement on a GPU may use."""
 
 
+class ClipsSuite(Settings):
+    """Cutting the configured source's dialogues into clips."""
+
+    name: Literal["clips"] = "clips"
+    """Chosen by suite=clips."""
+
+
 Ablated = Literal[
     "reference", "token", "rho_1", "rho_0_2", "rho_0_01", "focal", "focal_rho_1", "no_recipe", "no_state_head", "lora"
 ]  # fmt: skip
@@ -108,5 +115,6 @@ class AblationSuite(Settings):
 
 
 Suite = Annotated[
-    EmbedSuite | LabelsSuite | TrainSuite | AblationSuite | EngineSuite | GpuSuite, Field(discriminator="name")
+    EmbedSuite | LabelsSuite | ClipsSuite | TrainSuite | AblationSuite | EngineSuite | GpuSuite,
+    Field(discriminator="name"),
 ]

@@ -14,8 +14,8 @@ from prospect.data.settings import ClipSettings
 from prospect.data.sources import QuarantinedRecord
 from prospect.dialogue.sequence import SequenceBuilder
 
-FEW = 100
-"""Dialogues that this process cuts sooner than a worker has started."""
+PROBE_S, WORTH_S = 2.0, 20.0
+"""Seconds after which the rest is estimated, and from which on it goes to tasks, whose workers are slow to start."""
 PER_TASK = 25
 PROGRESS_S = 5.0
 """Seconds between two lines of progress."""
@@ -24,19 +24,24 @@ PROGRESS_S = 5.0
 def cut_clips(
     placed: Sequence[Placed], builder: SequenceBuilder, clips: ClipSettings, cache: Path, report: ReportLine
 ) -> tuple[list[Clip], list[QuarantinedRecord]]:
-    """As `make_clips`: cuts that are kept below `cache` are not made again, and many are made in Ray tasks."""
+    """As `make_clips`: cuts that are kept below `cache` are not made again, and what takes long goes to Ray tasks."""
 
     def find(missing: Sequence[Placed]) -> Iterator[Found]:
-        if len(missing) < FEW:
-            return find_all(builder, clips, missing)
-        return _in_tasks(missing, builder, clips, report)
+        began = time.monotonic()
+        for done, found in enumerate(find_all(builder, clips, missing), 1):
+            yield found
+            took = time.monotonic() - began
+            if took > PROBE_S and took / done * (len(missing) - done) > WORTH_S:
+                yield from _in_tasks(missing, done, builder, clips, report)
+                return
 
     return make_clips(placed, builder, clips, cache / "cuts", find)
 
 
 def _in_tasks(
-    missing: Sequence[Placed], builder: SequenceBuilder, clips: ClipSettings, report: ReportLine
+    missing: Sequence[Placed], first: int, builder: SequenceBuilder, clips: ClipSettings, report: ReportLine
 ) -> Iterator[Found]:
+    """The cuts of `missing[first:]`."""
     import ray
 
     connect()
@@ -46,15 +51,16 @@ def _in_tasks(
     def task(settings: tuple[SequenceBuilder, ClipSettings], some: list[Placed]) -> list[Found]:
         return list(find_all(*settings, some))
 
-    tasks = [task.remote(shared, list(missing[start : start + PER_TASK])) for start in range(0, len(missing), PER_TASK)]
+    starts = range(first, len(missing), PER_TASK)
+    tasks = [task.remote(shared, list(missing[start : start + PER_TASK])) for start in starts]
     began = shown = time.monotonic()
-    done = 0
+    done = first
     for each in tasks:
         found = ray.get(each)
         yield from found
         done += len(found)
         now = time.monotonic()
         if now - shown >= PROGRESS_S:
-            left = timedelta(seconds=round((now - began) / done * (len(missing) - done)))
+            left = timedelta(seconds=round((now - began) / (done - first) * (len(missing) - done)))
             report(f"train  {done:,}/{len(missing):,} dialogues cut into clips, {left} left")
             shown = now
