@@ -12,7 +12,7 @@ from xdist.workermanage import WorkerController
 
 WHOLE_PATHS = (
     "test_learning", "test_embed", "test_failures", "test_cluster", "test_demo", "test_real", "test_elastic",
-    "test_train", "test_serve", "test_earlier", "test_prepare",
+    "test_autoscaler", "test_train", "test_serve", "test_evaluation", "test_earlier", "test_prepare",
 )  # fmt: skip
 """Files of tests/e2e by their seconds, longest first."""
 UNIT_TESTS = (

@@ -189,7 +189,6 @@ def test_serve_run_joins_the_cluster_that_its_own_option_names(no_gpu: None, clu
     assert "serve  asks for up to 2 GPUs: the cluster has no GPU now" in done.stdout
     assert "has a GPU for Ray, but torch finds none there" in done.stderr
     assert "Traceback" not in done.stderr
-    assert len(gpu_nodes()) == 1
 
 
 def test_labels_need_no_gpu(no_gpu: None, root: Path) -> None:
