@@ -3,6 +3,7 @@
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import mlflow.pyfunc
 import numpy as np
@@ -15,6 +16,7 @@ from prospect.cluster.train import train
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.prepare import read_records
 from prospect.errors import ConfigError
+from prospect.evaluation import group_streamer
 from prospect.evaluation.decision_cache import StreamedModel
 from prospect.model import checkpoint
 from prospect.model.checkpoint import load_model
@@ -147,3 +149,30 @@ def test_every_way_to_load_it_asks_for_the_device_of_its_process(root: Path, mon
     evaluate._StreamerActor(model)
     assert callable(encoding.EncodeBatch(tiny, encoder_fingerprint(tiny), 1, lambda: "cuda")._encode)
     assert asked == ["cuda"] * 4  # the served model and its encoder
+
+
+def test_an_evaluations_worker_keeps_its_engine(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new one measures attention, compiles and captures graphs; what it decides is the same."""
+    made: list[StreamingEngine] = []
+
+    class Counted(StreamingEngine):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            made.append(self)
+
+    monkeypatch.setattr(group_streamer, "StreamingEngine", Counted)
+    folder = root / "runs/finished/model"
+    model = StreamedModel(folder, root / "cache", str(root / "embeddings"), TOY_CONTEXT, StreamingSettings())
+    dialogues = json.dumps([toy_dialogue(number).model_dump_json() for number in (6, 7)])
+    rows = [{"key": view, "view": view, "dialogues": dialogues} for view in ("watched", "blank", "watched")]
+    streamer = group_streamer.GroupStreamer(model)
+    first, _, again = (streamer(row)["decisions"] for row in rows)
+    assert first == again
+    assert len(made) == 1
+    assert made[0].session_ids == []
+    broken = toy_dialogue(6).model_copy(update={"goal": "tea " * 2000})
+    together = [toy_dialogue(7).model_dump_json(), broken.model_dump_json()]
+    failed = streamer({**rows[0], "dialogues": json.dumps(together)})
+    assert "goal" in failed["error"] or "context" in failed["error"]
+    assert made[0].session_ids == [], "sessions of a group that failed are closed"
+    assert streamer(rows[0])["decisions"] == first

@@ -10,11 +10,12 @@ from mlflow.models import Model
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, TEMPORARILY_UNAVAILABLE
 
 from prospect.errors import CheckpointError, ConfigError
+from prospect.escape import folder_name
 from prospect.tracking.code_version import code_version
 from prospect.tracking.pyfunc import ModelInterface
 from prospect.tracking.retry import retry_until_available
 from prospect.tracking.run import DatasetCard
-from prospect.tracking.settings import TrackingError, TrackingSettings, folder_name
+from prospect.tracking.settings import TrackingError, TrackingSettings
 from prospect.tracking.tracking import Tracking
 from scripts.cluster import free_port
 

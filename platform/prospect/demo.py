@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
-from rich.console import Console
 
+from prospect import terminal
 from prospect.benchmarks.memory import PeakMemory
 from prospect.client import LiveSession, ProspectClient
 from prospect.cluster.common import draw_sample, embeddings_root
@@ -34,7 +34,7 @@ from prospect.vision.video import sample_frames
 PACE = 8
 """How much faster than the camera the demo sends frames."""
 
-console = Console(highlight=False)
+console = terminal.console()
 
 
 def demo(config: ServeConfig) -> None:

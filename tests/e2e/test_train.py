@@ -115,7 +115,7 @@ def test_a_finished_run_is_returned_and_another_configuration_refused(local_ray:
 def test_a_loss_that_is_not_finite_stops_without_a_retry(local_ray: None, config: Config) -> None:
     hot = {"run_name": "hot", "learning_rate": 1e30, "num_workers": 1, "warmup_steps": 0}
     changed = config.model_copy(update={"training": config.training.model_copy(update=hot)})
-    with pytest.raises(TrainingError, match=r"is (nan|inf|not finite) at step \d+ on v"):
+    with pytest.raises(TrainingError, match=r"is (nan|inf|not finite) at step \d+ on toy/v"):
         train(changed, lambda line: None)
     events = [event for event, _ in read_events(Path(config.storage.root) / "runs" / "hot" / "metrics.jsonl")]
     assert [event["kind"] for event in events].count("start") == 1

@@ -19,6 +19,7 @@ from prospect.streaming.attention.select import (
     BACKENDS,
     TOLERANCE,
     attention_backend,
+    check_attention,
     deviation,
     fastest,
     plain_attention,
@@ -27,7 +28,7 @@ from prospect.streaming.kv_cache.block_table import BlockTable
 from prospect.streaming.kv_cache.pool import PagePool
 from prospect.streaming.runner.cuda_graphs import SingleTokenVarlen
 from prospect.streaming.runner.static import FixedAttention, StaticAttention, StaticBuffers
-from prospect.streaming.settings import AttentionName
+from prospect.streaming.settings import AttentionName, StreamingSettings
 from tests.needs import needs_cuda
 
 CONFIG = LlamaConfig(num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, hidden_size=64)
@@ -238,3 +239,20 @@ def test_a_backend_that_gives_no_number_is_refused(monkeypatch):
     )
     with pytest.raises(ConfigError, match="differ from plain attention by up to inf"):
         attention_backend("flex", PagePool(KVGeometry.of(CONFIG), 40, SIZE, FULL, torch.float32, torch.device("cpu")))
+
+
+def test_attention_that_cannot_run_is_refused_before_there_is_a_model() -> None:
+    """As a training's workers do before the first step: a kernel of another device, a missing compiler."""
+    geometry, cpu_device = KVGeometry(layers=4, heads=2, head_dim=8, groups=2), torch.device("cpu")
+    check_attention(StreamingSettings(), geometry, torch.float32, cpu_device)
+    with pytest.raises(ConfigError, match=r"`streaming\.attention` is varlen, which does not run on this cpu"):
+        check_attention(StreamingSettings(attention="varlen"), geometry, torch.float32, cpu_device)
+
+
+def test_without_any_attention_the_reasons_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(pool: PagePool, chunks: object) -> AttentionBackend:
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
+
+    pool = PagePool(KVGeometry(layers=1, heads=2, head_dim=8, groups=1), 6, 16, 3, torch.float32, torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"flex does not run \(Failed to find C compiler.*\).*install gcc"):
+        fastest({"flex": no_compiler}, pool)

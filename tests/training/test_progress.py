@@ -4,20 +4,28 @@ import io
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from ray.exceptions import ActorDiedError
+import torch
+from ray.exceptions import ActorDiedError, RayTaskError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from rich.console import Console as Terminal
 
 from prospect.cluster.controller import FailureLog
+from prospect.cluster.worker_main import device_error
 from prospect.cluster.workers import _explained
+from prospect.errors import ConfigError
+from prospect.evaluation.settings import CalibrationSettings
+from prospect.streaming.settings import StreamingSettings
 from prospect.training.console import LineConsole, LiveConsole, summary_table
 from prospect.training.events import EventFollower, EventLog, RunEvent, drop_repeats, read_events, training_seconds
 from prospect.training.metrics import metric_rows, run_tags
 from prospect.training.result import TrainResult
 from prospect.training.settings import TrainingError, TrainingSettings
+from prospect.training.worker_spec import WorkerJob
+from tests.factories import TOY_CONTEXT, TOY_MODEL
 
 
 def step(log: EventLog, number: int) -> None:
@@ -147,10 +155,13 @@ def test_the_worker_that_died_is_the_reason_and_not_who_waited_for_it(tmp_path: 
     FailureLog(tmp_path).after_exception(None, failures)
     [(event, _)] = read_events(tmp_path / "metrics.jsonl")
     assert event["reason"] == "worker 1: Worker 1 health check failed"
-    told = _explained(WorkerGroupError("two failures", failures), TrainingSettings(max_failures=1))
+    settings = TrainingSettings(max_failures=1)
+    told = _explained(WorkerGroupError("two failures", failures), settings)
     assert isinstance(told, TrainingError)
     assert str(told).startswith("workers died more than training.max_failures=1 times; the run continues from its last")
     assert "(Worker 1 health check failed)" in str(told)
+    lost = ConfigError("node 10.0.0.7 has a GPU for Ray, but torch finds none there")
+    assert _explained(ControllerError(RayTaskError("check", "a trace", lost).as_instanceof_cause()), settings) is lost
     defect = WorkerGroupError("a defect", {0: RuntimeError("a defect")})
     assert _explained(defect, TrainingSettings()) is defect
 
@@ -235,3 +246,14 @@ def test_calibration_speaks_where_there_is_no_terminal_and_is_no_training_time()
     LineConsole(10, lines.append)(event)
     assert lines == ["train  calibrating thresholds"]
     assert training_seconds([{"kind": "start", "time": 1.0}, {"kind": "done", "time": 3.0}, event]) == 2.0
+
+
+def test_a_worker_refuses_an_engine_that_it_cannot_run_before_the_first_step(tmp_path: Path) -> None:
+    """Calibration would find out behind the whole training."""
+    job = WorkerJob(TOY_MODEL, TrainingSettings(), TOY_CONTEXT, tmp_path, tmp_path, "", {})
+    varlen = replace(job, streaming=StreamingSettings(attention="varlen"))
+    assert "streaming.attention" in str(device_error(varlen, torch.device("cpu"), 1))
+    assert device_error(job, torch.device("cpu"), 1) is None
+    alone = CalibrationSettings(enabled=False)
+    quiet = replace(varlen, training=varlen.training.model_copy(update={"calibration": alone}))
+    assert device_error(quiet, torch.device("cpu"), 1) is None, "nothing streams in this training"

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from prospect.check.config import CheckConfig
 from prospect.check.source import SourceCheck, check_source
 from prospect.data.sources import group_reasons
+from prospect.terminal import console
 
 _SHOWN = 10
 """Reasons and names that are printed of each kind."""
@@ -20,15 +20,15 @@ def check(config: CheckConfig) -> None:
     Raises:
         ProspectError: see `check_source` and `compare_with_transformers`.
     """
-    console = Console(width=140, highlight=False)
+    out = console(140)
     if config.model is not None:
-        console.print(_agreement(config.model, Path(config.storage.root) / "cache"))
+        out.print(_agreement(config.model, Path(config.storage.root) / "cache"))
         return
     found = check_source(config)
-    console.print(found.report)
-    console.print(found.clips)
+    out.print(found.report)
+    out.print(found.clips)
     for line in _remarks(found):
-        console.print(f"check  {line}", soft_wrap=True, markup=False)
+        out.print(f"check  {line}", soft_wrap=True)
 
 
 def _agreement(model: str, cache: Path) -> Table:

@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from rich.console import Console
-
 from prospect.cluster.common import ReportLine, draw_sample, embeddings_root, frames_in, track_job
 from prospect.cluster.embed_pipeline import divide, stream_embeddings
 from prospect.cluster.gpus import allot
@@ -21,6 +19,7 @@ from prospect.data.sources import Corpus, feature_files, load_dialogues
 from prospect.data.stored_names import plain_name
 from prospect.errors import ConfigError, DataError
 from prospect.files import file_size, hash_source, is_file, open_filesystem, write_file
+from prospect.terminal import console
 from prospect.vision.arrow import FRAMES_FILE_PHASE, is_frames_file
 from prospect.vision.fingerprint import encoder_fingerprint
 from prospect.vision.report import EmbedReport, VideoOutcome, VideoSource, print_progress
@@ -51,10 +50,10 @@ def embed(config: Config, report: ReportLine = print) -> EmbedReport:
 
     make = _embed_videos if config.embedding.import_features is None else _import_features
     embedded = make(config, corpus, progress, report)
-    console = Console(width=140)
-    console.print(embedded.table())
+    out = console(140)
+    out.print(embedded.table())
     dialogues = count_labels(corpus, frames_in(config))
-    console.print(dialogues)
+    out.print(dialogues)
     for line in embedded.remarks(len(corpus.missing_videos)):
         report(f"embed  {line}")
     texts = {"embeddings.json": json.dumps(embedded.to_json(), indent=2), "dialogues.json": dialogues.to_json()}

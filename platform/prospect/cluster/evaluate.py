@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from rich.console import Console
-
 from prospect.cluster.common import ReportLine, report_earlier_decoder
 from prospect.cluster.gpus import allot
 from prospect.cluster.runtime import reserved_device
@@ -30,6 +28,7 @@ from prospect.model.saved import SavedModel, read_saved
 from prospect.model.settings import HEADS
 from prospect.similarity import SentenceSimilarity
 from prospect.streaming.settings import StreamingSettings
+from prospect.terminal import console
 
 if TYPE_CHECKING:
     from prospect.tracking.tracking import Tracking
@@ -68,7 +67,7 @@ def evaluate_and_show(config: Config) -> None:
     result = evaluate_model(config)
     lineage = result.lineage
     title = f"{lineage.model} on {lineage.split}, {lineage.count}"
-    Console(width=100).print(
+    console(100).print(
         render_table(result.scores, "\n".join([title, *(f"ATTENTION: {mark}" for mark in lineage.marks())]))
     )
 

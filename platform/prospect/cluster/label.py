@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from itertools import groupby
 
-from rich.console import Console
-
 from prospect.cluster.common import ReportLine, draw_sample, frames_in, track_job
 from prospect.cluster.runtime import connect
 from prospect.config.schema import Config
@@ -24,7 +22,9 @@ from prospect.data.labels.video import FramesOf, LabelVideo, VideoLabels, by_vid
 from prospect.data.sources import Corpus, load_dialogues, to_jsonl
 from prospect.dialogue.schema import Dialogue
 from prospect.errors import DataError
+from prospect.escape import folder_name
 from prospect.files import open_filesystem, write_file
+from prospect.terminal import console
 
 VideoProgress = Callable[[str, int, int], None]
 """(what is done, videos done, videos in all)."""
@@ -56,10 +56,10 @@ def make_labels(config: Config, report: ReportLine = print) -> LabelReport:
     root, frames_of = config.storage.root, frames_in(config)
     corpus = load_dialogues(config.data)
     labels = label(corpus, root, frames_of, config.labels, progress)
-    console = Console(width=140)
-    console.print(labels)
+    out = console(140)
+    out.print(labels)
     if labels.mapping is not None:
-        console.print(labels.mapping)
+        out.print(labels.mapping)
     for sentence in labels.remarks():
         report(f"label  {sentence}")
     from prospect.reports.statistics import plot_statistics  # with matplotlib
@@ -192,4 +192,4 @@ def _write(root: str, dialogues: Sequence[Dialogue], report: LabelReport) -> Non
     write("report.json", [report.to_json().encode()])
     groups = sorted(dialogues, key=lambda dialogue: (dialogue.dataset, dialogue.split))
     for (dataset, split), members in groupby(groups, key=lambda dialogue: (dialogue.dataset, dialogue.split)):
-        write(f"proassist/{dataset}/{split}.json", to_proassist(members))
+        write(f"proassist/{folder_name(dataset)}/{split}.json", to_proassist(members))

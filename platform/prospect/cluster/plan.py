@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable
 
-from rich.console import Console
-
 from prospect.config.schema import Config
+from prospect.terminal import console
 from prospect.training.checks import GIB, card_bytes
 from prospect.training.memory_plan import MemoryPlan, largest_micro_batch, plan_zero
 from prospect.training.preflight import describe_device, join_savings, savings, trained_parameters
@@ -22,16 +21,16 @@ def show_plan(config: Config) -> None:
     """
     name, room = _planned_card(config.card)
     planned = plan(config)
-    console = Console(width=100, highlight=False)
-    console.print(trained_parameters(config.model, tower_width(config.vision.backend, config.vision.model)))
-    console.print()
-    console.print(planned.table())
+    out = console(100)
+    out.print(trained_parameters(config.model, tower_width(config.vision.backend, config.vision.model)))
+    out.print()
+    out.print(planned.table())
     peak = f"{planned.peak / GIB:.2f} of its {room / GIB:.1f} GiB, computing {planned.tokens:,} tokens at once"
     if planned.fits(room / GIB):
-        console.print(f"\nThe run fits {name}: {peak}.", soft_wrap=True)
+        out.print(f"\nThe run fits {name}: {peak}.", soft_wrap=True)
         return
     change = join_savings(savings(config.model, config.training, planned))
-    console.print(f"\nThe run does not fit {name}: {peak}. To save memory, {change}.", soft_wrap=True)
+    out.print(f"\nThe run does not fit {name}: {peak}. To save memory, {change}.", soft_wrap=True)
 
 
 def _planned_card(card: str | None) -> tuple[str, int]:

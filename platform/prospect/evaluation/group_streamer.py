@@ -42,6 +42,7 @@ class GroupStreamer:
             frames = self._store.read(dialogue.video_id, start, stop)
             return view_of(frames, cast(View, row["view"]), blank, f"{dialogue.video_id}/{dialogue.dialogue_id}")
 
+        self._engine.forget_prefixes()  # what a group decides does not depend on the groups before it
         try:
             streamed = stream_dialogues(self._engine, placed, read)
         except ProspectError as error:  # as a value: an exception in an actor would arrive as a stack trace

@@ -20,6 +20,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 
 _HEADS = {"speak": "speak", "update": "update the state"}
 _STYLE: Any = {
+    "text.parse_math": False,  # a data set's name may hold dollars
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -158,7 +158,8 @@ def draw(each: Measure, groups: Mapping[Group, Values]) -> bytes:
             panels[dataset][split] = np.asarray(values.of[each.name], dtype=float)
     columns = min(PANELS_A_ROW, len(panels))
     rows = -(-len(panels) // columns)
-    with rc_context({"font.size": 9, "svg.hashsalt": each.name, "axes.spines.top": False, "axes.spines.right": False}):
+    style: Any = {"font.size": 9, "svg.hashsalt": each.name, "axes.spines.top": False, "axes.spines.right": False}
+    with rc_context({**style, "text.parse_math": False}):  # a data set's name may hold dollars
         figure = Figure(figsize=(3.9 * columns, 2.3 * rows + 0.3), layout=ConstrainedLayoutEngine(h_pad=0.1))
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axis, (dataset, splits) in zip(axes, panels.items(), strict=False):

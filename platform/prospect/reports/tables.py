@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from prospect.evaluation.metrics import Scores, SliceScores
 
 _UNDEFINED = "-"
 
 
-def _number(metric: str, digits: int = 2) -> Callable[[SliceScores], str]:
+def _number(metric: str, digits: int = 2) -> Callable[[SliceScores], str | Text]:
     def cell(scores: SliceScores) -> str:
         value = scores[metric]
         return _UNDEFINED if value is None else f"{value:.{digits}f}"
@@ -18,19 +19,19 @@ def _number(metric: str, digits: int = 2) -> Callable[[SliceScores], str]:
     return cell
 
 
-def _with_interval(metric: str) -> Callable[[SliceScores], str]:
+def _with_interval(metric: str) -> Callable[[SliceScores], str | Text]:
     """A value with its dimmed interval below it; beside it, four columns would not fit a terminal."""
 
-    def cell(scores: SliceScores) -> str:
+    def cell(scores: SliceScores) -> str | Text:
         interval = scores.intervals[metric]
         if interval is None:
             return _UNDEFINED
-        return f"{interval.value:.2f}\n[dim]{interval.low:.2f}-{interval.high:.2f}[/dim]"
+        return Text.assemble(f"{interval.value:.2f}\n", (f"{interval.low:.2f}-{interval.high:.2f}", "dim"))
 
     return cell
 
 
-_COLUMNS: dict[str, Callable[[SliceScores], str]] = {
+_COLUMNS: dict[str, Callable[[SliceScores], str | Text]] = {
     "turn F1": _with_interval("turn_f1"),
     "words": _number("content_f1"),
     "off s": _number("time_diff"),

@@ -149,6 +149,10 @@ class StreamingEngine:
         self._placement.remove(session_id)
         del self._sessions[session_id]
 
+    def forget_prefixes(self) -> None:
+        """Forget the contexts of closed sessions. Shared pages change the last bits of what new sessions compute."""
+        self._pool.forget()
+
     @property
     def capacity(self) -> int:
         """Sessions that fit when all are as long as a context may be; known before any opens."""

@@ -41,9 +41,3 @@ def database_file(uri: str) -> Path | None:
     """The file of an SQLite database, None of a server or of a database in memory."""
     path = unquote(uri.removeprefix(SQLITE).partition("?")[0])
     return Path(path) if uri.startswith(SQLITE) and path not in ("", ":memory:") else None
-
-
-def folder_name(experiment: str) -> str:
-    """One folder's name for an experiment of any name, such as `/Shared/kitchen` or `..`."""
-    name = quote(experiment, safe=" ")
-    return name.replace(".", "%2E") if not name.strip(".") else name

@@ -25,6 +25,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from prospect.errors import CheckpointError, ConfigError
+from prospect.escape import folder_name
 from prospect.files import write_json
 from prospect.messages import first_line
 from prospect.tracking.code_version import code_version
@@ -37,7 +38,6 @@ from prospect.tracking.settings import (
     TrackingSettings,
     database_file,
     database_uri,
-    folder_name,
 )
 
 CANDIDATE, CHAMPION = "candidate", "champion"

@@ -85,7 +85,7 @@ class MemoryPlan:
         for name, label in _ROWS.items():
             if getattr(self, name):
                 table.add_row(label, f"{getattr(self, name) / GIB:.2f}", end_section=name == "update")
-        table.add_row("[bold]peak", f"[bold]{self.peak / GIB:.2f}")
+        table.add_row("peak", f"{self.peak / GIB:.2f}", style="bold")
         if self.host:
             table.add_row("in the machine's memory", f"{self.host / GIB:.2f}")
         for card in cards:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
+from prospect.escape import metric_part
 from prospect.model.settings import LOSS_PARTS
 from prospect.training.events import RunEvent
 
@@ -47,7 +48,7 @@ def failure_tag(when: float, reason: str) -> dict[str, str]:
 def threshold_metrics(thresholds: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """`validation/speak_threshold_DATASET` and the like, from data set -> decision -> threshold."""
     return {
-        f"validation/{decision}_threshold_{dataset}": value
+        f"validation/{decision}_threshold_{metric_part(dataset)}": value
         for dataset, chosen in thresholds.items()
         for decision, value in chosen.items()
     }

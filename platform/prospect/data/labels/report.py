@@ -20,6 +20,7 @@ from prospect.data.sources import (
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.state import StatePolicy, TaskState
 from prospect.dialogue.timeline import FPS, Timeline
+from prospect.escape import metric_part
 
 _SHOWN = 10
 """Reasons of what was left out that are printed; report.json has all."""
@@ -94,7 +95,7 @@ class LabelReport:
     def metrics(self) -> dict[str, float]:
         """The table's numbers as flat names, `train/holoassist/videos`, for a tracker."""
         numbers = ((row, column, getattr(row, column)) for row in self.rows for column in COLUMNS)
-        return {f"{row.split}/{row.dataset}/{column}": float(value) for row, column, value in numbers}
+        return {f"{row.split}/{metric_part(row.dataset)}/{column}": float(value) for row, column, value in numbers}
 
     def to_json(self) -> str:
         """All of it, and the reasons of what was left out, with counts."""

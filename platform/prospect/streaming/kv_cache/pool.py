@@ -115,6 +115,11 @@ class PagePool:
             self._unlist(page)
         return page
 
+    def forget(self) -> None:
+        """Forget the pages that no table has: the next context is computed as on a new pool."""
+        while self._cached:
+            self._unlist(next(iter(self._cached)))
+
     def _choose(self, after: int | None) -> int:
         if after is not None and after + 1 < self.num_pages and self._holders[after + 1] == 0:
             return after + 1
