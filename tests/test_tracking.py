@@ -15,7 +15,7 @@ from prospect.tracking.code_version import code_version
 from prospect.tracking.pyfunc import ModelInterface
 from prospect.tracking.retry import retry_until_available
 from prospect.tracking.run import DatasetCard
-from prospect.tracking.settings import TrackingError, TrackingSettings
+from prospect.tracking.settings import NOTE, TrackingError, TrackingSettings
 from prospect.tracking.tracking import Tracking
 from scripts.cluster import free_port
 
@@ -164,12 +164,12 @@ def test_register_promote_resolve(tracking: Tracking, tmp_path: Path) -> None:
 def test_a_model_is_registered_once_and_says_what_it_takes_and_gives(tracking: Tracking, tmp_path: Path) -> None:
     """A driver that died right after registering does it again; the version stays."""
     run, folder = tracking.open_run(tmp_path / "run", "run"), model_folder(tmp_path / "m", "one")
-    tags = {"step": "20", "validation/speak_f1": "0.5"}
-    version = tracking.register("signed", run, folder, INTERFACE, 20, tags)
+    tags, about = {"step": "20", "validation/speak_f1": "0.5"}, "7 videos of toy; 20 steps."
+    version = tracking.register("signed", run, folder, INTERFACE, 20, tags, about)
     assert tracking.register("signed", run, folder, INTERFACE, 20, tags) == version
     [made] = tracking.client.search_model_versions("name = 'signed'")
     [output] = tracking.client.get_run(run.id).outputs.model_outputs
-    assert (made.tags, output.step) == (tags, 20)
+    assert (made.tags, made.description, output.step) == (tags, about, 20)
     assert made.source == tracking.client.get_logged_model(output.model_id).artifact_location
     signature = Model.load(str(tracking.resolve("models:/signed@candidate"))).signature
     assert signature.inputs.input_names() == ["embedding"]
@@ -255,10 +255,13 @@ def raised(error: Exception) -> None:
 
 
 def test_a_job_that_prepares_data_is_a_finished_run_with_its_reports(tracking: Tracking) -> None:
-    numbers = {"train/holoassist/videos": 3.0}
+    numbers = {"data/train/holoassist/videos": 3.0}
     data = {"data": {"source": "folder"}}
-    run = tracking.log_job("label", config=data, parameters=data, metrics=numbers, texts={"report.json": "{}"})
+    run = tracking.log_job(
+        "label", config=data, parameters=data, metrics=numbers, texts={"report.json": "{}"}, about="3 videos."
+    )
     stored = tracking.client.get_run(run.id)
     assert (stored.info.status, stored.data.tags["prospect.job"]) == ("FINISHED", "label")
     assert (stored.data.metrics, stored.data.params) == (numbers, {"data.source": "folder"})
+    assert stored.data.tags[NOTE] == "3 videos."
     assert {file.path for file in tracking.client.list_artifacts(run.id)} >= {"config.json", "report.json"}

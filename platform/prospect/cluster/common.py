@@ -56,7 +56,7 @@ def report_earlier_decoder(store: EmbeddingStore, job: str, report: ReportLine) 
 
 
 def track_job(
-    config: Config, job: str, metrics: Mapping[str, float], texts: Mapping[str, str], report: ReportLine
+    config: Config, job: str, metrics: Mapping[str, float], texts: Mapping[str, str], about: str, report: ReportLine
 ) -> None:
     """Log a finished job to the tracker; the default database needs a local storage root."""
     named = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
@@ -68,5 +68,5 @@ def track_job(
     tracking = Tracking(config.tracking, config.storage.root)
     whole = config.model_dump(mode="json")
     parameters = {section: whole[section] for section in _PARAMETERS[job]}
-    run = tracking.log_job(job, config=whole, parameters=parameters, metrics=metrics, texts=texts)
+    run = tracking.log_job(job, config=whole, parameters=parameters, metrics=metrics, texts=texts, about=about)
     report(f"{job:6} tracked as run {run.id}: {tracking.where(run)}")

@@ -63,8 +63,15 @@ def embed(config: Config, report: ReportLine = print) -> EmbedReport:
         return embedded
     for name, text in texts.items():
         write_file(filesystem, f"{root}/report/{name}", text.encode())
-    track_job(config, "embed", dialogues.metrics() | embedded.metrics(), texts, report)
+    track_job(config, "embed", dialogues.metrics() | embedded.metrics(), texts, _about(config, embedded), report)
     return embedded
+
+
+def _about(config: Config, embedded: EmbedReport) -> str:
+    """One sentence for the run's page."""
+    left_out = embedded.count("quarantined")
+    rest = f", {left_out:,} left out" if left_out else ""
+    return f"Embeddings of {config.data.path} by {config.vision.model}: {embedded.total:,} videos{rest}."
 
 
 def _embed_videos(config: Config, corpus: Corpus, progress: EmbedCallback, report: ReportLine) -> EmbedReport:

@@ -29,6 +29,7 @@ from prospect.model.settings import HEADS
 from prospect.similarity import SentenceSimilarity
 from prospect.streaming.settings import StreamingSettings
 from prospect.terminal import console
+from prospect.tracking.settings import NOTE
 
 if TYPE_CHECKING:
     from prospect.tracking.tracking import Tracking
@@ -298,7 +299,7 @@ def _record(tracking: "Tracking", result: EvaluationResult) -> None:
     run = tracking.open_evaluation(lineage.key, name, training)
     run.log_parameters({"model": lineage.model, "split": lineage.split, **lineage.rules})
     run.log_metrics(metrics)
-    run.set_tags({"mlflow.note.content": _described(result), "marks": "; ".join(lineage.marks())})
+    run.set_tags({NOTE: _described(result), "marks": "; ".join(lineage.marks())})
     run.log_file(result.file, "evaluation")
     run.finish()
     if training is not None and lineage.split == "test" and not lineage.obstacle:

@@ -13,7 +13,7 @@ from prospect.cluster.common import ReportLine
 from prospect.cluster.cutting import cut_clips
 from prospect.cluster.gpus import Allotment, allot
 from prospect.cluster.plan import plan
-from prospect.cluster.record import open_run, record_failure, register, upload_events, upload_reports
+from prospect.cluster.record import describe, open_run, record_failure, register, upload_events, upload_reports
 from prospect.cluster.runtime import owns_ray
 from prospect.cluster.workers import fit
 from prospect.config.schema import Config
@@ -28,6 +28,7 @@ from prospect.files import write_json
 from prospect.model.adapters import build_tokenizer
 from prospect.tracking.retry import retry_until_available
 from prospect.tracking.run import TrackedRun
+from prospect.tracking.settings import NOTE
 from prospect.tracking.tracking import Tracking
 from prospect.training.console import write_table
 from prospect.training.loop import clip_lengths, make_sampler
@@ -72,9 +73,11 @@ def fine_tune(
         job = _worker_job(config, folder, store, run, planned, data)
         summary = fit(job, data, root, allotment, partial(upload_events, run), report)
         upload_reports(run, folder, summary["model_step"], report)
+        about = describe(manifest, summary)
         version = retry_until_available(
-            lambda: register(tracking, config.model.name, run, folder / "model", summary), report
+            lambda: register(tracking, config.model.name, run, folder / "model", summary, about), report
         )
+        retry_until_available(lambda: run.set_tags({NOTE: about}), report)
         retry_until_available(run.finish, report)
     result = TrainResult(
         run_name=settings.run_name,

@@ -69,8 +69,16 @@ def make_labels(config: Config, report: ReportLine = print) -> LabelReport:
     texts = {"report.json": labels.to_json()}
     if labels.mapping is not None:
         texts["mapping.json"] = labels.mapping.to_json()
-    track_job(config, "label", labels.metrics(), texts, report)
+    track_job(config, "label", labels.metrics(), texts, _about(config, labels), report)
     return labels
+
+
+def _about(config: Config, labels: LabelReport) -> str:
+    """One sentence for the run's page."""
+    videos, dialogues, found = (
+        sum(getattr(row, name) for row in labels.rows) for name in ("videos", "dialogues", "labels")
+    )
+    return f"Labels of {config.data.path}: {dialogues:,} dialogues on {videos:,} videos, {found:,} labels."
 
 
 def label_and_show(config: Config, report: ReportLine = print) -> None:

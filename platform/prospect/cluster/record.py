@@ -25,6 +25,9 @@ PARAMETERS = ("training", "model", "context", "data", "vision")
 
 INTERFACE = ModelInterface("prospect.streaming.table", table.INPUTS, table.OUTPUTS, table.PARAMETERS)
 
+_DESCRIBED = ("loss", "speak_f1", "update_f1", "state_accuracy", "stream_turn_f1", "stream_joint_goal_accuracy")
+"""Scores of a validation that a run's description names."""
+
 _REPORTS = ("calibration.json", "curves.json", "quarantine.jsonl")
 """Files of the run's folder that are uploaded with its plots."""
 
@@ -73,14 +76,31 @@ def upload_reports(run: TrackedRun, folder: Path, step: int, report: ReportLine)
     retry_until_available(upload, report)
 
 
-def register(tracking: Tracking, name: str, run: TrackedRun, folder: Path, summary: Mapping[str, Any]) -> int:
+def describe(manifest: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """One sentence on data, steps and scores, for the pages of the run and of the model's version."""
+    data = [
+        f"{counts['videos']:,} videos of {name} ({counts['clips']:,} clips)"
+        for name, splits in manifest["datasets"].items()
+        for counts in [splits["train"]]
+        if "train" in splits
+    ]
+    found = summary["validation"]
+    shown = [f"{name.replace('_', ' ')} {found[name]:.3f}" for name in _DESCRIBED if name in found]
+    scores = f"; on validation {', '.join(shown)}" if shown else ""
+    losses = f"loss {summary['first_loss']:.2f} to {summary['last_loss']:.2f}"
+    return f"{', '.join(data)}; {summary['step']:,} steps, {losses}; weights of step {summary['model_step']:,}{scores}."
+
+
+def register(
+    tracking: Tracking, name: str, run: TrackedRun, folder: Path, summary: Mapping[str, Any], about: str
+) -> int:
     """Register the model with the step and validation of its weights; returns its version."""
     step = summary["model_step"]
     tags = {
         "step": str(step),
         **{name: f"{value:.6g}" for name, value in validation_metrics(summary["validation"]).items()},
     }
-    return tracking.register(name, run, folder, INTERFACE, step, tags)
+    return tracking.register(name, run, folder, INTERFACE, step, tags, about)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ from pydantic import Field
 from prospect.errors import ProspectError
 from prospect.settings import Settings
 
+NOTE = "mlflow.note.content"
+"""MLflow's tag for what its page shows as a run's description."""
 SQLITE = "sqlite:///"
 
 

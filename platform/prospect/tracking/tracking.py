@@ -33,6 +33,7 @@ from prospect.tracking.pyfunc import ModelInterface
 from prospect.tracking.retry import is_away
 from prospect.tracking.run import TrackedRun
 from prospect.tracking.settings import (
+    NOTE,
     SQLITE,
     TrackingError,
     TrackingSettings,
@@ -41,7 +42,6 @@ from prospect.tracking.settings import (
 )
 
 CANDIDATE, CHAMPION = "candidate", "champion"
-
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -154,7 +154,8 @@ class Tracking:
     def where(self, run: TrackedRun) -> str:
         """The address of a run's page, or the command that shows it."""
         if self.uri.startswith(("http://", "https://")):
-            return f"{self.uri.rstrip('/')}/#/experiments/{self._experiment}/runs/{run.id}"
+            page = f"{self.uri.rstrip('/')}/#/experiments/{self._experiment}/runs/{run.id}"
+            return f"{page}?workflowType=machine_learning"  # else MLflow may open as for language models, without runs
         return f"mlflow ui --backend-store-uri {shlex.quote(self.uri)}"
 
     def log_job(
@@ -165,6 +166,7 @@ class Tracking:
         metrics: Mapping[str, float],
         texts: Mapping[str, str],
         parameters: Mapping[str, Any] | None = None,
+        about: str = "",
     ) -> TrackedRun:
         """Record a job that prepares data as a finished run: settings, metrics, and reports as artifacts.
 
@@ -174,9 +176,10 @@ class Tracking:
             metrics: by name.
             texts: artifact's name -> its text.
             parameters: as in `open_run`.
+            about: one sentence on what it found.
         """
         name = f"{job}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
-        run = self._new_run(name, {"prospect.job": job})
+        run = self._new_run(name, {"prospect.job": job, NOTE: about})
         run.log_config(config)
         run.log_parameters(parameters or {})
         run.log_metrics(metrics)
@@ -203,6 +206,7 @@ class Tracking:
         interface: ModelInterface,
         step: int = 0,
         tags: Mapping[str, str] | None = None,
+        about: str = "",
     ) -> int:
         """Upload a model folder, and register it as the newest version of `name`, alias `candidate`.
 
@@ -215,6 +219,7 @@ class Tracking:
             interface: of the model.
             step: optimizer step of the weights.
             tags: of the version.
+            about: one sentence on data, steps and scores.
 
         Returns:
             The version.
@@ -230,7 +235,7 @@ class Tracking:
             version = known[0].version
         else:
             made = model.artifact_location, run.id, dict(tags or {})
-            version = self.client.create_model_version(name, *made, model_id=model.model_id).version
+            version = self.client.create_model_version(name, *made, model_id=model.model_id, description=about).version
         versions = json.dumps([{"name": name, "version": str(version)}])
         self.client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": versions})  # the UI's link to it
         self.client.set_registered_model_alias(name, CANDIDATE, str(version))

@@ -93,9 +93,9 @@ class LabelReport:
         return replace(self, ignored=tuple(corpus.ignored), nearest=corpus.nearest)
 
     def metrics(self) -> dict[str, float]:
-        """The table's numbers as flat names, `train/holoassist/videos`, for a tracker."""
+        """The table's numbers as flat names, `data/train/holoassist/videos`, for a tracker."""
         numbers = ((row, column, getattr(row, column)) for row in self.rows for column in COLUMNS)
-        return {f"{row.split}/{metric_part(row.dataset)}/{column}": float(value) for row, column, value in numbers}
+        return {f"data/{row.split}/{metric_part(row.dataset)}/{column}": float(value) for row, column, value in numbers}
 
     def to_json(self) -> str:
         """All of it, and the reasons of what was left out, with counts."""
