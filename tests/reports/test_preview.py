@@ -19,9 +19,18 @@ from prospect.dialogue.schema import Annotation, Dialogue, Step, TimedTransition
 from prospect.dialogue.state import StepState, TaskState
 from prospect.dialogue.timeline import place
 from prospect.errors import ConfigError
-from prospect.reports.preview.page import preview_video, write_preview
-from prospect.reports.preview.thumbnails import Thumbnail, thumbnails
-from prospect.reports.preview.tracks import annotation_boxes, clock, events_of, state_text, step_rows, turn_boxes
+from prospect.reports.preview import page as preview_page
+from prospect.reports.preview.page import DialogueTracks, preview_video, write_preview
+from prospect.reports.preview.thumbnails import Thumbnail, pictures_of, thumbnails
+from prospect.reports.preview.tracks import (
+    TrackMark,
+    annotation_boxes,
+    clock,
+    events_of,
+    state_text,
+    step_rows,
+    turn_boxes,
+)
 from prospect.vision.pictures import decode_picture
 from tests.factories import tea_dialogue
 from tests.needs import needs
@@ -142,7 +151,8 @@ def test_all_turns_are_there_word_for_word(page: Page) -> None:
 
 
 def test_texts_stay_texts(page: Page) -> None:
-    assert sum(tag == "script" for tag, _ in page.elements) == 1
+    scripts = [attributes.get("type") for tag, attributes in page.elements if tag == "script"]
+    assert scripts == ["application/json", None], "the page's own, and its pictures"
     assert SCRIPT in page.text
 
 
@@ -186,6 +196,22 @@ def test_thumbnails_are_the_pictures_of_their_frames_and_no_more_than_asked_for(
         pixels = pixels_of(picture)
         assert pixels.shape == (120, 160, 3)
         assert index_of(pixels) == picture.frame % 27
+
+
+def test_every_event_has_the_picture_of_its_own_frame(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "v.mp4", [k / 2 for k in range(101)], rate=2)
+    found = pictures_of(video, [0, 7, 26, 99])
+    assert {frame: index_of(pixels_of(Thumbnail(frame, frame, uri))) for frame, uri in found.items()} == {
+        0: 0, 7: 7, 26: 26, 99: 99 % 27
+    }  # fmt: skip
+    assert pictures_of(video, []) == {}
+
+
+def test_of_very_many_events_as_many_have_a_picture_as_fit_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preview_page, "MAX_EVENT_PICTURES", 4)
+    marks = [TrackMark("user", "Next?", frame, frame / 2) for frame in range(20)] + [TrackMark("left out", "x")]
+    tracks = DialogueTracks(rich_dialogue(), marks, {}, [], [], [])
+    assert preview_page._event_frames([tracks, tracks]) == [0, 5, 10, 15]
 
 
 def test_thumbnails_of_a_frames_file_are_its_own_pictures(tmp_path: Path) -> None:
@@ -276,9 +302,10 @@ def test_clock(seconds: float, told: str) -> None:
 
 @needs("chromium", shutil.which("chromium"))
 def test_a_browser_runs_the_page_without_an_error(tmp_path: Path) -> None:
-    path = Path(write_preview("tea", [rich_dialogue(), illegal_dialogue()], None, str(tmp_path)))
-    check = "select('d0e3'); setZoom(8); document.title = told.textContent + '|' + zoom;"
+    video = write_video(tmp_path / "tea.mp4", [k / 2 for k in range(130)], rate=2)
+    path = Path(write_preview("tea", [rich_dialogue(), illegal_dialogue()], video, str(tmp_path)))
+    check = "select('d0e3'); setZoom(8); document.title = told.textContent + '|' + shown.alt + '|' + zoom;"
     path.write_text(path.read_text().replace("</body>", f"<script>{check}</script></body>"))
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
     done = subprocess.run(["chromium", *flags, path.as_uri()], capture_output=True, text=True, timeout=120, check=False)
-    assert re.search(r"<title>Frame \d+, 0:\d\d.*\|4</title>", done.stdout, re.DOTALL), done.stdout[:300]
+    assert re.search(r"<title>Frame (\d+), 0:\d\d.*\|frame \1\|4</title>", done.stdout, re.DOTALL), done.stdout[:300]

@@ -29,7 +29,7 @@ from prospect.files import open_filesystem, write_file
 from prospect.messages import unknown
 from prospect.model.settings import TinyGeometry
 from prospect.model.tokenizer import fit_tokenizer
-from prospect.reports.preview.thumbnails import Thumbnail, thumbnails
+from prospect.reports.preview.thumbnails import Thumbnail, pictures_of, thumbnails
 from prospect.reports.preview.tracks import (
     Box,
     StepRow,
@@ -43,6 +43,9 @@ from prospect.reports.preview.tracks import (
 )
 
 MAX_THUMBNAILS = 48
+
+MAX_EVENT_PICTURES = 400
+"""Frames with events that have a picture of their own; of more, as many are chosen evenly."""
 
 OVERVIEW = 4
 """Of so many pictures or ticks one is shown while the whole video fits into the window."""
@@ -89,6 +92,8 @@ class Page:
     tracks: list[DialogueTracks]
     cutting: str
     problems: list[str]
+    event_pictures: dict[int, str] = field(default_factory=dict)
+    """Picture by frame, of frames with events."""
 
     @property
     def duration(self) -> float:
@@ -195,7 +200,8 @@ def write_preview(
     problems = [f"Quarantined: {record}" for record in quarantined]
     if counted is not None and counted != total:
         problems.append(f"The video file has {counted} frames, its embedding {total}: one of them is another video's.")
-    page = Page(video_id, total, source, pictures, no_pictures, tracks, _cutting(context), problems)
+    shown = {} if video is None or no_pictures else pictures_of(video, _event_frames(tracks))
+    page = Page(video_id, total, source, pictures, no_pictures, tracks, _cutting(context), problems, shown)
     filesystem, base = open_filesystem(root)
     name = f"labels/preview/{quote(video_id, safe='')}.html"
     write_file(filesystem, f"{base}/{name}", render(page).encode())
@@ -252,6 +258,11 @@ def _tracks(
     builder = SequenceBuilder(Vocabulary(fit_tokenizer(texts, TinyGeometry().vocab_size)), context, tokens_per_frame=1)
     placed, _ = place_all(dialogues, lambda _: total)  # what has no place is among the events
     return [_track(dialogue, timeline, builder, clips) for dialogue, timeline in placed]
+
+
+def _event_frames(tracks: Sequence[DialogueTracks]) -> list[int]:
+    frames = sorted({event.frame for track in tracks for event in track.events if event.frame is not None})
+    return frames[:: max(1, math.ceil(len(frames) / MAX_EVENT_PICTURES))]
 
 
 def _track(dialogue: Dialogue, timeline: Timeline, builder: SequenceBuilder, clips: ClipSettings) -> DialogueTracks:

@@ -4,7 +4,7 @@ import base64
 import io
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from prospect.dialogue.timeline import FPS
 from prospect.vision.arrow import is_frames_file
-from prospect.vision.video import probe, sample_frames
+from prospect.vision.video import VideoInfo, probe, sample_frames
 
 SIDE = 160
 """Longer side, px."""
@@ -43,8 +43,7 @@ def thumbnails(video: str | Path, most: int) -> tuple[int, list[Thumbnail]]:
     """
     info = probe(video)
     stride = math.ceil(info.num_frames / most)
-    scale = SIDE / max(info.width, info.height)
-    size = (max(1, round(info.width * scale)), max(1, round(info.height * scale)))
+    size = _size(info)
     pictures: Iterator[np.ndarray]
     if is_frames_file(str(video)):
         pictures = itertools.islice(sample_frames(video, size=SIDE, crop="squash"), stride - 1, None, stride)
@@ -55,6 +54,28 @@ def thumbnails(video: str | Path, most: int) -> tuple[int, list[Thumbnail]]:
         last = (number + 1) * stride - 1
         shown.append(Thumbnail(last, number * stride, _jpeg(Image.fromarray(picture).resize(size))))
     return info.num_frames, shown
+
+
+def pictures_of(video: str | Path, frames: Collection[int]) -> dict[int, str]:
+    """The pictures of some of the model's frames, as `Thumbnail.uri`; reads the video up to the last of them.
+
+    Raises:
+        DataError: as `thumbnails`.
+    """
+    if not frames:
+        return {}
+    wanted, last = set(frames), max(frames)
+    size = _size(probe(video))
+    sampled = itertools.islice(sample_frames(video, fps=FPS, size=SIDE, crop="squash"), last + 1)
+    return {
+        frame: _jpeg(Image.fromarray(picture).resize(size)) for frame, picture in enumerate(sampled) if frame in wanted
+    }
+
+
+def _size(info: VideoInfo) -> tuple[int, int]:
+    """Of a picture in the video's own aspect ratio."""
+    scale = SIDE / max(info.width, info.height)
+    return max(1, round(info.width * scale)), max(1, round(info.height * scale))
 
 
 def _jpeg(picture: Image.Image) -> str:

@@ -100,7 +100,8 @@ def events_of(dialogue: Dialogue, timeline: Timeline, policy: StatePolicy = "str
             reason = illegal_reason(before, transition) if refused else ""
             decided = decision_time(frame)
             told = state_text(state)
-            found.append(TrackMark(transition.kind, str(transition), frame, decided, transition.step, told, reason))
+            text = f"{transition} ({dialogue.step_names[transition.step]})"
+            found.append(TrackMark(transition.kind, text, frame, decided, transition.step, told, reason))
         if happens.utterance is not None:
             found.append(TrackMark("assistant", happens.utterance, frame, decision_time(frame)))
     turns = {f"{turn.role} turn {turn.text!r}": f"{turn.role}: {turn.text}" for turn in dialogue.turns}

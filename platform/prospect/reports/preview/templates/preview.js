@@ -3,6 +3,8 @@ const timeline = document.getElementById("timeline");
 const sheet = timeline.querySelector(".sheet");
 const cursor = document.getElementById("cursor");
 const told = document.getElementById("told");
+const shown = document.getElementById("shown");
+const pictures = JSON.parse(document.getElementById("pictures").textContent);
 const maxZoom = Number(timeline.dataset.max);
 let zoom = 1;
 
@@ -20,9 +22,19 @@ function setZoom(wanted, x = timeline.clientWidth / 2) {
 function within(box, element) {
   const outer = box.getBoundingClientRect(), inner = element.getBoundingClientRect();
   box.scrollTop += inner.top - outer.top - outer.height / 2;
-  if (box === timeline && (inner.left < outer.left + 220 || inner.left > outer.right - 40)) {
+  if (box === timeline && (inner.left < outer.left + sheet.querySelector(".name").offsetWidth + 10 || inner.left > outer.right - 40)) {
     box.scrollLeft += inner.left - outer.left - outer.width / 2;
   }
+}
+
+/* The event's own picture, or of a video with very many events the nearest one. */
+function showPicture(frame) {
+  const known = Object.keys(pictures).map(Number);
+  shown.hidden = Number.isNaN(frame) || !known.length;
+  if (shown.hidden) return;
+  const nearest = known.reduce((best, other) => Math.abs(other - frame) < Math.abs(best - frame) ? other : best);
+  shown.src = pictures[nearest];
+  shown.alt = shown.title = nearest === frame ? `frame ${frame}` : `frame ${nearest}, the nearest with a picture`;
 }
 
 /* `id` is that of a row; its mark's differs in one letter. */
@@ -33,6 +45,7 @@ function select(id, from) {
   row.classList.add("on");
   const [frame, time, kind, text, state] = [...row.cells].map((cell) => cell.innerText.trim());
   told.textContent = `Frame ${frame}${time && `, ${time}`}, ${kind}: ${text}${state && `\nState: ${state}`}`;
+  showPicture(Number(frame));
   if (from !== "list") within(row.closest(".scroll"), row);
   cursor.hidden = !mark;
   if (!mark) return;
