@@ -6,6 +6,7 @@ import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from prospect.errors import DataError
 from prospect.evaluation.stream import stream_dialogues
@@ -27,8 +28,16 @@ def away(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_a_folder_loads_by_its_signature_and_streams_a_table(tmp_path: Path) -> None:
     loaded = tiny_model(tiny_vocabulary())
     save_model(loaded.model, loaded.vocabulary.tokenizer, ModelSettings(), tmp_path / "model")
-    interface = ModelInterface("prospect.streaming.table", table.INPUTS, table.OUTPUTS, table.PARAMETERS)
+    interface = ModelInterface(
+        "prospect.streaming.table", table.INPUTS, table.OUTPUTS, table.PARAMETERS, table.PACKAGES
+    )
     interface.write(tmp_path / "model", "run", "m-1")
+    required = (tmp_path / "model" / "requirements.txt").read_text().splitlines()
+    assert f"torch=={torch.__version__.partition('+')[0]}" in required
+    assert required[0].startswith("# and prospect ")
+    assert mlflow.pyfunc.get_model_dependencies(str(tmp_path / "model"), format="pip").endswith("requirements.txt")
+    modes = {file.stat().st_mode & 0o444 for file in (tmp_path / "model").iterdir()}
+    assert modes == {0o444}, "readable by others, as umask says"
     model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
 
     frames = pd.DataFrame({"embedding": list(features("v", 0, 6).reshape(6, -1).astype(np.float64))})

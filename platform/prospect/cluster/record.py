@@ -23,7 +23,7 @@ from prospect.training.metrics import failure_tag, metric_rows, run_tags, thresh
 PARAMETERS = ("training", "model", "context", "data", "vision")
 """Sections of the configuration by which runs are compared; `config.json` has all."""
 
-INTERFACE = ModelInterface("prospect.streaming.table", table.INPUTS, table.OUTPUTS, table.PARAMETERS)
+INTERFACE = ModelInterface("prospect.streaming.table", table.INPUTS, table.OUTPUTS, table.PARAMETERS, table.PACKAGES)
 
 _DESCRIBED = ("loss", "speak_f1", "update_f1", "state_accuracy", "stream_turn_f1", "stream_joint_goal_accuracy")
 """Scores of a validation that a run's description names."""

@@ -82,6 +82,9 @@ def save_model(
     tokenizer.save_pretrained(partial)
     manifest = {"model": settings.model_dump(), **(extra or {})}
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=2))
+    readable = (partial / MANIFEST).stat().st_mode
+    for file in partial.iterdir():  # safetensors lets nobody else read what it writes
+        file.chmod(readable)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 

@@ -38,6 +38,9 @@ PARAMETERS = (
 )
 """Parameters of a session."""
 
+PACKAGES = ("jinja2", "numpy", "pandas", "peft", "pydantic", "safetensors", "tokenizers", "torch", "transformers")
+"""What loading and streaming import."""
+
 
 class TableModel:
     """Streams each table as a session of its own."""
