@@ -122,6 +122,13 @@ def test_talking_where_the_reference_is_silent_is_redundant(quiet, tea, words):
     assert (scores["redundant_rate"], scores["turn_f1"], scores["dst_f1"]) == (1.0, 0.0, 0.0)
 
 
+@pytest.mark.parametrize(("mode", "said"), [("compat", 0), ("corrected", 3)])
+def test_a_full_stop_alone_is_silence_to_the_published_code(mode, said, tea, words):
+    decisions = [replace(d, utterance="." if d.frame in (2, 4, 30) else None) for d in oracle(*tea).decisions]
+    settings = EvaluationSettings(matching={"mode": mode})
+    assert evaluate([VideoDecisions(*tea, decisions)], settings, words).overall.counts["generated"] == said
+
+
 def test_pairs_below_the_threshold_count_against_both_sides(tea, words):
     said = [
         replace(

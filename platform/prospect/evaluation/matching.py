@@ -7,7 +7,9 @@ Both forms give generated utterance i and reference j the cost
 with s = 1 - similarity, and s = 1 at a frame whose reference is silent. Every generated utterance gets one
 frame. One that gets a silent frame is redundant, and a reference that nobody gets is missed.
 
-`compat` is the published matcher bit for bit. `corrected` differs in three places:
+`compat` is the published matcher, and gives what it gives for equal similarities. It cannot promise equal scores:
+whether the published code counts a verbatim utterance at its own frame is decided by the last bit of a cosine (point
+1), which differs between machines and batches. A generated "." is silence there. `corrected` differs in three places:
 
 1. A cost of exactly zero (the right words at the right frame) drops out of a sparse matrix, so the published
    matcher charges a perfect answer as redundant and missed. Here every edge costs `_EPSILON` more, which

@@ -34,7 +34,8 @@ class MatchingSettings(Settings):
     """The turn matcher; the defaults are those of the published numbers, but for `mode`."""
 
     mode: MatcherMode = "corrected"
-    """`compat` for comparison with published figures."""
+    """`compat` for comparison with published figures: equal to the published matcher for equal similarities. Where a
+    model repeats a reference's very words at its own frame, the published code itself counts them or not by chance."""
     power: Annotated[float, Field(gt=0)] = 1.5
     """Exponent of the distance in frames."""
     weight: Annotated[float, Field(ge=0)] = 0.3
