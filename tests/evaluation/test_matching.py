@@ -1,5 +1,9 @@
 """The turn matcher: the published form with its defects, and the corrected one without them."""
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -129,3 +133,29 @@ def test_matching_is_one_to_one_and_the_counts_add_up(generated, reference, mode
 def test_the_reference_matches_itself_frame_by_frame(reference):
     found = match(reference, reference, 30)
     assert [(pair.generated, pair.reference) for pair in found.matched] == [(f, f) for f in sorted(reference)]
+
+
+RECORDED = json.loads((Path(__file__).parents[1] / "fixtures" / "matching.json").read_text())
+"""What the published `find_match` gave for similarities made by hand; see tests/fixtures/README.md."""
+
+
+class Similarities:
+    """An encoder whose cosines are those of a table, to the bit: rows are generated texts, columns references."""
+
+    def __init__(self, table: list[list[float]]) -> None:
+        self._table = np.array(table, dtype=np.float32)
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        units = np.eye(self._table.shape[1], dtype=np.float32)
+        known = {f"g{i}": row for i, row in enumerate(self._table)} | {f"r{j}": row for j, row in enumerate(units)}
+        return np.stack([known[text] for text in texts])
+
+
+@pytest.mark.parametrize("case", RECORDED, ids=[f"{i}-{case['dataset']}" for i, case in enumerate(RECORDED)])
+def test_compat_gives_what_the_published_matcher_gave(case):
+    generated = {frame: f"g{i}" for i, frame in enumerate(case["generated"])}
+    reference = {frame: f"r{j}" for j, frame in enumerate(case["reference"])}
+    encoder = Similarities(case["similarities"])
+    found = match(generated, reference, case["frames"], "compat", case["dataset"], encoder)
+    assert [[pair.generated, pair.reference] for pair in found.matched] == case["matched"]
+    assert (list(found.missed), list(found.redundant)) == (case["missed"], case["redundant"])
