@@ -8,9 +8,10 @@ import pytest
 
 from prospect.cluster.evaluate import EvaluationResult, evaluate_model
 from prospect.config.schema import Config
-from prospect.errors import DataError
+from prospect.errors import DataError, FingerprintError
 from prospect.evaluation.lineage import TRAINED_ON
 from prospect.tracking.tracking import Tracking
+from prospect.vision.settings import VisionSettings
 from tests.earlier import config_of, unpack
 
 pytestmark = pytest.mark.e2e
@@ -69,6 +70,12 @@ def test_videos_of_the_training_are_refused_or_marked(local_ray: None, root: Pat
     result, lines = evaluated(root, allow_seen=True)
     assert "eval   ATTENTION: trained on 1 of these videos (toy/v7)" in lines
     assert json.loads(result.file.read_text())["lineage"]["marks"] == ["trained on 1 of these videos (toy/v7)"]
+
+
+def test_another_encoder_is_found_before_anything_is_streamed(local_ray: None, root: Path) -> None:
+    other = VisionSettings(model="prospect-tiny", weights="random:7", image_size=96)
+    with pytest.raises(FingerprintError, match=r"have fingerprint .*, expected "):
+        evaluate_model(config_of(root).model_copy(update={"vision": other}), print)
 
 
 def test_a_split_that_is_not_there_names_those_that_are(local_ray: None, root: Path) -> None:

@@ -30,6 +30,7 @@ from prospect.similarity import SentenceSimilarity
 from prospect.streaming.settings import StreamingSettings
 from prospect.terminal import console
 from prospect.tracking.settings import NOTE
+from prospect.vision.fingerprint import encoder_fingerprint
 
 if TYPE_CHECKING:
     from prospect.tracking.tracking import Tracking
@@ -87,7 +88,7 @@ def evaluate_model(config: Config, report: ReportLine = print) -> EvaluationResu
         DataError: the split is empty, or the model was trained on some of its videos.
         CheckpointError: the model is missing.
         UntrainedHeadError: its heads were never trained.
-        FingerprintError: the embeddings were made by another encoder than the model's.
+        FingerprintError: the embeddings were made by another encoder than the model's, or than `config.vision`.
         ConfigError: the sentence encoder is missing, or see `stream_views`.
     """
     settings, root = config.evaluation, Path(config.storage.root)
@@ -110,6 +111,8 @@ def evaluate_model(config: Config, report: ReportLine = print) -> EvaluationResu
     model = settings.model or f"models:/{config.model.name}@candidate"
     saved = read_saved(tracking.resolve(model))
     saved.require_trained(HEADS[0])
+    if "vision" in config.model_fields_set and config.vision.model_fields_set != {"equivalent_to"}:
+        store.require(encoder_fingerprint(config.vision), config.vision.equivalent_to)
     store.require(saved.fingerprint, config.vision.equivalent_to)
     report_earlier_decoder(store, "eval", report)
     lineage = _lineage(config, model, saved, records, placed, store)
