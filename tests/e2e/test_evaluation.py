@@ -39,6 +39,7 @@ def test_each_evaluation_has_a_file_and_an_mlflow_run_below_the_trainings(local_
     first, lines = evaluated(root)
     assert [*first.lineage.marks()] == []
     assert any("streaming 1 dialogue of 1 video," in line for line in lines)
+    assert "eval   streaming with CpuAttention on cpu" in lines, "what decides, and where"
     looser, _ = evaluated(root, similarity_threshold=0.9)
     again, lines = evaluated(root)
     assert first.file == again.file != looser.file

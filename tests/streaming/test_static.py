@@ -122,6 +122,8 @@ def test_what_a_graph_captures_reads_nothing_on_the_host_and_calls_torch_as_torc
 
 
 class _Noted:
+    attention = "none"
+
     def __init__(self, num_rows: int, taken: list[int]) -> None:
         self.num_rows, self._taken = num_rows, taken
 

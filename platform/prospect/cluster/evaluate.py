@@ -225,7 +225,7 @@ class _StreamerActor:
 
     def __call__(self, row: GroupRow) -> GroupRow:
         if self._stream is None:
-            return {"key": "", "decisions": "", "error": self._error}
+            return {"key": "", "decisions": "", "error": self._error, "engine": ""}
         return self._stream(row)
 
 
@@ -262,9 +262,13 @@ def _stream_groups(
         num_cpus=1,
         num_gpus=1 if gpus else 0,
     )
+    said = set[str]()
     for row in streamed.iter_rows():
         if not row["key"]:  # the actor, not one of its dialogues
             raise ConfigError(row["error"])
+        if row["engine"] not in said:
+            report(f"eval   streaming with {row['engine']}")
+            said.add(row["engine"])
         yield row
 
 

@@ -26,7 +26,7 @@ SESSIONS_PER_GROUP = 8
 """Dialogues that one engine streams at once; a worker gets one such group at a time."""
 
 GroupRow = dict[str, str]
-"""A group sent to a worker (`view`, `dialogues`, `key`), or its result (`key`, `decisions`, `error`)."""
+"""A group sent to a worker (`view`, `dialogues`, `key`), or its result (`key`, `decisions`, `error`, `engine`)."""
 
 DECISIONS = TypeAdapter(list[Decision])
 

@@ -33,6 +33,10 @@ class GroupStreamer:
         # One engine for all groups: a new one would measure attention, compile and capture graphs again.
         self._engine = StreamingEngine(self._loaded, model.context, model.streaming.model_copy(update=room))
 
+    @property
+    def _about(self) -> str:
+        return f"{self._engine.attention} on {self._loaded.model.device}"
+
     def __call__(self, row: GroupRow) -> GroupRow:
         blank = self._loaded.model.mm_projector.mean_frame()
         dialogues = [Dialogue.model_validate_json(text) for text in json.loads(row["dialogues"])]
@@ -46,6 +50,6 @@ class GroupStreamer:
         try:
             streamed = stream_dialogues(self._engine, placed, read)
         except ProspectError as error:  # as a value: an exception in an actor would arrive as a stack trace
-            return {"key": row["key"], "decisions": "", "error": str(error)}
+            return {"key": row["key"], "decisions": "", "error": str(error), "engine": self._about}
         decisions = [DECISIONS.dump_json(list(one.decisions)).decode() for one in streamed]
-        return {"key": row["key"], "decisions": json.dumps(decisions), "error": ""}
+        return {"key": row["key"], "decisions": json.dumps(decisions), "error": "", "engine": self._about}

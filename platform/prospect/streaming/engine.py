@@ -46,6 +46,9 @@ class StreamingEngine:
         context: how contexts are built.
         settings: of the engine.
         equivalent_to: fingerprints of embeddings that are accepted beside the model's own.
+
+    Attributes:
+        attention: name of the class that computes attention, such as `VarlenAttention`.
     """
 
     def __init__(
@@ -76,9 +79,11 @@ class StreamingEngine:
         self._sessions: dict[str, Session] = {}
         self._closed = ClosedSessionTotals()
         self._step_seconds: deque[float] = deque(maxlen=1000)
+        trunk = make_trunk(loaded.model, self._pool, settings, context.max_seq_len)
+        self.attention = trunk.attention
         self._executor = Executor(
             loaded.model,
-            make_trunk(loaded.model, self._pool, settings, context.max_seq_len),
+            trunk,
             Scheduler(settings.step_tokens, settings.chunk_tokens, settings.patience),
             settings.deterministic,
             self._fail,

@@ -60,6 +60,8 @@ class Attend(Protocol):
 class AttentionBackend(Protocol):
     """Prepares a step: derives from the block tables once what every layer needs."""
 
+    __name__: str
+
     def __call__(self, pool: PagePool, chunks: Sequence[Chunk]) -> Attend: ...
 
 

@@ -34,6 +34,7 @@ class GraphedTrunk:
 
     def __init__(self, packed: Trunk, passes: Sequence[StaticPass]) -> None:
         self._packed, self._passes = packed, passes
+        self.attention = packed.attention
 
     def __call__(self, chunks: Sequence[Chunk]) -> list[Tensor]:
         lengths = [chunk.num_tokens for chunk in chunks]

@@ -16,6 +16,11 @@ from prospect.streaming.runner.requests import Reading
 class Trunk(Protocol):
     """A forward pass through the trunk for chunks of several sessions."""
 
+    @property
+    def attention(self) -> str:
+        """Name of the class that computes attention."""
+        ...
+
     def __call__(self, chunks: Sequence[Chunk]) -> list[Tensor]:
         """Return hidden states [n, H] of each chunk, and commit its keys and values to its table."""
         ...
@@ -26,6 +31,7 @@ class PackedTrunk:
 
     def __init__(self, model: DSTModel, pool: PagePool, backend: AttentionBackend) -> None:
         self._model, self._pool, self._backend = model, pool, backend
+        self.attention = backend.__name__
 
     def __call__(self, chunks: Sequence[Chunk]) -> list[Tensor]:
         lengths = [chunk.num_tokens for chunk in chunks]

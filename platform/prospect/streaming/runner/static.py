@@ -115,6 +115,7 @@ class DeterministicTrunk:
 
     def __init__(self, model: DSTModel, pool: PagePool, num_rows: int, num_keys: int) -> None:
         self._pass = StaticPass(model, pool, num_rows, num_keys, FixedAttention)
+        self.attention = FixedAttention.__name__
         self._image = (model.config.grammar_ids or {})["<image>"]
 
     def __call__(self, chunks: Sequence[Chunk]) -> list[Tensor]:
