@@ -60,7 +60,7 @@ def check(root: Path, videos: Path, printed: str) -> dict:
     assert "turn F1" not in printed
     client = Tracking(TrackingSettings(), root).client
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    assert sorted(run.data.tags.get("prospect.job", "train") for run in runs) == ["embed", "label", "train"]
+    assert sorted(run.data.tags.get("prospect.job", "train") for run in runs) == ["embed", "eval", "label", "train"]
     run = next(run for run in runs if "prospect.job" not in run.data.tags)
     assert (run.info.run_id, run.info.status) == (result["mlflow_run"], "FINISHED")
     return result
