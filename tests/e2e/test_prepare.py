@@ -87,7 +87,7 @@ def test_a_released_tree_becomes_embeddings_labels_and_a_page(tree: Path, tmp_pa
     runs = client.search_runs([client.get_experiment_by_name("prospect").experiment_id])
     assert sorted(run.data.tags["prospect.job"] for run in runs) == ["embed", "label"]
     labels = next(run for run in runs if run.data.tags["prospect.job"] == "label")
-    assert labels.data.metrics["train/assembly101/labels"] == 16
+    assert labels.data.metrics["data/train/assembly101/labels"] == 16
     artifacts = {file.path for file in client.list_artifacts(labels.info.run_id)}
     assert artifacts - {"uncommitted.diff"} == {"config.json", "report.json"}
 

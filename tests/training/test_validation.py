@@ -152,19 +152,20 @@ def test_thresholds_are_found_once_and_travel_with_the_model(toys: ToyCorpus, jo
     task = CalibrationJob(folder, job.cache, job.store, dialogues, job.context, settings, streaming, evaluation)
     lines = [*calibrate(task)]
     assert [line for line in lines if line.startswith("calibration of")] == [
-        f"calibration of {decides}: 1/1 dialogues at 2 thresholds" for decides in ("update", "speak")
+        "calibration of thresholds, with CpuAttention on cpu",
+        *(f"calibration of {decides}: 1/1 dialogues at 2 thresholds" for decides in ("update", "speak")),
     ]
     found = json.loads((folder / "calibration.json").read_text())
     assert [point["events"] for point in found["curves"]["speak"]["toy"]] == [2, 2]
     thresholds = load_model(folder / "model").model.config.thresholds
     assert thresholds == found["thresholds"]
-    assert (lines[2].startswith("calibrated thresholds: toy ")) == bool(thresholds)
+    assert (lines[3].startswith("calibrated thresholds: toy ")) == bool(thresholds)
 
     config = folder / "model" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "thresholds": None}))
-    assert [*calibrate(task)] == lines[2:], "a run that was killed in between writes its model anew"
+    assert [*calibrate(task)] == lines[3:], "a run that was killed in between writes its model anew"
     assert load_model(folder / "model").model.config.thresholds == thresholds
-    assert len([*calibrate(replace(task, settings=CalibrationSettings(grid=(0.3,), videos=1)))]) > len(lines[2:])
+    assert len([*calibrate(replace(task, settings=CalibrationSettings(grid=(0.3,), videos=1)))]) > len(lines[3:])
 
 
 def test_a_run_can_stop_by_what_streaming_measures(toys: ToyCorpus, job: WorkerJob) -> None:

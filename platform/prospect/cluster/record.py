@@ -81,8 +81,7 @@ def describe(manifest: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     data = [
         f"{counts['videos']:,} videos of {name} ({counts['clips']:,} clips)"
         for name, splits in manifest["datasets"].items()
-        for counts in [splits["train"]]
-        if "train" in splits
+        if (counts := splits.get("train"))
     ]
     found = summary["validation"]
     shown = [f"{name.replace('_', ' ')} {found[name]:.3f}" for name in _DESCRIBED if name in found]

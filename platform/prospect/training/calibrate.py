@@ -126,7 +126,7 @@ def _calibrate(job: CalibrationJob) -> Iterator[str | Calibration]:
         "calibrated": False,
     }
     engine = StreamingEngine(loaded, job.context, job.streaming.model_copy(update=room))
-    yield f"{len(job.dialogues)} dialogues, with {engine.attention} on {loaded.model.device}"
+    yield f"thresholds, with {engine.attention} on {loaded.model.device}"
 
     def read(dialogue: Dialogue, start: int, stop: int) -> np.ndarray:
         return store.read(dialogue.video_id, start, stop)
