@@ -22,9 +22,10 @@ from prospect.model import checkpoint
 from prospect.model.checkpoint import load_model
 from prospect.model.saved import read_saved
 from prospect.protocol.messages import EmbeddingMessage, FrameAppend, FrameOutcome, SessionUpdate
-from prospect.serving import deployments
+from prospect.serving import deployments, live_encoder
 from prospect.serving.config import ServeConfig
 from prospect.serving.deployments import Engine
+from prospect.streaming import engine as engine_module
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings
 from prospect.streaming.types import Decision
@@ -176,3 +177,15 @@ def test_an_evaluations_worker_keeps_its_engine(root: Path, monkeypatch: pytest.
     assert "goal" in failed["error"] or "context" in failed["error"]
     assert made[0].session_ids == [], "sessions of a group that failed are closed"
     assert streamer(rows[0])["decisions"] == first
+
+
+def test_a_replicas_encoder_has_its_memory_before_the_page_pool_takes_a_share_of_the_rest(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both compute on the one GPU that is reserved for the replica."""
+    order: list[str] = []
+    load, size = live_encoder.load_encoder, engine_module.make_pool
+    monkeypatch.setattr(live_encoder, "load_encoder", lambda *given: order.append("encoder") or load(*given))
+    monkeypatch.setattr(engine_module, "make_pool", lambda *given: order.append("pool") or size(*given))
+    Engine(ServeConfig(**dict(config_of(root))))
+    assert order == ["encoder", "pool"]
