@@ -17,8 +17,9 @@ from prospect.evaluation.settings import CalibrationSettings, EvaluationSettings
 from prospect.model.checkpoint import load_model
 from prospect.similarity import SimilaritySettings
 from prospect.streaming.settings import StreamingSettings
+from prospect.training import calibrate as calibrate_module
 from prospect.training.backend import PlainBackend
-from prospect.training.calibrate import DIALOGUES_AT_ONCE, CalibrationJob, calibrate, max_sessions
+from prospect.training.calibrate import DIALOGUES_AT_ONCE, CalibrationJob, calibrate, calibrate_run, max_sessions
 from prospect.training.events import read_events
 from prospect.training.settings import VALIDATION_METRICS, EarlyStopping, TrainingError, TrainingSettings
 from prospect.training.validation import (
@@ -243,3 +244,24 @@ def test_a_dialogue_that_cannot_be_streamed_ends_the_run_in_a_sentence(
         validation.scores(backend)
     with pytest.raises(RuntimeError, match="a defect"):
         validation.scores(backend)
+
+
+@pytest.mark.parametrize("failure", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("no kernel image")])
+def test_a_calibration_that_fails_loses_no_training(
+    toys: ToyCorpus, job: WorkerJob, failure: RuntimeError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is there, and the next start calibrates it."""
+    _, _, folder = run(job, "uncalibrated", toys, stream_videos=0, max_steps=2, eval_every=2)
+    data, settings = TrainingData(toys.clips[:6], toys.clips[6:]), CalibrationSettings(grid=(0.0, 0.5), min_events=1)
+    there = replace(job, folder=folder, training=job.training.model_copy(update={"calibration": settings}))
+
+    def fails(*arguments: object) -> None:
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(calibrate_module, "StreamingEngine", fails)
+        with pytest.raises(TrainingError, match=r"the model is complete, .*start the same run again"):
+            calibrate_run(there, data, 2)
+    assert load_model(folder / "model").model.config.thresholds is None
+    calibrate_run(there, data, 2)
+    assert load_model(folder / "model").model.config.thresholds
