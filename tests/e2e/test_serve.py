@@ -17,7 +17,7 @@ from prospect.config.load import load
 from prospect.errors import FingerprintError
 from prospect.model.checkpoint import load_model
 from prospect.serving.config import ServeConfig
-from prospect.serving.deployments import launch
+from prospect.serving.deployments import find_model, launch
 from prospect.serving.live_encoder import encoder_of
 from scripts.cluster import free_port
 from tests.bare import LIGHT, MISSING
@@ -137,6 +137,20 @@ def test_a_model_of_another_encoder_is_not_served_unless_it_is_declared_as_good(
     assert here is not None
     for named in ("0123456789abcdef", here.fingerprint, "prospect-tiny", "vision.equivalent_to=[0123456789abcdef]"):
         assert named in str(refused.value)
+
+
+def test_an_encoder_that_is_given_is_compared_with_the_models(tmp_path: Path):
+    given = [
+        f"storage.root={tmp_path}",
+        f"serving.model={write_model(tmp_path / 'model', fingerprint='0123456789abcdef')}",
+    ]
+    assert find_model(load("serve", given, ServeConfig)) == tmp_path / "model"
+    with pytest.raises(FingerprintError, match=r"^`vision`.*embeddings of 0123456789abcdef") as refused:
+        find_model(load("serve", [*given, "vision=tiny"], ServeConfig))
+    assert refused.value.field == "vision"
+    declared = "vision.equivalent_to=[0123456789abcdef]"
+    for good in ([declared], ["vision=tiny", declared]):
+        assert find_model(load("serve", [*given, *good], ServeConfig)) == tmp_path / "model"
 
 
 @pytest.fixture

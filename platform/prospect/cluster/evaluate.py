@@ -111,7 +111,7 @@ def evaluate_model(config: Config, report: ReportLine = print) -> EvaluationResu
     model = settings.model or f"models:/{config.model.name}@candidate"
     saved = read_saved(tracking.resolve(model))
     saved.require_trained(HEADS[0])
-    if "vision" in config.model_fields_set and config.vision.model_fields_set != {"equivalent_to"}:
+    if config.encoder_is_given:
         store.require(encoder_fingerprint(config.vision), config.vision.equivalent_to)
     store.require(saved.fingerprint, config.vision.equivalent_to)
     report_earlier_decoder(store, "eval", report)

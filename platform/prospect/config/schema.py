@@ -13,7 +13,7 @@ from prospect.dialogue.prompt import ContextSettings
 from prospect.errors import ConfigError
 from prospect.evaluation.settings import EvaluationSettings
 from prospect.model.settings import ModelSettings
-from prospect.settings import Place, Settings
+from prospect.settings import Place, Settings, is_given
 from prospect.streaming.settings import StreamingSettings
 from prospect.tracking.settings import TrackingSettings
 from prospect.training.checks import card_bytes, check_settings
@@ -76,6 +76,11 @@ class Config(Settings):
     """Print what the run would train and how much memory it would take, and end: nothing is loaded or trained."""
     card: str | None = None
     """The device that plan=true judges by, such as 24GB or 80GB. Default: this machine's GPU, and 24GB without one."""
+
+    @property
+    def encoder_is_given(self) -> bool:
+        """Whether an encoder is named, and not only what is as good as a stored one."""
+        return is_given(self, "vision") and self.vision.model_fields_set != {"equivalent_to"}
 
     @model_validator(mode="after")
     def _together(self) -> Self:

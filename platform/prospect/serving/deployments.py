@@ -16,11 +16,14 @@ from ray.serve.handle import DeploymentHandle
 from prospect.cluster.common import ReportLine
 from prospect.cluster.gpus import allot, probe_gpu
 from prospect.cluster.runtime import reserved_device
-from prospect.errors import ConfigError, ProspectError
+from prospect.errors import ConfigError, FingerprintError, ProspectError
+from prospect.model.saved import read_saved
 from prospect.serving.api import build_api
 from prospect.serving.config import ServeConfig
 from prospect.serving.host import SessionHost
 from prospect.serving.remote import MANY, QUIET, RemoteCore
+from prospect.vision.fingerprint import encoder_fingerprint
+from prospect.vision.settings import VisionSettings
 
 STICKY = RequestRouterConfig(
     # Serve imports a path where it routes; its annotation knows the serialised form only.
@@ -85,11 +88,25 @@ def find_model(config: ServeConfig) -> Path:
     """Folder of the served model.
 
     Raises:
-        ProspectError: there is no such model.
+        ProspectError: there is no such model, or it was trained with another encoder than the one given.
     """
     from prospect.tracking.tracking import Tracking  # with MLflow
 
-    return Tracking(config.tracking, config.storage.root).resolve(config.serving.model)
+    folder = Tracking(config.tracking, config.storage.root).resolve(config.serving.model)
+    if config.encoder_is_given:
+        _require_encoder(folder, config.vision)
+    return folder
+
+
+def _require_encoder(folder: Path, vision: VisionSettings) -> None:
+    given, trained = encoder_fingerprint(vision), read_saved(folder).fingerprint
+    if trained not in {given, *vision.equivalent_to}:
+        raise FingerprintError(
+            f"`vision` ({vision.model}, {vision.weights}) is encoder {given}, and model {folder} was trained on "
+            f"embeddings of {trained}: leave `vision` out, the model names its encoder; or declare them equivalent "
+            f"with vision.equivalent_to=[{trained}]",
+            field="vision",
+        )
 
 
 def build(config: ServeConfig, report: ReportLine = print) -> serve.Application:
