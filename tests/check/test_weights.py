@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from prospect.check import weights
+from prospect.check.config import CheckConfig
+from prospect.check.job import check
 from prospect.check.weights import TOLERANCE, compare_with_transformers
+from prospect.config.load import load
 from prospect.errors import CheckpointError
 from prospect.model.interface import DSTModel
 from tests.needs import skip_without
@@ -52,6 +55,9 @@ def test_a_difference_is_an_error_that_says_where_it_is(
         compare_with_transformers("package:smollm2_135m", cache)
 
 
-def test_a_folder_without_a_model_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"config\.json"):
-        compare_with_transformers(str(tmp_path), tmp_path)
+@pytest.mark.parametrize("model", ["", "/missing", "package:unknown"])
+def test_a_place_without_a_model_is_one_sentence_that_names_the_key(tmp_path: Path, model: str) -> None:
+    config = load("check", [f"model={model or tmp_path}", f"storage.root={tmp_path}"], CheckConfig)
+    with pytest.raises(CheckpointError, match=r"^`model` \(.*(config\.json|known: )") as refused:
+        check(config)
+    assert refused.value.field == "model"

@@ -8,6 +8,7 @@ from rich.table import Table
 from prospect.check.config import CheckConfig
 from prospect.check.source import SourceCheck, check_source
 from prospect.data.sources import group_reasons
+from prospect.errors import CheckpointError
 from prospect.terminal import console
 
 _SHOWN = 10
@@ -35,7 +36,11 @@ def _agreement(model: str, cache: Path) -> Table:
     from prospect.check.weights import compare_with_transformers  # with torch
 
     table = Table("computed by", "largest difference of a log-probability", "same first choice", title=model)
-    for each in compare_with_transformers(model, cache):
+    try:
+        found = compare_with_transformers(model, cache)
+    except CheckpointError as error:  # other jobs name a base in `model.base`
+        raise CheckpointError(str(error).replace("`model.base`", "`model`"), field="model") from error
+    for each in found:
         table.add_row(each.way, f"{each.largest:.1e}", f"{each.same_choice:.1%}")
     return table
 
