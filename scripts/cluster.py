@@ -5,8 +5,10 @@ processes and the descendants of the two that were started, and nothing else.
 """
 
 import argparse
+import contextlib
 import json
 import os
+import random
 import secrets
 import signal
 import socket
@@ -240,9 +242,15 @@ def listens(port: int) -> bool:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, between those of Ray's workers and those that the kernel gives to clients.
+
+    Its neighbours take theirs at any moment, before the caller listens.
+    """
+    for port in random.SystemRandom().sample(range(20_000, 32_768), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no free port among 100 that were tried between 20000 and 32767")
 
 
 if __name__ == "__main__":
