@@ -1,7 +1,12 @@
 """The device that this process computes on: the one place that asks torch whether there is a GPU."""
 
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
+from prospect.errors import DeviceError
 from prospect.messages import first_line
 
 
@@ -24,3 +29,18 @@ def why_no_gpu() -> str:
     except (RuntimeError, AssertionError) as error:
         return first_line(error)
     return "no device"
+
+
+@contextmanager
+def explain_device_failure() -> Iterator[None]:
+    """Turn what torch raises when a GPU fails in the middle of the work into a `DeviceError` that names this node."""
+    try:
+        yield
+    except RuntimeError as error:
+        # cuBLAS, cuDNN and NCCL report through plain RuntimeErrors.
+        if not isinstance(error, torch.AcceleratorError) and not str(error).startswith(("CUDA error", "cuDNN error")):
+            raise
+        raise DeviceError(
+            f"the GPU of node {socket.gethostname()} failed ({first_line(error)}): look at it with nvidia-smi; what "
+            "was done before is kept, and the same command goes on from there"
+        ) from error

@@ -50,6 +50,12 @@ class UntrainedHeadError(CheckpointError):
     code = "untrained_head"
 
 
+class DeviceError(ProspectError):
+    """A GPU failed in the middle of the work; on a sound one the same work goes on."""
+
+    code = "device_failed"
+
+
 class SessionError(ProspectError):
     """A client's message that a live session cannot accept."""
 

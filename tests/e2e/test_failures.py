@@ -1,6 +1,7 @@
 """What may go wrong on the way, each through the real job: one MLflow run is left, and every step once."""
 
 import contextlib
+import itertools
 import os
 import pickle
 import signal
@@ -10,16 +11,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
+import torch
 
+from prospect.cluster import workers
+from prospect.cluster.controller import run_worker
 from prospect.cluster.train import train
-from prospect.errors import ConfigError, DataError
+from prospect.errors import ConfigError, DataError, DeviceError
 from prospect.tracking.settings import TrackingSettings
 from prospect.tracking.tracking import Tracking
 from prospect.training.settings import TrainingError
 from scripts.cluster import free_port, listens
-from tests.e2e.training_runs import assert_one_run, prepared, steps_in, wait_for
+from tests.e2e.training_runs import assert_one_run, events_in, prepared, steps_in, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
@@ -50,6 +56,42 @@ def test_a_killed_driver_is_started_again(local_ray: None, tmp_path: Path) -> No
     more = config.training.model_copy(update={"num_workers": 2, "zero_stage": 3})
     result = train(config.model_copy(update={"training": more}), lines.append)
     assert any("of 60 on 2 CPU workers" in line and "resumed at step" in line for line in lines), lines
+    assert_one_run(config, result)
+
+
+def worker_on_a_failing_gpu(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A worker whose rank 1 loses its GPU at every thirtieth step of a process, while the file `gpu-fails` is there."""
+    from prospect.training.zero import ZeroBackend
+
+    step, job, steps = ZeroBackend.step, ray.get(arguments["job"]), itertools.count(1)
+
+    def step_on_it(self: ZeroBackend, learning_rate: float) -> float:
+        if next(steps) == 30 and ray.train.get_context().get_world_rank() and (job.folder / "gpu-fails").exists():
+            raise torch.AcceleratorError("CUDA error: GPU is lost\nCUDA kernel errors might be reported later")
+        return step(self, learning_rate)
+
+    ZeroBackend.step = step_on_it  # type: ignore[method-assign]
+    return run_worker(arguments)
+
+
+def test_a_gpu_that_fails_in_the_middle_loses_nothing(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker goes on with another GPU from the last checkpoint; where that fails too, the next start goes on."""
+    config = prepared(tmp_path, num_workers=2, save_every=10, max_failures=1)
+    broken = tmp_path / "runs" / "run" / "gpu-fails"
+    broken.parent.mkdir(parents=True)
+    broken.touch()
+    monkeypatch.setattr(workers, "run_worker", worker_on_a_failing_gpu)
+    with pytest.raises(DeviceError, match=r"^the GPU of node \S+ failed \(CUDA error: GPU is lost\): look at it with"):
+        train(config, print)
+    assert [event["step"] for event in events_in(tmp_path) if event["kind"] == "start"] == [0, 20]
+    reasons = [event["reason"] for event in events_in(tmp_path) if event["kind"] == "failure"]
+    assert len(reasons) == 2
+    assert all(reason.startswith("worker 1: the GPU of node") for reason in reasons), reasons
+    broken.unlink()
+    result = train(config, print)
+    assert next(event["step"] for event in reversed(events_in(tmp_path)) if event["kind"] == "start") == 40
     assert_one_run(config, result)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray.train.v2.api.callback import UserCallback
 
+from prospect.errors import ProspectError
 from prospect.messages import first_line
 from prospect.training.events import EventLog, read_events
 
@@ -29,11 +30,15 @@ class FailureLog(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         done = max((event["step"] + 1 for event, _ in read_events(self._file) if event["kind"] == "step"), default=0)
-        # Workers that wait for a dead one fail in their own code: the dead one is the reason.
-        rank, failure = min(worker_exceptions.items(), key=lambda each: (not is_process_death(each[1]), each[0]))
+        # Workers that wait for another fail in their own code: the one that died, or can say why, is the reason.
+        rank, failure = min(worker_exceptions.items(), key=lambda each: (not _explains(each[1]), each[0]))
         reason = f"worker {rank}: {first_line(failure)}"
         with contextlib.suppress(OSError):  # a full disk may be the failure, which the worker's error then names
             EventLog(self._file).write("failure", step=done, workers=len(worker_exceptions), reason=reason)
+
+
+def _explains(failure: Exception) -> bool:
+    return is_process_death(failure) or isinstance(failure, ProspectError)
 
 
 def is_process_death(failure: Exception) -> bool:

@@ -13,8 +13,8 @@ import torch
 from ray.train.torch import get_device
 from torch import nn
 
-from prospect.devices import has_gpu
-from prospect.errors import ProspectError
+from prospect.devices import explain_device_failure, has_gpu
+from prospect.errors import DeviceError, ProspectError
 from prospect.model.geometry import base_geometry
 from prospect.model.interface import KVGeometry
 from prospect.streaming.attention.select import check_attention
@@ -53,12 +53,15 @@ def worker_main(job: WorkerJob, data: TrainingData) -> dict[str, Any]:
 
     try:
         raise_on_all_ranks(group, device_error(job, device, workers))
-        summary = TrainingRun(job, data, make_backend, group).run()
+        with explain_device_failure():
+            summary = TrainingRun(job, data, make_backend, group).run()
         if group.rank == 0:  # the other ranks have ended: none waits in a collective that would time out
             free_memory()
             torch.set_num_threads(threads * workers)
             calibrate_run(job, data, summary["step"])
         return summary
+    except DeviceError:
+        raise  # a new process may get a sound GPU
     except ProspectError as error:
         on_all_ranks = isinstance(error, TrainingError) and not isinstance(error, OutOfMemoryError)
         if not on_all_ranks and group.world_size > 1:

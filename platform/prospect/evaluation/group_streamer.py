@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from prospect.data.embeddings import EmbeddingStore
+from prospect.devices import explain_device_failure
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.timeline import place
 from prospect.errors import ProspectError
@@ -48,7 +49,8 @@ class GroupStreamer:
 
         self._engine.forget_prefixes()  # what a group decides does not depend on the groups before it
         try:
-            streamed = stream_dialogues(self._engine, placed, read)
+            with explain_device_failure():
+                streamed = stream_dialogues(self._engine, placed, read)
         except ProspectError as error:  # as a value: an exception in an actor would arrive as a stack trace
             return {"key": row["key"], "decisions": "", "error": str(error), "engine": self._about}
         decisions = [DECISIONS.dump_json(list(one.decisions)).decode() for one in streamed]

@@ -30,7 +30,11 @@ class EncodeBatch:
         if not isinstance(item, PictureBatch):
             return row
         try:
-            return to_row(item, self._encode(row["values"].reshape(item.frames, size, size, 3)))
+            encode = self._encode  # imports torch
+            from prospect.devices import explain_device_failure
+
+            with explain_device_failure():
+                return to_row(item, encode(row["values"].reshape(item.frames, size, size, 3)))
         except Exception as error:
             return to_row(StageFailure.of(error))
 
