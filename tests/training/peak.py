@@ -1,6 +1,6 @@
 """Measures, for tests: trains small random models on the CPU, each in a forked process, and prints peak and plan.
 
-`python -m tests.training.peak plain` has those without DeepSpeed, `zero` the others.
+`python -m tests.training.peak plain` has those without DeepSpeed, `first` the first of them, `zero` the others.
 """
 
 import ctypes
@@ -26,9 +26,9 @@ LENGTHS = {"float32": (210, 90, 150), "bfloat16": (70, 30, 50)}
 """Tokens of the clips; a CPU without bfloat16 computes it ten times slower, and weights are as many."""
 VISION_DIM = 64
 CASES = {
-    "lora": ("lora", False, "float32", 0),
     "lora, checkpointed": ("lora", True, "float32", 0),
     "full": ("full", False, "float32", 0),
+    "lora": ("lora", False, "float32", 0),
     "full, bfloat16": ("full", False, "bfloat16", 0),
     "ZeRO-2, lora, checkpointed": ("lora", True, "float32", 2),
     "ZeRO-2, full, bfloat16": ("full", False, "bfloat16", 2),
@@ -85,8 +85,9 @@ def measure(way: str, checkpointed: bool, dtype: str, stage: int) -> dict[str, f
 
 def main() -> None:
     os.environ.update(DS_ACCELERATOR="cpu", RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
-    zero = sys.argv[1:] == ["zero"]
-    for name, case in ((name, case) for name, case in CASES.items() if bool(case[-1]) == zero):
+    plain, zero = ([name for name, (*_, stage) in CASES.items() if bool(stage) is deep] for deep in (False, True))
+    for name in {"first": plain[:2], "plain": plain, "zero": zero}[sys.argv[1]]:
+        case = CASES[name]
         read, write = os.pipe()
         if os.fork() == 0:
             os.write(write, json.dumps(measure(*case)).encode())
