@@ -92,6 +92,21 @@ def test_a_kept_session_goes_on_in_another_stream(client: ProspectClient):
     client.close(live.session_id)
 
 
+def test_a_stream_that_ends_before_its_session_does_is_said_to_be_lost(client: ProspectClient):
+    with client.live(keep=True, thresholds=NEVER) as live, client.resume(live.created.resume) as again:
+        with pytest.raises(ServerError, match=r"ended with code 1001 before session\.closed; resume") as lost:
+            list(live)
+        assert lost.value.code == "stream_lost"
+        again.close()
+        assert [message.type for message in again] == ["session.closed"]
+
+
+def test_a_stream_that_this_side_leaves_has_ended(client: ProspectClient):
+    with client.live(thresholds=NEVER) as live:
+        live.disconnect()
+        assert list(live) == []
+
+
 def test_what_the_server_refuses_is_an_error_in_its_words(client: ProspectClient, url: str):
     with pytest.raises(ServerError, match="no session 'none' is open here") as unknown:
         client.view("none")

@@ -40,7 +40,7 @@ from prospect.protocol.parsing import parse_server
 
 M = TypeVar("M", bound=BaseModel)
 Frame = bytes | np.ndarray
-"""A JPEG or PNG, or an embedding float16 [I, D]."""
+"""A JPEG, PNG or WebP, or an embedding float16 [I, D]."""
 
 
 class ServerError(ProspectError):
@@ -155,6 +155,8 @@ class LiveSession:
             refused = answer if isinstance(answer, ErrorMessage) else None
             raise ServerError(*((refused.message, refused.code, refused.field) if refused else (str(answer), "?")))
         self.created = answer
+        self._over = False
+        """Whether the stream may end: its session is closed, or this side has left."""
         self._next_seq = answer.next_seq
 
     def __enter__(self) -> Self:
@@ -164,12 +166,22 @@ class LiveSession:
         self.disconnect()
 
     def __iter__(self) -> Iterator[ServerMessage]:
-        """Yield the server's messages until the session or the connection is closed."""
+        """Yield the server's messages until the session is closed, or this side disconnects.
+
+        Raises:
+            ServerError: `stream_lost`: the stream ended before that; `resume` may continue the session.
+        """
         while True:
             try:
-                yield self.receive()
-            except ConnectionClosed:
-                return
+                message = self.receive()
+            except ConnectionClosed as closed:
+                if self._over:
+                    return
+                how = f"code {closed.rcvd.code}" if closed.rcvd else "no farewell"
+                text = f"stream: ended with {how} before session.closed; resume({self.created.resume!r}) continues it"
+                raise ServerError(text, "stream_lost") from closed
+            self._over = self._over or isinstance(message, SessionClosed)
+            yield message
 
     @property
     def session_id(self) -> str:
@@ -204,6 +216,7 @@ class LiveSession:
 
     def disconnect(self) -> None:
         """Close the connection; the session ends unless it was opened with `keep`."""
+        self._over = True
         self._socket.close()
 
     def _send(self, message: BaseModel) -> None:

@@ -8,7 +8,7 @@ import pytest
 from starlette.testclient import WebSocketTestSession
 from starlette.websockets import WebSocketDisconnect
 
-from prospect.protocol.messages import FrameAppend, ServerMessage
+from prospect.protocol.messages import FrameAppend, ServerMessage, StatePatch, TextAppend
 from prospect.protocol.parsing import parse_server
 from prospect.serving.settings import SessionLimits
 from tests.serving.models import ALWAYS, NEVER, STEPS, picture
@@ -93,6 +93,39 @@ def test_mistakes_leave_the_stream_open(http):
         assert "either image or embedding" in hear(socket).message
         push(socket, 0)
         assert hear(socket).type == "decision"
+
+
+@pytest.mark.parametrize("message", [FrameAppend(seq=1, image=b"x"), TextAppend(text="x"), StatePatch(state={})])
+def test_a_defect_at_a_message_is_answered_and_the_stream_goes_on(http, host, monkeypatch, message):
+    async def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    with opened(http, thresholds=NEVER) as (socket, _):
+        push(socket, 0)
+        assert hear(socket).type == "decision"
+        with monkeypatch.context() as patch:
+            for method in ("push", "text", "patch"):
+                patch.setattr(host, method, broken)
+            socket.send_text(message.model_dump_json(exclude_none=True))
+            answer = hear(socket)
+            assert (answer.type, answer.code, answer.seq) == ("error", "internal", getattr(message, "seq", None))
+        push(socket, 1)
+        assert hear(socket).seq == 1
+
+
+def test_a_stream_may_have_its_sessions_address(http):
+    with http.websocket_connect("/v1/sessions/kitchen-7/stream") as socket:
+        say(socket, TEA | {"session_id": "kitchen-8"})
+        assert hear(socket).field == "session_id"
+        say(socket, TEA | {"thresholds": NEVER})
+        created = hear(socket)
+        assert created.session_id == "kitchen-7"
+        with http.websocket_connect("/v1/sessions/kitchen-8/stream") as other:
+            say(other, {"type": "session.update", "resume": created.resume})
+            assert hear(other).field == "resume"
+    with http.websocket_connect("/v1/sessions/a b/stream") as socket:
+        say(socket, TEA)
+        assert hear(socket).field == "session_id"
 
 
 def test_a_refused_frame_may_be_left_out_or_sent_again(http):

@@ -1,6 +1,9 @@
 """All messages of the session protocol (docs/protocol.md), to import from one place."""
 
+from typing import get_args
+
 from prospect.protocol.client_messages import (
+    MAX_MESSAGE_BYTES,
     ClientMessage,
     EmbeddingMessage,
     FrameAppend,
@@ -32,7 +35,15 @@ from prospect.protocol.server_messages import (
     state_map,
 )
 
+CLIENT_MESSAGES = get_args(get_args(ClientMessage)[0])
+"""Classes of the messages that a client sends on a stream."""
+SERVER_MESSAGES = get_args(get_args(ServerMessage)[0])
+"""Classes of the messages that a server sends on a stream."""
+
 __all__ = [
+    "CLIENT_MESSAGES",
+    "MAX_MESSAGE_BYTES",
+    "SERVER_MESSAGES",
     "ClientMessage",
     "DecidedFrame",
     "EmbeddingMessage",

@@ -149,6 +149,11 @@ class ErrorMessage(ServerModel):
     def of(cls, error: ProspectError, seq: int | None = None) -> "ErrorMessage":
         return cls(code=error.code, message=str(error), field=error.field, seq=seq)
 
+    @classmethod
+    def defect(cls, seq: int | None = None) -> "ErrorMessage":
+        """What a client is told of an exception that is no mistake of its own; the log has the rest."""
+        return cls(code="internal", message="the server met a defect of its own at this message", seq=seq)
+
 
 # Bodies of HTTP answers ---------------------------------------------------------------------------------------
 
@@ -184,6 +189,8 @@ class ModelCard(ServerModel):
     """What a client must know about the served model."""
 
     name: str
+    version: str = ""
+    """`models:/NAME/VERSION`, or the model's folder."""
     fingerprint: str
     fps: float
     tokens_per_frame: int

@@ -7,6 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from prospect.dialogue.timeline import FPS
@@ -58,12 +59,22 @@ class SessionHost:
     """The sessions of one engine: the `prospect.serving.core.Core` of this process.
 
     The engine's loop starts with the first session, in that session's event loop.
+
+    Args:
+        engine: decides the frames.
+        encoder: of pictures; None: clients send embeddings.
+        settings: limits of the sessions.
+        version: of the served model, for its card.
     """
 
     def __init__(
-        self, engine: "StreamingEngine", encoder: "LiveEncoder | None" = None, settings: SessionLimits | None = None
+        self,
+        engine: "StreamingEngine",
+        encoder: "LiveEncoder | None" = None,
+        settings: SessionLimits | None = None,
+        version: str = "",
     ) -> None:
-        self._engine = engine
+        self._engine, self._version = engine, version
         self._encoder = encoder
         self._settings = settings or SessionLimits()
         self._thread = EngineThread(engine)
@@ -76,10 +87,20 @@ class SessionHost:
 
     # Sessions ----------------------------------------------------------------------------------------------
 
+    async def health(self) -> None:
+        """Return once the engine's thread is free for a moment.
+
+        Raises:
+            RuntimeError: the engine's loop has ended.
+        """
+        self.check_health()
+        await self._thread.call(lambda: None)
+
     async def model(self) -> ModelCard:
         loaded = self._engine.loaded
         return ModelCard(
             name=str(loaded.manifest.get("model", {}).get("name", "")),
+            version=self._version,
             fingerprint=loaded.fingerprint,
             fps=FPS,
             tokens_per_frame=loaded.model.config.tokens_per_frame,
@@ -196,7 +217,8 @@ class SessionHost:
             await asyncio.sleep(limit / 4)
             for stream in list(self._streams.values()):
                 if time.monotonic() - stream.touched > limit and not stream.pending:
-                    await self._end(stream, "idle")
+                    with suppress(UnknownSessionError):  # its client closed it meanwhile
+                        await self._end(stream, "idle")
 
     def _abandon(self, drive: asyncio.Task[None]) -> None:
         """Tell every client that the loop has ended, by a defect or by `stop`."""
@@ -208,9 +230,10 @@ class SessionHost:
         self._streams.clear()
 
     def check_health(self) -> None:
-        """Raise the error that ended the loop, if one did."""
-        if self._tasks and self._tasks[0].done():
-            self._tasks[0].result()
+        """Raise the error that ended the engine's loop or the sweep, if one did."""
+        for task in self._tasks:
+            if task.done():
+                task.result()
 
     async def stop(self) -> None:
         """Say `session.going_away` to every stream and end the loop."""

@@ -34,6 +34,9 @@ class RemoteCore:
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
 
+    async def health(self) -> None:
+        await self._handle.health.remote()
+
     async def model(self) -> ModelCard:
         return await self._handle.model.remote()
 
