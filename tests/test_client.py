@@ -1,7 +1,11 @@
 """The Python client against a real engine behind a real socket (uvicorn, without Ray)."""
 
+import random
+import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ import uvicorn
 from prospect.client import ProspectClient, ServerError
 from prospect.errors import ProspectError
 from prospect.model.checkpoint import LoadedModel, load_model
+from prospect.protocol.messages import ServerMessage
 from prospect.serving.api import build_api
 from prospect.serving.host import SessionHost
 from prospect.serving.live_encoder import LiveEncoder, encoder_of
@@ -94,11 +99,85 @@ def test_a_kept_session_goes_on_in_another_stream(client: ProspectClient):
 
 def test_a_stream_that_ends_before_its_session_does_is_said_to_be_lost(client: ProspectClient):
     with client.live(keep=True, thresholds=NEVER) as live, client.resume(live.created.resume) as again:
-        with pytest.raises(ServerError, match=r"ended with code 1001 before session\.closed; resume") as lost:
+        with pytest.raises(ServerError, match=r"ended with code 4001 before session\.closed; resume") as lost:
             list(live)
         assert lost.value.code == "stream_lost"
         again.close()
         assert [message.type for message in again] == ["session.closed"]
+
+
+class Cutter:
+    """A way to the server that breaks every connection after some bytes, in whichever direction they go."""
+
+    def __init__(self, url: str, seed: int, cuts: int) -> None:
+        self._to = urlsplit(url)
+        self._random = random.Random(seed)
+        self.left = cuts
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                here, _ = self._listening.accept()
+                there = socket.create_connection((self._to.hostname, self._to.port))
+                allowance = [self._random.randrange(500, 12_000) if self.left > 0 else 10**9]
+                for source, sink in ((here, there), (there, here)):
+                    threading.Thread(target=self._pump, args=(source, sink, allowance), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, allowance: list[int]) -> None:
+        with suppress(OSError):
+            while data := source.recv(1024):
+                allowance[0] -= len(data)
+                if allowance[0] < 0:
+                    self.left -= 1
+                    allowance[0] = 10**9
+                    break
+                sink.sendall(data)
+        for each in (source, sink):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._listening.close()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_client_connects_again_and_nothing_is_lost(client: ProspectClient, url: str, seed: int):
+    """Frames are sent again until they are decided, and what did not arrive is heard once and in order."""
+    undisturbed, disturbed = [], []
+    cutter = Cutter(url, seed, cuts=5)
+    with ProspectClient(cutter.url) as broken:
+        for heard, way in ((undisturbed, client), (disturbed, broken)):
+            with way.live("Make tea", STEPS, thresholds=ALWAYS, session_id=f"cut-{seed}-{way is broken}") as live:
+                pushing = threading.Thread(target=lambda live=live: [live.push(picture(i)) for i in range(16)])
+                pushing.start()
+                decided = 0
+                while decided < 16:
+                    message = live.receive(timeout=30)
+                    heard.append(message)
+                    decided += message.type == "decision"
+                pushing.join()
+                live.close()
+                heard.extend(live)
+    assert cutter.left <= 0, "it was cut as often as it should be"
+    cutter.close()
+
+    def told(messages: list[ServerMessage]) -> dict[str, list[tuple]]:
+        """Texts are drawn by the session's id, and which frames decide together by the moment."""
+        decisions = [m.seq for m in messages if m.type == "decision"]
+        events = [m.event for m in messages if getattr(m, "event", None)]
+        return {
+            "decisions": decisions,
+            "gaps": sorted(set(range(1, events[-1])) - set(events)),
+            "last": messages[-1].type,
+        }
+
+    assert told(disturbed) == told(undisturbed)
+    assert told(disturbed) == {"decisions": list(range(16)), "gaps": [], "last": "session.closed"}
+    events = [m.event for m in disturbed if getattr(m, "event", None)]
+    assert events == sorted(set(events))
 
 
 def test_a_stream_that_this_side_leaves_has_ended(client: ProspectClient):

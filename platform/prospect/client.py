@@ -7,21 +7,29 @@ with client.live(goal="Make tea", steps=["boil water", "steep"]) as live:
 """
 
 import json
+import threading
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
 import numpy as np
 from pydantic import BaseModel
-from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.sync.client import ClientConnection, connect
 
 from prospect.errors import ProspectError
 from prospect.protocol.messages import (
+    TAKEN_OVER,
+    DurableMessage,
     EmbeddingMessage,
     ErrorMessage,
+    EventAck,
     FrameAppend,
+    FrameDecision,
+    FrameDropped,
     FrameOutcome,
     FramesRequest,
     FramesResponse,
@@ -30,6 +38,7 @@ from prospect.protocol.messages import (
     SessionClose,
     SessionClosed,
     SessionCreated,
+    SessionMoved,
     SessionUpdate,
     SessionView,
     StatePatch,
@@ -41,6 +50,12 @@ from prospect.protocol.parsing import parse_server
 M = TypeVar("M", bound=BaseModel)
 Frame = bytes | np.ndarray
 """A JPEG, PNG or WebP, or an embedding float16 [I, D]."""
+
+
+ACKNOWLEDGED_EVERY = 100
+"""Durable messages after which the server is told that it need not keep them."""
+_PASSING = {"busy", "unavailable", "internal"}
+"""Refusals of a server that may take the session a moment later."""
 
 
 class ServerError(ProspectError):
@@ -107,17 +122,32 @@ class ProspectClient:
     def close(self, session_id: str) -> SessionClosed:
         return self._request(SessionClosed, "DELETE", f"/v1/sessions/{session_id}")
 
-    def live(self, goal: str = "", steps: Sequence[str] = (), **fields: Any) -> "LiveSession":
-        """Open a session on a stream of its own; `fields` are the other fields of `session.update`."""
-        return self._connect(_update(goal, steps, fields))
+    def live(
+        self, goal: str = "", steps: Sequence[str] = (), *, reconnect: bool = True, **fields: Any
+    ) -> "LiveSession":
+        """Open a session on a stream of its own.
 
-    def resume(self, handle: str) -> "LiveSession":
-        """Continue the session of a handle on a new stream."""
-        return self._connect(SessionUpdate(resume=handle))
+        Args:
+            goal: of the task.
+            steps: of the recipe.
+            reconnect: whether to connect again where the connection breaks; tried for `timeout` seconds.
+            fields: the other fields of `session.update`.
+        """
+        return self._stream(_update(goal, steps, fields), reconnect)
 
-    def _connect(self, update: SessionUpdate) -> "LiveSession":
+    def resume(self, handle: str, *, reconnect: bool = True, **cursor: int) -> "LiveSession":
+        """Continue the session of a handle on a new stream.
+
+        Args:
+            handle: the last one that `session.created` brought.
+            reconnect: as for `live`.
+            cursor: `last_event` and `decided`, what this client has already; without them, what was not sent comes.
+        """
+        return self._stream(SessionUpdate(resume=handle, **cursor), reconnect)
+
+    def _stream(self, update: SessionUpdate, reconnect: bool) -> "LiveSession":
         url = self.url.replace("http", "ws", 1) + "/v1/stream"
-        return LiveSession(url, update, fingerprint=self._fingerprint, timeout=self._timeout)
+        return LiveSession(url, update, fingerprint=self._fingerprint, timeout=self._timeout, reconnect=reconnect)
 
     def _request(self, answer: type[M], method: str, path: str, body: BaseModel | None = None) -> M:
         return answer.model_validate(self._send(method, path, body))
@@ -140,24 +170,33 @@ class ProspectClient:
 class LiveSession:
     """One session on a WebSocket. Push from one thread and iterate from another, or in turns.
 
+    A connection that breaks is made again: frames are kept until they are decided, and the server sends again what did
+    not arrive.
+
     Attributes:
-        created: the server's first answer.
+        created: the server's answer to the last connection.
     """
 
-    def __init__(self, url: str, update: SessionUpdate, *, fingerprint: str | None, timeout: float) -> None:
-        self._fingerprint = fingerprint
-        # No limit on the queue: the server cuts off a client whose socket is not read.
-        self._socket = connect(url, open_timeout=timeout, max_queue=None, max_size=None, proxy=None)
-        self._send(update)
-        answer = self.receive(timeout)
-        if not isinstance(answer, SessionCreated):
-            self._socket.close()
-            refused = answer if isinstance(answer, ErrorMessage) else None
-            raise ServerError(*((refused.message, refused.code, refused.field) if refused else (str(answer), "?")))
-        self.created = answer
+    def __init__(
+        self, url: str, update: SessionUpdate, *, fingerprint: str | None, timeout: float, reconnect: bool = True
+    ) -> None:
+        self._url, self._timeout, self._reconnect, self._fingerprint = url, timeout, reconnect, fingerprint
+        self._ends_with_us = reconnect and not update.keep and update.resume is None
+        """Whether a session that is kept for the sake of its connections is to end when this side leaves."""
         self._over = False
         """Whether the stream may end: its session is closed, or this side has left."""
-        self._next_seq = answer.next_seq
+        self._frames: dict[int, FrameAppend] = {}
+        """By seq, sent and neither decided nor dropped."""
+        self._last_event = self._acknowledged = update.last_event or 0
+        self._decided = -1 if update.decided is None else update.decided
+        self._closing = False
+        """Whether the session was asked to close."""
+        self._lock = threading.Lock()
+        """Held by whoever sends, or connects again."""
+        if self._ends_with_us:
+            update = update.model_copy(update={"keep": True})
+        self._socket, self.created = self._connect(update)
+        self._next_seq = self.created.next_seq
 
     def __enter__(self) -> Self:
         return self
@@ -169,19 +208,14 @@ class LiveSession:
         """Yield the server's messages until the session is closed, or this side disconnects.
 
         Raises:
-            ServerError: `stream_lost`: the stream ended before that; `resume` may continue the session.
+            ServerError: `stream_lost`: the connection broke and could not be made again in time; the refusal of the
+                server where it knows the session no more.
         """
         while True:
             try:
-                message = self.receive()
-            except ConnectionClosed as closed:
-                if self._over:
-                    return
-                how = f"code {closed.rcvd.code}" if closed.rcvd else "no farewell"
-                text = f"stream: ended with {how} before session.closed; resume({self.created.resume!r}) continues it"
-                raise ServerError(text, "stream_lost") from closed
-            self._over = self._over or isinstance(message, SessionClosed)
-            yield message
+                yield self.receive()
+            except ConnectionClosed:
+                return
 
     @property
     def session_id(self) -> str:
@@ -192,15 +226,27 @@ class LiveSession:
 
         Raises:
             TimeoutError: no message came in time.
-            ConnectionClosed: the connection is closed.
+            ConnectionClosed: the session is closed, or this side has left.
+            ServerError: as for iteration.
         """
-        return parse_server(self._socket.recv(timeout))
+        while True:
+            socket = self._socket
+            try:
+                message = parse_server(socket.recv(timeout))
+            except ConnectionClosed as closed:
+                if self._over:
+                    raise
+                self._connect_again(socket, closed)
+                continue
+            if self._note(message):
+                return message
 
     def push(self, frame: Frame, pts: float | None = None) -> int:
         """Send a frame; return its seq, by which `decision` refers to it, without waiting."""
         seq = self._next_seq
-        self._send(_frame(frame, self._fingerprint or self.created.fingerprint, seq, pts))
+        message = _frame(frame, self._fingerprint or self.created.fingerprint, seq, pts)
         self._next_seq += 1
+        self._send(message)
         return seq
 
     def text(self, text: str) -> None:
@@ -212,16 +258,118 @@ class LiveSession:
 
     def close(self) -> None:
         """Ask to close the session after what was sent; iterate on for the rest, up to `session.closed`."""
+        self._closing = True
         self._send(SessionClose())
 
     def disconnect(self) -> None:
         """Close the connection; the session ends unless it was opened with `keep`."""
+        if self._ends_with_us and not self._over:
+            with suppress(ConnectionClosed):
+                _write(self._socket, SessionClose())
         self._over = True
         self._socket.close()
 
+    # Connections --------------------------------------------------------------------------------------------
+
+    def _connect(self, update: SessionUpdate) -> tuple[ClientConnection, SessionCreated]:
+        # No limit on the queue: the server cuts off a client whose socket is not read.
+        socket = connect(self._url, open_timeout=self._timeout, max_queue=None, max_size=None, proxy=None)
+        _write(socket, update)
+        answer = parse_server(socket.recv(self._timeout))
+        if not isinstance(answer, SessionCreated):
+            socket.close()
+            refused = answer if isinstance(answer, ErrorMessage) else None
+            raise ServerError(*((refused.message, refused.code, refused.field) if refused else (str(answer), "?")))
+        return socket, answer
+
+    def _connect_again(self, broken: ClientConnection, closed: ConnectionClosed) -> None:
+        """Resume the session on a new connection, and send again the frames that have not arrived."""
+        with self._lock:
+            if self._socket is not broken:  # somebody else has done it
+                return
+            if not self._reconnect or (closed.rcvd is not None and closed.rcvd.code == TAKEN_OVER):
+                raise self._lost(closed)
+            cursor = SessionUpdate(resume=self.created.resume, last_event=self._last_event, decided=self._decided)
+            try:
+                self._socket, self.created = self._connect_patiently(cursor, closed)
+            except ServerError as refused:
+                if self._closing and refused.code == "unknown_session":  # it was closed, as asked
+                    self._over = True
+                    raise closed from None
+                raise
+            with suppress(ConnectionClosed):  # whoever uses the connection next will notice
+                for seq, frame in sorted(self._frames.items()):
+                    if seq >= self.created.next_seq:
+                        _write(self._socket, frame)
+
+    def _connect_patiently(
+        self, cursor: SessionUpdate, closed: ConnectionClosed
+    ) -> tuple[ClientConnection, SessionCreated]:
+        deadline, pause = time.monotonic() + self._timeout, 0.05
+        while True:
+            try:
+                return self._connect(cursor)
+            except ServerError as refused:
+                if refused.code not in _PASSING or time.monotonic() > deadline:
+                    raise
+            except (OSError, TimeoutError, ConnectionClosed, InvalidHandshake):
+                if time.monotonic() > deadline:
+                    raise self._lost(closed) from None
+            time.sleep(pause)
+            pause = min(2 * pause, 2.0)
+
+    def _lost(self, closed: ConnectionClosed) -> ServerError:
+        how = f"code {closed.rcvd.code}" if closed.rcvd else "no farewell"
+        text = f"stream: ended with {how} before session.closed; resume({self.created.resume!r}) continues it"
+        return ServerError(text, "stream_lost")
+
     def _send(self, message: BaseModel) -> None:
-        content = message.model_dump(mode="json", exclude_unset=True)
-        self._socket.send(json.dumps({"type": getattr(message, "type"), **content}))  # noqa: B009
+        is_frame = isinstance(message, FrameAppend)
+        while True:
+            with self._lock:
+                socket = self._socket
+                if isinstance(message, FrameAppend) and message.seq is not None:
+                    self._frames[message.seq] = message
+                try:
+                    _write(socket, message)
+                    return
+                except ConnectionClosed as closed:
+                    if self._over:
+                        raise
+                    failure = closed
+            self._connect_again(socket, failure)
+            if is_frame:  # it was sent again with the others
+                return
+
+    def _note(self, message: ServerMessage) -> bool:
+        """Note what has arrived; returns whether it is new."""
+        event = message.event if isinstance(message, DurableMessage) else None
+        if event is not None:
+            if event <= self._last_event:
+                return False
+            self._last_event = event
+            if event >= self._acknowledged + ACKNOWLEDGED_EVERY:
+                self._acknowledged = event
+                self._send(EventAck(event=event))
+        match message:
+            case FrameDecision():
+                if message.seq <= self._decided:
+                    return False
+                self._decided = message.seq
+                self._frames.pop(message.seq, None)
+            case FrameDropped() | ErrorMessage(seq=int()):
+                self._frames.pop(message.seq or 0, None)
+            case SessionMoved():
+                self._decided = max(self._decided, message.decided_to)
+                self._frames = {seq: frame for seq, frame in self._frames.items() if seq > message.decided_to}
+            case SessionClosed():
+                self._over = True
+        return True
+
+
+def _write(socket: ClientConnection, message: BaseModel) -> None:
+    content = message.model_dump(mode="json", exclude_unset=True)
+    socket.send(json.dumps({"type": getattr(message, "type"), **content}))  # noqa: B009
 
 
 def _update(goal: str, steps: Sequence[str], fields: dict[str, Any]) -> SessionUpdate:

@@ -94,7 +94,12 @@ class SessionUpdate(ClientModel):
     keep: bool = False
     """Whether the session outlives its WebSocket, until it is resumed, closed or idle too long."""
     resume: Name | None = None
-    """Handle from `session.created` of the session to continue; all other fields must be left out."""
+    """Handle from `session.created` of the session to continue; all fields but the next two must be left out."""
+    last_event: Annotated[int, Field(ge=0, le=MAX_SEQ)] | None = None
+    """With `resume`: number of the last durable message that the client has; every later one is sent again."""
+    decided: Annotated[int, Field(ge=-1, le=MAX_SEQ)] | None = None
+    """With `resume`: seq of the last frame whose decision the client has, -1 for none; later ones are sent again, as
+    far as they are kept."""
 
     @field_validator("steps")
     @classmethod
@@ -106,9 +111,12 @@ class SessionUpdate(ClientModel):
     @model_validator(mode="after")
     def _resumes_alone(self) -> "SessionUpdate":
         if self.resume is None:
+            if self.last_event is not None or self.decided is not None:
+                raise ValueError("last_event and decided belong to resume")
             return self
         fields = type(self).model_fields
-        others = [n for n in fields if n not in ("type", "resume") and getattr(self, n) != fields[n].default]
+        cursor = ("type", "resume", "last_event", "decided")
+        others = [n for n in fields if n not in cursor and getattr(self, n) != fields[n].default]
         if others:
             raise ValueError(f"resume continues a session as it is; leave out {', '.join(others)}")
         return self
@@ -184,6 +192,13 @@ class StatePatch(ClientModel):
     state: Annotated[StateMap, Field(max_length=MAX_STEPS)]
 
 
+class EventAck(ClientModel):
+    """The client has the durable messages up to `event`; the server need not keep them."""
+
+    type: Literal["event.ack"] = "event.ack"
+    event: Annotated[int, Field(ge=0, le=MAX_SEQ)]
+
+
 class SessionClose(ClientModel):
     """Close the session once the frames sent before are decided."""
 
@@ -197,5 +212,5 @@ class FramesRequest(ClientModel):
 
 
 ClientMessage = Annotated[
-    SessionUpdate | FrameAppend | TextAppend | StatePatch | SessionClose, Field(discriminator="type")
+    SessionUpdate | FrameAppend | TextAppend | StatePatch | EventAck | SessionClose, Field(discriminator="type")
 ]

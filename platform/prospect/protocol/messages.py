@@ -6,6 +6,7 @@ from prospect.protocol.client_messages import (
     MAX_MESSAGE_BYTES,
     ClientMessage,
     EmbeddingMessage,
+    EventAck,
     FrameAppend,
     FramesRequest,
     SessionClose,
@@ -16,7 +17,10 @@ from prospect.protocol.client_messages import (
 )
 from prospect.protocol.fields import StateMap
 from prospect.protocol.server_messages import (
+    CAPABILITIES,
+    TAKEN_OVER,
     DecidedFrame,
+    DurableMessage,
     ErrorMessage,
     FrameDecision,
     FrameDropped,
@@ -29,6 +33,7 @@ from prospect.protocol.server_messages import (
     SessionClosed,
     SessionCreated,
     SessionGoingAway,
+    SessionMoved,
     SessionRefreshed,
     SessionView,
     StateUpdated,
@@ -41,13 +46,17 @@ SERVER_MESSAGES = get_args(get_args(ServerMessage)[0])
 """Classes of the messages that a server sends on a stream."""
 
 __all__ = [
+    "CAPABILITIES",
     "CLIENT_MESSAGES",
     "MAX_MESSAGE_BYTES",
     "SERVER_MESSAGES",
+    "TAKEN_OVER",
     "ClientMessage",
     "DecidedFrame",
+    "DurableMessage",
     "EmbeddingMessage",
     "ErrorMessage",
+    "EventAck",
     "FrameAppend",
     "FrameDecision",
     "FrameDropped",
@@ -62,6 +71,7 @@ __all__ = [
     "SessionClosed",
     "SessionCreated",
     "SessionGoingAway",
+    "SessionMoved",
     "SessionRefreshed",
     "SessionUpdate",
     "SessionView",

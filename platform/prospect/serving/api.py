@@ -125,7 +125,7 @@ def _add_sessions(api: FastAPI, core: Core) -> None:
     async def patch(session_id: str, message: StatePatch) -> StateUpdated:
         return StateUpdated(state=await core.patch(session_id, message.state))
 
-    @api.delete(path, responses=refusals(404))
+    @api.delete(path, response_model_exclude_none=True, responses=refusals(404))
     async def close(session_id: str) -> SessionClosed:
         return await core.close(session_id)
 

@@ -10,8 +10,10 @@ from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from prospect.errors import ProspectError, SessionError
 from prospect.protocol.messages import (
+    TAKEN_OVER,
     ClientMessage,
     ErrorMessage,
+    EventAck,
     FrameAppend,
     ServerMessage,
     SessionClose,
@@ -26,6 +28,8 @@ log = logging.getLogger(__name__)
 
 NORMAL, GOING_AWAY, TRY_AGAIN = 1000, 1001, 1013
 """Close codes of RFC 6455 and its registry."""
+_CLOSE_CODES = {"session.closed": NORMAL, "session.going_away": GOING_AWAY, "error": GOING_AWAY}
+"""By a stream's last message; after any other, another stream has taken its session over."""
 
 
 async def serve_socket(core: Core, socket: WebSocket) -> None:
@@ -105,6 +109,8 @@ class _Connection:
                 await self._core.text(session_id, message.text)
             case StatePatch():
                 await self._core.patch(session_id, message.state)
+            case EventAck():
+                await self._core.acknowledge(session_id, message.event)
             case SessionClose():
                 await self._core.close(session_id)
 
@@ -113,7 +119,7 @@ class _Connection:
             raise SessionError(f"type: this stream has session {self._session_id!r}; open another one", field="type")
         if update.resume is not None:
             self._check_name(update.resume.partition(":")[0], "resume")
-            created = await self._core.resume(update.resume)
+            created = await self._core.resume(update)
         else:
             update = update.with_id(self._named)
             self._check_name(update.session_id, "session_id")
@@ -134,9 +140,9 @@ class _Connection:
                 async for last in self._core.events(session_id):
                     await self._send(last)
             except ProspectError as error:
-                await self._send(ErrorMessage.of(error))
-            closed = last is not None and last.type == "session.closed"
-            await self._socket.close(NORMAL if closed else GOING_AWAY)
+                last = ErrorMessage.of(error)
+                await self._send(last)
+            await self._socket.close(TAKEN_OVER if last is None else _CLOSE_CODES.get(last.type, TAKEN_OVER))
 
     async def _send(self, message: ServerMessage) -> None:
         if self._socket.application_state is WebSocketState.CONNECTED:  # the writer may have closed it
