@@ -1,5 +1,6 @@
 """The Python client against a real engine behind a real socket (uvicorn, without Ray)."""
 
+import asyncio
 import random
 import socket
 import threading
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import uvicorn
 
-from prospect.client import ProspectClient, ServerError
+from prospect.client import AsyncProspectClient, ProspectClient, ServerError
 from prospect.errors import ProspectError
 from prospect.model.checkpoint import LoadedModel, load_model
 from prospect.protocol.messages import ServerMessage
@@ -184,6 +185,49 @@ def test_a_stream_that_this_side_leaves_has_ended(client: ProspectClient):
     with client.live(thresholds=NEVER) as live:
         live.disconnect()
         assert list(live) == []
+
+
+def test_with_asyncio_a_session_is_the_same(url: str, loaded: LoadedModel):
+    async def story() -> None:
+        async with AsyncProspectClient(url) as client:
+            assert (await client.model()).fingerprint == loaded.fingerprint
+            session_id = (await client.create("Make tea", STEPS, thresholds=NEVER)).session_id
+            await client.text(session_id, "Hello.")
+            assert [each.seq for each in await client.push(session_id, picture(0), picture(1))] == [0, 1]
+            assert (await client.patch(session_id, S1="completed")).state["S1"] == "completed"
+            assert (await client.view(session_id)).next_seq == 2
+            assert (await client.close(session_id)).frames == 2
+            with pytest.raises(ServerError, match="is open here"):
+                await client.view(session_id)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_with_asyncio_a_connection_is_made_again_too(url: str, seed: int):
+    async def story() -> list[ServerMessage]:
+        heard: list[ServerMessage] = []
+        async with AsyncProspectClient(cutter.url) as client, client.live(steps=STEPS, thresholds=ALWAYS) as live:
+
+            async def push() -> None:
+                for number in range(16):
+                    await live.push(picture(number))
+
+            pushing = asyncio.create_task(push())
+            while sum(message.type == "decision" for message in heard) < 16:
+                heard.append(await live.receive())
+            await pushing
+            await live.close()
+            return heard + [message async for message in live]
+
+    cutter = Cutter(url, seed + 10, cuts=4)
+    heard = asyncio.run(story())
+    cutter.close()
+    assert cutter.left <= 0
+    assert [message.seq for message in heard if message.type == "decision"] == list(range(16))
+    events = [message.event for message in heard if getattr(message, "event", None)]
+    assert events == list(range(1, len(events) + 1))
+    assert heard[-1].type == "session.closed"
 
 
 def test_what_the_server_refuses_is_an_error_in_its_words(client: ProspectClient, url: str):
