@@ -8,7 +8,7 @@ from ray.dashboard.modules.dashboard_sdk import parse_runtime_env_args
 from prospect.config.load import load
 from prospect.errors import ProspectError
 from prospect.serving.config import ServeConfig
-from prospect.serving.deployments import build, find_model, open_port
+from prospect.serving.deployments import build, find_model, open_port, pin_model
 
 
 def app(arguments: dict[str, str]) -> serve.Application:
@@ -19,7 +19,7 @@ def app(arguments: dict[str, str]) -> serve.Application:
         if not ray.is_initialized():  # in `serve deploy` Serve runs already, and its own configuration names the port
             _join(click.get_current_context().params)
             open_port(config)
-        return build(config)
+        return build(pin_model(config))
     except ProspectError as error:
         raise click.ClickException(str(error)) from error
 

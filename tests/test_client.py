@@ -1,15 +1,21 @@
 """The Python client against a real engine behind a real socket (uvicorn, without Ray)."""
 
+import asyncio
+import random
+import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 import uvicorn
 
-from prospect.client import ProspectClient, ServerError
+from prospect.client import AsyncProspectClient, ProspectClient, ServerError
 from prospect.errors import ProspectError
 from prospect.model.checkpoint import LoadedModel, load_model
+from prospect.protocol.messages import ServerMessage
 from prospect.serving.api import build_api
 from prospect.serving.host import SessionHost
 from prospect.serving.live_encoder import LiveEncoder, encoder_of
@@ -90,6 +96,138 @@ def test_a_kept_session_goes_on_in_another_stream(client: ProspectClient):
         assert again.push(picture(1)) == 1
         assert again.receive(timeout=20).seq == 1
     client.close(live.session_id)
+
+
+def test_a_stream_that_ends_before_its_session_does_is_said_to_be_lost(client: ProspectClient):
+    with client.live(keep=True, thresholds=NEVER) as live, client.resume(live.created.resume) as again:
+        with pytest.raises(ServerError, match=r"ended with code 4001 before session\.closed; resume") as lost:
+            list(live)
+        assert lost.value.code == "stream_lost"
+        again.close()
+        assert [message.type for message in again] == ["session.closed"]
+
+
+class Cutter:
+    """A way to the server that breaks every connection after some bytes, in whichever direction they go."""
+
+    def __init__(self, url: str, seed: int, cuts: int) -> None:
+        self._to = urlsplit(url)
+        self._random = random.Random(seed)
+        self.left = cuts
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                here, _ = self._listening.accept()
+                there = socket.create_connection((self._to.hostname, self._to.port))
+                allowance = [self._random.randrange(500, 12_000) if self.left > 0 else 10**9]
+                for source, sink in ((here, there), (there, here)):
+                    threading.Thread(target=self._pump, args=(source, sink, allowance), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, allowance: list[int]) -> None:
+        with suppress(OSError):
+            while data := source.recv(1024):
+                allowance[0] -= len(data)
+                if allowance[0] < 0:
+                    self.left -= 1
+                    allowance[0] = 10**9
+                    break
+                sink.sendall(data)
+        for each in (source, sink):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._listening.close()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_client_connects_again_and_nothing_is_lost(client: ProspectClient, url: str, seed: int):
+    """Frames are sent again until they are decided, and what did not arrive is heard once and in order."""
+    undisturbed, disturbed = [], []
+    cutter = Cutter(url, seed, cuts=5)
+    with ProspectClient(cutter.url) as broken:
+        for heard, way in ((undisturbed, client), (disturbed, broken)):
+            with way.live("Make tea", STEPS, thresholds=ALWAYS, session_id=f"cut-{seed}-{way is broken}") as live:
+                pushing = threading.Thread(target=lambda live=live: [live.push(picture(i)) for i in range(16)])
+                pushing.start()
+                decided = 0
+                while decided < 16:
+                    message = live.receive(timeout=30)
+                    heard.append(message)
+                    decided += message.type == "decision"
+                pushing.join()
+                live.close()
+                heard.extend(live)
+    assert cutter.left <= 0, "it was cut as often as it should be"
+    cutter.close()
+
+    def told(messages: list[ServerMessage]) -> dict[str, list[tuple]]:
+        """Texts are drawn by the session's id, and which frames decide together by the moment."""
+        decisions = [m.seq for m in messages if m.type == "decision"]
+        events = [m.event for m in messages if getattr(m, "event", None)]
+        return {
+            "decisions": decisions,
+            "gaps": sorted(set(range(1, events[-1])) - set(events)),
+            "last": messages[-1].type,
+        }
+
+    assert told(disturbed) == told(undisturbed)
+    assert told(disturbed) == {"decisions": list(range(16)), "gaps": [], "last": "session.closed"}
+    events = [m.event for m in disturbed if getattr(m, "event", None)]
+    assert events == sorted(set(events))
+
+
+def test_a_stream_that_this_side_leaves_has_ended(client: ProspectClient):
+    with client.live(thresholds=NEVER) as live:
+        live.disconnect()
+        assert list(live) == []
+
+
+def test_with_asyncio_a_session_is_the_same(url: str, loaded: LoadedModel):
+    async def story() -> None:
+        async with AsyncProspectClient(url) as client:
+            assert (await client.model()).fingerprint == loaded.fingerprint
+            session_id = (await client.create("Make tea", STEPS, thresholds=NEVER)).session_id
+            await client.text(session_id, "Hello.")
+            assert [each.seq for each in await client.push(session_id, picture(0), picture(1))] == [0, 1]
+            assert (await client.patch(session_id, S1="completed")).state["S1"] == "completed"
+            assert (await client.view(session_id)).next_seq == 2
+            assert (await client.close(session_id)).frames == 2
+            with pytest.raises(ServerError, match="is open here"):
+                await client.view(session_id)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_with_asyncio_a_connection_is_made_again_too(url: str, seed: int):
+    async def story() -> list[ServerMessage]:
+        heard: list[ServerMessage] = []
+        async with AsyncProspectClient(cutter.url) as client, client.live(steps=STEPS, thresholds=ALWAYS) as live:
+
+            async def push() -> None:
+                for number in range(16):
+                    await live.push(picture(number))
+
+            pushing = asyncio.create_task(push())
+            while sum(message.type == "decision" for message in heard) < 16:
+                heard.append(await live.receive())
+            await pushing
+            await live.close()
+            return heard + [message async for message in live]
+
+    cutter = Cutter(url, seed + 10, cuts=4)
+    heard = asyncio.run(story())
+    cutter.close()
+    assert cutter.left <= 0
+    assert [message.seq for message in heard if message.type == "decision"] == list(range(16))
+    events = [message.event for message in heard if getattr(message, "event", None)]
+    assert events == list(range(1, len(events) + 1))
+    assert heard[-1].type == "session.closed"
 
 
 def test_what_the_server_refuses_is_an_error_in_its_words(client: ProspectClient, url: str):

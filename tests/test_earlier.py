@@ -24,7 +24,8 @@ from prospect.model.saved import read_saved
 from prospect.protocol.messages import EmbeddingMessage, FrameAppend, FrameOutcome, SessionUpdate
 from prospect.serving import deployments, live_encoder
 from prospect.serving.config import ServeConfig
-from prospect.serving.deployments import Engine
+from prospect.serving.deployments import Engine, pin_model
+from prospect.serving.settings import ServingSettings
 from prospect.streaming import engine as engine_module
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings
@@ -130,6 +131,13 @@ def test_its_registered_model_is_served(root: Path) -> None:
     for outcome in outcomes:
         assert list(outcome.state) == ["S1", "S2"]
         assert 0 < outcome.p_speak < 1
+
+
+def test_an_engine_that_starts_after_the_alias_has_moved_serves_the_same_version(root: Path) -> None:
+    config = ServeConfig(**dict(config_of(root)), serving=ServingSettings(model="models:/prospect-dst@champion"))
+    assert pin_model(config).serving.model == "models:/prospect-dst/1"
+    folder = config.model_copy(update={"serving": ServingSettings(model=str(root))})
+    assert pin_model(folder) == folder
 
 
 def test_every_way_to_load_it_asks_for_the_device_of_its_process(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

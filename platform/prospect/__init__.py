@@ -8,6 +8,7 @@ from typing import Any
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _EXPORTS = {
+    "AsyncProspectClient": "prospect.client",
     "Config": "prospect.config.schema",
     "Dialogue": "prospect.dialogue.schema",
     "EmbeddingStore": "prospect.data.embeddings",

@@ -128,7 +128,7 @@ def test_what_is_left_out_is_counted_by_reason() -> None:
         "b": "video /v/b.mp4 is truncated: 22.5 s of 36.0 s can be read",
         "c": "video /v/c.mp4 is corrupted near 7.5 s",
         "d": "video /v/d.mp4 is corrupted near 12 s",
-        "e": "row 6 of frames file /v/e.mp4 is not a picture: image of 3 bytes is neither a JPEG nor a PNG",
+        "e": "row 6 of frames file /v/e.mp4 is not a picture: image of 3 bytes is no JPEG, PNG or WebP",
     }
     report.outcomes = [VideoOutcome(name, "quarantined", reason=reason) for name, reason in reasons.items()]
     report.outcomes.append(VideoOutcome("f", "done", 3))

@@ -204,7 +204,7 @@ def test_the_example_that_streams_a_file(address: str, tmp_path: Path):
 
 
 def test_the_example_with_asyncio(address: str, folder: Path):
-    options = ["frame.jpg", "--url", f"ws://{address}", "--sessions", "2", "--frames", "3"]
+    options = ["frame.jpg", "--url", f"http://{address}", "--sessions", "2", "--frames", "3"]
     printed = run([sys.executable, str(EXAMPLES / "stream_async.py"), *options], folder)
     assert printed.splitlines() == ["Task 1: 3 frames decided", "Task 2: 3 frames decided"]
 

@@ -1,14 +1,21 @@
 """HTTP: a session from its first request to its last, and a clear 4xx for every mistake."""
 
+import io
+import json
 import re
+import threading
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 
+from prospect.errors import UnknownSessionError
 from prospect.model.checkpoint import LoadedModel
-from prospect.protocol.messages import EmbeddingMessage, FrameAppend, FrameOutcome
-from prospect.serving.api import _STATUS
+from prospect.protocol.messages import CLIENT_MESSAGES, SERVER_MESSAGES, EmbeddingMessage, FrameAppend, FrameOutcome
+from prospect.serving import api
+from prospect.serving.api import _STATUS, build_api
 from prospect.serving.settings import SessionLimits
 from prospect.vision.encoder import load_encoder
 from tests.conftest import REPOSITORY
@@ -81,7 +88,7 @@ def test_a_picture_and_its_embedding_are_decided_alike(http, loaded: LoadedModel
 def test_model_and_health(http, loaded: LoadedModel):
     assert http.get("/healthz").json() == {"status": "ok"}
     assert http.get("/v1/model").json() == {
-        "name": "tests", "fingerprint": loaded.fingerprint, "fps": 2, "tokens_per_frame": 1, "dim": 64,
+        "name": "tests", "version": "", "fingerprint": loaded.fingerprint, "fps": 2, "tokens_per_frame": 1, "dim": 64,
         "accepts_images": True,
     }  # fmt: skip
 
@@ -143,10 +150,147 @@ def test_a_body_that_is_no_json_object(http, body):
         assert refused(answer)["code"] == "invalid_message"
 
 
-def test_a_content_type_that_is_none_of_ours(http):
+@pytest.mark.parametrize("kind", ["video/mp4", "image/gif", "text/plain; charset=utf-8"])
+def test_a_content_type_that_is_none_of_ours(http, kind: str):
     path = f"/v1/sessions/{open_session(http)}/frames"
-    answer = http.post(path, content=b"x", headers={"content-type": "video/mp4"})
+    answer = http.post(path, content=b"x", headers={"content-type": kind})
     assert (answer.status_code, refused(answer)["code"]) == (415, "unsupported_media")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WebP"])
+def test_a_picture_is_sent_as_it_is(http, kind: str):
+    """A content type is written in any case, and may have parameters."""
+    path = f"/v1/sessions/{open_session(http, thresholds=NEVER)}/frames"
+    answer = http.post(path, content=picture(0, kind), headers={"content-type": f"IMAGE/{kind}; q=1"})
+    assert [each["seq"] for each in answer.json()["frames"]] == [0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"goal": "x" * 2001}, "goal"),
+        ({"knowledge": "x" * 20_001}, "knowledge"),
+        ({"dataset": "x" * 201}, "dataset"),
+        ({"steps": ["x"] * 1001}, "steps"),
+        ({"steps": ["x" * 30_000, "x" * 10_001]}, "steps"),
+        ({"steps": ["half an emoji \\ud83d"]}, "steps.0"),
+        ({"resume": "x" * 201}, "resume"),
+    ],
+)
+def test_a_session_is_opened_within_bounds(http, fields: dict, field: str):
+    body = json.dumps(fields).replace("\\\\ud83d", "\\ud83d")
+    answer = http.post("/v1/sessions", content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, refused(answer)["field"]) == (422, field)
+    assert len(refused(answer)["message"]) < 300
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"seq": 2**53 + 1}, "seq"),
+        ({"seq": -1}, "seq"),
+        ({"pts": 1.7976931348623157e308}, "pts"),
+        ({"pts": 1e9 + 1}, "pts"),
+        ({"pts": -0.1}, "pts"),
+    ],
+)
+def test_a_frame_has_numbers_within_bounds(http, fields: dict, field: str):
+    path = f"/v1/sessions/{open_session(http, thresholds=NEVER)}"
+    sent = frame(0) | fields
+    for answer in (
+        http.post(f"{path}/frames", json=sent),
+        http.post(f"{path}/frames", json={"frames": [sent]}),
+        http.post(f"{path}/frames", content=picture(0), params=fields, headers={"content-type": "image/png"}),
+    ):
+        assert (answer.status_code, refused(answer)["field"].rpartition(".")[2]) == (422, field)
+    assert http.get(path).json()["next_seq"] == 0
+
+
+def test_a_text_and_a_number_of_frames_have_bounds(http):
+    path = f"/v1/sessions/{open_session(http)}"
+    assert refused(http.post(f"{path}/text", json={"text": "x" * 4001}))["field"] == "text"
+    assert refused(http.post(f"{path}/frames", json={"frames": [frame(0)] * 257}))["field"] == "frames"
+    assert refused(http.patch(f"{path}/state", json={"state": {"S" + "1" * 5000: "completed"}}))["field"] == "state"
+
+
+def test_a_body_without_end_is_not_read_to_its_end(http):
+    read = []
+
+    def body() -> Iterator[bytes]:
+        for _ in range(100):
+            read.append(2**20)
+            yield bytes(2**20)
+
+    path = f"/v1/sessions/{open_session(http)}/frames"
+    for kind in ("image/png", "application/json"):
+        answer = http.post(path, content=body(), headers={"content-type": kind})
+        assert (answer.status_code, refused(answer)["code"]) == (413, "too_large")
+    answer = http.post("/v1/sessions", content=body(), headers={"content-type": "application/json"})
+    assert (answer.status_code, refused(answer)["code"]) == (413, "too_large")
+
+
+def test_more_pixels_than_a_camera_has_are_refused_before_they_are_unpacked(http):
+    file = io.BytesIO()
+    Image.new("1", (8000, 2001)).save(file, "PNG")
+    path = f"/v1/sessions/{open_session(http)}/frames"
+    answer = http.post(path, content=file.getvalue(), headers={"content-type": "image/png"})
+    assert (answer.status_code, refused(answer)["field"]) == (422, "image")
+    assert "8000x2001 is larger than 16000000 pixels" in refused(answer)["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "code"),
+    [
+        ("PUT", "/v1/sessions", b"{}", 405, "method_not_allowed"),
+        ("GET", "/v2/sessions", b"", 404, "not_found"),
+        ("POST", "/v1/sessions", b"\xff\xfe", 422, "invalid_message"),
+        ("POST", "/v1/sessions", b"[" * 100_000, 422, "invalid_message"),
+    ],
+)
+def test_what_no_operation_takes_has_a_code_of_its_own(http, method, path, body, status, code):
+    answer = http.request(method, path, content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, refused(answer)["code"]) == (status, code)
+
+
+def test_a_defect_is_answered_as_one(host, monkeypatch):
+    async def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(host, "view", broken)
+    with TestClient(build_api(host), raise_server_exceptions=False) as http:
+        answer = http.get("/v1/sessions/a")
+        assert (answer.status_code, refused(answer)["code"]) == (500, "internal")
+        assert http.get("/healthz").status_code == 200
+
+
+def test_health_is_that_of_the_engines_thread(http, host, monkeypatch):
+    monkeypatch.setattr(api, "HEALTHY_WITHIN_S", 0.2)
+    assert http.get("/healthz").status_code == 200
+    free = threading.Event()
+    host._thread._thread.submit(free.wait)
+    answer = http.get("/healthz")
+    assert (answer.status_code, refused(answer)["code"]) == (503, "unavailable")
+    assert answer.headers["retry-after"] == "5"
+    free.set()
+    assert http.get("/healthz").status_code == 200
+
+
+def test_the_description_is_whole(http):
+    """Every reference leads somewhere, every refusal has our form, and every message of the stream a schema."""
+    whole = http.get("/openapi.json").json()
+    schemas = whole["components"]["schemas"]
+    text = json.dumps(whole)
+    assert set(re.findall(r'"#/components/schemas/(\w+)"', text)) <= set(schemas)
+    assert "#/$defs" not in text
+    for path, operations in whole["paths"].items():
+        for method, operation in operations.items():
+            refusals = {status: answer for status, answer in operation["responses"].items() if status >= "400"}
+            if path != "/healthz" and path != "/v1/model":
+                assert "422" in refusals, (method, path)
+            for answer in refusals.values():
+                assert answer["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Refused"}
+    for message in (*CLIENT_MESSAGES, *SERVER_MESSAGES):
+        assert schemas[message.__name__]["properties"]["type"]["const"] == message.model_fields["type"].default
 
 
 def test_a_wrong_embedding_names_both_sides(http, loaded: LoadedModel):
@@ -182,6 +326,22 @@ class TestIdle:
         while host.open_sessions:
             http.get("/healthz")
         assert refused(http.get(path))["code"] == "unknown_session"
+
+    def test_a_session_that_is_closed_while_it_is_swept_does_not_end_the_sweep(self, http, host, monkeypatch):
+        end, swept = host._end, []
+
+        async def closed_meanwhile(stream, reason):
+            await end(stream, reason)
+            if not swept:
+                swept.append(stream)
+                raise UnknownSessionError("gone")
+
+        monkeypatch.setattr(host, "_end", closed_meanwhile)
+        for _ in range(2):
+            open_session(http)
+            while host.open_sessions:
+                http.get("/healthz")
+        host.check_health()
 
 
 def test_the_page_explains_every_code():

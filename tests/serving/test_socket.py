@@ -8,7 +8,7 @@ import pytest
 from starlette.testclient import WebSocketTestSession
 from starlette.websockets import WebSocketDisconnect
 
-from prospect.protocol.messages import FrameAppend, ServerMessage
+from prospect.protocol.messages import FrameAppend, ServerMessage, StatePatch, TextAppend
 from prospect.protocol.parsing import parse_server
 from prospect.serving.settings import SessionLimits
 from tests.serving.models import ALWAYS, NEVER, STEPS, picture
@@ -95,6 +95,39 @@ def test_mistakes_leave_the_stream_open(http):
         assert hear(socket).type == "decision"
 
 
+@pytest.mark.parametrize("message", [FrameAppend(seq=1, image=b"x"), TextAppend(text="x"), StatePatch(state={})])
+def test_a_defect_at_a_message_is_answered_and_the_stream_goes_on(http, host, monkeypatch, message):
+    async def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    with opened(http, thresholds=NEVER) as (socket, _):
+        push(socket, 0)
+        assert hear(socket).type == "decision"
+        with monkeypatch.context() as patch:
+            for method in ("push", "text", "patch"):
+                patch.setattr(host, method, broken)
+            socket.send_text(message.model_dump_json(exclude_none=True))
+            answer = hear(socket)
+            assert (answer.type, answer.code, answer.seq) == ("error", "internal", getattr(message, "seq", None))
+        push(socket, 1)
+        assert hear(socket).seq == 1
+
+
+def test_a_stream_may_have_its_sessions_address(http):
+    with http.websocket_connect("/v1/sessions/kitchen-7/stream") as socket:
+        say(socket, TEA | {"session_id": "kitchen-8"})
+        assert hear(socket).field == "session_id"
+        say(socket, TEA | {"thresholds": NEVER})
+        created = hear(socket)
+        assert created.session_id == "kitchen-7"
+        with http.websocket_connect("/v1/sessions/kitchen-8/stream") as other:
+            say(other, {"type": "session.update", "resume": created.resume})
+            assert hear(other).field == "resume"
+    with http.websocket_connect("/v1/sessions/a b/stream") as socket:
+        say(socket, TEA)
+        assert hear(socket).field == "session_id"
+
+
 def test_a_refused_frame_may_be_left_out_or_sent_again(http):
     with opened(http, thresholds=NEVER) as (socket, _):
         broken = FrameAppend(seq=0, image=b"no picture").model_dump_json(exclude_none=True)
@@ -168,7 +201,39 @@ def test_a_kept_session_is_resumed_with_what_was_missed(http, host):
         assert hear(socket).seq == 2
         with http.websocket_connect("/v1/stream") as thief:
             say(thief, {"type": "session.update", "resume": created.resume})
-            assert hear(thief).code == "unknown_session"
+            assert hear(thief).code == "unknown_session", "the newer stream has spoken"
+
+
+def test_a_handle_is_good_until_the_newer_stream_has_spoken(http):
+    """The answer to a resumption may be lost on its way."""
+    with opened(http, keep=True, thresholds=NEVER) as (socket, created):
+        push(socket, 0)
+        hear(socket)
+    for _ in range(3):
+        with http.websocket_connect("/v1/stream") as socket:
+            say(socket, {"type": "session.update", "resume": created.resume, "decided": -1})
+            assert (hear(socket).next_seq, hear(socket).seq) == (1, 0)
+
+
+def test_what_a_client_lacks_is_sent_again(http):
+    with opened(http, keep=True, thresholds=ALWAYS) as (socket, created):
+        assert "resume_from_event" in created.capabilities
+        for seq in range(3):
+            push(socket, seq)
+        first = [hear(socket) for _ in range(3)]
+        while first[-1].type != "response.done" or first[-1].seq < 2:
+            first.append(hear(socket))
+    events = [message.event for message in first if message.type != "decision"]
+    assert events == list(range(1, len(events) + 1))
+    middle = events[len(events) // 2]
+    with http.websocket_connect("/v1/stream") as socket:
+        say(socket, {"type": "session.update", "resume": created.resume, "last_event": middle, "decided": 1})
+        assert hear(socket).last_event == events[-1]
+        expected = [m for m in first if (m.seq == 2 if m.type == "decision" else m.event > middle)]
+        assert [hear(socket) for _ in expected] == expected
+        say(socket, {"type": "event.ack", "event": events[-1]})
+        say(socket, {"type": "session.close"})
+        assert hear(socket).type == "session.closed"
 
 
 def test_resuming_ends_the_older_stream_and_its_farewell_does_not_close_the_session(http, host):
@@ -177,7 +242,7 @@ def test_resuming_ends_the_older_stream_and_its_farewell_does_not_close_the_sess
         assert hear(new).session_id == created.session_id
         with pytest.raises(WebSocketDisconnect) as left:
             old.receive_text()
-        assert left.value.code == 1001
+        assert left.value.code == 4001
         old.close()
         push(new, 0)
         assert hear(new).seq == 0
@@ -220,17 +285,16 @@ class TestSlowClient:
     def host_settings(self) -> SessionLimits:
         return SessionLimits(max_unread_messages=2)
 
-    def test_messages_that_nobody_reads_are_lost_and_it_is_said(self, http):
-        with opened(http, keep=True, thresholds=NEVER) as (_, created):
+    def test_events_that_nobody_reads_are_lost_and_it_is_said(self, http):
+        with opened(http, keep=True, thresholds=ALWAYS) as (_, created):
             pass
-        frames = {
-            "frames": [{"image": FrameAppend(image=picture(i)).model_dump(mode="json")["image"]} for i in range(3)]
-        }
-        http.post(f"/v1/sessions/{created.session_id}/frames", json=frames)
+        path = f"/v1/sessions/{created.session_id}/frames"
+        for seq in range(3):
+            http.post(path, content=picture(seq), headers={"content-type": "image/png"})
         with http.websocket_connect("/v1/stream") as socket:
-            say(socket, {"type": "session.update", "resume": created.resume})
-            assert hear(socket).next_seq == 3
-            push(socket, 3)
-            heard = [hear(socket), hear(socket)]
-            assert [message.type for message in heard] == ["error", "decision"]
-            assert heard[0].code == "slow_client"
+            say(socket, {"type": "session.update", "resume": created.resume, "last_event": 0, "decided": 2})
+            last = hear(socket).last_event
+            lost, *kept = [hear(socket) for _ in range(3)]
+            assert lost.code == "events_lost"
+            assert f"events 1 to {last - 2} are kept no more" in lost.message
+            assert [message.event for message in kept] == [last - 1, last]

@@ -222,7 +222,7 @@ def test_wrong_pictures_are_named(tiny: FrameEncoder) -> None:
         tiny.encode(pictures(2, 32))
     with pytest.raises(DataError, match="float64"):
         tiny.encode(pictures(2).astype(float))
-    with pytest.raises(DataError, match="neither a JPEG nor a PNG"):
+    with pytest.raises(DataError, match="is no JPEG, PNG or WebP"):
         tiny.decode_image(b"garbage")
 
 

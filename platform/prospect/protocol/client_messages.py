@@ -13,13 +13,32 @@ from pydantic import (
     Field,
     PlainSerializer,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 
 from prospect.protocol.fields import StateMap
 
-MAX_IMAGE_BYTES = 16 * 2**20
-"""Most bytes of a picture or an embedding."""
+MAX_IMAGE_BYTES = 8 * 2**20
+"""Most bytes of a picture or an embedding; as base64 it fits into a message of `MAX_MESSAGE_BYTES`."""
+MAX_MESSAGE_BYTES = 16 * 2**20
+"""Most bytes of a message of a stream, or of the body of a request."""
+MAX_FRAMES = 256
+"""Most frames of one request."""
+MAX_STEPS = 1000
+"""Most steps of a recipe."""
+MAX_RECIPE = 40_000
+"""Most characters of all steps together."""
+MAX_KNOWLEDGE = 20_000
+MAX_GOAL = 2_000
+MAX_TEXT = 4_000
+"""Most characters of one text of the user."""
+MAX_NAME = 200
+"""Most characters of a name, a fingerprint or a handle."""
+MAX_PTS = 1e9
+"""Seconds of the latest frame: 31 years."""
+MAX_SEQ = 2**53
+"""The largest integer that every reader of JSON keeps."""
 
 
 def _from_base64(value: object) -> object:
@@ -40,6 +59,7 @@ Base64 = Annotated[
 ]
 """Bytes, written as base64 in JSON."""
 
+Name = Annotated[str, Field(max_length=MAX_NAME)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 SessionId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
@@ -63,32 +83,52 @@ class SessionUpdate(ClientModel):
     type: Literal["session.update"] = "session.update"
     session_id: SessionId | None = None
     """Chosen by the server if left out. Anybody who knows it can reach the session over HTTP."""
-    goal: str = ""
-    steps: tuple[str, ...] = ()
+    goal: Annotated[str, Field(max_length=MAX_GOAL)] = ""
+    steps: Annotated[tuple[Annotated[str, Field(max_length=MAX_RECIPE)], ...], Field(max_length=MAX_STEPS)] = ()
     """Names of the recipe's steps, S1 first; may be empty."""
-    knowledge: str = ""
-    dataset: str = ""
+    knowledge: Annotated[str, Field(max_length=MAX_KNOWLEDGE)] = ""
+    dataset: Name = ""
     """Training data set that is most like the stream: its calibrated thresholds apply. Left out, or unknown to the
     model's calibration: those of all data sets together."""
     thresholds: ThresholdsMessage = ThresholdsMessage()
     keep: bool = False
     """Whether the session outlives its WebSocket, until it is resumed, closed or idle too long."""
-    resume: str | None = None
-    """Handle from `session.created` of the session to continue; all other fields must be left out."""
+    resume: Name | None = None
+    """Handle from `session.created` of the session to continue; all fields but the next two must be left out."""
+    last_event: Annotated[int, Field(ge=0, le=MAX_SEQ)] | None = None
+    """With `resume`: number of the last durable message that the client has; every later one is sent again."""
+    decided: Annotated[int, Field(ge=-1, le=MAX_SEQ)] | None = None
+    """With `resume`: seq of the last frame whose decision the client has, -1 for none; later ones are sent again, as
+    far as they are kept."""
+
+    @field_validator("steps")
+    @classmethod
+    def _short_enough(cls, steps: tuple[str, ...]) -> tuple[str, ...]:
+        if (length := sum(map(len, steps))) > MAX_RECIPE:
+            raise ValueError(f"have {length:,} characters together; send at most {MAX_RECIPE:,}")
+        return steps
 
     @model_validator(mode="after")
     def _resumes_alone(self) -> "SessionUpdate":
         if self.resume is None:
+            if self.last_event is not None or self.decided is not None:
+                raise ValueError("last_event and decided belong to resume")
             return self
         fields = type(self).model_fields
-        others = [n for n in fields if n not in ("type", "resume") and getattr(self, n) != fields[n].default]
+        cursor = ("type", "resume", "last_event", "decided")
+        others = [n for n in fields if n not in cursor and getattr(self, n) != fields[n].default]
         if others:
             raise ValueError(f"resume continues a session as it is; leave out {', '.join(others)}")
         return self
 
-    def with_id(self) -> "SessionUpdate":
-        """Return the message with a session id. The gateway chooses it: the id decides which engine has the session."""
-        return self if self.session_id else self.model_copy(update={"session_id": uuid4().hex})
+    def with_id(self, session_id: str | None = None) -> "SessionUpdate":
+        """Return the message with a session id: its own, else `session_id`, else a new one.
+
+        The gateway chooses it: the id decides which engine has the session.
+        """
+        if self.session_id:
+            return self
+        return SessionUpdate.model_validate(dict(self) | {"session_id": session_id or uuid4().hex})
 
 
 class EmbeddingMessage(ClientModel):
@@ -98,7 +138,7 @@ class EmbeddingMessage(ClientModel):
     """float16, little endian, row by row."""
     shape: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
     """[I, D]: I tokens of D features."""
-    fingerprint: str
+    fingerprint: Name
     """Fingerprint of the encoder; it must be the model's (`GET /v1/model`)."""
 
     @model_validator(mode="after")
@@ -123,12 +163,12 @@ class FrameAppend(ClientModel):
     """Send the next frame: a picture or an embedding."""
 
     type: Literal["input_frame.append"] = "input_frame.append"
-    seq: Annotated[int, Field(ge=0)] | None = None
+    seq: Annotated[int, Field(ge=0, le=MAX_SEQ)] | None = None
     """0, 1, 2, ... in the session. Left out, it is the next one, and a message sent twice is taken twice."""
-    pts: Annotated[float, Field(ge=0, le=1e15)] | None = None
+    pts: Annotated[float, Field(ge=0, le=MAX_PTS)] | None = None
     """Time of the picture in the client's stream, seconds; it must lie in a later frame than the last one."""
     image: Base64 | None = None
-    """JPEG or PNG."""
+    """JPEG, PNG or WebP."""
     embedding: EmbeddingMessage | None = None
 
     @model_validator(mode="after")
@@ -142,14 +182,21 @@ class TextAppend(ClientModel):
     """Send a text of the user; it joins the next frame."""
 
     type: Literal["input_text.append"] = "input_text.append"
-    text: Annotated[str, Field(min_length=1)]
+    text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 
 
 class StatePatch(ClientModel):
     """Correct the tracked state."""
 
     type: Literal["state.patch"] = "state.patch"
-    state: StateMap
+    state: Annotated[StateMap, Field(max_length=MAX_STEPS)]
+
+
+class EventAck(ClientModel):
+    """The client has the durable messages up to `event`; the server need not keep them."""
+
+    type: Literal["event.ack"] = "event.ack"
+    event: Annotated[int, Field(ge=0, le=MAX_SEQ)]
 
 
 class SessionClose(ClientModel):
@@ -161,9 +208,9 @@ class SessionClose(ClientModel):
 class FramesRequest(ClientModel):
     """Several frames in order: a body of `POST /v1/sessions/ID/frames`."""
 
-    frames: Annotated[tuple[FrameAppend, ...], Field(min_length=1)]
+    frames: Annotated[tuple[FrameAppend, ...], Field(min_length=1, max_length=MAX_FRAMES)]
 
 
 ClientMessage = Annotated[
-    SessionUpdate | FrameAppend | TextAppend | StatePatch | SessionClose, Field(discriminator="type")
+    SessionUpdate | FrameAppend | TextAppend | StatePatch | EventAck | SessionClose, Field(discriminator="type")
 ]

@@ -1,8 +1,12 @@
 """All messages of the session protocol (docs/protocol.md), to import from one place."""
 
+from typing import get_args
+
 from prospect.protocol.client_messages import (
+    MAX_MESSAGE_BYTES,
     ClientMessage,
     EmbeddingMessage,
+    EventAck,
     FrameAppend,
     FramesRequest,
     SessionClose,
@@ -13,7 +17,10 @@ from prospect.protocol.client_messages import (
 )
 from prospect.protocol.fields import StateMap
 from prospect.protocol.server_messages import (
+    CAPABILITIES,
+    TAKEN_OVER,
     DecidedFrame,
+    DurableMessage,
     ErrorMessage,
     FrameDecision,
     FrameDropped,
@@ -26,17 +33,30 @@ from prospect.protocol.server_messages import (
     SessionClosed,
     SessionCreated,
     SessionGoingAway,
+    SessionMoved,
     SessionRefreshed,
     SessionView,
     StateUpdated,
     state_map,
 )
 
+CLIENT_MESSAGES = get_args(get_args(ClientMessage)[0])
+"""Classes of the messages that a client sends on a stream."""
+SERVER_MESSAGES = get_args(get_args(ServerMessage)[0])
+"""Classes of the messages that a server sends on a stream."""
+
 __all__ = [
+    "CAPABILITIES",
+    "CLIENT_MESSAGES",
+    "MAX_MESSAGE_BYTES",
+    "SERVER_MESSAGES",
+    "TAKEN_OVER",
     "ClientMessage",
     "DecidedFrame",
+    "DurableMessage",
     "EmbeddingMessage",
     "ErrorMessage",
+    "EventAck",
     "FrameAppend",
     "FrameDecision",
     "FrameDropped",
@@ -51,6 +71,7 @@ __all__ = [
     "SessionClosed",
     "SessionCreated",
     "SessionGoingAway",
+    "SessionMoved",
     "SessionRefreshed",
     "SessionUpdate",
     "SessionView",

@@ -22,17 +22,35 @@ class ServerModel(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
 
+class DurableMessage(ServerModel):
+    """A message that a client which resumes gets again, once and in order, if it lacks it."""
+
+    event: int | None = None
+    """1, 2, 3, ... within the session; absent over HTTP and in errors that answer a message of this connection."""
+
+
+TAKEN_OVER = 4001
+"""Close code of a stream whose session goes on in another one."""
+CAPABILITIES = ("resume_from_event", "event_ack", "session_streams", "webp")
+"""What this server does, for clients that know older or newer ones."""
+
+
 class SessionCreated(ServerModel):
     """The session is open."""
 
     type: Literal["session.created"] = "session.created"
     session_id: str
     resume: str
-    """Handle with which another WebSocket continues the session, once; that one gets a new handle."""
+    """Handle with which another WebSocket continues the session; good until that one has sent a message."""
     fps: float
     fingerprint: str
     tokens_per_frame: int
     next_seq: int = 0
+    """The next frame that the server expects: a client that resumes sends its frames again from there."""
+    last_event: int = 0
+    """Number of the last durable message."""
+    capabilities: tuple[str, ...] = ()
+    """What the server does: `resume_from_event`, `event_ack`, `session_streams`, `webp`."""
     state: StateMap
 
 
@@ -67,7 +85,7 @@ class FrameDecision(DecidedFrame):
     type: Literal["decision"] = "decision"
 
 
-class StateUpdated(ServerModel):
+class StateUpdated(DurableMessage):
     """The tracked state changed."""
 
     type: Literal["state.updated"] = "state.updated"
@@ -78,7 +96,7 @@ class StateUpdated(ServerModel):
     frame: int | None = None
 
 
-class ResponseDelta(ServerModel):
+class ResponseDelta(DurableMessage):
     """A piece of the utterance that is being generated at `frame`."""
 
     type: Literal["response.delta"] = "response.delta"
@@ -87,7 +105,7 @@ class ResponseDelta(ServerModel):
     text: str
 
 
-class ResponseDone(ServerModel):
+class ResponseDone(DurableMessage):
     """The whole utterance of `frame`."""
 
     type: Literal["response.done"] = "response.done"
@@ -96,7 +114,7 @@ class ResponseDone(ServerModel):
     text: str
 
 
-class FrameDropped(ServerModel):
+class FrameDropped(DurableMessage):
     """The frame was dropped, since too many are waiting. The stream goes on with the next seq."""
 
     type: Literal["frame.dropped"] = "frame.dropped"
@@ -104,7 +122,7 @@ class FrameDropped(ServerModel):
     reason: str
 
 
-class SessionRefreshed(ServerModel):
+class SessionRefreshed(DurableMessage):
     """The context was full or the state was patched: the context is rebuilt before `frame`."""
 
     type: Literal["session.refreshed"] = "session.refreshed"
@@ -117,7 +135,7 @@ class SessionRefreshed(ServerModel):
     """Whether the model was told a reference's state for the summary; in evaluation only."""
 
 
-class SessionGoingAway(ServerModel):
+class SessionGoingAway(DurableMessage):
     """This server stops; continue the session elsewhere with the handle."""
 
     type: Literal["session.going_away"] = "session.going_away"
@@ -125,7 +143,15 @@ class SessionGoingAway(ServerModel):
     reason: str
 
 
-class SessionClosed(ServerModel):
+class SessionMoved(ServerModel):
+    """The stream goes on, and not all that was decided meanwhile is kept."""
+
+    type: Literal["session.moved"] = "session.moved"
+    decided_to: int
+    """seq of the last frame whose decision is not sent again; what it changed stands in state and events."""
+
+
+class SessionClosed(DurableMessage):
     """The last message of a session."""
 
     type: Literal["session.closed"] = "session.closed"
@@ -135,7 +161,7 @@ class SessionClosed(ServerModel):
     """Decided frames."""
 
 
-class ErrorMessage(ServerModel):
+class ErrorMessage(DurableMessage):
     """A message was refused. The stream stays open."""
 
     type: Literal["error"] = "error"
@@ -148,6 +174,11 @@ class ErrorMessage(ServerModel):
     @classmethod
     def of(cls, error: ProspectError, seq: int | None = None) -> "ErrorMessage":
         return cls(code=error.code, message=str(error), field=error.field, seq=seq)
+
+    @classmethod
+    def defect(cls, seq: int | None = None) -> "ErrorMessage":
+        """What a client is told of an exception that is no mistake of its own; the log has the rest."""
+        return cls(code="internal", message="the server met a defect of its own at this message", seq=seq)
 
 
 # Bodies of HTTP answers ---------------------------------------------------------------------------------------
@@ -184,6 +215,8 @@ class ModelCard(ServerModel):
     """What a client must know about the served model."""
 
     name: str
+    version: str = ""
+    """`models:/NAME/VERSION`, or the model's folder."""
     fingerprint: str
     fps: float
     tokens_per_frame: int
@@ -202,6 +235,7 @@ ServerMessage = Annotated[
     | FrameDropped
     | SessionRefreshed
     | SessionGoingAway
+    | SessionMoved
     | SessionClosed
     | ErrorMessage,
     Field(discriminator="type"),

@@ -1,16 +1,20 @@
 """HTTP and WebSocket over any `Core` (docs/protocol.md). No Ray: a test runs it over a host in its own process."""
 
+import asyncio
+import logging
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import Discriminator, Tag, TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from prospect.errors import ProspectError, SessionError
+from prospect.errors import ProspectError, SessionError, session_error
 from prospect.protocol.messages import (
+    MAX_MESSAGE_BYTES,
     ErrorMessage,
     FrameAppend,
     FramesRequest,
@@ -26,7 +30,16 @@ from prospect.protocol.messages import (
 )
 from prospect.protocol.parsing import message_error
 from prospect.serving.core import Core
+from prospect.serving.openapi import describe, refusals
 from prospect.serving.websocket import serve_socket
+
+log = logging.getLogger(__name__)
+
+HEALTHY_WITHIN_S = 5.0
+"""Seconds within which an engine's thread must come to a question about its health."""
+RETRY_AFTER_S = 5
+"""Seconds that a client is asked to wait where the server is full."""
+PICTURES = ("image/jpeg", "image/png", "image/webp")
 
 _STATUS = {
     "unknown_session": 404,
@@ -36,78 +49,105 @@ _STATUS = {
     "fingerprint_mismatch": 409,
     "closed": 409,
     "session_exists": 409,
+    "too_large": 413,
     "unsupported_media": 415,
     "busy": 429,
     "overloaded": 429,
+    "out_of_pages": 429,
+    "internal": 500,
+    "unavailable": 503,
 }
+"""Of each code that has another status than 422."""
+_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+"""Of what the framework refuses by itself."""
 
 
 def build_api(core: Core) -> FastAPI:
-    api = FastAPI(title="Prospect")
+    api = FastAPI(title="Prospect", docs_url=None, redoc_url=None)
+    api.add_middleware(BoundedBody)
     _add_errors(api)
     _add_sessions(api, core)
 
-    @api.get("/healthz")
+    @api.get("/healthz", responses=refusals(503))
     async def healthz() -> dict[str, str]:
-        await core.model()
+        """Whether an engine answers, and its thread too."""
+        await _healthy(core)
         return {"status": "ok"}
 
-    @api.get("/v1/model")
+    @api.get("/v1/model", responses=refusals(503))
     async def model() -> ModelCard:
         return await core.model()
 
-    api.add_api_websocket_route("/v1/stream", partial(serve_socket, core))
+    for path in ("/v1/stream", "/v1/sessions/{session_id}/stream"):
+        api.add_api_websocket_route(path, partial(serve_socket, core))
+    api.openapi = partial(describe, api)  # type: ignore[method-assign]
     return api
+
+
+async def _healthy(core: Core) -> None:
+    try:
+        await asyncio.wait_for(core.health(), HEALTHY_WITHIN_S)
+    except TimeoutError:
+        message = f"no engine has answered within {HEALTHY_WITHIN_S:g} seconds; try again"
+        raise session_error("unavailable", message) from None
 
 
 def _add_sessions(api: FastAPI, core: Core) -> None:
     path = "/v1/sessions/{session_id}"
 
-    @api.post("/v1/sessions", status_code=201)
+    @api.post("/v1/sessions", status_code=201, responses=refusals(409, 413, 429))
     async def create(update: SessionUpdate) -> SessionCreated:
         if update.resume is not None:
             raise SessionError("resume: only a stream continues a session; over HTTP its id is enough", field="resume")
         return await core.create(update.with_id(), False)
 
-    @api.post(f"{path}/frames", openapi_extra=_FRAMES_BODY, response_model_exclude_none=True)
+    @api.post(
+        f"{path}/frames",
+        openapi_extra=_FRAMES_BODY,
+        response_model_exclude_none=True,
+        responses=refusals(404, 409, 413, 415, 429),
+    )
     async def frames(
         session_id: str, request: Request, seq: int | None = None, pts: float | None = None
     ) -> FramesResponse:
         return FramesResponse(frames=await core.decide(session_id, await _frames(request, seq, pts)))
 
-    @api.post(f"{path}/text", status_code=202)
+    @api.post(f"{path}/text", status_code=202, responses=refusals(404, 413))
     async def text(session_id: str, message: TextAppend) -> dict[str, str]:
         await core.text(session_id, message.text)
         return {"status": "joins the next frame"}
 
-    @api.get(path)
+    @api.get(path, responses=refusals(404))
     async def view(session_id: str) -> SessionView:
         return await core.view(session_id)
 
-    @api.patch(f"{path}/state", response_model_exclude_none=True)
+    @api.patch(f"{path}/state", response_model_exclude_none=True, responses=refusals(404, 413))
     async def patch(session_id: str, message: StatePatch) -> StateUpdated:
         return StateUpdated(state=await core.patch(session_id, message.state))
 
-    @api.delete(path)
+    @api.delete(path, response_model_exclude_none=True, responses=refusals(404))
     async def close(session_id: str) -> SessionClosed:
         return await core.close(session_id)
 
 
-_OBJECT = TypeAdapter(dict[str, Any])
+def _kind_of_body(value: Any) -> str:
+    return "several" if isinstance(value, dict) and "frames" in value else "one"
+
+
+_BODY: TypeAdapter[FrameAppend | FramesRequest] = TypeAdapter(
+    Annotated[
+        Annotated[FrameAppend, Tag("one")] | Annotated[FramesRequest, Tag("several")], Discriminator(_kind_of_body)
+    ]
+)
+_REFERENCE = "#/components/schemas/"
 _FRAMES_BODY = {
     "requestBody": {
         "required": True,
         "content": {
             "application/json": {
-                "schema": {
-                    "anyOf": [
-                        FrameAppend.model_json_schema(ref_template="#/components/schemas/{model}"),
-                        FramesRequest.model_json_schema(),
-                    ]
-                }
+                "schema": {"anyOf": [{"$ref": f"{_REFERENCE}FrameAppend"}, {"$ref": f"{_REFERENCE}FramesRequest"}]}
             },
-            "image/jpeg": {"schema": {"type": "string", "format": "binary"}},
-            "image/png": {"schema": {"type": "string", "format": "binary"}},
+            **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in PICTURES},
         },
     }
 }
@@ -115,38 +155,62 @@ _FRAMES_BODY = {
 
 async def _frames(request: Request, seq: int | None, pts: float | None) -> tuple[FrameAppend, ...]:
     """One raw picture, one frame as JSON, or several as {"frames": [...]}."""
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip()
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind not in (*PICTURES, "application/json"):
+        allowed = ", ".join(("application/json", *PICTURES))
+        raise session_error("unsupported_media", f"content-type: {kind!r} must be one of {allowed}", "content-type")
     body = await request.body()
     try:
-        if kind.startswith("image/"):
+        if kind in PICTURES:
             return (FrameAppend(image=body, seq=seq, pts=pts),)
-        if kind == "application/json":
-            several = b'"frames"' in body
-            return (
-                FramesRequest.model_validate_json(body).frames if several else (FrameAppend.model_validate_json(body),)
-            )
+        parsed = _BODY.validate_json(body)
     except ValidationError as error:
-        raise message_error(error.errors(include_url=False), body) from None
-    wrong = SessionError(f"content-type: {kind!r} must be one of application/json, image/jpeg, image/png")
-    wrong.code = "unsupported_media"
-    raise wrong
+        raise message_error(error.errors(include_url=False), None if kind in PICTURES else body) from None
+    return parsed.frames if isinstance(parsed, FramesRequest) else (parsed,)
 
 
 def _add_errors(api: FastAPI) -> None:
     @api.exception_handler(ProspectError)
     async def refused(request: Request, error: ProspectError) -> JSONResponse:
-        return _error(ErrorMessage.of(error), _STATUS.get(error.code, 422))
+        return _error(ErrorMessage.of(error))
 
     @api.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
         findings = [{**finding, "loc": finding["loc"][1:]} for finding in error.errors()]  # not that it is the body's
-        return _error(ErrorMessage.of(message_error(findings)), 422)
+        return _error(ErrorMessage.of(message_error(findings)))
 
     @api.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> JSONResponse:
         text = f"{request.method} {request.url.path}: {str(error.detail).lower()}"
-        return _error(ErrorMessage(code="not_found", message=text), error.status_code)
+        status = 422 if error.status_code == 400 else error.status_code  # JSON that is nested too deeply
+        return _error(ErrorMessage(code=_CODES.get(status, "invalid_message"), message=text), status)
+
+    @api.exception_handler(Exception)
+    async def defect(request: Request, error: Exception) -> JSONResponse:
+        return _error(ErrorMessage.defect())
 
 
-def _error(message: BaseModel, status: int) -> JSONResponse:
-    return JSONResponse({"error": message.model_dump(include={"code", "message", "field"})}, status)
+class BoundedBody:
+    """Ends a request whose body is larger than a message may be, before the rest of it is read."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        read = 0
+
+        async def counted() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > MAX_MESSAGE_BYTES:
+                raise HTTPException(413, f"the body has more than {MAX_MESSAGE_BYTES:,} bytes")
+            return message
+
+        await self._app(scope, counted if scope["type"] == "http" else receive, send)
+
+
+def _error(message: ErrorMessage, status: int | None = None) -> JSONResponse:
+    status = _STATUS.get(message.code, 422) if status is None else status
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if status in (429, 503) else None
+    return JSONResponse({"error": message.model_dump(include={"code", "message", "field"})}, status, headers)

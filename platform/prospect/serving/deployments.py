@@ -22,6 +22,7 @@ from prospect.serving.api import build_api
 from prospect.serving.config import ServeConfig
 from prospect.serving.host import SessionHost
 from prospect.serving.remote import MANY, QUIET, RemoteCore
+from prospect.settings import with_setting
 from prospect.vision.fingerprint import encoder_fingerprint
 from prospect.vision.settings import VisionSettings
 
@@ -51,7 +52,7 @@ class Engine(SessionHost):
         context = config.context.over(loaded.manifest.get("context", {}))
         accepted = {*equivalent_to, *({encoder.fingerprint} if encoder else ())}
         engine = StreamingEngine(loaded, context, config.streaming, accepted)
-        super().__init__(engine, LiveEncoder(encoder) if encoder else None, config.serving.limits)
+        super().__init__(engine, LiveEncoder(encoder) if encoder else None, config.serving.limits, config.serving.model)
 
     async def answer(self, method: str, *arguments: Any) -> Any:
         """Calls a method of the host. A refusal travels as a value: Serve logs a stack trace for what is raised."""
@@ -96,6 +97,16 @@ def find_model(config: ServeConfig) -> Path:
     if config.encoder_is_given:
         _require_encoder(folder, config.vision)
     return folder
+
+
+def pin_model(config: ServeConfig) -> ServeConfig:
+    """Name the served model's version in place of its alias: an engine that starts later serves the same one."""
+    from prospect.tracking.tracking import Tracking  # with MLflow
+
+    if not config.serving.model.startswith("models:/"):
+        return config
+    name, version = Tracking(config.tracking, config.storage.root).version_of(config.serving.model)
+    return with_setting(config, "serving.model", f"models:/{name}/{version}")
 
 
 def _require_encoder(folder: Path, vision: VisionSettings) -> None:
@@ -145,7 +156,7 @@ def serve_until_stopped(config: ServeConfig) -> None:
         ProspectError: as `launch`.
     """
     url = launch(config)
-    print(f"serve  {config.serving.model} at {url}; Ctrl-C ends it", flush=True)
+    print(f"serve  {pin_model(config).serving.model} at {url}; Ctrl-C ends it", flush=True)
     try:
         while True:
             time.sleep(1)
@@ -162,6 +173,7 @@ def launch(config: ServeConfig, name: str = "prospect", report: ReportLine = pri
         ProspectError: there is no such model, or not the GPUs for it.
     """
     find_model(config)
+    config = pin_model(config)
     application = build(config, report)
     open_port(config)
     serve.run(application, name=name)

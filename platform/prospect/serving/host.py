@@ -7,11 +7,13 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from prospect.dialogue.timeline import FPS
 from prospect.errors import UnknownSessionError
 from prospect.protocol.messages import (
+    CAPABILITIES,
     ErrorMessage,
     FrameAppend,
     FrameOutcome,
@@ -26,8 +28,9 @@ from prospect.protocol.messages import (
     state_map,
 )
 from prospect.serving.engine_thread import EngineThread
+from prospect.serving.journal import Journal
 from prospect.serving.settings import SessionLimits
-from prospect.serving.stream import Stream, new_token
+from prospect.serving.stream import Stream
 from prospect.streaming.types import EngineEvent, Failed, SessionSpec
 
 if TYPE_CHECKING:
@@ -58,12 +61,22 @@ class SessionHost:
     """The sessions of one engine: the `prospect.serving.core.Core` of this process.
 
     The engine's loop starts with the first session, in that session's event loop.
+
+    Args:
+        engine: decides the frames.
+        encoder: of pictures; None: clients send embeddings.
+        settings: limits of the sessions.
+        version: of the served model, for its card.
     """
 
     def __init__(
-        self, engine: "StreamingEngine", encoder: "LiveEncoder | None" = None, settings: SessionLimits | None = None
+        self,
+        engine: "StreamingEngine",
+        encoder: "LiveEncoder | None" = None,
+        settings: SessionLimits | None = None,
+        version: str = "",
     ) -> None:
-        self._engine = engine
+        self._engine, self._version = engine, version
         self._encoder = encoder
         self._settings = settings or SessionLimits()
         self._thread = EngineThread(engine)
@@ -76,10 +89,20 @@ class SessionHost:
 
     # Sessions ----------------------------------------------------------------------------------------------
 
+    async def health(self) -> None:
+        """Return once the engine's thread is free for a moment.
+
+        Raises:
+            RuntimeError: the engine's loop has ended.
+        """
+        self.check_health()
+        await self._thread.call(lambda: None)
+
     async def model(self) -> ModelCard:
         loaded = self._engine.loaded
         return ModelCard(
             name=str(loaded.manifest.get("model", {}).get("name", "")),
+            version=self._version,
             fingerprint=loaded.fingerprint,
             fps=FPS,
             tokens_per_frame=loaded.model.config.tokens_per_frame,
@@ -101,21 +124,21 @@ class SessionHost:
             update_threshold=update.thresholds.update,
         )
         await self._thread.call(self._engine.open, session_id, spec)
-        opened = Stream(session_id, update, self._thread, self._encoder, self._settings.max_unread_messages)
+        journal = Journal(self._settings.max_unread_messages, self._engine.settings.max_waiting_frames)
+        opened = Stream(session_id, update, self._thread, self._encoder, journal)
         if stream:
-            opened.outbox = asyncio.Queue()
+            opened.reader = opened.journal.read()
         self._streams[session_id] = opened
         return await self._created(opened)
 
-    async def resume(self, handle: str) -> SessionCreated:
-        """Continue a session on a new stream; the old one ends, and its unread messages move over."""
-        session_id, _, token = handle.partition(":")
+    async def resume(self, update: SessionUpdate) -> SessionCreated:
+        """Continue a session on a new stream; the old one ends. See `Journal.read` for what is sent again."""
+        session_id, _, token = (update.resume or "").partition(":")
         stream = self._streams.get(session_id)
-        if stream is None or not secrets.compare_digest(stream.token.encode(), token.encode()):
+        if stream is None or not stream.knows(token):
             raise UnknownSessionError("resume: no session with this handle is open here", field="resume")
         stream.touched = time.monotonic()
-        stream.take_over()
-        stream.token = new_token()
+        stream.take_over(update, token)
         return await self._created(stream)
 
     @shielded
@@ -133,7 +156,7 @@ class SessionHost:
         if stream is None or stream.handle != handle:  # closed, or continued by another stream
             return
         if stream.update.keep:
-            stream.take_over()
+            stream.journal.leave()
         else:
             await self._end(stream, "disconnected")
 
@@ -155,9 +178,10 @@ class SessionHost:
     async def events(self, session_id: str) -> AsyncIterator[ServerMessage]:
         """Yield the messages of a session on a stream until it is closed or another stream takes it over."""
         stream = self._streams.get(session_id)
-        outbox = stream.outbox if stream is not None else None
-        while outbox is not None and (message := await outbox.get()) is not None:
-            yield message
+        reader = stream.reader if stream is not None else None
+        if reader is not None:
+            async for message in reader:
+                yield message
 
     @shielded
     async def push(self, session_id: str, frame: FrameAppend) -> None:
@@ -170,6 +194,11 @@ class SessionHost:
     @shielded
     async def text(self, session_id: str, text: str) -> None:
         await self._stream(session_id).text(text)
+
+    async def acknowledge(self, session_id: str, event: int) -> None:
+        stream = self._stream(session_id)
+        stream.spoke()
+        stream.journal.acknowledge(event)
 
     @shielded
     async def patch(self, session_id: str, changes: StateMap) -> StateMap:
@@ -196,7 +225,8 @@ class SessionHost:
             await asyncio.sleep(limit / 4)
             for stream in list(self._streams.values()):
                 if time.monotonic() - stream.touched > limit and not stream.pending:
-                    await self._end(stream, "idle")
+                    with suppress(UnknownSessionError):  # its client closed it meanwhile
+                        await self._end(stream, "idle")
 
     def _abandon(self, drive: asyncio.Task[None]) -> None:
         """Tell every client that the loop has ended, by a defect or by `stop`."""
@@ -208,9 +238,10 @@ class SessionHost:
         self._streams.clear()
 
     def check_health(self) -> None:
-        """Raise the error that ended the loop, if one did."""
-        if self._tasks and self._tasks[0].done():
-            self._tasks[0].result()
+        """Raise the error that ended the engine's loop or the sweep, if one did."""
+        for task in self._tasks:
+            if task.done():
+                task.result()
 
     async def stop(self) -> None:
         """Say `session.going_away` to every stream and end the loop."""
@@ -242,6 +273,8 @@ class SessionHost:
             fingerprint=card.fingerprint,
             tokens_per_frame=card.tokens_per_frame,
             next_seq=stream.next_seq,
+            last_event=stream.journal.last_event,
+            capabilities=CAPABILITIES,
             state=state_map(await self._thread.call(self._engine.state, stream.session_id)),
         )
 

@@ -14,6 +14,8 @@ from prospect.vision.settings import VisionSettings
 
 LIVE_BATCH = 4
 """On a CPU the encoder fills every batch up to this size; live pictures come one by one."""
+DECODERS = 2
+"""Pictures that are unpacked at once, which bounds the memory that they take."""
 
 
 def encoder_of(loaded: LoadedModel, equivalent_to: Collection[str] = (), device: str = "auto") -> FrameEncoder | None:
@@ -48,17 +50,19 @@ class LiveEncoder:
     def __init__(self, encoder: FrameEncoder) -> None:
         self._encoder = encoder
         self._thread = ThreadPoolExecutor(1, "encoder")
+        self._decoders = ThreadPoolExecutor(DECODERS, "decoder")
         self._waiting: list[tuple[np.ndarray, asyncio.Future[np.ndarray]]] = []
         self._task: asyncio.Task[None] | None = None
 
     async def encode(self, image: bytes) -> np.ndarray:
-        """A JPEG or PNG -> float16 [I, D].
+        """A JPEG, PNG or WebP -> float16 [I, D].
 
         Raises:
             DataError: the bytes hold no picture.
         """
-        picture = await asyncio.to_thread(self._encoder.decode_image, image)
-        done: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        picture = await loop.run_in_executor(self._decoders, self._encoder.decode_image, image)
+        done: asyncio.Future[np.ndarray] = loop.create_future()
         self._waiting.append((picture, done))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._drain())

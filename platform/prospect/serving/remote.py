@@ -34,6 +34,9 @@ class RemoteCore:
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
 
+    async def health(self) -> None:
+        await self._handle.health.remote()
+
     async def model(self) -> ModelCard:
         return await self._handle.model.remote()
 
@@ -41,8 +44,9 @@ class RemoteCore:
         assert update.session_id is not None
         return await self._call(update.session_id, "create", update, stream)
 
-    async def resume(self, handle: str) -> SessionCreated:
-        return await self._call(handle.partition(":")[0], "resume", handle)
+    async def resume(self, update: SessionUpdate) -> SessionCreated:
+        assert update.resume is not None
+        return await self._call(update.resume.partition(":")[0], "resume", update)
 
     async def push(self, session_id: str, frame: FrameAppend) -> None:
         await self._call(session_id, "push", session_id, frame)
@@ -55,6 +59,9 @@ class RemoteCore:
 
     async def patch(self, session_id: str, changes: StateMap) -> StateMap:
         return await self._call(session_id, "patch", session_id, changes)
+
+    async def acknowledge(self, session_id: str, event: int) -> None:
+        await self._call(session_id, "acknowledge", session_id, event)
 
     async def view(self, session_id: str) -> SessionView:
         return await self._call(session_id, "view", session_id)

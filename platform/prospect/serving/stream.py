@@ -1,7 +1,6 @@
 """One session as its client sees it: frames in, decisions and what was said out."""
 
 import asyncio
-import logging
 import secrets
 import time
 from collections import deque
@@ -14,7 +13,6 @@ from prospect.dialogue.state import format_delta
 from prospect.dialogue.timeline import FPS, nearest_frame
 from prospect.errors import ProspectError, session_error
 from prospect.protocol.messages import (
-    ErrorMessage,
     FrameAppend,
     FrameDecision,
     FrameDropped,
@@ -29,15 +27,11 @@ from prospect.protocol.messages import (
     state_map,
 )
 from prospect.serving.engine_thread import EngineThread
+from prospect.serving.journal import Journal, Reader
 from prospect.streaming.types import Decision, EngineEvent, Refreshed, TextPiece
 
 if TYPE_CHECKING:
     from prospect.serving.live_encoder import LiveEncoder
-
-log = logging.getLogger(__name__)
-
-Outbox = asyncio.Queue[ServerMessage | None]
-"""Messages that a client has not read yet; None ends the stream."""
 
 
 def new_token() -> str:
@@ -115,8 +109,9 @@ class Stream:
     Belongs to the event loop; only `pending` is extended on the engine's thread.
 
     Attributes:
-        outbox: messages for whoever listens; None: nobody does, so none are kept.
-        token: of the connection that the session is bound to; a handle is good for one resumption.
+        journal: what the session has said.
+        reader: the way of the last connection through the journal; None: the session never had one.
+        token: of the last connection; the one before is good as well until this one has spoken.
         touched: when the client last sent something.
         pending: seq of every frame that is taken and not decided; the engine decides them in order.
         lock: keeps the client's messages in order while a picture is being encoded.
@@ -128,18 +123,17 @@ class Stream:
         update: SessionUpdate,
         engine: EngineThread,
         encoder: "LiveEncoder | None",
-        max_unread: int,
+        journal: Journal,
     ) -> None:
-        self.session_id, self.update = session_id, update
-        self._engine, self._encoder, self._max_unread = engine, encoder, max_unread
-        self.outbox: Outbox | None = None
+        self.session_id, self.update, self.journal = session_id, update, journal
+        self._engine, self._encoder = engine, encoder
+        self.reader: Reader | None = None
         self.token = new_token()
+        self._earlier_token: str | None = None
         self.touched = time.monotonic()
         self.pending: deque[int] = deque()
         self.lock = asyncio.Lock()
         self._order = FrameOrder()
-        self._cut_off = False
-        """Whether messages are dropped until another connection takes over."""
         self._awaited: dict[int, asyncio.Future[FrameOutcome]] = {}
 
     @property
@@ -150,10 +144,25 @@ class Stream:
     def next_seq(self) -> int:
         return self._order.next_seq
 
+    def knows(self, token: str) -> bool:
+        """Whether a handle with this token may continue the session."""
+        good = [each for each in (self.token, self._earlier_token) if each is not None]
+        return any(secrets.compare_digest(each.encode(), token.encode()) for each in good)
+
+    def take_over(self, resumed: SessionUpdate, token: str) -> None:
+        """Let another connection read, which came with `token`; whoever read before is done."""
+        self.reader = self.journal.read(resumed)
+        self.token, self._earlier_token = new_token(), token
+
+    def spoke(self) -> None:
+        """Note that the last connection has sent a message: its client knows its handle, and needs no earlier one."""
+        self._earlier_token = None
+
     # Input -------------------------------------------------------------------------------------------------
 
     async def push(self, frame: FrameAppend) -> None:
         """Take a frame; one that finds too many waiting is answered `frame.dropped`."""
+        self.spoke()
         async with self.lock:
             seq = self._order.first_seq([frame])
             try:
@@ -171,10 +180,12 @@ class Stream:
         return await asyncio.gather(*outcomes)
 
     async def text(self, text: str) -> None:
+        self.spoke()
         async with self.lock:
             await self._engine.call(self._engine.engine.push_text, self.session_id, text)
 
     async def patch(self, changes: StateMap) -> StateMap:
+        self.spoke()
         async with self.lock:
             state = await self._engine.call(self._engine.engine.patch_state, self.session_id, changes)
         self.say(StateUpdated(state=state_map(state)))
@@ -239,30 +250,8 @@ class Stream:
             waiter.set_result(FrameOutcome.of(seq, decision))
 
     def say(self, message: ServerMessage) -> None:
-        """Queue a message; a client that does not read is cut off, so that it delays nobody."""
-        if self.outbox is None or self._cut_off:
-            return
-        if self.outbox.qsize() < self._max_unread:
-            self.outbox.put_nowait(message)
-            return
-        unread = self.outbox.qsize()
-        log.warning("session %s: its client is cut off, %d messages unread", self.session_id, unread)
-        while not self.outbox.empty():
-            self.outbox.get_nowait()
-        text = f"stream: {unread} messages were not read and are lost; read faster, then resume"
-        self._say_last(ErrorMessage(code="slow_client", message=text))
-        self._cut_off = True
-
-    def take_over(self) -> None:
-        """Move what was not read to a new outbox; whoever reads the old one is done."""
-        old, self.outbox = self.outbox, asyncio.Queue()
-        self._cut_off = False
-        if old is None:
-            return
-        while not old.empty():
-            if (message := old.get_nowait()) is not None:
-                self.outbox.put_nowait(message)
-        old.put_nowait(None)
+        """Write a message to the journal; a client that does not read is cut off, so that it delays nobody."""
+        self.journal.add(message)
 
     def finish(self, last: ServerMessage, reason: str) -> None:
         """Say that the session is over to whoever listens or waits."""
@@ -270,9 +259,4 @@ class Stream:
             if not waiter.done():
                 waiter.set_exception(session_error("closed", reason))
                 waiter.exception()  # nobody may be waiting any more
-        self._say_last(last)
-
-    def _say_last(self, message: ServerMessage) -> None:
-        if self.outbox is not None:
-            self.outbox.put_nowait(message)
-            self.outbox.put_nowait(None)
+        self.journal.finish(last)

@@ -1,15 +1,19 @@
 """One WebSocket, one session: the client's messages in, the session's messages out."""
 
 import asyncio
+import logging
 from contextlib import suppress
 
 from fastapi import WebSocket
+from pydantic import ValidationError
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from prospect.errors import ProspectError, SessionError
 from prospect.protocol.messages import (
+    TAKEN_OVER,
     ClientMessage,
     ErrorMessage,
+    EventAck,
     FrameAppend,
     ServerMessage,
     SessionClose,
@@ -17,11 +21,15 @@ from prospect.protocol.messages import (
     StatePatch,
     TextAppend,
 )
-from prospect.protocol.parsing import parse_client
+from prospect.protocol.parsing import message_error, parse_client
 from prospect.serving.core import Core
+
+log = logging.getLogger(__name__)
 
 NORMAL, GOING_AWAY, TRY_AGAIN = 1000, 1001, 1013
 """Close codes of RFC 6455 and its registry."""
+_CLOSE_CODES = {"session.closed": NORMAL, "session.going_away": GOING_AWAY, "error": GOING_AWAY}
+"""By a stream's last message; after any other, another stream has taken its session over."""
 
 
 async def serve_socket(core: Core, socket: WebSocket) -> None:
@@ -40,6 +48,8 @@ class _Connection:
     def __init__(self, core: Core, socket: WebSocket) -> None:
         self._core = core
         self._socket = socket
+        self._named: str | None = socket.path_params.get("session_id")
+        """The session of this stream, where its address says so."""
         self._session_id: str | None = None
         self._resume = ""
         self._writer: asyncio.Task[None] | None = None
@@ -50,17 +60,29 @@ class _Connection:
             received = await self._socket.receive()
             if received["type"] == "websocket.disconnect":
                 return
-            data = received.get("text") or received.get("bytes") or ""
-            seq = None
-            try:
-                message = parse_client(data)
-                seq = message.seq if isinstance(message, FrameAppend) else None
-                await self._handle(message)
-            except ProspectError as error:
-                await self._send(ErrorMessage.of(error, seq))
-                if error.code == "busy":
-                    await self._socket.close(TRY_AGAIN)
-                    return
+            if not await self._answer(received.get("text") or received.get("bytes") or ""):
+                return
+
+    async def _answer(self, data: str | bytes) -> bool:
+        """Handle a message, or say why not; returns whether the stream goes on."""
+        seq = None
+        try:
+            message = parse_client(data)
+            seq = message.seq if isinstance(message, FrameAppend) else None
+            await self._handle(message)
+        except ProspectError as error:
+            await self._send(ErrorMessage.of(error, seq))
+            if error.code == "busy":
+                await self._socket.close(TRY_AGAIN)
+                return False
+        except ValidationError as error:  # the session's id in the stream's address
+            await self._send(ErrorMessage.of(message_error(error.errors(include_url=False)), seq))
+        except WebSocketDisconnect:
+            raise
+        except Exception:
+            log.exception("a message of session %s", self._session_id)
+            await self._send(ErrorMessage.defect(seq))
+        return True
 
     async def leave(self) -> None:
         """First of all tells the core: whoever cancels the handler may not let it wait for anything."""
@@ -87,6 +109,8 @@ class _Connection:
                 await self._core.text(session_id, message.text)
             case StatePatch():
                 await self._core.patch(session_id, message.state)
+            case EventAck():
+                await self._core.acknowledge(session_id, message.event)
             case SessionClose():
                 await self._core.close(session_id)
 
@@ -94,12 +118,20 @@ class _Connection:
         if self._session_id is not None:
             raise SessionError(f"type: this stream has session {self._session_id!r}; open another one", field="type")
         if update.resume is not None:
-            created = await self._core.resume(update.resume)
+            self._check_name(update.resume.partition(":")[0], "resume")
+            created = await self._core.resume(update)
         else:
-            created = await self._core.create(update.with_id(), True)
+            update = update.with_id(self._named)
+            self._check_name(update.session_id, "session_id")
+            created = await self._core.create(update, True)
         self._session_id, self._resume = created.session_id, created.resume
         await self._send(created)
         self._writer = asyncio.create_task(self._write(created.session_id))
+
+    def _check_name(self, session_id: str | None, field: str) -> None:
+        if self._named not in (None, session_id):
+            message = f"{field}: is for session {session_id!r}, and this stream's address for {self._named!r}"
+            raise SessionError(message, field=field)
 
     async def _write(self, session_id: str) -> None:
         last: ServerMessage | None = None
@@ -108,9 +140,9 @@ class _Connection:
                 async for last in self._core.events(session_id):
                     await self._send(last)
             except ProspectError as error:
-                await self._send(ErrorMessage.of(error))
-            closed = last is not None and last.type == "session.closed"
-            await self._socket.close(NORMAL if closed else GOING_AWAY)
+                last = ErrorMessage.of(error)
+                await self._send(last)
+            await self._socket.close(TAKEN_OVER if last is None else _CLOSE_CODES.get(last.type, TAKEN_OVER))
 
     async def _send(self, message: ServerMessage) -> None:
         if self._socket.application_state is WebSocketState.CONNECTED:  # the writer may have closed it

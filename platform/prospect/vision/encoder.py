@@ -22,6 +22,8 @@ an embedding's last bits. Larger passes of large pictures are no faster, and few
 small ones are encoded 1.7 times as fast.
 """
 
+MAX_LIVE_PIXELS = 16_000_000
+"""Pixels of the largest picture that a client may send: several are unpacked at once, each up to three times over."""
 _GRID_SIDE = {1: 0, 5: 2, 10: 3}
 """Side of the pooled grid behind the pooled vector, by tokens a frame."""
 
@@ -82,14 +84,14 @@ class FrameEncoder:
         return np.concatenate([np.empty((0, self.tokens_per_frame, self.dim), np.float16), *parts])
 
     def decode_image(self, data: bytes) -> np.ndarray:
-        """A JPEG or PNG as sent live -> uint8 [S, S, 3], through the resize that recorded video goes through.
+        """A picture as sent live -> uint8 [S, S, 3], through the resize that recorded video goes through.
 
         Raises:
-            DataError: the bytes hold no picture.
+            DataError: the bytes hold no picture, or one of more than `MAX_LIVE_PIXELS`.
         """
         from prospect.vision.pictures import decode_picture, resize_picture  # PyAV, which encoding alone does without
 
-        return resize_picture(decode_picture(data), self.settings.image_size, self.settings.crop)
+        return resize_picture(decode_picture(data, MAX_LIVE_PIXELS), self.settings.image_size, self.settings.crop)
 
     def _encode_batch(self, pictures: np.ndarray) -> np.ndarray:
         rows = len(pictures)

@@ -24,7 +24,8 @@ _SCALE = "flags=bicubic+accurate_rnd+full_chroma_int+bitexact:param0=0:param1=0.
 _OPAQUE = 65_535
 
 MAX_PIXELS = 64_000_000
-"""Pixels of the largest picture; checked before it is decompressed."""
+"""Pixels of the largest picture of a file; checked before it is decompressed."""
+FORMATS = ("JPEG", "PNG", "WEBP")
 
 PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 
@@ -162,17 +163,17 @@ def upright(picture: np.ndarray, frame: VideoFrame) -> np.ndarray:
     return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
-def decode_picture(data: bytes) -> np.ndarray:
-    """Decode a JPEG or PNG to uint8 [H, W, 3], upright as its EXIF says, transparent parts on black.
+def decode_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode a JPEG, PNG or WebP to uint8 [H, W, 3], upright as its EXIF says, transparent parts on black.
 
     Raises:
-        DataError: the bytes are not a JPEG or PNG, are cut short, or hold too large a picture.
+        DataError: the bytes are none of these, are cut short, or hold more than `max_pixels`.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            if image.width * image.height > MAX_PIXELS:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > max_pixels:
                 raise DataError(
-                    f"image of {image.width}x{image.height} is larger than {MAX_PIXELS} pixels; send a smaller one",
+                    f"image of {image.width}x{image.height} is larger than {max_pixels} pixels; send a smaller one",
                     field="image",
                 )
             turn = _TURNS.get(_orientation(image))
@@ -181,7 +182,7 @@ def decode_picture(data: bytes) -> np.ndarray:
     except DataError:
         raise
     except UnidentifiedImageError:
-        raise DataError(f"image of {len(data)} bytes is neither a JPEG nor a PNG", field="image") from None
+        raise DataError(f"image of {len(data)} bytes is no JPEG, PNG or WebP", field="image") from None
     except Exception as error:  # Pillow meets broken files with many kinds
         reason = first_line(error)
         raise DataError(f"image of {len(data)} bytes cannot be decoded: {reason}", field="image") from error

@@ -3,6 +3,7 @@
 The engine batches the feeds of all sessions; a session does not know the others.
 """
 
+import re
 from collections import deque
 from collections.abc import Generator, Mapping
 from dataclasses import replace
@@ -24,6 +25,8 @@ from prospect.streaming.session.shared import Counters, SessionParts
 from prospect.streaming.session.window import ContextWindow
 from prospect.streaming.session.writer import Writer
 from prospect.streaming.types import Decision, EngineEvent, SessionSpec
+
+_STEP_ID = re.compile("S[1-9][0-9]{0,8}")
 
 QueuedFrame = tuple[np.ndarray, tuple[str, ...]]
 """A frame's features [I, D] and what the user said before it."""
@@ -289,9 +292,9 @@ def _with_steps(state: TaskState, changes: Mapping[str, str]) -> TaskState:
     """
     steps = list(state.steps)
     for step_id, label in changes.items():
-        index = int(step_id[1:]) - 1 if step_id[:1] == "S" and step_id[1:].isdecimal() else -1
+        index = int(step_id[1:]) - 1 if _STEP_ID.fullmatch(step_id) else -1
         if not 0 <= index < len(steps):
-            raise SessionError(f"state: no step {step_id!r} in a recipe of {len(steps)}", field="state")
+            raise SessionError(f"state: no step {step_id[:20]!r} in a recipe of {len(steps)}", field="state")
         if label.upper() not in StepState.__members__:
             known = ", ".join(state.label for state in StepState)
             raise SessionError(f"state.{step_id}: {label!r} must be one of {known}", field="state")

@@ -1,0 +1,140 @@
+"""What one side of a stream has sent and heard: the frames to send again, and from where to resume."""
+
+import time
+
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+
+from prospect.client.requests import Frame, ServerError, frame_message, stream_lost
+from prospect.protocol.messages import (
+    TAKEN_OVER,
+    DurableMessage,
+    ErrorMessage,
+    EventAck,
+    FrameAppend,
+    FrameDecision,
+    FrameDropped,
+    ServerMessage,
+    SessionClosed,
+    SessionCreated,
+    SessionMoved,
+    SessionUpdate,
+)
+
+ACKNOWLEDGED_EVERY = 100
+"""Durable messages after which the server is told that it need not keep them."""
+UNREACHABLE = (OSError, TimeoutError, ConnectionClosed, InvalidHandshake)
+"""What a connection fails with that may be made a moment later."""
+_PASSING = {"busy", "unavailable", "internal"}
+"""Refusals of a server that may take the session a moment later."""
+
+
+class Ledger:
+    """The client's side of a session, whatever connections it has.
+
+    Args:
+        update: what opens or continues the session.
+        reconnect: whether connections are made again.
+        fingerprint: of the encoder that embeddings come from; None: the model's own.
+
+    Attributes:
+        created: the server's answer to the last connection.
+        over: whether the stream may end: its session is closed, or this side has left.
+        closing: whether the session was asked to close.
+        ends_with_client: whether the session, kept for the sake of its connections alone, ends when this side leaves.
+    """
+
+    created: SessionCreated
+
+    def __init__(self, update: SessionUpdate, reconnect: bool, fingerprint: str | None) -> None:
+        self.reconnect, self.over, self.closing = reconnect, False, False
+        self.ends_with_client = reconnect and not update.keep and update.resume is None
+        self._update, self._fingerprint = update, fingerprint
+        self._next_seq: int | None = None
+        self._frames: dict[int, FrameAppend] = {}
+        """By seq, sent and neither decided nor dropped."""
+        self._last_event = self._acknowledged = update.last_event or 0
+        self._decided = -1 if update.decided is None else update.decided
+
+    def opening(self) -> SessionUpdate:
+        """The first message of the first connection."""
+        return self._update.model_copy(update={"keep": True}) if self.ends_with_client else self._update
+
+    def resuming(self) -> SessionUpdate:
+        """The first message of a later connection."""
+        return SessionUpdate(resume=self.created.resume, last_event=self._last_event, decided=self._decided)
+
+    def next_frame(self, frame: Frame, pts: float | None) -> FrameAppend:
+        """The next frame as a message."""
+        seq = self.created.next_seq if self._next_seq is None else self._next_seq
+        message = frame_message(frame, self._fingerprint or self.created.fingerprint, seq, pts)
+        self._next_seq = seq + 1
+        return message
+
+    def keep(self, frame: FrameAppend) -> None:
+        """Keep a frame until it is decided or dropped."""
+        assert frame.seq is not None
+        self._frames[frame.seq] = frame
+
+    def to_send_again(self) -> list[FrameAppend]:
+        """The frames that the server has not taken."""
+        return [frame for seq, frame in sorted(self._frames.items()) if seq >= self.created.next_seq]
+
+    def note(self, message: ServerMessage) -> bool:
+        """Note what has arrived; returns whether it is new."""
+        event = message.event if isinstance(message, DurableMessage) else None
+        if event is not None:
+            if event <= self._last_event:
+                return False
+            self._last_event = event
+        match message:
+            case FrameDecision():
+                if message.seq <= self._decided:
+                    return False
+                self._decided = message.seq
+                self._frames.pop(message.seq, None)
+            case FrameDropped() | ErrorMessage(seq=int()):
+                self._frames.pop(message.seq or 0, None)
+            case SessionMoved():
+                self._decided = max(self._decided, message.decided_to)
+                self._frames = {seq: frame for seq, frame in self._frames.items() if seq > message.decided_to}
+            case SessionClosed():
+                self.over = True
+        return True
+
+    def acknowledgement(self) -> EventAck | None:
+        """What tells the server which events it need not keep, where that is due."""
+        if self._last_event < self._acknowledged + ACKNOWLEDGED_EVERY:
+            return None
+        self._acknowledged = self._last_event
+        return EventAck(event=self._last_event)
+
+    def check_resumable(self, closed: ConnectionClosed) -> None:
+        """Raise ServerError where a connection that broke is not to be made again."""
+        if not self.reconnect or (closed.rcvd is not None and closed.rcvd.code == TAKEN_OVER):
+            raise stream_lost(closed, self.created.resume)
+
+    def ends_with(self, refused: ServerError) -> bool:
+        """Whether a refusal to resume means that the session was closed, as it was asked to be."""
+        self.over = self.over or (self.closing and refused.code == "unknown_session")
+        return self.over
+
+
+class Patience:
+    """How long, and how often, a connection is tried.
+
+    Args:
+        seconds: for how long.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._deadline, self._pause = time.monotonic() + seconds, 0.05
+
+    def allows(self, failure: Exception) -> bool:
+        """Whether to try again after this failure."""
+        passing = failure.code in _PASSING if isinstance(failure, ServerError) else True
+        return passing and time.monotonic() < self._deadline
+
+    def pause(self) -> float:
+        """Seconds to wait before the next try."""
+        pause, self._pause = self._pause, min(2 * self._pause, 2.0)
+        return pause
