@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prospect.dialogue.schema import Dialogue, Step, TimedTransition, Turn
-from prospect.dialogue.state import format_delta
+from prospect.dialogue.state import TaskState, format_delta
 from prospect.dialogue.timeline import FPS, FrameEvents, frame_at, nearest_frame, num_frames, place, record_events
 from tests.factories import recipe
 
@@ -160,3 +160,24 @@ def test_a_time_that_no_video_reaches_is_past_the_end_and_no_error(time):
     turn = Turn(role="assistant", time=min(time, 1e308), text="hi")
     timeline = place(Dialogue(dataset="d", video_id="v", dialogue_id="m", goal="g", turns=(turn,)), 10)
     assert [quarantined.what for quarantined in timeline.quarantined] == ["assistant turn 'hi'"]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.booleans(), st.floats(0, 30)), max_size=8),
+    st.integers(0, 30),
+    st.integers(0, 30),
+)
+def test_the_state_of_each_frame_is_the_replay_of_all_deltas_up_to_it(
+    transitions: list[tuple[int, bool, float]], start: int, length: int
+):
+    moved = tuple(
+        TimedTransition(step=step, kind="complete" if done else "start", time=time) for step, done, time in transitions
+    )
+    timeline = place(dialogue(steps=[(name, None, None) for name in "xyz"], transitions=moved, duration=40.0), 80)
+    replayed, state = [], TaskState.initial(3)
+    for frame in range(80):
+        state, _ = state.apply(timeline[frame].delta)
+        replayed.append(state)
+    assert timeline.states() == replayed
+    before = timeline.state_before(start)
+    assert timeline.states_from(before, start, start + length) == replayed[start : start + length]

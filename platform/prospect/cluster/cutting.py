@@ -16,7 +16,8 @@ from prospect.dialogue.sequence import SequenceBuilder
 
 PROBE_S, WORTH_S = 2.0, 20.0
 """Seconds after which the rest is estimated, and from which on it goes to tasks, whose workers are slow to start."""
-PER_TASK = 25
+TASK_S = 3.0
+"""Seconds of work that a task gets: each reads the tokenizer first."""
 PROGRESS_S = 5.0
 """Seconds between two lines of progress."""
 
@@ -32,16 +33,22 @@ def cut_clips(
             yield found
             took = time.monotonic() - began
             if took > PROBE_S and took / done * (len(missing) - done) > WORTH_S:
-                yield from _in_tasks(missing, done, builder, clips, report)
+                per_task = max(1, round(TASK_S * done / took))
+                yield from _in_tasks(missing, done, per_task, builder, clips, report)
                 return
 
     return make_clips(placed, builder, clips, cache / "cuts", find)
 
 
 def _in_tasks(
-    missing: Sequence[Placed], first: int, builder: SequenceBuilder, clips: ClipSettings, report: ReportLine
+    missing: Sequence[Placed],
+    first: int,
+    per_task: int,
+    builder: SequenceBuilder,
+    clips: ClipSettings,
+    report: ReportLine,
 ) -> Iterator[Found]:
-    """The cuts of `missing[first:]`."""
+    """The cuts of `missing[first:]`, by tasks of `per_task` dialogues."""
     import ray
 
     connect()
@@ -51,8 +58,8 @@ def _in_tasks(
     def task(settings: tuple[SequenceBuilder, ClipSettings], some: list[Placed]) -> list[Found]:
         return list(find_all(*settings, some))
 
-    starts = range(first, len(missing), PER_TASK)
-    tasks = [task.remote(shared, list(missing[start : start + PER_TASK])) for start in starts]
+    starts = range(first, len(missing), per_task)
+    tasks = [task.remote(shared, list(missing[start : start + per_task])) for start in starts]
     began = shown = time.monotonic()
     done = first
     for each in tasks:

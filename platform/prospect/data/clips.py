@@ -105,7 +105,7 @@ def make_clip(
         initial_state=state,
         utterances=tuple(said[max(0, len(said) - settings.last_utterances) :]),
         events={frame: event for frame, event in timeline.events.items() if start <= frame < stop},
-        states=_states(state, timeline, start, stop, policy),
+        states=tuple(timeline.states_from(state, start, stop, policy)),
     )
 
 
@@ -113,14 +113,6 @@ def _key(dialogue: Dialogue, draws: int) -> str:
     """What draws about the dialogue are keyed by, see `ClipSettings.draws`."""
     whole = f"{dialogue.dataset}/{dialogue.video_id}/{dialogue.dialogue_id}"
     return dialogue.dialogue_id if draws == 1 else whole
-
-
-def _states(state: TaskState, timeline: Timeline, start: int, stop: int, policy: StatePolicy) -> tuple[TaskState, ...]:
-    states = []
-    for frame in range(start, stop):
-        state, _ = state.apply(timeline[frame].delta, policy)
-        states.append(state)
-    return tuple(states)
 
 
 def split_clips(

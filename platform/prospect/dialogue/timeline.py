@@ -87,11 +87,15 @@ class Timeline:
 
     def states(self, policy: StatePolicy = "strict") -> list[TaskState]:
         """The state after each frame's delta, one per frame."""
-        state, states = TaskState.initial(self.num_steps), []
-        for frame in range(self.num_frames):
+        return self.states_from(TaskState.initial(self.num_steps), 0, self.num_frames, policy)
+
+    def states_from(self, state: TaskState, start: int, stop: int, policy: StatePolicy = "strict") -> list[TaskState]:
+        """The state after the delta of each frame in [start, stop), from the `state` before `start`."""
+        states: list[TaskState] = []
+        for frame in sorted(frame for frame, events in self.events.items() if events.delta and start <= frame < stop):
+            states += [state] * (frame - start - len(states))
             state, _ = state.apply(self[frame].delta, policy)
-            states.append(state)
-        return states
+        return states + [state] * (stop - start - len(states))
 
     def state_before(self, frame: int, policy: StatePolicy = "strict") -> TaskState:
         """The replay of all deltas of earlier frames."""
