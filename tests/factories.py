@@ -7,13 +7,13 @@ is a series of eight short dialogues, which training runs on; tests/fixtures/ wa
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from prospect.data.batches import Collator
 from prospect.data.clips import Clip, split_clips, whole_clip
-from prospect.data.embeddings import EmbeddingStore
 from prospect.data.settings import ClipSettings, LabelSamplingSettings
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue, Step, Turn
@@ -32,6 +32,9 @@ from prospect.streaming.settings import StreamingSettings
 from prospect.streaming.types import Decision, SessionSpec
 from prospect.training.settings import TrainingSettings
 from prospect.vision.settings import VisionSettings
+
+if TYPE_CHECKING:
+    from prospect.data.embeddings import EmbeddingStore  # with pyarrow, which a bare machine with a GPU lacks
 
 DIM = 8
 """Of an embedding."""
@@ -171,8 +174,10 @@ def collator(
     return Collator(SequenceBuilder(vocabulary, context, 1), read, sampling, packed)
 
 
-def stored(dialogues: Iterable[Dialogue], folder: Path, fingerprint: str = FINGERPRINT) -> EmbeddingStore:
+def stored(dialogues: Iterable[Dialogue], folder: Path, fingerprint: str = FINGERPRINT) -> "EmbeddingStore":
     """The features of the dialogues' videos, as an embedding job leaves them."""
+    from prospect.data.embeddings import EmbeddingStore
+
     store = EmbeddingStore(folder)
     for dialogue in dialogues:
         rows = features(dialogue.video_id, 0, num_frames(dialogue.duration or 0))

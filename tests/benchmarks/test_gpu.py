@@ -13,7 +13,7 @@ import torch
 
 from prospect.benchmarks.engine.measure import Paced, Percentiles
 from prospect.benchmarks.gpu import bench, machine, paced, stages, suite, worker
-from prospect.benchmarks.gpu.cuda_tests import REPOSITORY, run_cuda_tests
+from prospect.benchmarks.gpu.cuda_tests import REPOSITORY, cuda_files, run_cuda_tests
 from prospect.benchmarks.gpu.journal import Add, Journal
 from prospect.benchmarks.gpu.report import LEAST, percentile, stage_table, to_markdown
 from prospect.benchmarks.gpu.settings import GpuSuite, Stage, StageLimits
@@ -23,7 +23,7 @@ from prospect.streaming.settings import StreamingSettings
 ALL = GpuSuite.model_fields["stages"].default
 ABSENT = {
     "ray", "deepspeed", "mlflow", "av", "pandas", "sklearn", "scipy", "matplotlib", "fastapi", "sqlalchemy", "openai",
-    "onnxruntime", "sentence_transformers", "bitsandbytes", "pyarrow",
+    "onnxruntime", "sentence_transformers", "bitsandbytes", "pyarrow", "hypothesis",
 }  # fmt: skip
 """What the bare machine that the suite is for does without."""
 
@@ -213,6 +213,7 @@ def test_a_card_without_bfloat16_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 def test_nothing_on_its_path_needs_what_a_bare_machine_lacks() -> None:
     modules = ["jobs.benchmark", "prospect.benchmarks.gpu.worker", "prospect.benchmarks.gpu.suite"]
     modules += ["prospect.benchmarks.train.gpu", "prospect.benchmarks.embed.bare_encoder", "prospect.vision.towers"]
+    modules += [".".join(file.relative_to(REPOSITORY).with_suffix("").parts) for file in cuda_files()]
     absent = f"import sys; sys.modules.update(dict.fromkeys({ABSENT}))"  # None: an import of it raises
     script = "\n".join([absent, *(f"import {name}" for name in modules)])
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)

@@ -25,7 +25,7 @@ def run_cuda_tests(seconds: float) -> Iterator[StageResult]:
         ProspectError: pytest or the tests are missing, pytest broke off, it took longer than `seconds`, or, after the
             rows, a test failed.
     """
-    files = [file for file in sorted(REPOSITORY.glob("tests/**/test_*.py")) if _MARK in file.read_text()]
+    files = cuda_files()
     if not files:
         raise ProspectError("tests/ is missing: run from a checkout")
     if importlib.util.find_spec("pytest") is None:
@@ -47,6 +47,11 @@ def run_cuda_tests(seconds: float) -> Iterator[StageResult]:
             last = (done.stderr or done.stdout).strip().splitlines()[-1:]
             raise ProspectError(f"pytest ended with status {done.returncode}: {''.join(last)}")
         yield from _rows(report)
+
+
+def cuda_files() -> list[Path]:
+    """The files of tests that hold some that need CUDA."""
+    return [file for file in sorted(REPOSITORY.glob("tests/**/test_*.py")) if _MARK in file.read_text()]
 
 
 def _rows(report: Path) -> Iterator[StageResult]:
