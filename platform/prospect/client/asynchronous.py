@@ -39,6 +39,7 @@ from prospect.protocol.messages import (
     StatePatch,
     StateUpdated,
     TextAppend,
+    Transcript,
 )
 from prospect.protocol.parsing import parse_server
 
@@ -81,6 +82,12 @@ class AsyncProspectClient:
 
     async def view(self, session_id: str) -> SessionView:
         return await self._request(SessionView, "GET", f"/v1/sessions/{session_id}")
+
+    async def transcript(self, session_id: str) -> Transcript:
+        return await self._request(Transcript, "GET", f"/v1/sessions/{session_id}/transcript")
+
+    async def record(self, session_id: str) -> dict[str, Any]:
+        return await self._send("GET", f"/v1/sessions/{session_id}/record")
 
     async def close(self, session_id: str) -> SessionClosed:
         return await self._request(SessionClosed, "DELETE", f"/v1/sessions/{session_id}")

@@ -25,6 +25,8 @@ from prospect.protocol.messages import (
     SessionUpdate,
     SessionView,
     StateMap,
+    Transcript,
+    TranscriptEntry,
     state_map,
 )
 from prospect.serving.engine_thread import EngineThread
@@ -174,6 +176,18 @@ class SessionHost:
             waiting=len(stream.pending),
             counters=counters,
         )
+
+    async def transcript(self, session_id: str) -> Transcript:
+        self._stream(session_id)
+        events, forgot = await self._thread.call(self._engine.history, session_id)
+        entries = [TranscriptEntry.of(frame, each) for frame, each in sorted(events.items())]
+        return Transcript(session_id=session_id, complete=not forgot, entries=entries)
+
+    async def record(self, session_id: str) -> dict[str, Any]:
+        """The session so far as a canonical record; raises as `StreamingEngine.record`."""
+        self._stream(session_id)
+        record = await self._thread.call(self._engine.record, session_id)
+        return record.model_dump(mode="json", exclude_defaults=True)
 
     async def events(self, session_id: str) -> AsyncIterator[ServerMessage]:
         """Yield the messages of a session on a stream until it is closed or another stream takes it over."""

@@ -121,7 +121,7 @@ class _Connection:
             self._check_name(update.resume.partition(":")[0], "resume")
             created = await self._core.resume(update)
         else:
-            update = update.with_id(self._named)
+            update = update.completed(self._named)
             self._check_name(update.session_id, "session_id")
             created = await self._core.create(update, True)
         self._session_id, self._resume = created.session_id, created.resume

@@ -15,6 +15,7 @@ import numpy as np
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.state import TaskState
+from prospect.dialogue.timeline import FrameEvents
 from prospect.errors import FingerprintError, OutOfPagesError, SessionError, UnknownSessionError, session_error
 from prospect.hashing import derived_seed
 from prospect.model.checkpoint import LoadedModel
@@ -185,12 +186,17 @@ class StreamingEngine:
         session = self._session(session_id)
         given = session.spec.state is not None and session.spec.state != TaskState.initial(len(session.spec.steps))
         if given or session.patched or session.spec.utterances:
-            raise SessionError(
-                f"session {session_id}: cannot become a record, since it continued another or its state was set"
-            )
+            why = "cannot become a record, since it continued another or its state was set"
+            raise session_error("no_record", f"session {session_id}: {why}")
         if session.forgot:
-            raise SessionError(f"session {session_id}: has forgotten its first events; raise streaming.history_events")
+            why = "has forgotten its first events; raise streaming.history_events"
+            raise session_error("no_record", f"session {session_id}: {why}")
         return to_dialogue(session_id, session.spec, session.history, session.counters.frames)
+
+    def history(self, session_id: str) -> tuple[dict[int, FrameEvents], bool]:
+        """Return the events by frame that the session remembers, and whether it has forgotten earlier ones."""
+        session = self._session(session_id)
+        return dict(session.history), session.forgot
 
     def segment(self, session_id: str) -> Segment | None:
         """Return what was fed since the context was last built; None until the first context is fed."""
