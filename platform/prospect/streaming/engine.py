@@ -264,14 +264,17 @@ class StreamingEngine:
     def export(self, session_id: str, parked: bool = False) -> dict[str, Any]:
         """Return the session's log, from which another engine continues it: JSON, without keys and values.
 
-        With `parked`, `cache` holds these as safetensors bytes, and the other engine computes nothing again. They are
-        left out if a patched state makes the next frame rebuild the context.
+        A frame that is not decided yet is in the log as one that waits; what was said of it so far is not. With
+        `parked`, `cache` holds keys and values as safetensors bytes, and the other engine computes nothing again. They
+        are left out if a patched state makes the next frame rebuild the context.
 
         Raises:
-            SessionError: frames are still being decided.
+            SessionError: the first context is still being fed, or with `parked`, a frame is being decided.
         """
-        session = self._idle_session(session_id)
+        session = self._idle_session(session_id) if parked else self._session(session_id)
         exported = session.export()
+        if exported is None:
+            raise session_error("in_progress", f"session {session_id}: its first context is still being fed")
         log = {
             "session_id": session_id,
             "fingerprint": self.loaded.fingerprint,
