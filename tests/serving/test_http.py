@@ -83,6 +83,7 @@ def test_a_recipe_text_brings_its_steps(http):
     [
         ({"steps": ["boil"], "recipe": "1. Boil."}, "recipe and steps say the same twice"),
         ({"steps": [], "recipe": "Boil, then pour."}, "recipe has no numbered lines"),
+        ({"recipe": "\n".join(f"{n}. x" for n in range(1, 1002))}, "recipe has 1,001 steps; send at most 1,000"),
     ],
 )
 def test_a_recipe_that_cannot_be_read_is_refused(http, fields: dict, says: str):

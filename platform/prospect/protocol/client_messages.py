@@ -115,8 +115,11 @@ class SessionUpdate(ClientModel):
     def _one_recipe(self) -> "SessionUpdate":
         if self.recipe and self.steps:
             raise ValueError("recipe and steps say the same twice; send one of them")
-        if self.recipe and not read_recipe(self.recipe).steps:
+        found = len(read_recipe(self.recipe).steps) if self.recipe else 0
+        if self.recipe and not found:
             raise ValueError("recipe has no numbered lines, such as `1. Boil water.`; send steps instead")
+        if found > MAX_STEPS:
+            raise ValueError(f"recipe has {found:,} steps; send at most {MAX_STEPS:,}")
         return self
 
     @model_validator(mode="after")

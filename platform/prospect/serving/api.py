@@ -89,9 +89,9 @@ def build_api(core: Core) -> FastAPI:
 async def _healthy(core: Core) -> None:
     try:
         await asyncio.wait_for(core.health(), HEALTHY_WITHIN_S)
-    except TimeoutError:
+    except Exception as error:  # a time-out, an engine whose loop has ended, or a replica that is gone
         message = f"no engine has answered within {HEALTHY_WITHIN_S:g} seconds; try again"
-        raise session_error("unavailable", message) from None
+        raise session_error("unavailable", message) from error
 
 
 def _add_sessions(api: FastAPI, core: Core) -> None:
@@ -185,6 +185,10 @@ def _add_errors(api: FastAPI) -> None:
     @api.exception_handler(ProspectError)
     async def refused(request: Request, error: ProspectError) -> JSONResponse:
         return _error(ErrorMessage.of(error))
+
+    @api.exception_handler(ValidationError)
+    async def wrong(request: Request, error: ValidationError) -> JSONResponse:
+        return _error(ErrorMessage.of(message_error(error.errors(include_url=False))))
 
     @api.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -55,20 +55,20 @@ class RemoteCore:
         assert update.resume is not None
         return await self._call(update.resume.partition(":")[0], "resume", update)
 
-    async def push(self, session_id: str, frame: FrameAppend) -> None:
-        await self._call(session_id, "push", session_id, frame)
+    async def push(self, session_id: str, frame: FrameAppend, handle: str | None = None) -> None:
+        await self._call(session_id, "push", session_id, frame, handle)
 
     async def decide(self, session_id: str, frames: Sequence[FrameAppend]) -> list[FrameOutcome]:
         return await self._call(session_id, "decide", session_id, frames)
 
-    async def text(self, session_id: str, text: str) -> None:
-        await self._call(session_id, "text", session_id, text)
+    async def text(self, session_id: str, text: str, handle: str | None = None) -> None:
+        await self._call(session_id, "text", session_id, text, handle)
 
-    async def patch(self, session_id: str, changes: StateMap) -> StateMap:
-        return await self._call(session_id, "patch", session_id, changes)
+    async def patch(self, session_id: str, changes: StateMap, handle: str | None = None) -> StateMap:
+        return await self._call(session_id, "patch", session_id, changes, handle)
 
-    async def acknowledge(self, session_id: str, event: int) -> None:
-        await self._call(session_id, "acknowledge", session_id, event)
+    async def acknowledge(self, session_id: str, event: int, handle: str) -> None:
+        await self._call(session_id, "acknowledge", session_id, event, handle)
 
     async def view(self, session_id: str) -> SessionView:
         return await self._call(session_id, "view", session_id)
@@ -79,14 +79,15 @@ class RemoteCore:
     async def record(self, session_id: str) -> dict[str, Any]:
         return await self._call(session_id, "record", session_id)
 
-    async def close(self, session_id: str) -> SessionClosed:
-        return await self._call(session_id, "close", session_id)
+    async def close(self, session_id: str, handle: str | None = None) -> SessionClosed:
+        return await self._call(session_id, "close", session_id, handle)
 
     async def leave(self, session_id: str, handle: str) -> None:
         await self._call(session_id, "leave", session_id, handle)
 
-    async def events(self, session_id: str) -> AsyncIterator[ServerMessage]:
-        answers = self._handle.options(session_id=session_id, method_name="events", stream=True).remote(session_id)
+    async def events(self, session_id: str, handle: str) -> AsyncIterator[ServerMessage]:
+        streaming = self._handle.options(session_id=session_id, method_name="events", stream=True)
+        answers = streaming.remote(session_id, handle)
         assert isinstance(answers, DeploymentResponseGenerator)
         try:
             async for message in answers:
@@ -109,9 +110,9 @@ async def _in_time(answer: Awaitable[T]) -> T:
     """Serve lets a call wait for as long as no engine is there; a client is told after a few seconds."""
     try:
         return await asyncio.wait_for(answer, ANSWERS_WITHIN_S)
-    except TimeoutError:
+    except (TimeoutError, RayActorError, RayServeException) as error:
         message = f"no engine has answered within {ANSWERS_WITHIN_S:g} seconds; try again"
-        raise session_error("unavailable", message) from None
+        raise session_error("unavailable", message) from error
 
 
 def _lost(session_id: str) -> UnknownSessionError:
