@@ -187,6 +187,19 @@ def test_a_stream_that_this_side_leaves_has_ended(client: ProspectClient):
         assert list(live) == []
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_session_that_is_closed_while_its_connection_breaks_is_heard_to_its_end(url: str, seed: int):
+    cutter = Cutter(url, seed + 20, cuts=3)
+    with ProspectClient(cutter.url) as client, client.live("Make tea", STEPS, thresholds=ALWAYS) as live:
+        for number in range(12):
+            live.push(picture(number))
+        live.close()
+        heard = list(live)
+    cutter.close()
+    assert [message.seq for message in heard if message.type == "decision"] == list(range(12))
+    assert heard[-1].type == "session.closed"
+
+
 def test_with_asyncio_a_session_is_the_same(url: str, loaded: LoadedModel):
     async def story() -> None:
         async with AsyncProspectClient(url) as client:

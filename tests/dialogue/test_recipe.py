@@ -77,3 +77,10 @@ def test_numbered_lines_read_back(names: list[str]) -> None:
     text = "\n".join(["Tea", *(f"{number}. {name}" for number, name in enumerate(names, 1))])
     assert read_recipe(text).steps == tuple(names)
     assert read_recipe(text).rest == ("Tea",)
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("line", ["!" * 40_000 + "a", "1. " + " " * 40_000, "1" * 40_000, " " * 40_000 + "1"])
+def test_no_line_takes_quadratic_time(line: str):
+    """A client may send such a recipe; it took half a minute."""
+    read_recipe(f"1. Boil.\n\n{line}")

@@ -11,6 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from prospect.dialogue.schema import Dialogue
 from prospect.errors import UnknownSessionError
 from prospect.model.checkpoint import LoadedModel
 from prospect.protocol.messages import CLIENT_MESSAGES, SERVER_MESSAGES, EmbeddingMessage, FrameAppend, FrameOutcome
@@ -69,6 +70,45 @@ def test_an_utterance_comes_with_its_frame(http):
     path = f"/v1/sessions/{open_session(http, thresholds=ALWAYS)}/frames"
     (outcome,) = http.post(path, json=frame(0)).json()["frames"]
     assert outcome["utterance"].strip()
+
+
+def test_a_recipe_text_brings_its_steps(http):
+    recipe = "Tea\n\nSteps\n1. Boil water.\n2. Pour it over\n   the leaves.\n\nNotes\nBlack tea needs 4 minutes."
+    session_id = open_session(http, steps=[], recipe=recipe)
+    assert http.get(f"/v1/sessions/{session_id}").json()["steps"] == ["Boil water.", "Pour it over the leaves."]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"steps": ["boil"], "recipe": "1. Boil."}, "recipe and steps say the same twice"),
+        ({"steps": [], "recipe": "Boil, then pour."}, "recipe has no numbered lines"),
+        ({"recipe": "\n".join(f"{n}. x" for n in range(1, 1002))}, "recipe has 1,001 steps; send at most 1,000"),
+    ],
+)
+def test_a_recipe_that_cannot_be_read_is_refused(http, fields: dict, says: str):
+    answer = http.post("/v1/sessions", json=fields)
+    assert answer.status_code == 422
+    assert says in refused(answer)["message"]
+
+
+def test_a_session_says_what_was_said_and_becomes_a_record(http, host):
+    """The record converts back to the tokens that were fed (tests/streaming/test_engine.py)."""
+    path = f"/v1/sessions/{open_session(http, thresholds={'speak': 0.0, 'update': 1.0})}"
+    http.post(f"{path}/text", json={"text": "Shall I begin?"})
+    outcomes = http.post(f"{path}/frames", json={"frames": [frame(0), frame(1)]}).json()["frames"]
+    transcript = http.get(f"{path}/transcript").json()
+    assert transcript["complete"]
+    first, second = transcript["entries"]
+    assert (first["frame"], first["time"], first["user"]) == (0, 0.5, ["Shall I begin?"])
+    assert [first["utterance"], second["utterance"]] == [outcome["utterance"] for outcome in outcomes]
+    record = Dialogue.model_validate(http.get(f"{path}/record").json())
+    assert [turn.role for turn in record.turns] == ["user", "assistant", "assistant"]
+    assert (record.goal, record.step_names, record.duration) == ("Make tea", STEPS, 1.0)
+    http.patch(f"{path}/state", json={"state": {"S1": "completed"}})
+    answer = http.get(f"{path}/record")
+    assert (answer.status_code, refused(answer)["code"]) == (409, "no_record")
+    assert http.get(f"{path}/transcript").json() == transcript
 
 
 def test_a_picture_and_its_embedding_are_decided_alike(http, loaded: LoadedModel):

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -77,14 +78,52 @@ def test_what_is_kept_no_more_is_named():
     assert shown(read(journal.read(resumed(last_event=4, decided=3)))) == []
 
 
-def test_a_reader_that_does_not_read_is_cut_off_and_can_resume():
-    journal = Journal(max_events=3, max_decisions=10)
+@pytest.mark.parametrize("say", [decision, said])
+def test_a_reader_whose_unread_messages_must_be_forgotten_is_cut_off_and_told_when_it_resumes(say):
+    journal = Journal(max_events=3, max_decisions=3)
     reader = journal.read()
-    for seq in range(5):
-        journal.add(decision(seq))
+    journal.add(say(0))
+    assert len(read(reader)) == 1
+    for seq in range(1, 5):
+        journal.add(say(seq))
     [last] = read(reader)
     assert last.code == "slow_client"
-    assert shown(read(journal.read(resumed(decided=1)))) == [2, 3, 4]
+    told, *rest = read(journal.read(resumed()))
+    assert told.type in ("session.moved", "error")
+    assert len(rest) == 3
+
+
+def test_a_long_history_cuts_nobody_off_who_resumes():
+    journal = Journal(max_events=3, max_decisions=3)
+    for seq in range(50):
+        journal.add(decision(seq))
+        journal.add(said(seq))
+    reader = journal.read(resumed(last_event=49, decided=48))
+    journal.add(decision(50))
+    assert shown(read(reader)) == [49, "50", 50]
+
+
+def test_each_part_of_a_cursor_that_is_left_out_is_what_was_read():
+    journal = Journal(10, 10)
+    reader = journal.read()
+    for seq in range(3):
+        journal.add(decision(seq))
+        journal.add(said(seq))
+    read(reader, 4)
+    reader.take()  # asked for the fifth, so that four have been passed on
+    assert shown(read(journal.read(resumed(decided=-1)))) == [0, 1, 2, "3"]
+    reader = journal.read(resumed(last_event=0))
+    assert shown(read(reader)) == ["1", "2", "3"]
+
+
+def test_who_comes_after_the_last_message_hears_it_and_no_more():
+    async def story() -> None:
+        journal = Journal(10, 10)
+        journal.add(said(0))
+        journal.finish(CLOSED)
+        assert [m.type async for m in journal.read(resumed(last_event=1))] == ["session.closed"]
+
+    asyncio.run(story())
 
 
 def test_the_last_message_ends_the_reader_after_it():

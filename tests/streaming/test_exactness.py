@@ -4,6 +4,7 @@
 only where the lone run's margin is below it.
 """
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -124,6 +125,21 @@ def replayed(loaded: LoadedModel, settings: StreamingSettings) -> list[Decision]
     return decided
 
 
+def moved(loaded: LoadedModel, settings: StreamingSettings) -> list[Decision]:
+    """From the log to another engine in the middle of frames, utterances and refreshes, with all frames that wait."""
+    engine, decided = opened(loaded, settings), list[Decision]()
+    heard(engine)
+    push(engine, "a", range(NUM_FRAMES))
+    steps = itertools.cycle((1, 45, 7, 33, 18))
+    while len(decided) < NUM_FRAMES:
+        for _ in range(next(steps)):
+            decided += [event for _, event in engine.step() if isinstance(event, Decision)]
+        other = StreamingEngine(loaded, SMALL, settings)
+        other.import_(json.loads(json.dumps(engine.export("a"))))
+        engine = other
+    return decided
+
+
 def parked(loaded: LoadedModel, settings: StreamingSettings) -> list[Decision]:
     """To disk and back, and to another engine with the keys and values."""
     with TemporaryDirectory() as folder:
@@ -142,7 +158,7 @@ def _parked(loaded: LoadedModel, settings: StreamingSettings) -> list[Decision]:
     return decided + one_by_one(other, range(12, NUM_FRAMES))
 
 
-WAYS: dict[str, Way] = {way.__name__: way for way in (batched, chunked, shared, replayed, parked)}
+WAYS: dict[str, Way] = {way.__name__: way for way in (batched, chunked, shared, replayed, moved, parked)}
 
 
 @pytest.fixture(scope="module", params=list(DTYPES))

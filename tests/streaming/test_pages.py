@@ -1,5 +1,8 @@
 """Pages: whatever sessions do, each is in exactly the tables that hold it, and none is left when they are gone."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -130,3 +133,22 @@ def test_a_shared_page_is_copied_before_it_is_written():
     assert second.pages[0] == first.pages[0]
     assert second.pages[1] != first.pages[1]
     assert pool.keys[0][second.pages[1], :2, 0, 0].tolist() == [4.0, 5.0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pool_takes_memory_as_its_pages_are_written(dtype: torch.dtype) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    before = resident()
+    pool = PagePool(KVGeometry.of(CONFIG), 2**20, 64, FULL, dtype, torch.device("cpu"))
+    whole = pool.num_pages * pool.bytes_per_page
+    assert whole >= 2**30
+    assert resident() - before < whole / 20
+    assert pool.keys[0][123].eq(0).all()
+    for page in range(0, 1000):
+        pool.keys[0][page] = 1.0
+    assert resident() - before < whole / 20
+    assert pool.keys[0][:1000].eq(1).all()
+    assert pool.keys[0][1000].eq(0).all()

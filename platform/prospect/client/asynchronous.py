@@ -39,6 +39,7 @@ from prospect.protocol.messages import (
     StatePatch,
     StateUpdated,
     TextAppend,
+    Transcript,
 )
 from prospect.protocol.parsing import parse_server
 
@@ -81,6 +82,12 @@ class AsyncProspectClient:
 
     async def view(self, session_id: str) -> SessionView:
         return await self._request(SessionView, "GET", f"/v1/sessions/{session_id}")
+
+    async def transcript(self, session_id: str) -> Transcript:
+        return await self._request(Transcript, "GET", f"/v1/sessions/{session_id}/transcript")
+
+    async def record(self, session_id: str) -> dict[str, Any]:
+        return await self._send("GET", f"/v1/sessions/{session_id}/record")
 
     async def close(self, session_id: str) -> SessionClosed:
         return await self._request(SessionClosed, "DELETE", f"/v1/sessions/{session_id}")
@@ -143,6 +150,7 @@ class AsyncLiveSession:
 
     async def receive(self) -> ServerMessage:
         """Return the next message; raises as `LiveSession.receive`."""
+        await self._acknowledge()
         while True:
             socket = self._socket
             try:
@@ -151,9 +159,13 @@ class AsyncLiveSession:
                 await self._connect_again(socket, closed)
                 continue
             if self._ledger.note(message):
-                if due := self._ledger.acknowledgement():
-                    await self._send(due)
                 return message
+
+    async def _acknowledge(self) -> None:
+        if due := self._ledger.acknowledgement():
+            async with self._lock:
+                with suppress(ConnectionClosed):
+                    await self._socket.send(to_text(due))
 
     async def push(self, frame: Frame, pts: float | None = None) -> int:
         """Send a frame; return its seq, by which `decision` refers to it, without waiting for that."""
@@ -217,9 +229,16 @@ class AsyncLiveSession:
                     if not patience.allows(failure):
                         raise stream_lost(closed, self.created.resume) from failure
                 await asyncio.sleep(patience.pause())
+                if self._ledger.over:  # this side has left meanwhile
+                    raise closed
+            if self._ledger.over:
+                await self._socket.close()
+                raise closed
             with suppress(ConnectionClosed):  # whoever uses the connection next will notice
                 for frame in self._ledger.to_send_again():
                     await self._socket.send(to_text(frame))
+                if self._ledger.closing:
+                    await self._socket.send(to_text(SessionClose()))
 
     async def _send(self, message: BaseModel) -> None:
         while True:

@@ -21,6 +21,7 @@ from prospect.protocol.messages import (
     StatePatch,
     StateUpdated,
     TextAppend,
+    Transcript,
 )
 
 M = TypeVar("M", bound=BaseModel)
@@ -73,6 +74,13 @@ class ProspectClient:
 
     def view(self, session_id: str) -> SessionView:
         return self._request(SessionView, "GET", f"/v1/sessions/{session_id}")
+
+    def transcript(self, session_id: str) -> Transcript:
+        return self._request(Transcript, "GET", f"/v1/sessions/{session_id}/transcript")
+
+    def record(self, session_id: str) -> dict[str, Any]:
+        """The session as a canonical record, to train and score on; without its frames."""
+        return self._send("GET", f"/v1/sessions/{session_id}/record")
 
     def close(self, session_id: str) -> SessionClosed:
         return self._request(SessionClosed, "DELETE", f"/v1/sessions/{session_id}")

@@ -52,8 +52,9 @@ class Ledger:
         self._next_seq: int | None = None
         self._frames: dict[int, FrameAppend] = {}
         """By seq, sent and neither decided nor dropped."""
-        self._last_event = self._acknowledged = update.last_event or 0
-        self._decided = -1 if update.decided is None else update.decided
+        self._last_event, self._decided = update.last_event, update.decided
+        """None until something of the kind has been heard: the server then sends what nobody has."""
+        self._acknowledged = update.last_event or 0
 
     def opening(self) -> SessionUpdate:
         """The first message of the first connection."""
@@ -83,27 +84,28 @@ class Ledger:
         """Note what has arrived; returns whether it is new."""
         event = message.event if isinstance(message, DurableMessage) else None
         if event is not None:
-            if event <= self._last_event:
+            if event <= (self._last_event or 0):
                 return False
             self._last_event = event
         match message:
             case FrameDecision():
-                if message.seq <= self._decided:
+                if self._decided is not None and message.seq <= self._decided:
                     return False
                 self._decided = message.seq
                 self._frames.pop(message.seq, None)
             case FrameDropped() | ErrorMessage(seq=int()):
                 self._frames.pop(message.seq or 0, None)
             case SessionMoved():
-                self._decided = max(self._decided, message.decided_to)
-                self._frames = {seq: frame for seq, frame in self._frames.items() if seq > message.decided_to}
+                self._decided = max(-1 if self._decided is None else self._decided, message.decided_to)
+                for seq in [seq for seq in list(self._frames) if seq <= message.decided_to]:
+                    self._frames.pop(seq, None)  # another thread may be adding frames
             case SessionClosed():
                 self.over = True
         return True
 
     def acknowledgement(self) -> EventAck | None:
         """What tells the server which events it need not keep, where that is due."""
-        if self._last_event < self._acknowledged + ACKNOWLEDGED_EVERY:
+        if self.over or self._last_event is None or self._last_event < self._acknowledged + ACKNOWLEDGED_EVERY:
             return None
         self._acknowledged = self._last_event
         return EventAck(event=self._last_event)
@@ -114,8 +116,8 @@ class Ledger:
             raise stream_lost(closed, self.created.resume)
 
     def ends_with(self, refused: ServerError) -> bool:
-        """Whether a refusal to resume means that the session was closed, as it was asked to be."""
-        self.over = self.over or (self.closing and refused.code == "unknown_session")
+        """Whether a refusal to resume means that the session was closed, as it was asked to be, and nothing is lost."""
+        self.over = self.over or (self.closing and refused.code == "unknown_session" and not self._frames)
         return self.over
 
 

@@ -74,6 +74,7 @@ class LiveSession:
             ConnectionClosed: the session is closed, or this side has left.
             ServerError: as for iteration.
         """
+        self._acknowledge()
         while True:
             socket = self._socket
             try:
@@ -82,9 +83,13 @@ class LiveSession:
                 self._connect_again(socket, closed)
                 continue
             if self._ledger.note(message):
-                if due := self._ledger.acknowledgement():
-                    self._send(due)
                 return message
+
+    def _acknowledge(self) -> None:
+        """Tell the server what it need not keep; lost with a connection, it is told the next time."""
+        if due := self._ledger.acknowledgement():
+            with self._lock, suppress(ConnectionClosed):
+                self._socket.send(to_text(due))
 
     def push(self, frame: Frame, pts: float | None = None) -> int:
         """Send a frame; return its seq, by which `decision` refers to it, without waiting."""
@@ -148,9 +153,16 @@ class LiveSession:
                     if not patience.allows(failure):
                         raise stream_lost(closed, self.created.resume) from failure
                 time.sleep(patience.pause())
+                if self._ledger.over:  # this side has left meanwhile
+                    raise closed
+            if self._ledger.over:
+                self._socket.close()
+                raise closed
             with suppress(ConnectionClosed):  # whoever uses the connection next will notice
                 for frame in self._ledger.to_send_again():
                     self._socket.send(to_text(frame))
+                if self._ledger.closing:
+                    self._socket.send(to_text(SessionClose()))
 
     def _send(self, message: BaseModel) -> None:
         while True:

@@ -3,12 +3,13 @@
 import re
 from dataclasses import dataclass, field
 
-_STEP = re.compile(r"^(?P<indent>\s*)(?P<number>\d+)(?:[.)]\s+(?P<text>.*\S)|[.)]?)\s*$")
+# Possessive quantifiers (`*+`) never give back what they took, so that no line takes quadratic time.
+_STEP = re.compile(r"^(?P<indent>\s*+)(?P<number>\d{1,6}+)(?:[.)]\s++(?P<text>.*\S)|[.)]?+)\s*$")
 """`1. Boil water.` or `1) Boil water.`; a number alone, as of a last step that was cut off, has no text."""
 
 _HEADING = re.compile(
-    r"^\W*(?:(?P<steps>steps?|instructions?|directions?|method|procedure)"
-    r"|(?P<other>ingredients|materials|tools|equipment|notes?|tips?|variations?))?\W*$",
+    r"^\W*+(?:(?P<steps>steps?|instructions?|directions?|method|procedure)"
+    r"|(?P<other>ingredients|materials|tools|equipment|notes?|tips?|variations?))?\W*+$",
     re.IGNORECASE,
 )
 _NESTED = 2

@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from prospect.dialogue.recipe import read_recipe
 from prospect.protocol.fields import StateMap
 
 MAX_IMAGE_BYTES = 8 * 2**20
@@ -86,6 +87,8 @@ class SessionUpdate(ClientModel):
     goal: Annotated[str, Field(max_length=MAX_GOAL)] = ""
     steps: Annotated[tuple[Annotated[str, Field(max_length=MAX_RECIPE)], ...], Field(max_length=MAX_STEPS)] = ()
     """Names of the recipe's steps, S1 first; may be empty."""
+    recipe: Annotated[str, Field(max_length=MAX_RECIPE)] = ""
+    """Instead of `steps`: a text whose numbered lines are the steps; its other lines are knowledge too."""
     knowledge: Annotated[str, Field(max_length=MAX_KNOWLEDGE)] = ""
     dataset: Name = ""
     """Training data set that is most like the stream: its calibrated thresholds apply. Left out, or unknown to the
@@ -109,6 +112,17 @@ class SessionUpdate(ClientModel):
         return steps
 
     @model_validator(mode="after")
+    def _one_recipe(self) -> "SessionUpdate":
+        if self.recipe and self.steps:
+            raise ValueError("recipe and steps say the same twice; send one of them")
+        found = len(read_recipe(self.recipe).steps) if self.recipe else 0
+        if self.recipe and not found:
+            raise ValueError("recipe has no numbered lines, such as `1. Boil water.`; send steps instead")
+        if found > MAX_STEPS:
+            raise ValueError(f"recipe has {found:,} steps; send at most {MAX_STEPS:,}")
+        return self
+
+    @model_validator(mode="after")
     def _resumes_alone(self) -> "SessionUpdate":
         if self.resume is None:
             if self.last_event is not None or self.decided is not None:
@@ -121,14 +135,17 @@ class SessionUpdate(ClientModel):
             raise ValueError(f"resume continues a session as it is; leave out {', '.join(others)}")
         return self
 
-    def with_id(self, session_id: str | None = None) -> "SessionUpdate":
-        """Return the message with a session id: its own, else `session_id`, else a new one.
+    def completed(self, session_id: str | None = None) -> "SessionUpdate":
+        """Return the message with the steps of its recipe, and with a session id: its own, `session_id`, or a new one.
 
         The gateway chooses it: the id decides which engine has the session.
         """
-        if self.session_id:
-            return self
-        return SessionUpdate.model_validate(dict(self) | {"session_id": session_id or uuid4().hex})
+        given = dict(self) | {"session_id": self.session_id or session_id or uuid4().hex}
+        if self.recipe:
+            found = read_recipe(self.recipe)
+            knowledge = "\n".join(filter(None, (self.knowledge, *found.rest)))
+            given |= {"recipe": "", "steps": found.steps, "knowledge": knowledge[:MAX_KNOWLEDGE]}
+        return SessionUpdate.model_validate(given)
 
 
 class EmbeddingMessage(ClientModel):

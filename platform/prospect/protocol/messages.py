@@ -37,6 +37,8 @@ from prospect.protocol.server_messages import (
     SessionRefreshed,
     SessionView,
     StateUpdated,
+    Transcript,
+    TranscriptEntry,
     state_map,
 )
 
@@ -80,5 +82,7 @@ __all__ = [
     "StateUpdated",
     "TextAppend",
     "ThresholdsMessage",
+    "Transcript",
+    "TranscriptEntry",
     "state_map",
 ]

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from prospect.dialogue.state import TaskState, format_delta
+from prospect.dialogue.timeline import FrameEvents, decision_time
 from prospect.errors import ProspectError
 from prospect.protocol.fields import StateMap
 from prospect.streaming.types import Decision, Silence
@@ -209,6 +210,32 @@ class SessionView(ServerModel):
     waiting: int
     """Frames taken and not yet decided."""
     counters: dict[str, int]
+
+
+class TranscriptEntry(ServerModel):
+    """What happened at one frame."""
+
+    frame: int
+    time: float
+    """Seconds in the session at which the frame was decided."""
+    user: tuple[str, ...] = ()
+    """What the user said before the frame."""
+    delta: str = ""
+    utterance: str | None = None
+
+    @classmethod
+    def of(cls, frame: int, events: FrameEvents) -> Self:
+        delta = format_delta(events.delta)
+        return cls(frame=frame, time=decision_time(frame), user=events.user, delta=delta, utterance=events.utterance)
+
+
+class Transcript(ServerModel):
+    """What was said in a session and what changed, by frame."""
+
+    session_id: str
+    complete: bool
+    """False if the first events are forgotten (`streaming.history_events`)."""
+    entries: list[TranscriptEntry]
 
 
 class ModelCard(ServerModel):

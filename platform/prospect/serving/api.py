@@ -27,6 +27,7 @@ from prospect.protocol.messages import (
     StatePatch,
     StateUpdated,
     TextAppend,
+    Transcript,
 )
 from prospect.protocol.parsing import message_error
 from prospect.serving.core import Core
@@ -49,6 +50,7 @@ _STATUS = {
     "fingerprint_mismatch": 409,
     "closed": 409,
     "session_exists": 409,
+    "no_record": 409,
     "too_large": 413,
     "unsupported_media": 415,
     "busy": 429,
@@ -87,19 +89,19 @@ def build_api(core: Core) -> FastAPI:
 async def _healthy(core: Core) -> None:
     try:
         await asyncio.wait_for(core.health(), HEALTHY_WITHIN_S)
-    except TimeoutError:
+    except Exception as error:  # a time-out, an engine whose loop has ended, or a replica that is gone
         message = f"no engine has answered within {HEALTHY_WITHIN_S:g} seconds; try again"
-        raise session_error("unavailable", message) from None
+        raise session_error("unavailable", message) from error
 
 
 def _add_sessions(api: FastAPI, core: Core) -> None:
     path = "/v1/sessions/{session_id}"
 
-    @api.post("/v1/sessions", status_code=201, responses=refusals(409, 413, 429))
+    @api.post("/v1/sessions", status_code=201, responses=refusals(409, 413, 429, 503))
     async def create(update: SessionUpdate) -> SessionCreated:
         if update.resume is not None:
             raise SessionError("resume: only a stream continues a session; over HTTP its id is enough", field="resume")
-        return await core.create(update.with_id(), False)
+        return await core.create(update.completed(), False)
 
     @api.post(
         f"{path}/frames",
@@ -120,6 +122,16 @@ def _add_sessions(api: FastAPI, core: Core) -> None:
     @api.get(path, responses=refusals(404))
     async def view(session_id: str) -> SessionView:
         return await core.view(session_id)
+
+    @api.get(f"{path}/transcript", responses=refusals(404))
+    async def transcript(session_id: str) -> Transcript:
+        """What was said and what changed, by frame."""
+        return await core.transcript(session_id)
+
+    @api.get(f"{path}/record", responses=refusals(404, 409))
+    async def record(session_id: str) -> dict[str, Any]:
+        """The session as a canonical record (docs/data.md), to train and score on; without its frames."""
+        return await core.record(session_id)
 
     @api.patch(f"{path}/state", response_model_exclude_none=True, responses=refusals(404, 413))
     async def patch(session_id: str, message: StatePatch) -> StateUpdated:
@@ -173,6 +185,10 @@ def _add_errors(api: FastAPI) -> None:
     @api.exception_handler(ProspectError)
     async def refused(request: Request, error: ProspectError) -> JSONResponse:
         return _error(ErrorMessage.of(error))
+
+    @api.exception_handler(ValidationError)
+    async def wrong(request: Request, error: ValidationError) -> JSONResponse:
+        return _error(ErrorMessage.of(message_error(error.errors(include_url=False))))
 
     @api.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:

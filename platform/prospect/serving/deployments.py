@@ -139,7 +139,7 @@ def build(config: ServeConfig, report: ReportLine = print) -> serve.Application:
     engine = EngineDeployment.options(
         num_replicas=replicas, ray_actor_options={"num_cpus": 0.5, "num_gpus": int(gpus > 0)}
     )
-    gateway = GatewayDeployment.options(ray_actor_options={"num_cpus": 0.1})
+    gateway = GatewayDeployment.options(num_replicas=config.serving.num_gateways, ray_actor_options={"num_cpus": 0.1})
     return gateway.bind(engine.bind(config))
 
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from prospect.dialogue.timeline import FPS
-from prospect.errors import UnknownSessionError
+from prospect.errors import UnknownSessionError, session_error
 from prospect.protocol.messages import (
     CAPABILITIES,
     ErrorMessage,
@@ -25,6 +25,8 @@ from prospect.protocol.messages import (
     SessionUpdate,
     SessionView,
     StateMap,
+    Transcript,
+    TranscriptEntry,
     state_map,
 )
 from prospect.serving.engine_thread import EngineThread
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 P = ParamSpec("P")
+ENDED_FOR_S = 60.0
+"""Seconds for which a closed session can be resumed, to hear its end."""
 CloseReason = Literal["client", "idle", "disconnected"]
 
 
@@ -81,6 +85,8 @@ class SessionHost:
         self._settings = settings or SessionLimits()
         self._thread = EngineThread(engine)
         self._streams: dict[str, Stream] = {}
+        self._ended: dict[str, Stream] = {}
+        """Closed not long ago: their clients may have lost the connection before they heard of it."""
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -129,12 +135,13 @@ class SessionHost:
         if stream:
             opened.reader = opened.journal.read()
         self._streams[session_id] = opened
+        self._ended.pop(session_id, None)
         return await self._created(opened)
 
     async def resume(self, update: SessionUpdate) -> SessionCreated:
         """Continue a session on a new stream; the old one ends. See `Journal.read` for what is sent again."""
         session_id, _, token = (update.resume or "").partition(":")
-        stream = self._streams.get(session_id)
+        stream = self._streams.get(session_id) or self._ended.get(session_id)
         if stream is None or not stream.knows(token):
             raise UnknownSessionError("resume: no session with this handle is open here", field="resume")
         stream.touched = time.monotonic()
@@ -142,9 +149,9 @@ class SessionHost:
         return await self._created(stream)
 
     @shielded
-    async def close(self, session_id: str) -> SessionClosed:
+    async def close(self, session_id: str, handle: str | None = None) -> SessionClosed:
         """Close the session once the frames taken so far are decided."""
-        stream = self._stream(session_id)
+        stream = self._stream(session_id, handle)
         async with stream.lock:
             await asyncio.gather(*(stream.outcome(seq) for seq in stream.pending))
             return await self._end(stream, "client")
@@ -175,34 +182,44 @@ class SessionHost:
             counters=counters,
         )
 
-    async def events(self, session_id: str) -> AsyncIterator[ServerMessage]:
+    async def transcript(self, session_id: str) -> Transcript:
+        self._stream(session_id)
+        events, forgot = await self._thread.call(self._engine.history, session_id)
+        entries = [TranscriptEntry.of(frame, each) for frame, each in sorted(events.items())]
+        return Transcript(session_id=session_id, complete=not forgot, entries=entries)
+
+    async def record(self, session_id: str) -> dict[str, Any]:
+        """The session so far as a canonical record; raises as `StreamingEngine.record`."""
+        self._stream(session_id)
+        record = await self._thread.call(self._engine.record, session_id)
+        return record.model_dump(mode="json", exclude_defaults=True)
+
+    async def events(self, session_id: str, handle: str) -> AsyncIterator[ServerMessage]:
         """Yield the messages of a session on a stream until it is closed or another stream takes it over."""
-        stream = self._streams.get(session_id)
-        reader = stream.reader if stream is not None else None
+        stream = self._streams.get(session_id) or self._ended.get(session_id)
+        reader = stream.reader if stream is not None and stream.handle == handle else None
         if reader is not None:
             async for message in reader:
                 yield message
 
     @shielded
-    async def push(self, session_id: str, frame: FrameAppend) -> None:
-        await self._stream(session_id).push(frame)
+    async def push(self, session_id: str, frame: FrameAppend, handle: str | None = None) -> None:
+        await self._stream(session_id, handle).push(frame)
 
     @shielded
     async def decide(self, session_id: str, frames: Sequence[FrameAppend]) -> list[FrameOutcome]:
         return await self._stream(session_id).decide(frames)
 
     @shielded
-    async def text(self, session_id: str, text: str) -> None:
-        await self._stream(session_id).text(text)
+    async def text(self, session_id: str, text: str, handle: str | None = None) -> None:
+        await self._stream(session_id, handle).text(text)
 
-    async def acknowledge(self, session_id: str, event: int) -> None:
-        stream = self._stream(session_id)
-        stream.spoke()
-        stream.journal.acknowledge(event)
+    async def acknowledge(self, session_id: str, event: int, handle: str) -> None:
+        self._stream(session_id, handle).journal.acknowledge(event)
 
     @shielded
-    async def patch(self, session_id: str, changes: StateMap) -> StateMap:
-        return await self._stream(session_id).patch(changes)
+    async def patch(self, session_id: str, changes: StateMap, handle: str | None = None) -> StateMap:
+        return await self._stream(session_id, handle).patch(changes)
 
     # The loop ----------------------------------------------------------------------------------------------
 
@@ -215,7 +232,9 @@ class SessionHost:
         if session_id not in self._streams:  # closed while the step ran
             return
         if isinstance(event, Failed):  # the engine has closed it; its handle leads nowhere
-            self._streams.pop(session_id).finish(_failure(event), event.reason)
+            stream = self._streams.pop(session_id)
+            stream.finish(_failure(event), event.reason)
+            self._remember(stream)
         else:
             self._streams[session_id].publish(event)
 
@@ -223,6 +242,8 @@ class SessionHost:
         limit = self._settings.idle_timeout_s
         while True:
             await asyncio.sleep(limit / 4)
+            now = time.monotonic()
+            self._ended = {sid: each for sid, each in self._ended.items() if now - each.touched < ENDED_FOR_S}
             for stream in list(self._streams.values()):
                 if time.monotonic() - stream.touched > limit and not stream.pending:
                     with suppress(UnknownSessionError):  # its client closed it meanwhile
@@ -253,16 +274,22 @@ class SessionHost:
     async def _end(self, stream: Stream, reason: CloseReason) -> SessionClosed:
         if self._streams.pop(stream.session_id, None) is None:
             raise _unknown(stream.session_id)
-        frames = await self._thread.call(self._forget, stream.session_id)
+        frames, stream.last_state = await self._thread.call(self._forget, stream.session_id)
         closed = SessionClosed(session_id=stream.session_id, reason=reason, frames=frames)
         stream.finish(closed, f"session {stream.session_id!r} was closed ({reason})")
+        self._remember(stream)
         return closed
 
-    def _forget(self, session_id: str) -> int:
+    def _remember(self, stream: Stream) -> None:
+        """Keep what a session has said for a while, for a client that lost its connection before the end."""
+        stream.touched = time.monotonic()
+        self._ended[stream.session_id] = stream
+
+    def _forget(self, session_id: str) -> tuple[int, StateMap]:
         """Close a session on the engine's thread, in one call, so that its id can be opened again after it."""
-        frames = self._engine.counters(session_id).frames
+        frames, state = self._engine.counters(session_id).frames, state_map(self._engine.state(session_id))
         self._engine.close(session_id)
-        return frames
+        return frames, state
 
     async def _created(self, stream: Stream) -> SessionCreated:
         card = await self.model()
@@ -275,13 +302,23 @@ class SessionHost:
             next_seq=stream.next_seq,
             last_event=stream.journal.last_event,
             capabilities=CAPABILITIES,
-            state=state_map(await self._thread.call(self._engine.state, stream.session_id)),
+            state=await self._state(stream),
         )
 
-    def _stream(self, session_id: str) -> Stream:
+    async def _state(self, stream: Stream) -> StateMap:
+        if stream.session_id not in self._streams:
+            return stream.last_state
+        return state_map(await self._thread.call(self._engine.state, stream.session_id))
+
+    def _stream(self, session_id: str, handle: str | None = None) -> Stream:
+        """The session's stream; `handle` is that of the connection that speaks, None over HTTP."""
         stream = self._streams.get(session_id)
         if stream is None:
             raise _unknown(session_id)
+        if handle is not None:
+            if handle != stream.handle:
+                raise session_error("taken_over", f"stream: session {session_id!r} goes on in another one")
+            stream.spoke()
         stream.touched = time.monotonic()
         return stream
 

@@ -1,4 +1,4 @@
-"""What a session has said: its durable messages by number, and its last decisions, for whoever reads or resumes it."""
+"""What a session has said: durable messages by number, and its last decisions, for whoever reads or resumes it."""
 
 import asyncio
 from collections import deque
@@ -37,53 +37,58 @@ class Journal:
         """(seq, position) of the decisions that are kept."""
         self._gone_event, self._gone_decision = 0, -1
         """The last durable message, and the seq of the last decision, that are kept no more."""
+        self._read_event, self._read_decision = 0, -1
+        """The last ones that were read by anybody."""
         self._reader: Reader | None = None
-        self._read_to = 0
-        """Position up to which somebody has read."""
+        self._finished = False
 
     def add(self, message: ServerMessage) -> None:
         """Append a message, which gets its number if it is durable, and wake the reader.
 
-        A reader that is `max_events` messages behind is cut off: it reads one error, and then nothing.
+        Where a message has to be forgotten that the reader has not read, it is cut off: it reads one error, and then
+        nothing.
         """
         if isinstance(message, DurableMessage):
             self.last_event += 1
             message = message.model_copy(update={"event": self.last_event})
             self._events.append((self.last_event, self._end))
             if len(self._events) > self._max_events:
+                self._cut_off_before(self._events[0][1])
                 self._gone_event = self._forget(self._events)
         elif isinstance(message, FrameDecision):
             self._decisions.append((message.seq, self._end))
             if len(self._decisions) > self._max_decisions:
+                self._cut_off_before(self._decisions[0][1])
                 self._gone_decision = self._forget(self._decisions)
         self._messages[self._end] = message
         self._end += 1
-        reader = self._reader
-        if reader is not None:
-            if self._end - reader.position > self._max_events:
-                reader.cut_off(ErrorMessage(code="slow_client", message=_TOO_SLOW))
-                self._reader = None
-            reader.awake.set()
+        if self._reader is not None:
+            self._reader.awake.set()
 
     def acknowledge(self, event: int) -> None:
         """Forget the durable messages up to a number: the client has them."""
         while self._events and self._events[0][0] <= event:
-            self._gone_event = max(self._gone_event, self._forget(self._events))
+            self._gone_event = self._forget(self._events)
 
     def read(self, resumed: SessionUpdate | None = None) -> "Reader":
         """Begin to read; who read before has ended.
 
         Args:
-            resumed: says what its client has: with `last_event`, or `decided`, it is sent what is later than these;
-                without them what nobody has read. None: everything.
+            resumed: says what its client has, by `last_event` and `decided`: it is sent what is later. For one that is
+                left out, it is sent what nobody has read. None: everything.
         """
         self.leave()
-        position, cursor = 0, SessionUpdate()
+        event, decision = 0, -1
         if resumed is not None:
-            told = resumed.last_event is not None or resumed.decided is not None
-            position, cursor = (0, resumed) if told else (self._read_to, SessionUpdate())
-        self._reader = Reader(self, position, cursor, self._missing(cursor))
-        return self._reader
+            event = self._read_event if resumed.last_event is None else resumed.last_event
+            decision = self._read_decision if resumed.decided is None else resumed.decided
+        lacking = (place for place, each in self._messages.items() if not _is_among(each, event, decision))
+        reader = Reader(self, next(lacking, self._end), event, decision, self._missing(event, decision))
+        if self._finished:
+            reader.end(drained=True)
+        else:
+            self._reader = reader
+        return reader
 
     def leave(self) -> None:
         """End whoever reads; what it has not read is kept."""
@@ -92,26 +97,39 @@ class Journal:
             self._reader = None
 
     def finish(self, last: ServerMessage) -> None:
-        """Append the last message; whoever reads ends after it."""
+        """Append the last message; whoever reads, or comes to read, ends after it."""
         self.add(last)
+        self._finished = True
         if self._reader is not None:
             self._reader.end(drained=True)
             self._reader = None
 
-    def _missing(self, cursor: SessionUpdate) -> list[ServerMessage]:
-        """What a client that resumes has to be told of: messages that it lacks and that are kept no more."""
+    def at(self, position: int) -> tuple[ServerMessage | None, bool]:
+        """The message at a position, None if it is kept no more, and whether the journal goes that far."""
+        return self._messages.get(position), position < self._end
+
+    def note_read(self, message: ServerMessage) -> None:
+        """Note that a reader has passed a message on."""
+        if isinstance(message, DurableMessage):
+            self._read_event = max(self._read_event, message.event or 0)
+        elif isinstance(message, FrameDecision):
+            self._read_decision = max(self._read_decision, message.seq)
+
+    def _missing(self, event: int, decision: int) -> list[ServerMessage]:
+        """What a client has to be told of that has these: messages that it lacks and that are kept no more."""
         found: list[ServerMessage] = []
-        if cursor.last_event is not None and cursor.last_event < self._gone_event:
-            lost = f"events {cursor.last_event + 1} to {self._gone_event} are kept no more"
+        if event < self._gone_event:
+            lost = f"events {event + 1} to {self._gone_event} are kept no more"
             found.append(ErrorMessage(code="events_lost", message=f"last_event: {lost}", field="last_event"))
-        if cursor.decided is not None and cursor.decided < self._gone_decision:
+        if decision < self._gone_decision:
             found.append(SessionMoved(decided_to=self._gone_decision))
         return found
 
-    def at(self, position: int) -> tuple[ServerMessage | None, bool]:
-        """The message at a position, None if it is kept no more, and whether the journal goes that far."""
-        self._read_to = max(self._read_to, position)
-        return self._messages.get(position), position < self._end
+    def _cut_off_before(self, position: int) -> None:
+        """Cut off a reader that has not come past a position."""
+        if self._reader is not None and self._reader.position <= position:
+            self._reader.cut_off(ErrorMessage(code="slow_client", message=_TOO_SLOW))
+            self._reader = None
 
     def _forget(self, kept: deque[tuple[int, int]]) -> int:
         number, position = kept.popleft()
@@ -122,16 +140,25 @@ class Journal:
 class Reader:
     """One connection's way through a journal.
 
+    Args:
+        journal: what is read.
+        position: of the first message that its client lacks.
+        event: number of the last durable message that its client has.
+        decision: seq of the last decision that its client has.
+        first: what its client is told before.
+
     Attributes:
         position: of the next message that it reads.
         awake: set whenever there may be something to read.
     """
 
-    def __init__(self, journal: Journal, position: int, cursor: SessionUpdate, first: list[ServerMessage]) -> None:
+    def __init__(self, journal: Journal, position: int, event: int, decision: int, first: list[ServerMessage]) -> None:
         self.position = position
         self.awake = asyncio.Event()
-        self._journal, self._cursor, self._first = journal, cursor, first
+        self._journal, self._event, self._decision, self._first = journal, event, decision, first
         self._last: ServerMessage | None = None
+        self._given: ServerMessage | None = None
+        """Taken last; when the next is asked for, it has been passed on."""
         self._ended = self._drained = False
 
     async def __aiter__(self) -> AsyncIterator[ServerMessage]:
@@ -146,6 +173,9 @@ class Reader:
 
     def take(self) -> ServerMessage | None:
         """The next message, if there is one already."""
+        if self._given is not None:
+            self._journal.note_read(self._given)
+            self._given = None
         if self._ended and not self._drained:
             last, self._last = self._last, None
             return last
@@ -156,7 +186,8 @@ class Reader:
             if not there:
                 return None
             self.position += 1
-            if message is not None and not self._has(message):
+            if message is not None and not _is_among(message, self._event, self._decision):
+                self._given = message
                 return message
 
     def end(self, drained: bool) -> None:
@@ -169,11 +200,12 @@ class Reader:
         self._last = last
         self.end(drained=False)
 
-    def _has(self, message: ServerMessage) -> bool:
-        cursor = self._cursor
-        if isinstance(message, DurableMessage):
-            return message.event is not None and message.event <= (cursor.last_event or 0)
-        return isinstance(message, FrameDecision) and message.seq <= (-1 if cursor.decided is None else cursor.decided)
+
+def _is_among(message: ServerMessage, event: int, decision: int) -> bool:
+    """Whether a client has a message that has the durable ones up to `event` and the decisions up to `decision`."""
+    if isinstance(message, DurableMessage):
+        return message.event is not None and message.event <= event
+    return isinstance(message, FrameDecision) and message.seq <= decision
 
 
-_TOO_SLOW = "stream: too many messages were not read; read faster, and resume with `last_event`"
+_TOO_SLOW = "stream: too many messages were not read; read faster, and resume with `last_event` and `decided`"

@@ -23,6 +23,8 @@ class ServingSettings(Settings):
     """Port of HTTP and WebSocket."""
     num_replicas: int = Field(default=1, ge=1)
     """Engines; each owns its sessions and their key-value caches."""
+    num_gateways: int = Field(default=1, ge=1)
+    """Processes that hold the clients' connections, without a model."""
     model: Place = "models:/prospect-dst@champion"
     """The served model: a folder, or `models:/NAME@ALIAS` of the registry."""
     limits: SessionLimits = SessionLimits()

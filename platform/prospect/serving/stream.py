@@ -112,6 +112,7 @@ class Stream:
         journal: what the session has said.
         reader: the way of the last connection through the journal; None: the session never had one.
         token: of the last connection; the one before is good as well until this one has spoken.
+        last_state: of a session that is closed.
         touched: when the client last sent something.
         pending: seq of every frame that is taken and not decided; the engine decides them in order.
         lock: keeps the client's messages in order while a picture is being encoded.
@@ -128,6 +129,7 @@ class Stream:
         self.session_id, self.update, self.journal = session_id, update, journal
         self._engine, self._encoder = engine, encoder
         self.reader: Reader | None = None
+        self.last_state: StateMap = {}
         self.token = new_token()
         self._earlier_token: str | None = None
         self.touched = time.monotonic()
@@ -155,21 +157,20 @@ class Stream:
         self.token, self._earlier_token = new_token(), token
 
     def spoke(self) -> None:
-        """Note that the last connection has sent a message: its client knows its handle, and needs no earlier one."""
+        """Note that the last connection has sent a message: its client has its handle, and needs no earlier one."""
         self._earlier_token = None
 
     # Input -------------------------------------------------------------------------------------------------
 
     async def push(self, frame: FrameAppend) -> None:
         """Take a frame; one that finds too many waiting is answered `frame.dropped`."""
-        self.spoke()
         async with self.lock:
             seq = self._order.first_seq([frame])
             try:
                 await self._take([frame], seq)
-            except ProspectError as error:
+            except Exception as error:  # of ours too: the stream goes on behind the frame
                 self._order.refuse(seq)
-                if error.code != "overloaded":
+                if not isinstance(error, ProspectError) or error.code != "overloaded":
                     raise
                 self.say(FrameDropped(seq=seq, reason=str(error)))
 
@@ -180,12 +181,10 @@ class Stream:
         return await asyncio.gather(*outcomes)
 
     async def text(self, text: str) -> None:
-        self.spoke()
         async with self.lock:
             await self._engine.call(self._engine.engine.push_text, self.session_id, text)
 
     async def patch(self, changes: StateMap) -> StateMap:
-        self.spoke()
         async with self.lock:
             state = await self._engine.call(self._engine.engine.patch_state, self.session_id, changes)
         self.say(StateUpdated(state=state_map(state)))

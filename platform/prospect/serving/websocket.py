@@ -104,15 +104,15 @@ class _Connection:
             )
         match message:
             case FrameAppend():
-                await self._core.push(session_id, message)
+                await self._core.push(session_id, message, self._resume)
             case TextAppend():
-                await self._core.text(session_id, message.text)
+                await self._core.text(session_id, message.text, self._resume)
             case StatePatch():
-                await self._core.patch(session_id, message.state)
+                await self._core.patch(session_id, message.state, self._resume)
             case EventAck():
-                await self._core.acknowledge(session_id, message.event)
+                await self._core.acknowledge(session_id, message.event, self._resume)
             case SessionClose():
-                await self._core.close(session_id)
+                await self._core.close(session_id, self._resume)
 
     async def _open(self, update: SessionUpdate) -> None:
         if self._session_id is not None:
@@ -121,7 +121,7 @@ class _Connection:
             self._check_name(update.resume.partition(":")[0], "resume")
             created = await self._core.resume(update)
         else:
-            update = update.with_id(self._named)
+            update = update.completed(self._named)
             self._check_name(update.session_id, "session_id")
             created = await self._core.create(update, True)
         self._session_id, self._resume = created.session_id, created.resume
@@ -137,7 +137,7 @@ class _Connection:
         last: ServerMessage | None = None
         with suppress(WebSocketDisconnect):  # the reader sees it too, and leaves
             try:
-                async for last in self._core.events(session_id):
+                async for last in self._core.events(session_id, self._resume):
                     await self._send(last)
             except ProspectError as error:
                 last = ErrorMessage.of(error)

@@ -15,6 +15,7 @@ import numpy as np
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.state import TaskState
+from prospect.dialogue.timeline import FrameEvents
 from prospect.errors import FingerprintError, OutOfPagesError, SessionError, UnknownSessionError, session_error
 from prospect.hashing import derived_seed
 from prospect.model.checkpoint import LoadedModel
@@ -185,12 +186,17 @@ class StreamingEngine:
         session = self._session(session_id)
         given = session.spec.state is not None and session.spec.state != TaskState.initial(len(session.spec.steps))
         if given or session.patched or session.spec.utterances:
-            raise SessionError(
-                f"session {session_id}: cannot become a record, since it continued another or its state was set"
-            )
+            why = "cannot become a record, since it continued another or its state was set"
+            raise session_error("no_record", f"session {session_id}: {why}")
         if session.forgot:
-            raise SessionError(f"session {session_id}: has forgotten its first events; raise streaming.history_events")
+            why = "has forgotten its first events; raise streaming.history_events"
+            raise session_error("no_record", f"session {session_id}: {why}")
         return to_dialogue(session_id, session.spec, session.history, session.counters.frames)
+
+    def history(self, session_id: str) -> tuple[dict[int, FrameEvents], bool]:
+        """Return the events by frame that the session remembers, and whether it has forgotten earlier ones."""
+        session = self._session(session_id)
+        return dict(session.history), session.forgot
 
     def segment(self, session_id: str) -> Segment | None:
         """Return what was fed since the context was last built; None until the first context is fed."""
@@ -258,14 +264,17 @@ class StreamingEngine:
     def export(self, session_id: str, parked: bool = False) -> dict[str, Any]:
         """Return the session's log, from which another engine continues it: JSON, without keys and values.
 
-        With `parked`, `cache` holds these as safetensors bytes, and the other engine computes nothing again. They are
-        left out if a patched state makes the next frame rebuild the context.
+        A frame that is not decided yet is in the log as one that waits; what was said of it so far is not. With
+        `parked`, `cache` holds keys and values as safetensors bytes, and the other engine computes nothing again. They
+        are left out if a patched state makes the next frame rebuild the context.
 
         Raises:
-            SessionError: frames are still being decided.
+            SessionError: the first context is still being fed, or with `parked`, a frame is being decided.
         """
-        session = self._idle_session(session_id)
+        session = self._idle_session(session_id) if parked else self._session(session_id)
         exported = session.export()
+        if exported is None:
+            raise session_error("in_progress", f"session {session_id}: its first context is still being fed")
         log = {
             "session_id": session_id,
             "fingerprint": self.loaded.fingerprint,

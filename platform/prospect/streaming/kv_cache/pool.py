@@ -3,6 +3,8 @@
 Shapes: P pages of Z tokens, Hkv key heads of width Dh, H the model's width.
 """
 
+import math
+import mmap
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -26,6 +28,14 @@ class PageCounts:
     free: int
 
 
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros; on a CPU, memory that the system gives as it is first written, so that a pool takes what sessions use."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
 class PagePool:
     """Tensors [P + 1, Z, Hkv, Dh] for each layer's keys and for its values; the last page takes padding.
 
@@ -45,9 +55,7 @@ class PagePool:
     ) -> None:
         self.groups = geometry.groups
         shape = (num_pages + 1, page_size, geometry.heads, geometry.head_dim)
-        self.keys, self.values = (
-            [torch.zeros(shape, dtype=dtype, device=device) for _ in range(geometry.layers)] for _ in range(2)
-        )
+        self.keys, self.values = ([_zeros(shape, dtype, device) for _ in range(geometry.layers)] for _ in range(2))
         self.num_pages, self.page_size, self.stretch = num_pages, page_size, stretch
         self.prefixes = PrefixIndex(page_size)
         self._holders = [0] * num_pages

@@ -24,6 +24,9 @@ from prospect.streaming.session.sampling import RandomState
 from prospect.streaming.session.shared import Counters
 from prospect.streaming.types import SessionSpec
 
+QueuedFrame = tuple[np.ndarray, tuple[str, ...]]
+"""A frame's features [I, D] and what the user said before it."""
+
 
 @dataclass
 class Segment:
@@ -59,7 +62,7 @@ def to_dialogue(session_id: str, spec: SessionSpec, events: dict[int, FrameEvent
 
 @dataclass(frozen=True)
 class SessionLog:
-    """A session between two frames; `to_json` and `from_json` carry it to another engine."""
+    """A session behind a decided frame; `to_json` and `from_json` carry it to another engine."""
 
     spec: SessionSpec
     gate: DecisionGate
@@ -80,6 +83,8 @@ class SessionLog:
     patched: bool
     epoch: int
     """Number of engines that had the session before."""
+    waiting: list[QueuedFrame] = field(default_factory=list)
+    """Frames that are not decided."""
 
     def to_json(self) -> dict[str, Any]:
         segment = self.segment
@@ -100,6 +105,10 @@ class SessionLog:
             "history": {str(frame): _pack_events(events) for frame, events in self.history.items()},
             "tail": _pack_arrays(self.tail),
             "counters": vars(self.counters),
+            "waiting": {
+                "frames": _pack_arrays([frame for frame, _ in self.waiting]),
+                "texts": [list(texts) for _, texts in self.waiting],
+            },
             **{name: getattr(self, name) for name in _PLAIN},
         }
 
@@ -129,6 +138,7 @@ class SessionLog:
                 history={int(frame): _unpack_events(events) for frame, events in log["history"].items()},
                 tail=_unpack_arrays(log["tail"]),
                 counters=_COUNTERS.validate_python(log["counters"]),
+                waiting=_unpack_waiting(log.get("waiting")),
                 **{name: kind.validate_python(log[name]) for name, kind in _PLAIN.items()},
             )
         except KeyError as error:
@@ -142,6 +152,7 @@ _CONTEXT = TypeAdapter(Context)
 _GATE = TypeAdapter(DecisionGate)
 _RANDOMNESS = TypeAdapter(RandomState)
 _COUNTERS = TypeAdapter(Counters)
+_TEXTS = TypeAdapter(list[tuple[str, ...]])
 
 _PLAIN: dict[str, TypeAdapter[Any]] = {
     "forgot": TypeAdapter(bool),
@@ -165,6 +176,14 @@ def _pack_arrays(arrays: list[np.ndarray]) -> dict[str, Any]:
 def _unpack_arrays(packed: Mapping[str, Any]) -> list[np.ndarray]:
     data = np.frombuffer(base64.b64decode(packed["float16"]), np.float16)
     return list(data.reshape(packed["count"], *packed["shape"])) if packed["count"] else []
+
+
+def _unpack_waiting(packed: Mapping[str, Any] | None) -> list[QueuedFrame]:
+    """None: in the log of an earlier version no frame waits."""
+    if packed is None:
+        return []
+    texts = _TEXTS.validate_python(packed["texts"])
+    return list(zip(_unpack_arrays(packed["frames"]), texts, strict=True))
 
 
 def _pack_events(events: FrameEvents) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def checked_log(log: Mapping[str, Any], loaded: LoadedModel, builder: SequenceBu
     segment = restored.segment
     if log.get("model") != model_hash(loaded.model):
         raise SessionError("session log: recorded with another model", field="model")
-    frames = [*segment.tail, *segment.frames, *restored.tail]
+    frames = [*segment.tail, *segment.frames, *restored.tail, *(frame for frame, _ in restored.waiting)]
     if any(frame.shape != (config.tokens_per_frame, config.vision_dim) for frame in frames):
         raise SessionError("session log: its frames have another shape than the model's", field="segment")
     if len(segment.frames) != len(segment.events) or len(segment.tail) != segment.context.tail_frames:

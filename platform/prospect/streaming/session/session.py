@@ -6,7 +6,7 @@ The engine batches the feeds of all sessions; a session does not know the others
 import re
 from collections import deque
 from collections.abc import Generator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -19,7 +19,7 @@ from prospect.model.interface import DSTConfig
 from prospect.streaming.kv_cache.block_table import BlockTable
 from prospect.streaming.runner.requests import Feed, FeedGenerator, Reading, Reply
 from prospect.streaming.session.decisions import DecisionGate, DecisionPolicy, read_state, speak_after_delta
-from prospect.streaming.session.log import Segment, SessionLog
+from prospect.streaming.session.log import QueuedFrame, Segment, SessionLog
 from prospect.streaming.session.sampling import RandomState
 from prospect.streaming.session.shared import Counters, SessionParts
 from prospect.streaming.session.window import ContextWindow
@@ -28,8 +28,24 @@ from prospect.streaming.types import Decision, EngineEvent, SessionSpec
 
 _STEP_ID = re.compile("S[1-9][0-9]{0,8}")
 
-QueuedFrame = tuple[np.ndarray, tuple[str, ...]]
-"""A frame's features [I, D] and what the user said before it."""
+
+@dataclass(frozen=True)
+class Settled:
+    """A session behind its last decided frame, while the next one may be in work."""
+
+    gate: DecisionGate
+    randomness: RandomState
+    counters: Counters
+    state: TaskState
+    opening: TaskState
+    segment: Segment
+    """It may hold more frames by now."""
+    num_frames: int
+    """Frames that it held then."""
+    said: tuple[tuple[str, str], ...]
+    summary: str | None
+    tail: tuple[np.ndarray, ...]
+    stale: bool
 
 
 class Session:
@@ -68,6 +84,9 @@ class Session:
         self.texts: list[str] = []
         self.num_pushed = self.epoch = 0
         self.patched = self.forgot = False
+        self._in_work: deque[QueuedFrame] = deque()
+        """Frames that were taken from the queue and are not decided."""
+        self._settled: Settled | None = None
         self._gate = DecisionGate(policy)
         self._randomness = randomness
         self._writer = Writer(parts, cache, policy.sampling, randomness, self.outbox, self.counters)
@@ -122,28 +141,56 @@ class Session:
         """
         self.state = self._window.opening = _with_steps(self.state, changes)
         self._window.stale = self.patched = True
+        if self._settled is not None:
+            state = _with_steps(self._settled.state, changes)
+            self._settled = replace(self._settled, state=state, opening=state, stale=True)
 
-    def export(self) -> SessionLog:
-        """Return everything but keys and values; call it between frames."""
-        window = self._window
-        assert window.segment is not None
+    def export(self) -> SessionLog | None:
+        """Return everything but keys and values, as it was behind the last decided frame; the others wait.
+
+        None until the first context is fed.
+        """
+        settled = self._settled
+        if settled is None:
+            return None
+        whole, count = settled.segment, settled.num_frames
+        decided = settled.counters.frames
         return SessionLog(
             spec=self.spec,
+            gate=replace(settled.gate),
+            randomness=replace(settled.randomness),
+            state=settled.state,
+            opening=settled.opening,
+            segment=replace(whole, frames=whole.frames[:count], events=whole.events[:count]),
+            history={frame: events for frame, events in self.history.items() if frame < decided},
+            forgot=self.forgot,
+            said=list(settled.said),
+            summary=settled.summary,
+            texts=list(self.texts),
+            tail=list(settled.tail),
+            counters=replace(settled.counters),
+            stale=settled.stale,
+            patched=self.patched,
+            epoch=self.epoch,
+            waiting=[*self._in_work, *self.frames],
+        )
+
+    def _settle(self) -> None:
+        """Note what a log would hold now: a frame is decided, or a context is fed."""
+        window = self._window
+        assert window.segment is not None
+        self._settled = Settled(
             gate=replace(self._gate),
             randomness=replace(self._randomness),
+            counters=replace(self.counters),
             state=self.state,
             opening=window.opening,
             segment=window.segment,
-            history=dict(self.history),
-            forgot=self.forgot,
-            said=list(window.said),
+            num_frames=len(window.segment.frames),
+            said=tuple(window.said),
             summary=window.summary,
-            texts=list(self.texts),
-            tail=list(window.tail),
-            counters=replace(self.counters),
+            tail=tuple(window.tail),
             stale=window.stale,
-            patched=self.patched,
-            epoch=self.epoch,
         )
 
     @property
@@ -163,22 +210,26 @@ class Session:
         self.forgot, self.patched, self.epoch = log.forgot, log.patched, log.epoch + 1
         self._gate = replace(log.gate)
         vars(self.counters).update(vars(log.counters))
-        self.num_pushed = log.counters.frames
+        self.frames.extend(log.waiting)
+        self.num_pushed = log.counters.frames + len(log.waiting)
         window.segment, window.opening, window.summary = log.segment, log.opening, log.summary
         window.stale = log.stale
         window.said.clear()
         window.said.extend(log.said)
         window.tail.extend(log.tail)
         window.restore_step_vectors(step_vectors)
+        self._settle()
 
     def start(self) -> FeedGenerator:
         """Feed the first context, or the tokens of a restored segment."""
         yield from self._window.start(self.state)
+        self._settle()
 
     def decide(self) -> FeedGenerator:
         """Feed waiting frames in one chunk and decide them; frames after one that acts are queued again."""
         yield from self._make_room()
         frames, ids, ends = self._catch_up()
+        self._in_work.extend(frames)
         start = self.cache.length
         features = np.concatenate([embedding for embedding, _ in frames])
         reply = yield Feed(ids, features, kind="frame", decide_at=tuple(ends), step_vectors=self._window.step_vectors)
@@ -189,6 +240,7 @@ class Session:
                 if not acted:
                     self.cache.truncate(behind)
                 self.frames.extendleft(reversed(frames[index + 1 :]))
+                self._in_work.clear()
                 return
 
     # Frames ------------------------------------------------------------------------------------------------
@@ -198,6 +250,7 @@ class Session:
         if refreshed is not None:
             self.counters.refreshes += 1
             self.outbox.append(refreshed)
+            self._settle()
 
     def _catch_up(self) -> tuple[list[QueuedFrame], list[int], list[int]]:
         """Take waiting frames; return them with their tokens and the index of each frame's last image token.
@@ -266,6 +319,8 @@ class Session:
             self.forgot = True
         self.counters.frames += 1
         self.counters.fast_frames += fast
+        self._in_work.popleft()
+        self._settle()
 
 
 def _checked_features(embedding: np.ndarray, config: DSTConfig) -> np.ndarray:

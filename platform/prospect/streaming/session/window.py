@@ -2,6 +2,8 @@
 
 from collections import deque
 from collections.abc import Generator
+from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -31,6 +33,12 @@ from prospect.streaming.session.strategies import (
 )
 from prospect.streaming.session.writer import Writer
 from prospect.streaming.types import Refreshed, SessionSpec
+
+T = TypeVar("T")
+
+
+def _without(items: list[T], part: slice) -> list[T]:
+    return items[: part.start] + items[part.stop :]
 
 
 class ContextWindow:
@@ -193,8 +201,8 @@ class ContextWindow:
         if start + self._cache.length - stop > room:
             return False
         self._cache.cut(start, stop)
-        del segment.frames[first : len(lengths) - kept]
-        del segment.events[first : len(lengths) - kept]
+        past = slice(first, len(lengths) - kept)
+        self.segment = replace(segment, frames=_without(segment.frames, past), events=_without(segment.events, past))
         return True
 
     # Summaries ---------------------------------------------------------------------------------------------
