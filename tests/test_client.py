@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import uvicorn
+from websockets.exceptions import ConnectionClosed
 
-from prospect.client import AsyncProspectClient, ProspectClient, ServerError
+from prospect.client import AsyncProspectClient, ProspectClient, ServerError, ledger
 from prospect.errors import ProspectError
 from prospect.model.checkpoint import LoadedModel, load_model
 from prospect.protocol.messages import ServerMessage
@@ -198,6 +199,36 @@ def test_a_session_that_is_closed_while_its_connection_breaks_is_heard_to_its_en
     cutter.close()
     assert [message.seq for message in heard if message.type == "decision"] == list(range(12))
     assert heard[-1].type == "session.closed"
+
+
+def test_a_client_that_leaves_while_it_connects_again_is_done(url: str):
+    cutter = Cutter(url, seed=0, cuts=1)
+    client = ProspectClient(cutter.url)
+    live = client.live(thresholds=NEVER)
+    heard: list[ServerMessage] = []
+    listening = threading.Thread(target=lambda: heard.extend(live))
+    listening.start()
+    cutter.close()  # nobody answers any more
+    with suppress(ServerError, ConnectionClosed):
+        while cutter.left > 0:
+            live._socket.send(" " * 2000)
+    live.disconnect()
+    listening.join(20)
+    assert not listening.is_alive()
+
+
+def test_the_last_event_is_heard_where_its_acknowledgement_cannot_be_sent(
+    client: ProspectClient, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ledger, "ACKNOWLEDGED_EVERY", 1)
+    with client.live(thresholds=ALWAYS) as live:
+        live.push(picture(0))
+        live.close()
+        heard = list(live)
+    assert heard[-1].type == "session.closed"
+    assert [message.event for message in heard if getattr(message, "event", None)] == list(
+        range(1, heard[-1].event + 1)
+    )
 
 
 def test_with_asyncio_a_session_is_the_same(url: str, loaded: LoadedModel):

@@ -278,6 +278,7 @@ def test_an_engine_that_fails_is_reported_to_everybody_and_to_serve(http, host, 
         assert hear(socket).type == "session.going_away"
     with pytest.raises(RuntimeError, match="out of memory"):
         host.check_health()
+    assert http.get("/healthz").status_code == 503
 
 
 class TestSlowClient:
