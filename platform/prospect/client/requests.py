@@ -78,7 +78,7 @@ def answer_of(url: str, status: int, text: str) -> Any:
     """An answer's JSON.
 
     Raises:
-        ServerError: a refusal, or what is no answer of ours.
+        ServerError: the server refuses the request, or answers with something else than JSON.
     """
     try:
         data = json.loads(text)

@@ -178,7 +178,7 @@ class ErrorMessage(DurableMessage):
 
     @classmethod
     def defect(cls, seq: int | None = None) -> "ErrorMessage":
-        """What a client is told of an exception that is no mistake of its own; the log has the rest."""
+        """The error for an exception that the client did not cause; the server's log has its stack trace."""
         return cls(code="internal", message="the server met a defect of its own at this message", seq=seq)
 
 

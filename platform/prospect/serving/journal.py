@@ -116,7 +116,7 @@ class Journal:
             self._read_decision = max(self._read_decision, message.seq)
 
     def _missing(self, event: int, decision: int) -> list[ServerMessage]:
-        """What a client has to be told of that has these: messages that it lacks and that are kept no more."""
+        """Messages that name what the client lacks and the journal keeps no more."""
         found: list[ServerMessage] = []
         if event < self._gone_event:
             lost = f"events {event + 1} to {self._gone_event} are kept no more"

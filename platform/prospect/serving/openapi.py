@@ -14,7 +14,7 @@ _MEANINGS = {
     404: "The session is closed, has expired or never existed.",
     409: "It does not fit the session as it is.",
     413: "The body is too large.",
-    415: "The content type is none of ours.",
+    415: "The content type is unknown.",
     422: "A field is missing, unknown or wrong.",
     429: "The server is full; `Retry-After` says when to try again.",
     503: "No engine answers now.",
