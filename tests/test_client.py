@@ -18,8 +18,8 @@ from prospect.errors import ProspectError
 from prospect.model.checkpoint import LoadedModel, load_model
 from prospect.protocol.messages import ServerMessage
 from prospect.serving.api import build_api
-from prospect.serving.host import SessionHost
 from prospect.serving.live_encoder import LiveEncoder, encoder_of
+from prospect.serving.local import local_host
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings
 from tests.serving.models import ALWAYS, CONTEXT, NEVER, STEPS, picture, write_model
@@ -35,7 +35,7 @@ def url(loaded: LoadedModel) -> Iterator[str]:
     encoder = encoder_of(loaded)
     assert encoder is not None
     engine = StreamingEngine(loaded, CONTEXT, StreamingSettings(cooldown_frames=0, speak_hysteresis=None))
-    api = build_api(SessionHost(engine, LiveEncoder(encoder)))
+    api = build_api(local_host(engine, LiveEncoder(encoder)))
     server = uvicorn.Server(uvicorn.Config(api, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -8,7 +8,8 @@ from prospect.model.checkpoint import LoadedModel, load_model
 from prospect.serving.api import build_api
 from prospect.serving.host import SessionHost
 from prospect.serving.live_encoder import LiveEncoder, encoder_of
-from prospect.serving.settings import SessionLimits
+from prospect.serving.local import local_host
+from prospect.serving.settings import ServingSettings, SessionLimits
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings
 from tests.serving.models import CONTEXT, write_model
@@ -45,7 +46,8 @@ def streaming_settings() -> StreamingSettings:
 def host(
     loaded: LoadedModel, live_encoder: LiveEncoder, streaming_settings: StreamingSettings, host_settings: SessionLimits
 ) -> SessionHost:
-    return SessionHost(StreamingEngine(loaded, CONTEXT, streaming_settings), live_encoder, host_settings)
+    settings = ServingSettings(limits=host_settings)
+    return local_host(StreamingEngine(loaded, CONTEXT, streaming_settings), live_encoder, settings)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from prospect.protocol.messages import CLIENT_MESSAGES, FrameAppend
 from prospect.serving.api import build_api
 from prospect.serving.host import SessionHost
 from prospect.serving.live_encoder import LiveEncoder
+from prospect.serving.local import local_host
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings
 from tests.serving.models import CONTEXT, NEVER, STEPS, picture
@@ -49,7 +50,7 @@ MESSAGES = st.lists(st.one_of(FRAME, FRAME, PATCH, TEXT, ANYTHING, st.text(max_s
 
 @pytest.fixture(scope="module")
 def host(loaded: LoadedModel, live_encoder: LiveEncoder) -> SessionHost:
-    return SessionHost(StreamingEngine(loaded, CONTEXT, StreamingSettings(max_sessions=3)), live_encoder)
+    return local_host(StreamingEngine(loaded, CONTEXT, StreamingSettings(max_sessions=3)), live_encoder)
 
 
 @pytest.fixture(scope="module")

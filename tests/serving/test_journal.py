@@ -120,7 +120,8 @@ def test_who_comes_after_the_last_message_hears_it_and_no_more():
     async def story() -> None:
         journal = Journal(10, 10)
         journal.add(said(0))
-        journal.finish(CLOSED)
+        journal.add(CLOSED)
+        journal.finish()
         assert [m.type async for m in journal.read(resumed(last_event=1))] == ["session.closed"]
 
     asyncio.run(story())
@@ -131,7 +132,8 @@ def test_the_last_message_ends_the_reader_after_it():
         journal = Journal(10, 10)
         reader = journal.read()
         journal.add(said(0))
-        journal.finish(CLOSED)
+        journal.add(CLOSED)
+        journal.finish()
         assert [m.type async for m in reader] == ["response.done", "session.closed"]
 
     asyncio.run(story())

@@ -58,6 +58,12 @@ class FrameEvents:
     delta: Delta = ()
     utterance: str | None = None
 
+    @property
+    def turns(self) -> list[tuple[str, str]]:
+        """(role, text) of what was said, oldest first."""
+        said = [] if self.utterance is None else [("assistant", self.utterance)]
+        return [("user", text) for text in self.user] + said
+
 
 @dataclass(frozen=True)
 class Quarantined:

@@ -62,7 +62,8 @@ Base64 = Annotated[
 
 Name = Annotated[str, Field(max_length=MAX_NAME)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-SessionId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+SESSION_ID = r"^[A-Za-z0-9_-]{1,64}$"
+SessionId = Annotated[str, Field(pattern=SESSION_ID)]
 
 
 class ClientModel(BaseModel):

@@ -4,6 +4,7 @@ from typing import get_args
 
 from prospect.protocol.client_messages import (
     MAX_MESSAGE_BYTES,
+    SESSION_ID,
     ClientMessage,
     EmbeddingMessage,
     EventAck,
@@ -27,6 +28,7 @@ from prospect.protocol.server_messages import (
     FrameOutcome,
     FramesResponse,
     ModelCard,
+    ResponseCancelled,
     ResponseDelta,
     ResponseDone,
     ServerMessage,
@@ -52,6 +54,7 @@ __all__ = [
     "CLIENT_MESSAGES",
     "MAX_MESSAGE_BYTES",
     "SERVER_MESSAGES",
+    "SESSION_ID",
     "TAKEN_OVER",
     "ClientMessage",
     "DecidedFrame",
@@ -66,6 +69,7 @@ __all__ = [
     "FramesRequest",
     "FramesResponse",
     "ModelCard",
+    "ResponseCancelled",
     "ResponseDelta",
     "ResponseDone",
     "ServerMessage",

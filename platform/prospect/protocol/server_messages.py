@@ -144,12 +144,25 @@ class SessionGoingAway(DurableMessage):
     reason: str
 
 
+class ResponseCancelled(DurableMessage):
+    """The pieces of the utterance at `frame` are taken back: the session has moved, and it is said anew."""
+
+    type: Literal["response.cancelled"] = "response.cancelled"
+    seq: int
+    frame: int
+
+
 class SessionMoved(ServerModel):
-    """The stream goes on, and not all that was decided meanwhile is kept."""
+    """The stream goes on in another process of the server."""
 
     type: Literal["session.moved"] = "session.moved"
     decided_to: int
-    """seq of the last frame whose decision is not sent again; what it changed stands in state and events."""
+    """seq of the last decided frame; decisions up to it are not sent again, what they changed stands in state and
+    events."""
+    seconds: float = 0.0
+    """For which nothing was decided; 0 where the connection alone moved."""
+    lost_frames: int = 0
+    """Decided frames that the next context cannot show again: state and conversation are there, what was seen is not."""
 
 
 class SessionClosed(DurableMessage):
@@ -262,6 +275,7 @@ ServerMessage = Annotated[
     | FrameDropped
     | SessionRefreshed
     | SessionGoingAway
+    | ResponseCancelled
     | SessionMoved
     | SessionClosed
     | ErrorMessage,

@@ -1,11 +1,13 @@
-"""HTTP and WebSocket over any `Core` (docs/protocol.md). No Ray: a test runs it over a host in its own process."""
+"""HTTP and WebSocket over a `SessionHost` (docs/protocol.md). No Ray: a test runs it in its own process."""
 
 import asyncio
 import logging
+import re
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
+import httpx
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import Discriminator, Tag, TypeAdapter, ValidationError
@@ -30,8 +32,9 @@ from prospect.protocol.messages import (
     Transcript,
 )
 from prospect.protocol.parsing import message_error
-from prospect.serving.core import Core
+from prospect.serving.host import SessionHost
 from prospect.serving.openapi import describe, refusals
+from prospect.serving.peers import Answer
 from prospect.serving.websocket import serve_socket
 
 log = logging.getLogger(__name__)
@@ -60,48 +63,56 @@ _STATUS = {
     "unavailable": 503,
 }
 """Of each code that has another status than 422."""
+_OF_A_SESSION = re.compile(r"/v1/sessions/([^/]+)")
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 """Of what the framework refuses by itself."""
 
 
-def build_api(core: Core) -> FastAPI:
+def build_api(host: SessionHost) -> FastAPI:
     api = FastAPI(title="Prospect", docs_url=None, redoc_url=None)
+    api.add_middleware(ToOwner, host=host)
     api.add_middleware(BoundedBody)
     _add_errors(api)
-    _add_sessions(api, core)
+    _add_sessions(api, host)
+    host.respond = partial(_respond, api)
 
     @api.get("/healthz", responses=refusals(503))
     async def healthz() -> dict[str, str]:
-        """Whether an engine answers, and its thread too."""
-        await _healthy(core)
-        return {"status": "ok"}
+        """Whether an engine answers, and its thread too: `ok`, or `degraded` while the session store is away."""
+        return {"status": await _healthy(host)}
+
+    @api.get("/readyz", responses=refusals(503))
+    async def readyz() -> dict[str, str]:
+        """Whether a new session would be taken: an engine has a place, and the session store is there."""
+        await host.ready()
+        return {"status": "ready"}
 
     @api.get("/v1/model", responses=refusals(503))
     async def model() -> ModelCard:
-        return await core.model()
+        return await host.model()
 
     for path in ("/v1/stream", "/v1/sessions/{session_id}/stream"):
-        api.add_api_websocket_route(path, partial(serve_socket, core))
+        api.add_api_websocket_route(path, partial(serve_socket, host))
     api.openapi = partial(describe, api)  # type: ignore[method-assign]
     return api
 
 
-async def _healthy(core: Core) -> None:
+async def _healthy(host: SessionHost) -> str:
     try:
-        await asyncio.wait_for(core.health(), HEALTHY_WITHIN_S)
+        return await asyncio.wait_for(host.health(), HEALTHY_WITHIN_S)
     except Exception as error:  # a time-out, an engine whose loop has ended, or a replica that is gone
         message = f"no engine has answered within {HEALTHY_WITHIN_S:g} seconds; try again"
         raise session_error("unavailable", message) from error
 
 
-def _add_sessions(api: FastAPI, core: Core) -> None:
+def _add_sessions(api: FastAPI, host: SessionHost) -> None:
     path = "/v1/sessions/{session_id}"
 
     @api.post("/v1/sessions", status_code=201, responses=refusals(409, 413, 429, 503))
     async def create(update: SessionUpdate) -> SessionCreated:
         if update.resume is not None:
             raise SessionError("resume: only a stream continues a session; over HTTP its id is enough", field="resume")
-        return await core.create(update.completed(), False)
+        return await host.create(update.completed(), False)
 
     @api.post(
         f"{path}/frames",
@@ -112,34 +123,34 @@ def _add_sessions(api: FastAPI, core: Core) -> None:
     async def frames(
         session_id: str, request: Request, seq: int | None = None, pts: float | None = None
     ) -> FramesResponse:
-        return FramesResponse(frames=await core.decide(session_id, await _frames(request, seq, pts)))
+        return FramesResponse(frames=await host.decide(session_id, await _frames(request, seq, pts)))
 
     @api.post(f"{path}/text", status_code=202, responses=refusals(404, 413))
     async def text(session_id: str, message: TextAppend) -> dict[str, str]:
-        await core.text(session_id, message.text)
+        await host.text(session_id, message.text)
         return {"status": "joins the next frame"}
 
     @api.get(path, responses=refusals(404))
     async def view(session_id: str) -> SessionView:
-        return await core.view(session_id)
+        return await host.view(session_id)
 
     @api.get(f"{path}/transcript", responses=refusals(404))
     async def transcript(session_id: str) -> Transcript:
         """What was said and what changed, by frame."""
-        return await core.transcript(session_id)
+        return await host.transcript(session_id)
 
     @api.get(f"{path}/record", responses=refusals(404, 409))
     async def record(session_id: str) -> dict[str, Any]:
         """The session as a canonical record (docs/data.md), to train and score on; without its frames."""
-        return await core.record(session_id)
+        return await host.record(session_id)
 
     @api.patch(f"{path}/state", response_model_exclude_none=True, responses=refusals(404, 413))
     async def patch(session_id: str, message: StatePatch) -> StateUpdated:
-        return StateUpdated(state=await core.patch(session_id, message.state))
+        return StateUpdated(state=await host.patch(session_id, message.state))
 
     @api.delete(path, response_model_exclude_none=True, responses=refusals(404))
     async def close(session_id: str) -> SessionClosed:
-        return await core.close(session_id)
+        return await host.close(session_id)
 
 
 def _kind_of_body(value: Any) -> str:
@@ -224,6 +235,35 @@ class BoundedBody:
             return message
 
         await self._app(scope, counted if scope["type"] == "http" else receive, send)
+
+
+class ToOwner:
+    """Has a request about a session answered by the gateway that owns it."""
+
+    def __init__(self, app: ASGIApp, host: SessionHost) -> None:
+        self._app, self._host = app, host
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        named = _OF_A_SESSION.match(scope["path"]) if scope["type"] == "http" else None
+        owner = await self._host.owner_of(named[1]) if named else None
+        if owner is None:
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        headers = {name: request.headers[name] for name in ("content-type",) if name in request.headers}
+        path = scope["path"] + (f"?{request.url.query}" if request.url.query else "")
+        answer = await self._host.respond_at(owner, request.method, path, headers, await request.body())
+        status, headers, body = answer
+        await Response(body, status, headers)(scope, receive, send)
+
+
+async def _respond(api: FastAPI, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
+    """Answer a request that another gateway has passed on."""
+    transport = httpx.ASGITransport(api, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        answer = await client.request(method, path, headers=headers, content=body)
+    kept = {name: answer.headers[name] for name in ("content-type", "retry-after") if name in answer.headers}
+    return answer.status_code, kept, answer.content
 
 
 def _error(message: ErrorMessage, status: int | None = None) -> JSONResponse:

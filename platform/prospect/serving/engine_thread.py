@@ -1,14 +1,9 @@
-"""The thread that an engine runs on, beside the event loop of its clients."""
+"""The thread that an engine runs on, beside the event loop of its gateways."""
 
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from prospect.streaming.types import EngineEvent
-
-if TYPE_CHECKING:
-    from prospect.streaming.engine import StreamingEngine
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -16,8 +11,7 @@ T = TypeVar("T")
 class EngineThread:
     """One thread for everything that touches an engine: a plain object that must not be entered twice."""
 
-    def __init__(self, engine: "StreamingEngine") -> None:
-        self.engine = engine
+    def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "engine")
         self._work = asyncio.Event()
 
@@ -27,16 +21,20 @@ class EngineThread:
         self._work.set()
         return result
 
-    async def drive(self, publish: Callable[[str, EngineEvent], None]) -> None:
-        """Step the engine while it has work, and hand each session's events to `publish`; sleep until the next call."""
+    async def drive(self, step: Callable[[], tuple[T, bool]], publish: Callable[[T], None]) -> None:
+        """Step while there is work, and hand each step's result to `publish`; sleep until the next call.
+
+        Args:
+            step: runs on the thread; returns its result and whether there is more work.
+            publish: runs in the event loop.
+        """
         while True:
             await self._work.wait()
             self._work.clear()
             busy = True
             while busy:
-                events, busy = await self._run(lambda: (self.engine.step(), self.engine.has_work()))
-                for session_id, event in events:
-                    publish(session_id, event)
+                result, busy = await self._run(step)
+                publish(result)
 
     def shut_down(self) -> None:
         self._thread.shutdown(wait=False)

@@ -1,19 +1,19 @@
-"""The live sessions of one engine, without Ray: who may open, resume and close them, and for how long they live."""
+"""The live sessions of one gateway, without Ray: who may open, resume and close them, and for how long they live."""
 
 import asyncio
-import dataclasses
 import functools
 import logging
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
-from prospect.dialogue.timeline import FPS
-from prospect.errors import UnknownSessionError, session_error
+from prospect.errors import SessionError, UnknownSessionError, session_error
 from prospect.protocol.messages import (
     CAPABILITIES,
+    SESSION_ID,
     ErrorMessage,
     FrameAppend,
     FrameOutcome,
@@ -26,24 +26,24 @@ from prospect.protocol.messages import (
     SessionView,
     StateMap,
     Transcript,
-    TranscriptEntry,
-    state_map,
 )
-from prospect.serving.engine_thread import EngineThread
+from prospect.serving.encoders import Encoder, NoEncoder
+from prospect.serving.engines import Directory, EngineLink, EnginePool
 from prospect.serving.journal import Journal
-from prospect.serving.settings import SessionLimits
+from prospect.serving.mover import Mover
+from prospect.serving.peers import Answer, GatewayPeer, Respond, owns, release_elsewhere, respond_elsewhere
+from prospect.serving.settings import ServingSettings
+from prospect.serving.store import Store
 from prospect.serving.stream import Stream
-from prospect.streaming.types import EngineEvent, Failed, SessionSpec
-
-if TYPE_CHECKING:
-    from prospect.serving.live_encoder import LiveEncoder
-    from prospect.streaming.engine import StreamingEngine
+from prospect.serving.wire import listen
+from prospect.serving.writer import StoreWriter
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 P = ParamSpec("P")
 ENDED_FOR_S = 60.0
 """Seconds for which a closed session can be resumed, to hear its end."""
+_ID = re.compile(SESSION_ID)
 CloseReason = Literal["client", "idle", "disconnected"]
 
 
@@ -62,99 +62,165 @@ def shielded(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Corouti
 
 
 class SessionHost:
-    """The sessions of one engine: the `prospect.serving.core.Core` of this process.
+    """The sessions that this gateway owns; their contexts and frames are in engines, which may die.
 
-    The engine's loop starts with the first session, in that session's event loop.
+    Its tasks start with the first call, in that call's event loop.
 
     Args:
-        engine: decides the frames.
+        engines: where sessions are decided.
+        secret: that gateways, engines and encoders know of each other.
         encoder: of pictures; None: clients send embeddings.
-        settings: limits of the sessions.
-        version: of the served model, for its card.
+        settings: of the application and its sessions.
+        store: what survives this process; None: nothing does.
+        address: of this node, for other gateways.
     """
 
     def __init__(
         self,
-        engine: "StreamingEngine",
-        encoder: "LiveEncoder | None" = None,
-        settings: SessionLimits | None = None,
-        version: str = "",
+        engines: Directory,
+        secret: str,
+        encoder: Encoder | None = None,
+        settings: ServingSettings | None = None,
+        store: Store | None = None,
+        address: str = "127.0.0.1",
     ) -> None:
-        self._engine, self._version = engine, version
-        self._encoder = encoder
-        self._settings = settings or SessionLimits()
-        self._thread = EngineThread(engine)
+        self._engines, self._secret, self._encoder = engines, secret, encoder
+        self._settings = settings or ServingSettings()
+        self._limits = self._settings.limits
+        self._store, self._node = store, address
         self._streams: dict[str, Stream] = {}
         self._ended: dict[str, Stream] = {}
         """Closed not long ago: their clients may have lost the connection before they heard of it."""
+        self._opening: set[str] = set()
+        self._fetching: dict[str, asyncio.Task[Stream | None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._begun: asyncio.Task[None] | None = None
+        self._mover: Mover
+        self._pool: EnginePool
+        self._writer: StoreWriter | None = None
+        self._server: asyncio.Server | None = None
+        self.respond: Respond
+        """Answers requests that other gateways pass on; set by the API."""
+        self.address = ""
+        """Where other gateways reach this one."""
 
     @property
     def open_sessions(self) -> list[str]:
         return list(self._streams)
 
-    # Sessions ----------------------------------------------------------------------------------------------
+    # The server --------------------------------------------------------------------------------------------
 
-    async def health(self) -> None:
-        """Return once the engine's thread is free for a moment.
+    async def health(self) -> str:
+        """Return `ok`, or `degraded` while the store is away, once an engine's thread is free for a moment.
 
         Raises:
-            RuntimeError: the engine's loop has ended.
+            SessionError: `unavailable`: no engine answers.
         """
+        await self._ready()
         self.check_health()
-        await self._thread.call(lambda: None)
+        link = await self._pool.any()
+        await link.connection.call("ping")
+        return "degraded" if self._writer and self._writer.degraded else "ok"
+
+    async def ready(self) -> None:
+        """Return if a new session would be taken.
+
+        Raises:
+            SessionError: `busy`: no engine has a place; `unavailable`: there is none, or the store is away.
+        """
+        await self._ready()
+        links = await self._pool.by_load()
+        if self._writer is not None and self._writer.degraded:
+            raise session_error("unavailable", "the session store is away; try again")
+        if all(link.is_full for link in links):
+            raise session_error("busy", "all sessions of all engines are taken; try again later")
 
     async def model(self) -> ModelCard:
-        loaded = self._engine.loaded
-        return ModelCard(
-            name=str(loaded.manifest.get("model", {}).get("name", "")),
-            version=self._version,
-            fingerprint=loaded.fingerprint,
-            fps=FPS,
-            tokens_per_frame=loaded.model.config.tokens_per_frame,
-            dim=loaded.model.config.vision_dim,
-            accepts_images=self._encoder is not None,
-        )
+        await self._ready()
+        return (await self._pool.any()).card
+
+    def check_health(self) -> None:
+        """Raise the error that ended the sweep, if one did."""
+        for task in self._tasks:
+            if task.done():
+                task.result()
+
+    async def stop(self) -> None:
+        """Say `session.going_away` to every stream; what the store has can be resumed elsewhere."""
+        reason = "the server stops"
+        for stream in self._streams.values():
+            stream.finish(SessionGoingAway(resume=stream.handle, reason=reason), reason)
+        if self._begun is not None:
+            await self._ready()
+            for task in self._tasks:
+                task.cancel()
+            if self._writer is not None:
+                await self._writer.stop()
+            self._pool.stop()
+        if self._server is not None:
+            self._server.close()
+        self._streams.clear()
+
+    async def _ready(self) -> None:
+        if self._begun is None:
+            self._begun = asyncio.create_task(self._begin())
+        await asyncio.shield(self._begun)
+
+    async def _begin(self) -> None:
+        if self._store is not None:
+            self._server, self.address = await listen(self._node, self._secret, lambda: GatewayPeer(self))
+            self._writer = StoreWriter(self._store, self._settings.durability, self._fenced)
+        self._pool = EnginePool(self._engines, self._secret, self)
+        self._mover = Mover(self._pool, self._writer, self._store, self.address, self._settings)
+        self._tasks = [asyncio.create_task(self._sweep())]
+
+    # Sessions ----------------------------------------------------------------------------------------------
 
     @shielded
     async def create(self, update: SessionUpdate, stream: bool = False) -> SessionCreated:
         """Open a session. With `stream`, its messages are kept for `events` from the first one on."""
-        self._ensure_running()
+        await self._ready()
         session_id = update.session_id or secrets.token_hex(16)
-        spec = SessionSpec(
-            goal=update.goal,
-            steps=update.steps,
-            knowledge=update.knowledge,
-            dataset=update.dataset,
-            speak_threshold=update.thresholds.speak,
-            update_threshold=update.thresholds.update,
-        )
-        await self._thread.call(self._engine.open, session_id, spec)
-        journal = Journal(self._settings.max_unread_messages, self._engine.settings.max_waiting_frames)
-        opened = Stream(session_id, update, self._thread, self._encoder, journal)
+        if session_id in self._streams or session_id in self._opening:
+            raise session_error("session_exists", f"session {session_id!r} is open already", "session_id")
+        self._opening.add(session_id)
+        try:
+            opened = self._new_stream(session_id, update, 0)
+            opened.epoch = await self._mover.register(opened)
+            await self._mover.open(opened)
+        finally:
+            self._opening.discard(session_id)
         if stream:
             opened.reader = opened.journal.read()
         self._streams[session_id] = opened
         self._ended.pop(session_id, None)
-        return await self._created(opened)
+        self._note(opened, urgent=True)
+        return self._created(opened)
 
+    @shielded
     async def resume(self, update: SessionUpdate) -> SessionCreated:
         """Continue a session on a new stream; the old one ends. See `Journal.read` for what is sent again."""
+        await self._ready()
         session_id, _, token = (update.resume or "").partition(":")
         stream = self._streams.get(session_id) or self._ended.get(session_id)
+        if stream is None:
+            stream = await self._fetch(session_id, token, update.decided)
         if stream is None or not stream.knows(token):
             raise UnknownSessionError("resume: no session with this handle is open here", field="resume")
         stream.touched = time.monotonic()
         stream.take_over(update, token)
-        return await self._created(stream)
+        return self._created(stream)
 
     @shielded
     async def close(self, session_id: str, handle: str | None = None) -> SessionClosed:
         """Close the session once the frames taken so far are decided."""
-        stream = self._stream(session_id, handle)
+        stream = await self._stream(session_id, handle)
         async with stream.lock:
-            await asyncio.gather(*(stream.outcome(seq) for seq in stream.pending))
-            return await self._end(stream, "client")
+            await asyncio.gather(*(stream.outcome(each.sent.seq) for each in stream.pending), return_exceptions=True)
+            closed = await self._end(stream, "client")
+        if handle is None and self._writer is not None and self._store is not None:
+            await self._writer.call(self._store.erase, session_id)
+        return closed
 
     @shielded
     async def leave(self, session_id: str, handle: str) -> None:
@@ -168,31 +234,24 @@ class SessionHost:
             await self._end(stream, "disconnected")
 
     async def view(self, session_id: str) -> SessionView:
-        stream = self._stream(session_id)
-        state, counters = await self._thread.call(
-            lambda: (self._engine.state(session_id), dataclasses.asdict(self._engine.counters(session_id)))
-        )
+        stream = await self._stream(session_id)
         return SessionView(
             session_id=session_id,
             goal=stream.update.goal,
             steps=list(stream.update.steps),
-            state=state_map(state),
+            state=stream.state,
             next_seq=stream.next_seq,
             waiting=len(stream.pending),
-            counters=counters,
+            counters=stream.replay.counters,
         )
 
     async def transcript(self, session_id: str) -> Transcript:
-        self._stream(session_id)
-        events, forgot = await self._thread.call(self._engine.history, session_id)
-        entries = [TranscriptEntry.of(frame, each) for frame, each in sorted(events.items())]
-        return Transcript(session_id=session_id, complete=not forgot, entries=entries)
+        stream = await self._stream(session_id)
+        return Transcript(session_id=session_id, **await stream.call("history"))
 
     async def record(self, session_id: str) -> dict[str, Any]:
         """The session so far as a canonical record; raises as `StreamingEngine.record`."""
-        self._stream(session_id)
-        record = await self._thread.call(self._engine.record, session_id)
-        return record.model_dump(mode="json", exclude_defaults=True)
+        return await (await self._stream(session_id)).call("record")
 
     async def events(self, session_id: str, handle: str) -> AsyncIterator[ServerMessage]:
         """Yield the messages of a session on a stream until it is closed or another stream takes it over."""
@@ -204,42 +263,139 @@ class SessionHost:
 
     @shielded
     async def push(self, session_id: str, frame: FrameAppend, handle: str | None = None) -> None:
-        await self._stream(session_id, handle).push(frame)
+        stream = await self._stream(session_id, handle)
+        await stream.push(frame, self._encoder_of(stream))
 
     @shielded
     async def decide(self, session_id: str, frames: Sequence[FrameAppend]) -> list[FrameOutcome]:
-        return await self._stream(session_id).decide(frames)
+        stream = await self._stream(session_id)
+        outcomes = await stream.decide(frames, self._encoder_of(stream))
+        if self._writer is not None and any(each.delta or each.utterance is not None for each in outcomes):
+            await self._writer.flush(stream)
+        return outcomes
 
     @shielded
     async def text(self, session_id: str, text: str, handle: str | None = None) -> None:
-        await self._stream(session_id, handle).text(text)
+        await (await self._stream(session_id, handle)).text(text)
 
     async def acknowledge(self, session_id: str, event: int, handle: str) -> None:
-        self._stream(session_id, handle).journal.acknowledge(event)
+        (await self._stream(session_id, handle)).journal.acknowledge(event)
 
     @shielded
     async def patch(self, session_id: str, changes: StateMap, handle: str | None = None) -> StateMap:
-        return await self._stream(session_id, handle).patch(changes)
+        stream = await self._stream(session_id, handle)
+        state = await stream.patch(changes)
+        if self._writer is not None:
+            await self._writer.flush(stream)
+        return state
 
-    # The loop ----------------------------------------------------------------------------------------------
+    # Other gateways ----------------------------------------------------------------------------------------
 
-    def _ensure_running(self) -> None:
-        if not self._tasks:
-            self._tasks = [asyncio.create_task(self._thread.drive(self._publish)), asyncio.create_task(self._sweep())]
-            self._tasks[0].add_done_callback(self._abandon)
+    async def owner_of(self, session_id: str) -> str | None:
+        """The address of the gateway that owns a session; None: this one, or nobody.
 
-    def _publish(self, session_id: str, event: EngineEvent) -> None:
-        if session_id not in self._streams:  # closed while the step ran
+        A session whose gateway is gone becomes this one's.
+        """
+        await self._ready()
+        if session_id in self._streams or self._store is None or self._writer is None or not _ID.fullmatch(session_id):
+            return None
+        row = await self._writer.call(self._store.find, session_id)
+        if row is None or row.status != "open":
+            return None
+        if row.owner != self.address and await owns(row.owner, self._secret, session_id):
+            return row.owner
+        await self._fetch(session_id, None, None)
+        return None
+
+    async def respond_at(self, owner: str, *request: Any) -> Answer:
+        """Have another gateway answer a request (`prospect.serving.peers.Respond`)."""
+        return await respond_elsewhere(owner, self._secret, *request)
+
+    async def release(self, session_id: str) -> None:
+        """Let another gateway have a session: what was said is written, and nothing more is."""
+        stream = self._streams.pop(session_id, None)
+        if stream is None:
             return
-        if isinstance(event, Failed):  # the engine has closed it; its handle leads nowhere
-            stream = self._streams.pop(session_id)
-            stream.finish(_failure(event), event.reason)
-            self._remember(stream)
+        if self._writer is not None:
+            await self._writer.flush(stream)
+        stream.finish(None, f"session {session_id!r} goes on in another gateway")
+
+    async def _fetch(self, session_id: str, token: str | None, decided: int | None) -> Stream | None:
+        """Become the owner of a session that the store knows; None if it knows no open one of that token."""
+        fetching = self._fetching.get(session_id)
+        if fetching is None:
+            fetching = self._fetching[session_id] = asyncio.create_task(self._take_from(session_id, token, decided))
+            fetching.add_done_callback(lambda _: self._fetching.pop(session_id, None))
+        return await asyncio.shield(fetching)
+
+    async def _take_from(self, session_id: str, token: str | None, decided: int | None) -> Stream | None:
+        if self._store is None or self._writer is None:
+            return None
+        row = await self._writer.call(self._store.find, session_id)
+        if row is None or row.status != "open" or (token is not None and token not in row.tokens):
+            return None
+        if row.owner != self.address:
+            await release_elsewhere(row.owner, self._secret, session_id)
+            row = await self._writer.call(self._store.find, session_id) or row
+        stream = self._new_stream(session_id, SessionUpdate.model_validate(row.opened), row.epoch)
+        self._streams[session_id] = stream
+        try:
+            await self._mover.take_over(stream, row, decided)
+        except BaseException:
+            del self._streams[session_id]
+            raise
+        self._note(stream, urgent=True)
+        return stream
+
+    def _fenced(self, stream: Stream) -> None:
+        """Give up a session that another gateway owns by now."""
+        if self._streams.get(stream.session_id) is stream:
+            del self._streams[stream.session_id]
+        stream.finish(None, f"session {stream.session_id!r} goes on in another gateway")
+
+    # Engines -----------------------------------------------------------------------------------------------
+
+    def take_news(self, link: EngineLink, session_id: str, epoch: int, *news: Any) -> None:
+        """Take what an engine says of a session: (first number, events, base, progress)."""
+        stream = self._streams.get(session_id)
+        if stream is None or stream.epoch != epoch or stream.link is not link:
+            return
+        first, events, base, progress = news
+        if events and events[-1][0] == "failed":  # the engine has closed it; its handle leads nowhere
+            self._fail(stream, events[-1][1]["reason"])
         else:
-            self._streams[session_id].publish(event)
+            stream.take_news(first, events, base, progress)
+
+    def engine_lost(self, link: EngineLink) -> None:
+        """Move the sessions of an engine that is gone or on its way out."""
+        for stream in self._streams.values():
+            if stream.link is link and stream.is_seated:
+                stream.leave_engine()
+                task = asyncio.create_task(self._move(stream))
+                self._tasks.append(task)
+                task.add_done_callback(self._tasks.remove)
+
+    async def _move(self, stream: Stream) -> None:
+        try:
+            await self._mover.move(stream)
+        except SessionError as error:
+            if error.code == "fenced":
+                self._fenced(stream)
+            else:
+                self._fail(stream, str(error))
+
+    def _fail(self, stream: Stream, reason: str) -> None:
+        if self._streams.pop(stream.session_id, None) is None:
+            return
+        log.error("session %s failed: %s", stream.session_id, reason)
+        message = f"the session met a defect of the server: {reason}"
+        stream.finish(ErrorMessage(code="session_failed", message=message), reason)
+        self._remember(stream)
+
+    # The end -----------------------------------------------------------------------------------------------
 
     async def _sweep(self) -> None:
-        limit = self._settings.idle_timeout_s
+        limit = self._limits.idle_timeout_s
         while True:
             await asyncio.sleep(limit / 4)
             now = time.monotonic()
@@ -248,36 +404,16 @@ class SessionHost:
                 if time.monotonic() - stream.touched > limit and not stream.pending:
                     with suppress(UnknownSessionError):  # its client closed it meanwhile
                         await self._end(stream, "idle")
-
-    def _abandon(self, drive: asyncio.Task[None]) -> None:
-        """Tell every client that the loop has ended, by a defect or by `stop`."""
-        reason = "the server stops" if drive.cancelled() else "the engine failed"
-        if not drive.cancelled():
-            log.error(reason, exc_info=drive.exception())
-        for stream in self._streams.values():
-            stream.finish(SessionGoingAway(resume=stream.handle, reason=reason), reason)
-        self._streams.clear()
-
-    def check_health(self) -> None:
-        """Raise the error that ended the engine's loop or the sweep, if one did."""
-        for task in self._tasks:
-            if task.done():
-                task.result()
-
-    async def stop(self) -> None:
-        """Say `session.going_away` to every stream and end the loop."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._thread.shut_down()
+            await self._mover.expire()
 
     async def _end(self, stream: Stream, reason: CloseReason) -> SessionClosed:
         if self._streams.pop(stream.session_id, None) is None:
             raise _unknown(stream.session_id)
-        frames, stream.last_state = await self._thread.call(self._forget, stream.session_id)
+        frames = stream.replay.counters.get("frames", 0)
         closed = SessionClosed(session_id=stream.session_id, reason=reason, frames=frames)
         stream.finish(closed, f"session {stream.session_id!r} was closed ({reason})")
         self._remember(stream)
+        await self._mover.close(stream)
         return closed
 
     def _remember(self, stream: Stream) -> None:
@@ -285,14 +421,23 @@ class SessionHost:
         stream.touched = time.monotonic()
         self._ended[stream.session_id] = stream
 
-    def _forget(self, session_id: str) -> tuple[int, StateMap]:
-        """Close a session on the engine's thread, in one call, so that its id can be opened again after it."""
-        frames, state = self._engine.counters(session_id).frames, state_map(self._engine.state(session_id))
-        self._engine.close(session_id)
-        return frames, state
+    # Helpers -----------------------------------------------------------------------------------------------
 
-    async def _created(self, stream: Stream) -> SessionCreated:
-        card = await self.model()
+    def _new_stream(self, session_id: str, update: SessionUpdate, epoch: int) -> Stream:
+        held: dict[str, Literal["none", "durable", "all"]] = {"none": "none", "events": "durable", "frames": "all"}
+        durability = self._settings.durability if self._writer is not None else "none"
+        journal = Journal(self._limits.max_unread_messages, self._limits.max_waiting_frames, held[durability])
+        return Stream(session_id, update, epoch, journal, self._limits, self._note)
+
+    def _note(self, stream: Stream, urgent: bool) -> None:
+        if self._writer is not None:
+            self._writer.note(stream, urgent)
+
+    def _encoder_of(self, stream: Stream) -> Encoder:
+        return self._encoder or NoEncoder(stream.model.card.fingerprint)
+
+    def _created(self, stream: Stream) -> SessionCreated:
+        card = stream.model.card
         return SessionCreated(
             session_id=stream.session_id,
             resume=stream.handle,
@@ -302,15 +447,10 @@ class SessionHost:
             next_seq=stream.next_seq,
             last_event=stream.journal.last_event,
             capabilities=CAPABILITIES,
-            state=await self._state(stream),
+            state=stream.state,
         )
 
-    async def _state(self, stream: Stream) -> StateMap:
-        if stream.session_id not in self._streams:
-            return stream.last_state
-        return state_map(await self._thread.call(self._engine.state, stream.session_id))
-
-    def _stream(self, session_id: str, handle: str | None = None) -> Stream:
+    async def _stream(self, session_id: str, handle: str | None = None) -> Stream:
         """The session's stream; `handle` is that of the connection that speaks, None over HTTP."""
         stream = self._streams.get(session_id)
         if stream is None:
@@ -321,10 +461,6 @@ class SessionHost:
             stream.spoke()
         stream.touched = time.monotonic()
         return stream
-
-
-def _failure(event: Failed) -> ErrorMessage:
-    return ErrorMessage(code="session_failed", message=f"the session met a defect of the server: {event.reason}")
 
 
 def _unknown(session_id: str) -> UnknownSessionError:

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from typing import Literal
 
 from prospect.protocol.messages import (
     DurableMessage,
@@ -13,6 +14,8 @@ from prospect.protocol.messages import (
     SessionUpdate,
 )
 
+Held = Literal["none", "durable", "all"]
+
 
 class Journal:
     """Keeps messages in the order in which they were said; belongs to one event loop.
@@ -20,17 +23,21 @@ class Journal:
     Args:
         max_events: durable messages that are kept for a client that has not acknowledged them.
         max_decisions: decisions that are kept.
+        held: which messages are read only once a store has them (`release`): none, the durable ones, or all.
 
     Attributes:
         last_event: number of the last durable message.
     """
 
-    def __init__(self, max_events: int, max_decisions: int) -> None:
+    def __init__(self, max_events: int, max_decisions: int, held: Held = "none") -> None:
         self.last_event = 0
+        self._held = held
+        self._waiting: set[int] = set()
+        """Positions of the messages that wait for the store."""
         self._max_events, self._max_decisions = max_events, max_decisions
         self._messages: dict[int, ServerMessage] = {}
         """By position, in order; positions count all messages from 0."""
-        self._end = 0
+        self._end = self._released = 0
         self._events: deque[tuple[int, int]] = deque()
         """(number, position) of the durable messages that are kept."""
         self._decisions: deque[tuple[int, int]] = deque()
@@ -42,8 +49,15 @@ class Journal:
         self._reader: Reader | None = None
         self._finished = False
 
-    def add(self, message: ServerMessage) -> None:
-        """Append a message, which gets its number if it is durable, and wake the reader.
+    @property
+    def end(self) -> int:
+        """Messages so far."""
+        return self._end
+
+    def add(self, message: ServerMessage, acts: bool = False) -> ServerMessage:
+        """Append a message, which gets its number if it is durable, and wake the reader; returns it as it is kept.
+
+        A decision that `acts` waits for the store as the durable messages do that follow it.
 
         Where a message has to be forgotten that the reader has not read, it is cut off: it reads one error, and then
         nothing.
@@ -62,8 +76,33 @@ class Journal:
                 self._gone_decision = self._forget(self._decisions)
         self._messages[self._end] = message
         self._end += 1
+        if self._held == "all" or (self._held == "durable" and (acts or isinstance(message, DurableMessage))):
+            self._waiting.add(self._end - 1)
+        self.release(self._released)
+        return message
+
+    def release(self, end: int) -> None:
+        """Let the first `end` messages be read, and those after them up to one that waits for the store."""
+        self._waiting = {position for position in self._waiting if position >= end}
+        self._released = min(self._waiting, default=self._end)
         if self._reader is not None:
             self._reader.awake.set()
+
+    def restore(self, messages: Iterable[ServerMessage], last_event: int, gone_decision: int) -> None:
+        """Begin with what another process has said: messages that are written, the durable ones with their numbers.
+
+        Args:
+            messages: in order.
+            last_event: number of the last durable one.
+            gone_decision: seq of the last decision that is not among them.
+        """
+        self._gone_decision = gone_decision
+        for message in messages:
+            if isinstance(message, DurableMessage) and message.event is not None:
+                self.last_event = message.event - 1
+            self.add(message)
+        self.last_event = last_event
+        self.release(self._end)
 
     def acknowledge(self, event: int) -> None:
         """Forget the durable messages up to a number: the client has them."""
@@ -84,10 +123,9 @@ class Journal:
             decision = self._read_decision if resumed.decided is None else resumed.decided
         lacking = (place for place, each in self._messages.items() if not _is_among(each, event, decision))
         reader = Reader(self, next(lacking, self._end), event, decision, self._missing(event, decision))
+        self._reader = reader
         if self._finished:
             reader.end(drained=True)
-        else:
-            self._reader = reader
         return reader
 
     def leave(self) -> None:
@@ -96,17 +134,19 @@ class Journal:
             self._reader.end(drained=False)
             self._reader = None
 
-    def finish(self, last: ServerMessage) -> None:
-        """Append the last message; whoever reads, or comes to read, ends after it."""
-        self.add(last)
+    def finish(self) -> None:
+        """Whoever reads, or comes to read, ends after the last message."""
         self._finished = True
         if self._reader is not None:
             self._reader.end(drained=True)
-            self._reader = None
 
     def at(self, position: int) -> tuple[ServerMessage | None, bool]:
         """The message at a position, None if it is kept no more, and whether the journal goes that far."""
-        return self._messages.get(position), position < self._end
+        return self._messages.get(position), position < self._released
+
+    def is_read(self, position: int) -> bool:
+        """Whether a position lies behind the last message."""
+        return position >= self._end
 
     def note_read(self, message: ServerMessage) -> None:
         """Note that a reader has passed a message on."""
@@ -167,7 +207,7 @@ class Reader:
             self.awake.clear()
             while (message := self.take()) is not None:
                 yield message
-            if self._ended:
+            if self._ended and (not self._drained or self._journal.is_read(self.position)):
                 return
             await self.awake.wait()
 

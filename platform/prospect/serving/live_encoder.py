@@ -3,26 +3,31 @@
 import asyncio
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
-from prospect.earlier import read_saved
+from prospect.earlier import read_saved as read_earlier
 from prospect.errors import FingerprintError
 from prospect.model.checkpoint import LoadedModel
+from prospect.model.saved import SavedModel
+from prospect.serving.replay import Json, pack
+from prospect.serving.wire import Connection, listen
 from prospect.vision.encoder import FrameEncoder, load_encoder
 from prospect.vision.settings import VisionSettings
 
+Encoded = SavedModel | LoadedModel
 LIVE_BATCH = 4
 """On a CPU the encoder fills every batch up to this size; live pictures come one by one."""
 DECODERS = 2
 """Pictures that are unpacked at once, which bounds the memory that they take."""
 
 
-def encoder_of(loaded: LoadedModel, equivalent_to: Collection[str] = (), device: str = "auto") -> FrameEncoder | None:
-    """The encoder that the model's embeddings came from; None where the model does not say which.
+def encoder_of(model: Encoded, equivalent_to: Collection[str] = (), device: str = "auto") -> FrameEncoder | None:
+    """The encoder that a model's embeddings came from; None where the model does not say which.
 
     Args:
-        loaded: the model.
+        model: loaded, or its folder's config and manifest.
         equivalent_to: fingerprints declared as good as this encoder's, beside those that training was told of.
         device: where it is to run.
 
@@ -30,15 +35,15 @@ def encoder_of(loaded: LoadedModel, equivalent_to: Collection[str] = (), device:
         FingerprintError: the encoder found here is another one, and not declared to be as good.
         CheckpointError: its weights are not to be found.
     """
-    if loaded.manifest.get("vision") is None:
+    if model.manifest.get("vision") is None:
         return None
-    settings = VisionSettings(**{**read_saved("vision", loaded.manifest["vision"]), "batch_size": LIVE_BATCH})
+    settings = VisionSettings(**{**read_earlier("vision", model.manifest["vision"]), "batch_size": LIVE_BATCH})
     encoder = load_encoder(settings, device)
-    if loaded.fingerprint not in {encoder.fingerprint, *settings.equivalent_to, *equivalent_to}:
+    if model.fingerprint not in {encoder.fingerprint, *settings.equivalent_to, *equivalent_to}:
         raise FingerprintError(
-            f"model {loaded.folder}: trained on embeddings of {loaded.fingerprint}, its encoder here "
+            f"model {model.folder}: trained on embeddings of {model.fingerprint}, its encoder here "
             f"({settings.model}, {settings.weights}) is {encoder.fingerprint}; if one is as good as the other, "
-            f"declare it with vision.equivalent_to=[{loaded.fingerprint}]",
+            f"declare it with vision.equivalent_to=[{model.fingerprint}]",
             field="vision.equivalent_to",
         )
     return encoder
@@ -83,3 +88,26 @@ class LiveEncoder:
                 for (_, done), row in zip(batch, rows, strict=True):
                     if not done.done():  # its caller may have given up
                         done.set_result(row)
+
+
+class EncoderWorker:
+    """Answers gateways that have pictures to encode."""
+
+    def __init__(self, encoder: LiveEncoder) -> None:
+        self._encoder = encoder
+
+    async def start(self, host: str, secret: str) -> str:
+        """Begin to listen on a node's address; returns "host:port"."""
+        self._server, address = await listen(host, secret, lambda: self)
+        return address
+
+    async def answer(self, connection: Connection, operation: str, arguments: list[Any]) -> Json:
+        """Encode a picture; raises DataError where the bytes hold none."""
+        assert operation == "encode"
+        return pack([await self._encoder.encode(*arguments)])
+
+    def notice(self, connection: Connection, operation: str, arguments: list[Any]) -> None:
+        """Ignore: gateways only ask."""
+
+    def lost(self, connection: Connection) -> None:
+        """Ignore: pictures belong to no connection."""

@@ -1,8 +1,13 @@
 """Settings of the served application and the limits of its sessions."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from prospect.settings import Place, Settings
+
+Durability = Literal["none", "events", "frames"]
+"""What the store keeps of a session: nothing, what was said and the state, or its frames too."""
 
 
 class SessionLimits(Settings):
@@ -12,6 +17,10 @@ class SessionLimits(Settings):
     """Seconds without a message from its client after which a session is closed."""
     max_unread_messages: int = Field(default=2000, ge=1)
     """Messages that wait for a client that does not read; with one more it is cut off."""
+    max_waiting_frames: int = Field(default=120, ge=1)
+    """Most frames of one stream that are not decided; with one more the oldest is dropped."""
+    max_delay_s: float = Field(default=10.0, gt=0)
+    """Seconds that a frame of a stream may wait for the engine before it is dropped."""
 
 
 class ServingSettings(Settings):
@@ -22,9 +31,23 @@ class ServingSettings(Settings):
     port: int = Field(default=8000, ge=1, le=65535)
     """Port of HTTP and WebSocket."""
     num_replicas: int = Field(default=1, ge=1)
-    """Engines; each owns its sessions and their key-value caches."""
+    """Engines; each holds its sessions' key-value caches."""
     num_gateways: int = Field(default=1, ge=1)
     """Processes that hold the clients' connections, without a model."""
+    num_encoders: int = Field(default=1, ge=0)
+    """Processes that encode pictures; 0: clients send embeddings."""
+    gpus_per_encoder: float = Field(default=0.2, gt=0, le=1)
+    """Share of a GPU that an encoder takes, of the one that its engine has; 1: a GPU of its own."""
     model: Place = "models:/prospect-dst@champion"
     """The served model: a folder, or `models:/NAME@ALIAS` of the registry."""
+    durability: Durability = "events"
+    """What survives the death of both processes that hold a session: `none` of it, `events` and the state, or the
+    `frames` too. The death of its engine alone loses nothing in any case."""
+    store: str | None = None
+    """Database of the sessions, `sqlite:////PATH` or `postgresql://USER@HOST/NAME`; null: an SQLite file under
+    `storage.root`, which suffices on one node."""
+    move_seconds: float = Field(default=60.0, gt=0)
+    """Seconds within which a session whose engine is gone must find another one; its frames are kept as long."""
+    retention_hours: float = Field(default=24.0, gt=0)
+    """Hours for which the store keeps a session after its end."""
     limits: SessionLimits = SessionLimits()

@@ -22,7 +22,7 @@ from prospect.protocol.messages import (
     TextAppend,
 )
 from prospect.protocol.parsing import message_error, parse_client
-from prospect.serving.core import Core
+from prospect.serving.host import SessionHost
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +32,10 @@ _CLOSE_CODES = {"session.closed": NORMAL, "session.going_away": GOING_AWAY, "err
 """By a stream's last message; after any other, another stream has taken its session over."""
 
 
-async def serve_socket(core: Core, socket: WebSocket) -> None:
+async def serve_socket(host: SessionHost, socket: WebSocket) -> None:
     """Runs a stream until its client or its session is gone."""
     await socket.accept()
-    connection = _Connection(core, socket)
+    connection = _Connection(host, socket)
     try:
         await connection.read()
     except WebSocketDisconnect:
@@ -45,8 +45,8 @@ async def serve_socket(core: Core, socket: WebSocket) -> None:
 
 
 class _Connection:
-    def __init__(self, core: Core, socket: WebSocket) -> None:
-        self._core = core
+    def __init__(self, host: SessionHost, socket: WebSocket) -> None:
+        self._host = host
         self._socket = socket
         self._named: str | None = socket.path_params.get("session_id")
         """The session of this stream, where its address says so."""
@@ -85,10 +85,10 @@ class _Connection:
         return True
 
     async def leave(self) -> None:
-        """First of all tells the core: whoever cancels the handler may not let it wait for anything."""
+        """First of all tells the host: whoever cancels the handler may not let it wait for anything."""
         try:
             if self._session_id is not None:
-                await self._core.leave(self._session_id, self._resume)
+                await self._host.leave(self._session_id, self._resume)
         finally:
             if self._writer is not None:
                 self._writer.cancel()
@@ -104,26 +104,26 @@ class _Connection:
             )
         match message:
             case FrameAppend():
-                await self._core.push(session_id, message, self._resume)
+                await self._host.push(session_id, message, self._resume)
             case TextAppend():
-                await self._core.text(session_id, message.text, self._resume)
+                await self._host.text(session_id, message.text, self._resume)
             case StatePatch():
-                await self._core.patch(session_id, message.state, self._resume)
+                await self._host.patch(session_id, message.state, self._resume)
             case EventAck():
-                await self._core.acknowledge(session_id, message.event, self._resume)
+                await self._host.acknowledge(session_id, message.event, self._resume)
             case SessionClose():
-                await self._core.close(session_id, self._resume)
+                await self._host.close(session_id, self._resume)
 
     async def _open(self, update: SessionUpdate) -> None:
         if self._session_id is not None:
             raise SessionError(f"type: this stream has session {self._session_id!r}; open another one", field="type")
         if update.resume is not None:
             self._check_name(update.resume.partition(":")[0], "resume")
-            created = await self._core.resume(update)
+            created = await self._host.resume(update)
         else:
             update = update.completed(self._named)
             self._check_name(update.session_id, "session_id")
-            created = await self._core.create(update, True)
+            created = await self._host.create(update, True)
         self._session_id, self._resume = created.session_id, created.resume
         await self._send(created)
         self._writer = asyncio.create_task(self._write(created.session_id))
@@ -137,7 +137,7 @@ class _Connection:
         last: ServerMessage | None = None
         with suppress(WebSocketDisconnect):  # the reader sees it too, and leaves
             try:
-                async for last in self._core.events(session_id, self._resume):
+                async for last in self._host.events(session_id, self._resume):
                     await self._send(last)
             except ProspectError as error:
                 last = ErrorMessage.of(error)

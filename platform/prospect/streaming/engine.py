@@ -6,7 +6,7 @@ A plain Python object: tests, the evaluator and the Serve deployment drive the s
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -16,9 +16,10 @@ from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.state import TaskState
 from prospect.dialogue.timeline import FrameEvents
-from prospect.errors import FingerprintError, OutOfPagesError, SessionError, UnknownSessionError, session_error
+from prospect.errors import OutOfPagesError, SessionError, UnknownSessionError, session_error
 from prospect.hashing import derived_seed
 from prospect.model.checkpoint import LoadedModel
+from prospect.streaming.features import foreign_encoder
 from prospect.streaming.kv_cache.block_table import BlockTable
 from prospect.streaming.kv_cache.parking import ParkingLot, pack, put_back
 from prospect.streaming.kv_cache.placement import Activity, CachePlacement
@@ -49,6 +50,7 @@ class StreamingEngine:
         equivalent_to: fingerprints of embeddings that are accepted beside the model's own.
 
     Attributes:
+        accepted_fingerprints: of embeddings.
         attention: name of the class that computes attention, such as `VarlenAttention`.
     """
 
@@ -60,7 +62,7 @@ class StreamingEngine:
         equivalent_to: Collection[str] = (),
     ) -> None:
         self.loaded = loaded
-        self._accepted = {loaded.fingerprint, *equivalent_to}
+        self.accepted_fingerprints = frozenset({loaded.fingerprint, *equivalent_to})
         self.settings = settings
         self.context = context
         self._model = loaded.model
@@ -115,17 +117,17 @@ class StreamingEngine:
             SessionError: `wrong_shape`, values that are not finite, or `overloaded`.
         """
         session = self._session(session_id)
-        if fingerprint is not None and fingerprint not in self._accepted:
-            raise FingerprintError(
-                f"fingerprint: the frame was encoded with {fingerprint}, the model expects {self.loaded.fingerprint}; "
-                f"the server can declare it as good with vision.equivalent_to=[{fingerprint}]",
-                field="fingerprint",
-            )
+        if fingerprint is not None and fingerprint not in self.accepted_fingerprints:
+            raise foreign_encoder(fingerprint, self.loaded.fingerprint)
         return session.push_frame(embedding)
 
     def push_text(self, session_id: str, text: str) -> None:
         """Add a text of the user to the next frame that is pushed."""
         self._session(session_id).push_text(text)
+
+    def check_texts(self, session_id: str, texts: Sequence[str]) -> None:
+        """Raise SessionError if the session cannot take these texts before one frame."""
+        self._session(session_id).check_texts(texts)
 
     def patch_state(self, session_id: str, changes: Mapping[str, str]) -> TaskState:
         """Set steps by id, such as {"S2": "completed"}; return the new state.
@@ -286,6 +288,10 @@ class StreamingEngine:
             log["cache"] = pack(self._placement.copy(session_id) | vectors)
             log["weights"] = self._weights
         return log
+
+    def progress(self, session_id: str) -> dict[str, Any] | None:
+        """Return what a log taken earlier needs, beside the frames decided since, to stand here (`SessionLog`)."""
+        return self._session(session_id).progress()
 
     @cached_property
     def _weights(self) -> str:

@@ -6,7 +6,7 @@ rebuilds the cache.
 
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -90,10 +90,7 @@ class SessionLog:
         segment = self.segment
         return {
             "spec": {**vars(self.spec), "state": None if self.spec.state is None else list(self.spec.state.labels)},
-            "restraint": _GATE.dump_python(self.gate, mode="json"),
-            "randomness": vars(self.randomness),
-            "state": list(self.state.labels),
-            "opening": list(self.opening.labels),
+            **progress_json(self, self.forgot, self.patched),
             "segment": {
                 "context": vars(segment.context),
                 "first_frame": segment.first_frame,
@@ -104,47 +101,112 @@ class SessionLog:
             },
             "history": {str(frame): _pack_events(events) for frame, events in self.history.items()},
             "tail": _pack_arrays(self.tail),
-            "counters": vars(self.counters),
             "waiting": {
                 "frames": _pack_arrays([frame for frame, _ in self.waiting]),
                 "texts": [list(texts) for _, texts in self.waiting],
             },
-            **{name: getattr(self, name) for name in _PLAIN},
+            **{name: getattr(self, name) for name in ("said", "texts", "epoch")},
         }
 
     @classmethod
     def from_json(cls, log: Mapping[str, Any]) -> "SessionLog":
         """Read what `to_json` wrote, also after a trip through JSON text.
 
+        What was decided since then may stand in `since`: {"at": frames, "events": theirs, "frames": their features,
+        "progress": `progress_json` behind the last one}. Where the features of any are lost, `frames` is null, and the
+        next frame rebuilds the context from the state.
+
         Raises:
             SessionError: a field is missing or unreadable; the message names it.
         """
         try:
-            segment, spec = log["segment"], log["spec"]
-            return cls(
-                spec=_SPEC.validate_python({**spec, "state": spec["state"] and TaskState.from_labels(spec["state"])}),
-                gate=_GATE.validate_python(log["restraint"]),
-                randomness=_RANDOMNESS.validate_python(log["randomness"]),
-                state=TaskState.from_labels(log["state"]),
-                opening=TaskState.from_labels(log["opening"]),
-                segment=Segment(
-                    _CONTEXT.validate_python(segment["context"]),
-                    int(segment["first_frame"]),
-                    TaskState.from_labels(segment["state"]),
-                    _unpack_arrays(segment["tail"]),
-                    _unpack_arrays(segment["frames"]),
-                    [_unpack_events(events) for events in segment["events"]],
-                ),
-                history={int(frame): _unpack_events(events) for frame, events in log["history"].items()},
-                tail=_unpack_arrays(log["tail"]),
-                counters=_COUNTERS.validate_python(log["counters"]),
-                waiting=_unpack_waiting(log.get("waiting")),
-                **{name: kind.validate_python(log[name]) for name, kind in _PLAIN.items()},
-            )
+            since = log.get("since")
+            if since is not None:
+                return cls._from_json({**log, **since["progress"]})._extended(since)
+            return cls._from_json(log)
         except KeyError as error:
             raise SessionError(f"session log: the field {error.args[0]!r} is missing", field=error.args[0]) from error
         except (TypeError, ValueError, ProspectError) as error:
             raise SessionError(f"session log: unreadable ({first_line(error)})") from error
+
+    @classmethod
+    def _from_json(cls, log: Mapping[str, Any]) -> "SessionLog":
+        segment, spec = log["segment"], log["spec"]
+        return cls(
+            spec=_SPEC.validate_python({**spec, "state": spec["state"] and TaskState.from_labels(spec["state"])}),
+            gate=_GATE.validate_python(log["restraint"]),
+            randomness=_RANDOMNESS.validate_python(log["randomness"]),
+            state=TaskState.from_labels(log["state"]),
+            opening=TaskState.from_labels(log["opening"]),
+            segment=Segment(
+                _CONTEXT.validate_python(segment["context"]),
+                int(segment["first_frame"]),
+                TaskState.from_labels(segment["state"]),
+                _unpack_arrays(segment["tail"]),
+                _unpack_arrays(segment["frames"]),
+                [_unpack_events(events) for events in segment["events"]],
+            ),
+            history={int(frame): _unpack_events(events) for frame, events in log["history"].items()},
+            tail=_unpack_arrays(log["tail"]),
+            counters=_COUNTERS.validate_python(log["counters"]),
+            waiting=_unpack_waiting(log.get("waiting")),
+            **{name: kind.validate_python(log[name]) for name, kind in _PLAIN.items()},
+        )
+
+    def _extended(self, since: Mapping[str, Any]) -> "SessionLog":
+        """Return the log with the frames that were decided since, whose progress it has already."""
+        events = [_unpack_events(each) for each in since["events"]]
+        history = self.history | {
+            int(frame): each for frame, each in zip(since["at"], events, strict=True) if each != FrameEvents()
+        }
+        said = [*self.said, *(turn for each in events for turn in each.turns)]
+        if since["frames"] is None:
+            segment = replace(self.segment, frames=[], events=[])
+            return replace(self, segment=segment, history=history, said=said, tail=[], stale=True)
+        frames = _unpack_arrays(since["frames"])
+        first = int(since["progress"]["first_frame"])
+        left = first - self.segment.first_frame  # a context that shows one frame alone has begun anew at each
+        segment = replace(
+            self.segment,
+            first_frame=first,
+            frames=[*self.segment.frames, *frames][left:],
+            events=[*self.segment.events, *events][left:],
+        )
+        return replace(self, segment=segment, history=history, said=said, tail=[*self.tail, *frames])
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A session behind its last decided frame, while the next one may be in work."""
+
+    gate: DecisionGate
+    randomness: RandomState
+    counters: Counters
+    state: TaskState
+    opening: TaskState
+    segment: Segment
+    """It may hold more frames by now."""
+    num_frames: int
+    """Frames that it held then."""
+    said: tuple[tuple[str, str], ...]
+    summary: str | None
+    tail: tuple[np.ndarray, ...]
+    stale: bool
+
+
+def progress_json(progress: SessionLog | Settled, forgot: bool, patched: bool) -> dict[str, Any]:
+    """Return those fields of a log that do not grow with the session."""
+    return {
+        "restraint": _GATE.dump_python(progress.gate, mode="json"),
+        "randomness": dict(vars(progress.randomness)),
+        "counters": dict(vars(progress.counters)),
+        "state": list(progress.state.labels),
+        "opening": list(progress.opening.labels),
+        "summary": progress.summary,
+        "stale": progress.stale,
+        "forgot": forgot,
+        "patched": patched,
+    }
 
 
 _SPEC = TypeAdapter(SessionSpec)
@@ -167,14 +229,15 @@ _PLAIN: dict[str, TypeAdapter[Any]] = {
 
 
 def _pack_arrays(arrays: list[np.ndarray]) -> dict[str, Any]:
-    """Pack float16 arrays of equal shape as JSON."""
+    """Pack float16 arrays of equal shape as JSON; `_unpack_arrays` reads plain bytes too."""
     shape = list(arrays[0].shape) if arrays else []
     data = b"".join(np.ascontiguousarray(array, np.float16).tobytes() for array in arrays)
     return {"count": len(arrays), "shape": shape, "float16": base64.b64encode(data).decode()}
 
 
 def _unpack_arrays(packed: Mapping[str, Any]) -> list[np.ndarray]:
-    data = np.frombuffer(base64.b64decode(packed["float16"]), np.float16)
+    data = packed["float16"]
+    data = np.frombuffer(data if isinstance(data, bytes) else base64.b64decode(data), np.float16)
     return list(data.reshape(packed["count"], *packed["shape"])) if packed["count"] else []
 
 

@@ -5,8 +5,9 @@ The engine batches the feeds of all sessions; a session does not know the others
 
 import re
 from collections import deque
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -15,11 +16,11 @@ from prospect.dialogue.sequence import user_block
 from prospect.dialogue.state import Delta, StepState, TaskState
 from prospect.dialogue.timeline import FrameEvents
 from prospect.errors import SessionError, session_error
-from prospect.model.interface import DSTConfig
+from prospect.streaming.features import checked_features
 from prospect.streaming.kv_cache.block_table import BlockTable
 from prospect.streaming.runner.requests import Feed, FeedGenerator, Reading, Reply
 from prospect.streaming.session.decisions import DecisionGate, DecisionPolicy, read_state, speak_after_delta
-from prospect.streaming.session.log import QueuedFrame, Segment, SessionLog
+from prospect.streaming.session.log import QueuedFrame, Segment, SessionLog, Settled, progress_json
 from prospect.streaming.session.sampling import RandomState
 from prospect.streaming.session.shared import Counters, SessionParts
 from prospect.streaming.session.window import ContextWindow
@@ -27,25 +28,6 @@ from prospect.streaming.session.writer import Writer
 from prospect.streaming.types import Decision, EngineEvent, SessionSpec
 
 _STEP_ID = re.compile("S[1-9][0-9]{0,8}")
-
-
-@dataclass(frozen=True)
-class Settled:
-    """A session behind its last decided frame, while the next one may be in work."""
-
-    gate: DecisionGate
-    randomness: RandomState
-    counters: Counters
-    state: TaskState
-    opening: TaskState
-    segment: Segment
-    """It may hold more frames by now."""
-    num_frames: int
-    """Frames that it held then."""
-    said: tuple[tuple[str, str], ...]
-    summary: str | None
-    tail: tuple[np.ndarray, ...]
-    stale: bool
 
 
 class Session:
@@ -111,7 +93,8 @@ class Session:
         Raises:
             SessionError: `wrong_shape`, values that are not finite, or `overloaded`.
         """
-        embedding = _checked_features(embedding, self._parts.model.config)
+        config = self._parts.model.config
+        embedding = checked_features(embedding, (config.tokens_per_frame, config.vision_dim))
         if len(self.frames) >= self._parts.max_waiting_frames:
             raise session_error("overloaded", f"frame: {len(self.frames)} frames are waiting already", "seq")
         self.frames.append((embedding, tuple(self.texts)))
@@ -125,13 +108,17 @@ class Session:
         Raises:
             SessionError: the text is empty, or longer than the context has room for.
         """
-        if not text.strip():
+        self.check_texts((*self.texts, text))
+        self.texts.append(text)
+
+    def check_texts(self, texts: Sequence[str]) -> None:
+        """Raise SessionError if one text before a frame is empty, or the context has no room for all of them."""
+        if not all(text.strip() for text in texts):
             raise SessionError("text: is empty", field="text")
-        length = sum(len(user_block(self._parts.vocabulary, each)) for each in (text, *self.texts))
+        length = sum(len(user_block(self._parts.vocabulary, each)) for each in texts)
         room = self._window.room_for_text(self.state)
         if length > room:
             raise SessionError(f"text: takes {length} tokens, this session has room for {room}", field="text")
-        self.texts.append(text)
 
     def patch_state(self, changes: Mapping[str, str]) -> None:
         """Set steps by id, such as {"S2": "completed"}; the context is rebuilt before the next frame.
@@ -174,6 +161,14 @@ class Session:
             epoch=self.epoch,
             waiting=[*self._in_work, *self.frames],
         )
+
+    def progress(self) -> dict[str, Any] | None:
+        """Return what `SessionLog.from_json` takes as `progress`; None until the first context is fed."""
+        settled = self._settled
+        if settled is None:
+            return None
+        first = {"first_frame": settled.segment.first_frame}
+        return progress_json(settled, self.forgot, self.patched) | first
 
     def _settle(self) -> None:
         """Note what a log would hold now: a frame is decided, or a context is fed."""
@@ -321,22 +316,6 @@ class Session:
         self.counters.fast_frames += fast
         self._in_work.popleft()
         self._settle()
-
-
-def _checked_features(embedding: np.ndarray, config: DSTConfig) -> np.ndarray:
-    """Return a frame's features [I, D] as float16.
-
-    Raises:
-        SessionError: `wrong_shape`, or values that are not finite.
-    """
-    expected = (config.tokens_per_frame, config.vision_dim)
-    if embedding.shape != expected:
-        message = f"embedding: has shape {list(embedding.shape)}, expected {list(expected)}"
-        raise session_error("wrong_shape", message, "embedding")
-    embedding = np.asarray(embedding, np.float16)
-    if not np.isfinite(embedding).all():
-        raise SessionError("embedding: holds values that are not finite", field="embedding")
-    return embedding
 
 
 def _with_steps(state: TaskState, changes: Mapping[str, str]) -> TaskState:

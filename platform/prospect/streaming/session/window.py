@@ -132,9 +132,7 @@ class ContextWindow:
         self.segment.frames.append(embedding)
         self.segment.events.append(events)
         self.tail.append(embedding)
-        self.said.extend(("user", text) for text in events.user)
-        if events.utterance is not None:
-            self.said.append(("assistant", events.utterance))
+        self.said.extend(events.turns)
 
     def _start_over(self, frame: int, state: TaskState) -> bool:
         """Drop the frames after the context, if a new context would show the same state; return whether it did."""

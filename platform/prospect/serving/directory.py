@@ -1,0 +1,51 @@
+"""Which replicas of a deployment take requests, and where they listen. Serve owns the replicas; this names them."""
+
+import asyncio
+import logging
+from collections.abc import Collection, Iterable
+
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+log = logging.getLogger(__name__)
+
+WHERE_WITHIN_S = 10.0
+"""Seconds within which a replica says where it listens."""
+
+_present: dict[str, frozenset[str]] = {}
+"""Ids of the replicas that take requests, by deployment, as Serve's controller tells this process."""
+
+
+def note_replicas(deployment: str, replicas: Iterable[str]) -> None:
+    """Note the replicas of a deployment that take requests now."""
+    _present[deployment] = frozenset(replicas)
+
+
+class ServeDirectory:
+    """Where the replicas of a deployment listen, which have a method `where() -> (replica id, "host:port")`."""
+
+    def __init__(self, deployment: DeploymentHandle) -> None:
+        self._deployment = deployment
+        self._known: dict[str, str] = {}
+        self._asking: dict[str, asyncio.Task[None]] = {}
+
+    async def addresses(self) -> Collection[str]:
+        """Return the address of each replica that takes requests, as far as known by now."""
+        present = _present.get(str(self._deployment.deployment_id))
+        if present is None:  # the first call makes the router, which is told of all replicas then
+            await self._ask("")
+            present = _present.get(str(self._deployment.deployment_id), frozenset())
+        self._known = {replica: address for replica, address in self._known.items() if replica in present}
+        for replica in present - set(self._known) - set(self._asking):
+            task = self._asking[replica] = asyncio.create_task(self._ask(replica))
+            task.add_done_callback(lambda _, replica=replica: self._asking.pop(replica, None))  # type: ignore[misc]
+        return list(self._known.values())
+
+    async def _ask(self, replica: str) -> None:
+        try:
+            call = self._deployment.options(session_id=replica).where.remote()
+            name, address = await asyncio.wait_for(call, WHERE_WITHIN_S)
+            self._known[name] = address
+        except (RayError, RayServeException, TimeoutError) as error:
+            log.warning("replica %s does not say where it listens: %s", replica or "of any name", error)

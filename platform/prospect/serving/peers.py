@@ -1,0 +1,99 @@
+"""What gateways ask of each other: whether one has a session, to let it go, and to answer a request about it."""
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, Protocol
+
+from prospect.errors import ProspectError, session_error
+from prospect.serving.wire import Connection, LostConnectionError, connect
+
+WITHIN_S = 10.0
+"""Seconds within which another gateway answers, or counts as dead."""
+
+Answer = tuple[int, dict[str, str], bytes]
+"""Status, headers and body."""
+Respond = Callable[[str, str, dict[str, str], bytes], Awaitable[Answer]]
+"""(method, path with query, headers, body) -> answer."""
+
+
+class Gateway(Protocol):
+    """What other gateways may ask of one."""
+
+    respond: Respond
+
+    @property
+    def open_sessions(self) -> list[str]:
+        """Ids of the sessions that it owns."""
+
+    async def release(self, session_id: str) -> None:
+        """Let another gateway have a session."""
+
+
+class GatewayPeer:
+    """Answers other gateways."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def answer(self, connection: Connection, operation: str, arguments: list[Any]) -> Any:
+        """Answer a question about a session."""
+        match operation:
+            case "owns":
+                return arguments[0] in self._gateway.open_sessions
+            case "release":
+                return await self._gateway.release(arguments[0])
+            case "respond":
+                return await self._gateway.respond(*arguments)
+        raise session_error("internal", f"operation {operation!r} is unknown")
+
+    def notice(self, connection: Connection, operation: str, arguments: list[Any]) -> None:
+        """Ignore: gateways tell each other nothing."""
+
+    def lost(self, connection: Connection) -> None:
+        """Ignore: each question has a connection of its own."""
+
+
+async def owns(address: str, secret: str, session_id: str) -> bool:
+    """Whether the gateway at an address is alive and has a session."""
+    try:
+        return bool(await _ask(address, secret, "owns", session_id))
+    except LostConnectionError:
+        return False
+
+
+async def release_elsewhere(address: str, secret: str, session_id: str) -> None:
+    """Have the gateway at an address let a session go, unless it is dead."""
+    with suppress(LostConnectionError, ProspectError):
+        await _ask(address, secret, "release", session_id)
+
+
+async def respond_elsewhere(address: str, secret: str, *request: Any) -> Answer:
+    """Have the gateway at an address answer a request (`Respond`).
+
+    Raises:
+        SessionError: `unavailable`: it has just died.
+    """
+    try:
+        status, headers, body = await _ask(address, secret, "respond", *request)
+    except LostConnectionError as error:
+        raise session_error("unavailable", "the session's gateway does not answer; try again") from error
+    return status, headers, body
+
+
+async def _ask(address: str, secret: str, operation: str, *arguments: Any) -> Any:
+    connection = await connect(address, secret, _Asking())
+    try:
+        return await connection.call(operation, *arguments, within=WITHIN_S)
+    finally:
+        connection.close()
+
+
+class _Asking:
+    """The side that asks."""
+
+    async def answer(self, connection: Connection, operation: str, arguments: list[Any]) -> Any:
+        raise session_error("internal", f"operation {operation!r} is unknown")
+
+    def notice(self, connection: Connection, operation: str, arguments: list[Any]) -> None: ...
+
+    def lost(self, connection: Connection) -> None: ...

@@ -1,0 +1,123 @@
+"""Writes what sessions said to the store: one transaction at a time, for all sessions of a gateway."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from prospect.serving.settings import Durability
+from prospect.serving.store import Store, StoreUnavailable
+from prospect.serving.stream import Stream
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+LAZY_S = 1.0
+"""Seconds after which the position of a session that says nothing is written."""
+RETRIED_EVERY_S = 0.5
+
+
+class StoreWriter:
+    """Belongs to one event loop; the store runs on a thread of its own.
+
+    Args:
+        store: where to.
+        durability: what of it.
+        fenced: told of a stream that another gateway owns by now.
+
+    Attributes:
+        degraded: whether the store is away: messages are sent before they are written, and written when it is back.
+    """
+
+    def __init__(self, store: Store, durability: Durability, fenced: Callable[[Stream], None]) -> None:
+        self._store, self._durability, self._fenced = store, durability, fenced
+        self._thread = ThreadPoolExecutor(1, "store")
+        self._urgent: dict[str, Stream] = {}
+        self._lazy: dict[str, Stream] = {}
+        self._wake = asyncio.Event()
+        self._written = asyncio.Condition()
+        self._writing: dict[str, Stream] = {}
+        self.degraded = False
+        self._task = asyncio.create_task(self._run())
+
+    def note(self, stream: Stream, urgent: bool) -> None:
+        """Have a stream's changes written, soon or at once."""
+        if self.degraded:
+            stream.journal.release(stream.journal.end)
+        if urgent or self._durability == "frames":
+            self._urgent[stream.session_id] = stream
+            self._wake.set()
+        else:
+            self._lazy[stream.session_id] = stream
+
+    async def flush(self, stream: Stream) -> None:
+        """Return once everything that the stream has said so far is written, or the store is away."""
+        self.note(stream, urgent=True)
+        async with self._written:
+            await self._written.wait_for(lambda: self.degraded or not self._is_due(stream))
+
+    async def call(self, method: Callable[..., T], *arguments: Any) -> T:
+        """Run a method of the store on its thread; raises `StoreUnavailable`."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, method, *arguments)
+
+    async def stop(self) -> None:
+        """Write what is due, unless the store is away, and end."""
+        self._urgent |= self._lazy
+        for stream in list(self._urgent.values()):
+            await self.flush(stream)
+        self._task.cancel()
+        self._thread.shutdown(wait=False)
+
+    def _is_due(self, stream: Stream) -> bool:
+        return any(stream in due.values() for due in (self._urgent, self._writing))
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(LAZY_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                self._urgent |= self._lazy
+                self._lazy.clear()
+            self._wake.clear()
+            if self._urgent:
+                self._writing, self._urgent = self._urgent, {}
+                for session_id in self._writing:
+                    self._lazy.pop(session_id, None)
+                await self._write(list(self._writing.values()))
+                self._writing = {}
+                async with self._written:
+                    self._written.notify_all()
+
+    async def _write(self, streams: list[Stream]) -> None:
+        changes = [stream.change(self._durability) for stream in streams]
+        ends = [stream.journal.end for stream in streams]
+        while True:
+            try:
+                fenced = await self.call(self._store.write, changes)
+                break
+            except StoreUnavailable as error:
+                await self._speak_on(streams, error)
+                await asyncio.sleep(RETRIED_EVERY_S)
+            except Exception:
+                log.exception("writing %d sessions", len(streams))
+                await asyncio.sleep(RETRIED_EVERY_S)
+        if self.degraded:
+            log.warning("the session store is back")
+            self.degraded = False
+        for stream, end in zip(streams, ends, strict=True):
+            if stream.session_id in fenced:
+                self._fenced(stream)
+            else:
+                stream.journal.release(end)
+
+    async def _speak_on(self, streams: list[Stream], error: Exception) -> None:
+        """Let clients hear what is not written: no other gateway can own their sessions meanwhile."""
+        if not self.degraded:
+            log.error("%s; sessions go on, and are written when it is back", error)
+            self.degraded = True
+        for stream in [*streams, *self._urgent.values(), *self._lazy.values()]:
+            stream.journal.release(stream.journal.end)
+        async with self._written:
+            self._written.notify_all()

@@ -1,0 +1,218 @@
+"""Sessions outlive their engine and their gateway: what an undisturbed session says is said, once and in order."""
+
+import asyncio
+import itertools
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prospect.client.ledger import Ledger
+from prospect.hashing import derived_seed
+from prospect.model.checkpoint import LoadedModel
+from prospect.protocol.messages import DurableMessage, ServerMessage, SessionUpdate, ThresholdsMessage
+from prospect.serving.host import SessionHost
+from prospect.serving.local import LocalEngines
+from prospect.serving.settings import Durability, ServingSettings
+from prospect.serving.store import Store
+from prospect.serving.worker import EngineWorker
+from prospect.streaming.engine import StreamingEngine
+from prospect.streaming.settings import StreamingSettings
+from tests.serving.models import CONTEXT, STEPS
+
+SECRET = "s" * 32
+SMALL = CONTEXT.model_copy(update={"max_seq_len": 288, "max_tail_frames": 2})
+"""A context that is full after some 100 frames, so that sessions are refreshed."""
+STREAMING = StreamingSettings(
+    cooldown_frames=3, speak_hysteresis=None, deterministic=True, deterministic_rows=4, chunk_tokens=64, max_sessions=4
+)
+NUM_FRAMES = 24
+TEXTS = {2: "Shall I begin?", 9: "What now?", 17: "Done."}
+
+
+class Site:
+    """Engines, a store and a gateway, each of which may die."""
+
+    def __init__(self, loaded: LoadedModel, folder: Path, durability: Durability) -> None:
+        self._loaded = loaded
+        self.settings = ServingSettings(durability=durability, move_seconds=20)
+        self.store = None if durability == "none" else Store(f"sqlite:///{folder}/{random.random()}.db")
+        self.workers = [self._worker(), self._worker()]
+        self.directory = LocalEngines(self.workers, SECRET)
+        self.gateway = self._gateway()
+
+    def _worker(self) -> EngineWorker:
+        return EngineWorker(StreamingEngine(self._loaded, SMALL, STREAMING))
+
+    def _gateway(self) -> SessionHost:
+        return SessionHost(self.directory, SECRET, None, self.settings, self.store)
+
+    @property
+    def busy(self) -> EngineWorker:
+        """The engine that has the session."""
+        (worker,) = [worker for worker in self.workers if worker._sessions]
+        return worker
+
+    async def kill_engine(self) -> None:
+        worker = self.busy
+        for task in worker._tasks:
+            task.cancel()
+        worker._server.close()
+        for connection in list(worker._connections):
+            connection.close()
+        await asyncio.gather(*worker._tasks, return_exceptions=True)
+        worker._sessions.clear()
+        self.directory.forget(worker)
+
+    async def kill_gateway(self) -> None:
+        """Nothing that it has not sent or written is."""
+        gateway = self.gateway
+        for task in [*gateway._tasks, gateway._writer._task, gateway._pool._task]:
+            task.cancel()
+        gateway._server.close()
+        for link in gateway._pool.links:
+            link.close()
+        await asyncio.sleep(0)
+        self.gateway = self._gateway()
+
+    async def stop(self) -> None:
+        await self.gateway.stop()
+        for worker in self.workers:
+            await worker.stop()
+        if self.store is not None:
+            self.store.close()
+
+
+@dataclass
+class Heard:
+    """What the session's client has, over all its connections."""
+
+    messages: list[ServerMessage] = field(default_factory=list)
+
+    @property
+    def durable(self) -> list[tuple]:
+        return [_said(message) for message in self.messages if isinstance(message, DurableMessage)]
+
+    @property
+    def decisions(self) -> list[tuple]:
+        return [(m.seq, m.frame) for m in self.messages if m.type == "decision"]
+
+
+def _said(message: DurableMessage) -> tuple:
+    return (message.event, message.type, message.model_dump(exclude={"event", "type"}))
+
+
+def features(index: int, loaded: LoadedModel) -> np.ndarray:
+    rows = np.random.default_rng(derived_seed("survival", index)).standard_normal((1, loaded.model.config.vision_dim))
+    return rows.astype(np.float16)
+
+
+async def talk(site: Site, loaded: LoadedModel, deaths: dict[int, list[str]]) -> Heard:
+    """Streams a session; after so many messages, things die."""
+    update = SessionUpdate(
+        session_id="a", goal="Make tea", steps=STEPS, thresholds=ThresholdsMessage(speak=0.5, update=0.45), keep=True
+    )
+    ledger, heard = Ledger(update, True, None), Heard()
+    ledger.created = await site.gateway.create(update, True)
+    frames = [ledger.next_frame(features(index, loaded), index / 2) for index in range(NUM_FRAMES)]
+    unsent = iter(frames)
+
+    async def send(count: int) -> None:
+        for frame in itertools.islice(unsent, count):
+            if text := TEXTS.get(frame.seq):
+                await site.gateway.text("a", text, ledger.created.resume)
+            ledger.keep(frame)
+            await site.gateway.push("a", frame, ledger.created.resume)
+
+    async def resume() -> None:
+        ledger.created = await site.gateway.resume(ledger.resuming())
+        for frame in ledger.to_send_again():
+            await site.gateway.push("a", frame, ledger.created.resume)
+
+    await send(4)
+    decided = 0
+    async with asyncio.timeout(60):
+        while decided < NUM_FRAMES:
+            async for message in site.gateway.events("a", ledger.created.resume):
+                if ledger.note(message):
+                    heard.messages.append(message)
+                    decided = len(heard.decisions)
+                    if message.type == "decision":
+                        await send(1)
+                died = deaths.pop(len(heard.messages), [])
+                for kind in died:
+                    await (site.kill_engine() if kind == "engine" else site.kill_gateway())
+                if "gateway" in died or decided == NUM_FRAMES:
+                    break
+            if decided < NUM_FRAMES:
+                await resume()
+        return heard
+
+
+def run(loaded: LoadedModel, folder: Path, durability: Durability, deaths: dict[int, list[str]]) -> Heard:
+    async def story() -> Heard:
+        site = Site(loaded, folder, durability)
+        try:
+            return await talk(site, loaded, deaths)
+        finally:
+            await site.stop()
+
+    return asyncio.run(story())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Heard:
+    heard = run(loaded, tmp_path_factory.mktemp("undisturbed"), "none", {})
+    kinds = {message.type for message in heard.messages}
+    assert {"state.updated", "response.delta", "response.done", "session.refreshed", "decision"} <= kinds
+    return heard
+
+
+MOMENTS = [3, 9, 20, 33, 47, 60]
+
+
+def same(heard: Heard, undisturbed: Heard) -> None:
+    assert heard.durable == undisturbed.durable
+    assert heard.decisions == undisturbed.decisions
+
+
+@pytest.mark.parametrize("at", MOMENTS)
+def test_the_death_of_an_engine(loaded: LoadedModel, undisturbed: Heard, tmp_path: Path, at: int):
+    heard = run(loaded, tmp_path, "none", {at: ["engine"]})
+    same(heard, undisturbed)
+    [moved] = [message for message in heard.messages if message.type == "session.moved"]
+    assert moved.lost_frames == 0
+
+
+@pytest.mark.parametrize("at", MOMENTS)
+def test_the_death_of_a_gateway(loaded: LoadedModel, undisturbed: Heard, tmp_path: Path, at: int):
+    same(run(loaded, tmp_path, "events", {at: ["gateway"]}), undisturbed)
+
+
+@pytest.mark.parametrize("at", MOMENTS)
+def test_both_at_once_with_the_frames_in_the_store(loaded: LoadedModel, undisturbed: Heard, tmp_path: Path, at: int):
+    same(run(loaded, tmp_path, "frames", {at: ["engine", "gateway"]}), undisturbed)
+
+
+@pytest.mark.parametrize("at", MOMENTS)
+def test_both_at_once_without_them(loaded: LoadedModel, undisturbed: Heard, tmp_path: Path, at: int):
+    heard = run(loaded, tmp_path, "events", {at: ["gateway", "engine"]})
+    before = [each for each in heard.messages[:at] if isinstance(each, DurableMessage)]
+    assert [_said(each) for each in before] == undisturbed.durable[: len(before)]
+    events = [event for event, *_ in heard.durable]
+    assert events == list(range(1, len(events) + 1)), "none lost, none twice"
+    assert heard.decisions == undisturbed.decisions
+    [at_move] = [index for index, message in enumerate(heard.messages) if message.type == "session.moved"]
+    after = [message.type for message in heard.messages[at_move:]]
+    if heard.messages[at_move].lost_frames:
+        assert after.index("session.refreshed") < after.index("decision"), "the context is built anew from the state"
+    else:  # it was built just before
+        same(heard, undisturbed)
+
+
+@pytest.mark.parametrize("durability", ["none", "events", "frames"])
+def test_one_death_after_the_other(loaded: LoadedModel, undisturbed: Heard, tmp_path: Path, durability: Durability):
+    deaths = {8: ["engine"]} if durability == "none" else {8: ["engine"], 30: ["gateway"]}
+    same(run(loaded, tmp_path, durability, deaths), undisturbed)
