@@ -303,11 +303,11 @@ def test_a_defect_is_answered_as_one(host, monkeypatch):
         assert http.get("/healthz").status_code == 200
 
 
-def test_health_is_that_of_the_engines_thread(http, host, monkeypatch):
+def test_health_is_that_of_the_engines_thread(http, worker, monkeypatch):
     monkeypatch.setattr(api, "HEALTHY_WITHIN_S", 0.2)
     assert http.get("/healthz").status_code == 200
     free = threading.Event()
-    host._thread._thread.submit(free.wait)
+    worker._thread._thread.submit(free.wait)
     answer = http.get("/healthz")
     assert (answer.status_code, refused(answer)["code"]) == (503, "unavailable")
     assert answer.headers["retry-after"] == "5"

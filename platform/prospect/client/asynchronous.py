@@ -119,6 +119,7 @@ class AsyncLiveSession:
 
     def __init__(self, url: str, ledger: Ledger, timeout: float) -> None:
         self._url, self._ledger, self._timeout = url, ledger, timeout
+        self._left = False
         self._lock = asyncio.Lock()
         self._socket: ClientConnection
 
@@ -133,7 +134,7 @@ class AsyncLiveSession:
 
     async def __aiter__(self) -> AsyncIterator[ServerMessage]:
         """Yield the server's messages until the session is closed or this side disconnects; raises as `LiveSession`."""
-        while True:
+        while not self._left:
             try:
                 yield await self.receive()
             except ConnectionClosed:
@@ -191,7 +192,7 @@ class AsyncLiveSession:
         if self._ledger.ends_with_client and not self._ledger.over:
             with suppress(ConnectionClosed):
                 await self._socket.send(to_text(SessionClose()))
-        self._ledger.over = True
+        self._ledger.over = self._left = True
         await self._socket.close()
 
     # Connections --------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ class LiveSession:
 
     def __init__(self, url: str, ledger: Ledger, timeout: float) -> None:
         self._url, self._ledger, self._timeout = url, ledger, timeout
+        self._left = False
         self._lock = threading.Lock()
         """Held by whoever sends, or connects again."""
         self._socket = self._connect(ledger.opening())
@@ -51,7 +52,7 @@ class LiveSession:
             ServerError: `stream_lost`: the connection broke and could not be made again in time, or another stream has
                 the session now; the server's refusal where it knows the session no more.
         """
-        while True:
+        while not self._left:
             try:
                 yield self.receive()
             except ConnectionClosed:
@@ -115,7 +116,7 @@ class LiveSession:
         if self._ledger.ends_with_client and not self._ledger.over:
             with suppress(ConnectionClosed):
                 self._socket.send(to_text(SessionClose()))
-        self._ledger.over = True
+        self._ledger.over = self._left = True
         self._socket.close()
 
     # Connections --------------------------------------------------------------------------------------------

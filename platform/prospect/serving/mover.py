@@ -161,13 +161,11 @@ class Mover:
     async def _try(self, stream: Stream, link: EngineLink) -> None:
         """Bring a session into an engine; raises its refusal, or `LostConnectionError`."""
         try:
+            stream.enter(link)
             if stream.replay.base is None:  # its first context was never fed
-                stream.enter(link)
                 await link.call("open", stream.session_id, stream.epoch, spec_of(stream))
             else:
-                session, seqs, number = stream.log()
-                stream.enter(link, len(seqs))
-                await link.call("restore", stream.session_id, stream.epoch, session, seqs, number)
+                await link.call("restore", stream.session_id, stream.epoch, *stream.log())
         except BaseException:
             stream.leave_engine()
             raise

@@ -270,6 +270,10 @@ class Stream:
 
     # The engine --------------------------------------------------------------------------------------------
 
+    @property
+    def _most_ahead(self) -> int:
+        return min(IN_ENGINE, self.model.max_waiting)
+
     def leave_engine(self) -> None:
         """Begin to move: frames wait until `take_seat`."""
         self.link = None
@@ -277,11 +281,9 @@ class Stream:
         for frame in self.pending:
             frame.in_engine = False
 
-    def enter(self, link: EngineLink, in_engine: int = 0) -> None:
-        """Expect news of an engine, which is asked to take the session with the first `in_engine` frames."""
+    def enter(self, link: EngineLink) -> None:
+        """Expect news of an engine, which is asked to take the session."""
         self.link = self.model = link
-        for index, frame in enumerate(self.pending):
-            frame.in_engine = index < in_engine
 
     def take_seat(self) -> None:
         """Go on in the engine that was entered; what waited during the move has not waited for it."""
@@ -296,8 +298,10 @@ class Stream:
         return self._seated.is_set()
 
     def log(self) -> tuple[Json, list[int], int]:
-        """The arguments with which another engine restores the session: its log, the seqs that wait, its number."""
-        waiting = list(self.pending)[:IN_ENGINE]
+        """The arguments with which the engine restores the session: its log, the seqs that wait, its number."""
+        waiting = list(self.pending)[: self._most_ahead]
+        for frame in waiting:
+            frame.in_engine = True
         log = self.replay.log(self.session_id, [each.sent for each in waiting], ())
         return log, [each.sent.seq for each in waiting], self._settled_number
 
@@ -306,7 +310,7 @@ class Stream:
         if self.link is None or not self.is_seated:
             return
         ahead = sum(frame.in_engine for frame in self.pending)
-        ready = [frame for frame in self.pending if not frame.in_engine][: max(IN_ENGINE - ahead, 0)]
+        ready = [frame for frame in self.pending if not frame.in_engine][: max(self._most_ahead - ahead, 0)]
         if ready:
             for frame in ready:
                 frame.in_engine = True
