@@ -23,7 +23,7 @@ from prospect.streaming.settings import StreamingSettings
 from tests.serving.models import CONTEXT, STEPS
 
 SECRET = "s" * 32
-SMALL = CONTEXT.model_copy(update={"max_seq_len": 288, "max_tail_frames": 2})
+SMALL = CONTEXT.model_copy(update={"max_seq_len": 288, "tail_seconds": 1.0})
 """A context that is full after some 100 frames, so that sessions are refreshed."""
 STREAMING = StreamingSettings(
     cooldown_frames=3, speak_hysteresis=None, deterministic=True, deterministic_rows=4, chunk_tokens=64, max_sessions=4

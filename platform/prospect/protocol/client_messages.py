@@ -201,6 +201,8 @@ class TextAppend(ClientModel):
 
     type: Literal["input_text.append"] = "input_text.append"
     text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
+    id: Name | None = None
+    """A text with the id of one that waits for its frame is that one, sent again, and is taken once."""
 
 
 class StatePatch(ClientModel):

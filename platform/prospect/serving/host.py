@@ -25,6 +25,7 @@ from prospect.protocol.messages import (
     SessionUpdate,
     SessionView,
     StateMap,
+    TextAppend,
     Transcript,
 )
 from prospect.serving.encoders import Encoder, NoEncoder
@@ -216,7 +217,9 @@ class SessionHost:
         """Close the session once the frames taken so far are decided."""
         stream = await self._stream(session_id, handle)
         async with stream.lock:
-            await asyncio.gather(*(stream.outcome(each.sent.seq) for each in stream.pending), return_exceptions=True)
+            await asyncio.gather(
+                *(stream.outcome(each.sent.seq) for each in stream.inbox.pending), return_exceptions=True
+            )
             closed = await self._end(stream, "client")
         if handle is None and self._writer is not None and self._store is not None:
             await self._writer.call(self._store.erase, session_id)
@@ -241,7 +244,7 @@ class SessionHost:
             steps=list(stream.update.steps),
             state=stream.state,
             next_seq=stream.next_seq,
-            waiting=len(stream.pending),
+            waiting=len(stream.inbox.pending),
             counters=stream.replay.counters,
         )
 
@@ -275,8 +278,11 @@ class SessionHost:
         return outcomes
 
     @shielded
-    async def text(self, session_id: str, text: str, handle: str | None = None) -> None:
-        await (await self._stream(session_id, handle)).text(text)
+    async def text(self, session_id: str, message: TextAppend, handle: str | None = None) -> None:
+        stream = await self._stream(session_id, handle)
+        await stream.text(message.text, message.id or "")
+        if handle is None and self._writer is not None:
+            await self._writer.flush(stream)
 
     async def acknowledge(self, session_id: str, event: int, handle: str) -> None:
         (await self._stream(session_id, handle)).journal.acknowledge(event)
@@ -401,7 +407,7 @@ class SessionHost:
             now = time.monotonic()
             self._ended = {sid: each for sid, each in self._ended.items() if now - each.touched < ENDED_FOR_S}
             for stream in list(self._streams.values()):
-                if time.monotonic() - stream.touched > limit and not stream.pending:
+                if time.monotonic() - stream.touched > limit and not stream.inbox.pending:
                     with suppress(UnknownSessionError):  # its client closed it meanwhile
                         await self._end(stream, "idle")
             await self._mover.expire()

@@ -11,6 +11,7 @@ from prospect.errors import SessionError, session_error
 from prospect.protocol.messages import ModelCard
 from prospect.protocol.parsing import parse_server
 from prospect.serving.engines import EngineLink, EnginePool
+from prospect.serving.recovery import adopt, recall, recover
 from prospect.serving.replay import DecidedFrame, Json, SentFrame
 from prospect.serving.settings import ServingSettings
 from prospect.serving.store import FrameRow, SessionRow, Store, StoreUnavailable
@@ -190,15 +191,15 @@ class Mover:
         began = time.monotonic()
         stream.epoch = await self._writer.call(self._store.claim, row.session_id, row.epoch, self._address)
         said = await self._writer.call(self._store.events, row.session_id)
-        stream.recall(row)
+        recall(stream, row)
         messages = [(each.source, parse_server(each.payload)) for each in said]
         if (adopted := await self._adopt(stream, row)) is not None:
-            stream.adopt(adopted, messages)
+            adopt(stream, row, adopted, messages)
             stream.take_seat()
             return
         card = (await self._pool.any()).card
         frames = await self._writer.call(self._store.frames, row.session_id)
-        stream.recover(row, [_decided(each, card) for each in frames], messages, decided)
+        recover(stream, row, [_decided(each, card) for each in frames], messages, decided)
         await self._restore(stream, began)
         stream.moved(time.monotonic() - began)
 
