@@ -42,7 +42,7 @@ class Mover:
         self, pool: EnginePool, writer: StoreWriter | None, store: Store | None, address: str, settings: ServingSettings
     ) -> None:
         self._pool, self._writer, self._store = pool, writer, store
-        self._address, self._settings = address, settings
+        self.address, self._settings = address, settings
         self._turns = asyncio.Semaphore(AT_ONCE)
 
     # New sessions ------------------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ class Mover:
         row = SessionRow(
             session_id=stream.session_id,
             epoch=1,
-            owner=self._address,
+            owner=self.address,
             engine="",
             status="open",
             opened=stream.update.model_dump(mode="json"),
@@ -138,7 +138,7 @@ class Mover:
         while True:
             try:
                 await self._writer.flush(stream)
-                return await self._writer.call(self._store.claim, stream.session_id, stream.epoch, self._address)
+                return await self._writer.call(self._store.claim, stream.session_id, stream.epoch, self.address)
             except StoreUnavailable:
                 await asyncio.sleep(TRIED_EVERY_S)
 
@@ -189,7 +189,7 @@ class Mover:
         assert self._writer is not None
         assert self._store is not None
         began = time.monotonic()
-        stream.epoch = await self._writer.call(self._store.claim, row.session_id, row.epoch, self._address)
+        stream.epoch = await self._writer.call(self._store.claim, row.session_id, row.epoch, self.address)
         said = await self._writer.call(self._store.events, row.session_id)
         recall(stream, row)
         messages = [(each.source, parse_server(each.payload)) for each in said]

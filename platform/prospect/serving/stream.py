@@ -9,18 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from prospect.dialogue.state import format_delta
 from prospect.errors import ProspectError, session_error
 from prospect.protocol.messages import (
     DurableMessage,
     ErrorMessage,
     FrameAppend,
-    FrameDecision,
     FrameDropped,
     FrameOutcome,
     ResponseCancelled,
     ResponseDelta,
-    ResponseDone,
     ServerMessage,
     SessionMoved,
     SessionRefreshed,
@@ -31,12 +28,12 @@ from prospect.protocol.messages import (
 )
 from prospect.serving.encoders import Encoder
 from prospect.serving.engines import EngineLink
-from prospect.serving.events import HostedEvent, Patched, TextRefused, unpack_event
+from prospect.serving.events import HostedEvent, Patched, TextRefused, messages_of, unpack_event
 from prospect.serving.inbox import Inbox
 from prospect.serving.journal import Journal, Reader
 from prospect.serving.replay import DecidedFrame, Json, ReplayLog, SentFrame
-from prospect.serving.settings import Durability, SessionLimits
-from prospect.serving.store import EventRow, FrameRow, SessionChange
+from prospect.serving.settings import SessionLimits
+from prospect.serving.store import EventRow
 from prospect.serving.wire import LostConnectionError
 from prospect.streaming.features import checked_features, foreign_encoder
 from prospect.streaming.types import Decision, Refreshed, TextPiece
@@ -76,7 +73,8 @@ class Stream:
         pieces: of the utterance that is being generated, by number.
         replay: what another engine needs.
         unwritten: for the store.
-        ended: why the session is over; empty while it is not.
+        ended: why the session is over here; empty while it is not.
+        closed: whether it is over everywhere.
     """
 
     model: EngineLink
@@ -105,6 +103,7 @@ class Stream:
         self.decided_slot: int | None = None
         self.unwritten = Unwritten()
         self.ended = ""
+        self.closed = False
         self.replay = ReplayLog()
         self.settled_number = 0
         self.pieces: dict[int, TextPiece] = {}
@@ -356,41 +355,6 @@ class Stream:
         if waiter is not None and not waiter.done():  # the request may have been given up
             waiter.set_result(FrameOutcome.of(sent.seq, decision))
 
-    # The store ---------------------------------------------------------------------------------------------
-
-    def change(self, durability: Durability) -> SessionChange:
-        """Take what is to be written since the last time."""
-        unwritten, self.unwritten = self.unwritten, Unwritten()
-        columns: dict[str, Any] = {
-            "position": {
-                "decided": self.decided,
-                "slot": self.decided_slot,
-                "number": self.number,
-                "settled": self.settled_number,
-                **self.inbox.position(),
-            },
-            "engine": self.link.address if self.link else "",
-            "tokens": self.tokens,
-            "state": self.state,
-            "mark": self.replay.progress,
-            "last_event": self.journal.last_event,
-            "touched": time.time(),
-            "status": "closed" if self.ended else "open",
-        }
-        base = self.replay.base
-        if unwritten.based:
-            columns["base"] = base
-        first = base["counters"]["frames"] if base else 0
-        kept = [frame for frame in unwritten.frames if frame.frame >= first and (durability == "frames" or frame.acts)]
-        return SessionChange(
-            self.session_id,
-            self.epoch,
-            columns,
-            unwritten.events,
-            [_row(frame, durability) for frame in kept],
-            first if unwritten.based else None,
-        )
-
     # Output ------------------------------------------------------------------------------------------------
 
     def outcome(self, seq: int) -> asyncio.Future[FrameOutcome]:
@@ -447,23 +411,7 @@ def new_token() -> str:
     return secrets.token_hex(8)
 
 
-def messages_of(seq: int, decision: Decision) -> list[ServerMessage]:
-    """What a client is told of a decision at its frame `seq`."""
-    messages: list[ServerMessage] = [FrameDecision.of(seq, decision)]
-    if decision.delta:
-        state, delta = state_map(decision.state), format_delta(decision.delta)
-        messages.append(StateUpdated(state=state, delta=delta, seq=seq, frame=decision.frame))
-    if decision.utterance is not None:
-        messages.append(ResponseDone(seq=seq, frame=decision.frame, text=decision.utterance))
-    return messages
-
-
 def _wired(frame: SentFrame) -> tuple[int, list[str], bytes, list[int]]:
     assert frame.embedding is not None
     data = np.ascontiguousarray(frame.embedding, np.float16)
     return frame.seq, list(frame.texts), data.tobytes(), list(data.shape)
-
-
-def _row(frame: DecidedFrame, durability: Durability) -> FrameRow:
-    data = frame.sent.embedding if durability == "frames" else None
-    return FrameRow(frame.frame, frame.sent.seq, frame.events, None if data is None else data.tobytes())
