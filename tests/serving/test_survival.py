@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import BaseModel
 
 from prospect.client.ledger import Ledger
 from prospect.hashing import derived_seed
@@ -18,6 +19,7 @@ from prospect.protocol.messages import (
     ServerMessage,
     SessionMoved,
     SessionUpdate,
+    TextAppend,
     ThresholdsMessage,
 )
 from prospect.serving import peers
@@ -74,7 +76,7 @@ class Site:
                 self._database.stop()
             case "store is back":
                 self._database.start()
-                while self.gateway._writer.degraded:
+                while self.gateway._writer.degraded:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
 
     async def kill_engine(self) -> None:
@@ -141,17 +143,21 @@ async def talk(site: Site, loaded: LoadedModel, deaths: dict[int, list[str]]) ->
     frames = [ledger.next_frame(features(index, loaded), index / 2) for index in range(NUM_FRAMES)]
     unsent = iter(frames)
 
+    async def deliver(message: BaseModel) -> None:
+        take = site.gateway.text if isinstance(message, TextAppend) else site.gateway.push
+        await take("a", message, ledger.created.resume)
+
     async def send(count: int) -> None:
         for frame in itertools.islice(unsent, count):
-            if text := TEXTS.get(frame.seq):
-                await site.gateway.text("a", text, ledger.created.resume)
-            ledger.keep(frame)
-            await site.gateway.push("a", frame, ledger.created.resume)
+            text = [ledger.text(TEXTS[frame.seq])] if frame.seq in TEXTS else []
+            for message in (*text, frame):
+                ledger.keep(message, frame.seq)
+                await deliver(message)
 
     async def resume() -> None:
         ledger.created = await site.gateway.resume(ledger.resuming())
-        for frame in ledger.to_send_again():
-            await site.gateway.push("a", frame, ledger.created.resume)
+        for message in ledger.to_send_again():
+            await deliver(message)
 
     await send(4)
     decided = 0

@@ -84,14 +84,20 @@ class Ledger:
         """A text of the user as a message."""
         return TextAppend(text=text, id=uuid4().hex)
 
-    def keep(self, message: BaseModel) -> bool:
-        """Keep what may have to be sent again until the server has it for good; returns whether it is of that kind."""
+    def keep(self, message: BaseModel, seq: int | None = None) -> bool:
+        """Keep what may have to be sent again until the server has it for good; returns whether it is of that kind.
+
+        Args:
+            message: to the server.
+            seq: of the frame that a text joins; None: the next frame.
+        """
         match message:
             case FrameAppend():
                 assert message.seq is not None
                 self._frames[message.seq] = message
             case TextAppend():
-                self._texts.append((self.created.next_seq if self._next_seq is None else self._next_seq, message))
+                following = self.created.next_seq if self._next_seq is None else self._next_seq
+                self._texts.append((following if seq is None else seq, message))
             case StatePatch():
                 self._patches.append(message)
             case _:

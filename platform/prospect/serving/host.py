@@ -270,6 +270,8 @@ class SessionHost:
             async for message in reader:
                 if self._lease is not None:
                     await self._lease.hold()
+                if session_id not in self._streams and session_id not in self._ended:
+                    return  # it went to another gateway while this process slept
                 yield message
 
     @shielded
