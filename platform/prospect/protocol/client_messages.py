@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from prospect.dialogue.prompt import StrategyName
 from prospect.dialogue.recipe import read_recipe
 from prospect.protocol.fields import StateMap
 
@@ -94,6 +95,8 @@ class SessionUpdate(ClientModel):
     dataset: Name = ""
     """Training data set that is most like the stream: its calibrated thresholds apply. Left out, or unknown to the
     model's calibration: those of all data sets together."""
+    context_strategy: StrategyName | None = None
+    """How the context is rebuilt when it is full (docs/engine.md); left out: the server's."""
     thresholds: ThresholdsMessage = ThresholdsMessage()
     keep: bool = False
     """Whether the session outlives its WebSocket, until it is resumed, closed or idle too long."""

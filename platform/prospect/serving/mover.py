@@ -229,6 +229,7 @@ def spec_of(stream: Stream) -> Json:
         "steps": list(update.steps),
         "knowledge": update.knowledge,
         "dataset": update.dataset,
+        "strategy": update.context_strategy,
         "speak_threshold": update.thresholds.speak,
         "update_threshold": update.thresholds.update,
         "state": list(stream.state.values()) if any(each != "not_started" for each in stream.state.values()) else None,
