@@ -14,6 +14,7 @@ from prospect.serving.worker import EngineWorker
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings
 from tests.serving.models import CONTEXT, write_model
+from tests.serving.postgres import postgres  # noqa: F401  # a fixture
 
 
 @pytest.fixture(scope="session")

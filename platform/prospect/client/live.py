@@ -14,13 +14,11 @@ from websockets.sync.client import ClientConnection, connect
 from prospect.client.ledger import UNREACHABLE, Ledger, Patience
 from prospect.client.requests import Frame, ServerError, created_of, stream_lost, to_text
 from prospect.protocol.messages import (
-    FrameAppend,
     ServerMessage,
     SessionClose,
     SessionCreated,
     SessionUpdate,
     StatePatch,
-    TextAppend,
 )
 from prospect.protocol.parsing import parse_server
 
@@ -100,7 +98,7 @@ class LiveSession:
         return message.seq
 
     def text(self, text: str) -> None:
-        self._send(TextAppend(text=text))
+        self._send(self._ledger.text(text))
 
     def patch(self, **steps: Any) -> None:
         """Set steps by id: `patch(S2="completed")`."""
@@ -160,8 +158,8 @@ class LiveSession:
                 self._socket.close()
                 raise closed
             with suppress(ConnectionClosed):  # whoever uses the connection next will notice
-                for frame in self._ledger.to_send_again():
-                    self._socket.send(to_text(frame))
+                for message in self._ledger.to_send_again():
+                    self._socket.send(to_text(message))
                 if self._ledger.closing:
                     self._socket.send(to_text(SessionClose()))
 
@@ -169,13 +167,12 @@ class LiveSession:
         while True:
             with self._lock:
                 socket = self._socket
-                if isinstance(message, FrameAppend):
-                    self._ledger.keep(message)
+                again = self._ledger.keep(message)
                 try:
                     socket.send(to_text(message))
                     return
                 except ConnectionClosed as error:
                     closed = error
             self._connect_again(socket, closed)
-            if isinstance(message, FrameAppend):  # it was sent again with the others
+            if again:  # it was sent with the others
                 return

@@ -32,6 +32,7 @@ from prospect.serving.host import SessionHost
 from prospect.serving.router import PinnedRouter
 from prospect.serving.store import Store
 from prospect.settings import with_setting
+from prospect.streaming.settings import StreamingSettings
 from prospect.vision.fingerprint import encoder_fingerprint
 from prospect.vision.settings import VisionSettings
 
@@ -57,6 +58,16 @@ class Site:
     secret: str
     alone: bool
     """Whether there is one node and no more can come: its processes then talk over loopback."""
+    gpus_per_engine: float = 0.0
+    """Less than 1 where an engine shares its GPU with an encoder."""
+
+    @property
+    def streaming(self) -> StreamingSettings:
+        """Of an engine: its KV cache leaves an encoder on the same GPU its share of the memory."""
+        streaming = self.config.streaming
+        if not self.gpus_per_engine:
+            return streaming
+        return streaming.model_copy(update={"memory_share": min(streaming.memory_share, self.gpus_per_engine)})
 
     @property
     def address(self) -> str:
@@ -81,18 +92,18 @@ class Engine:
         context = config.context.over(loaded.manifest.get("context", {}))
         encoder = _encoder_settings(read_saved(folder))
         accepted = {*config.vision.equivalent_to, *([] if encoder is None else [encoder_fingerprint(encoder)])}
-        engine = StreamingEngine(loaded, context, config.streaming, accepted)
+        engine = StreamingEngine(loaded, context, site.streaming, accepted)
         serving = config.serving
         images = encoder is not None and serving.num_encoders > 0
-        self._worker = EngineWorker(engine, serving.model, images, serving.move_seconds)
-        self._listening = _Listening(site, self._worker)
+        self.worker = EngineWorker(engine, serving.model, images, serving.move_seconds)
+        self._listening = _Listening(site, self.worker)
 
     async def where(self) -> tuple[str, str]:
         """The replica's id, and where it listens."""
         return await self._listening.where()
 
     def check_health(self) -> None:
-        self._worker.check_health()
+        self.worker.check_health()
 
 
 class Encoder:
@@ -250,7 +261,7 @@ def build(config: ServeConfig, report: ReportLine = print) -> serve.Application:
     shares = _gpu_shares(config, gpus, images)
     if gpus:
         probe_gpu()
-    site = Site(config, secrets.token_hex(32), alone=one and most == now)
+    site = Site(config, secrets.token_hex(32), alone=one and most == now, gpus_per_engine=shares[0])
     engines = EngineDeployment.options(
         num_replicas=serving.num_replicas, ray_actor_options={"num_cpus": 0.5, "num_gpus": shares[0]}
     ).bind(site)
