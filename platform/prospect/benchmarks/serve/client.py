@@ -137,6 +137,7 @@ class Load:
 
     async def pace(self, due: Sequence[np.ndarray], give_up_s: float, start_at: float | None) -> list[dict[str, Any]]:
         """Send each group's frames at `due` [S, F]; `start_at`: Unix time of 0."""
+        _settle()
         began = time.perf_counter() + (_AHEAD_S if start_at is None else start_at - time.time())
         work = [
             stream.pace(row)
@@ -146,6 +147,7 @@ class Load:
         return await self._measured(began, work, give_up_s)
 
     async def saturate(self, in_flight: int, seconds: float, give_up_s: float) -> list[dict[str, Any]]:
+        _settle()
         work = [stream.saturate(in_flight, seconds) for streams in self.groups for stream in streams]
         return await self._measured(time.perf_counter(), work, seconds + give_up_s)
 
@@ -153,15 +155,12 @@ class Load:
         streams = [stream for group in self.groups for stream in group]
         for stream in streams:
             stream.began = began
-        gc.collect()
-        gc.freeze()
         before = time.process_time()
         await asyncio.gather(*work)
         with suppress(TimeoutError):  # what is not answered counts as undecided
             await asyncio.wait_for(asyncio.gather(*(stream.finish() for stream in streams)), give_up_s)
         seconds = time.perf_counter() - began
         cpu = time.process_time() - before
-        gc.unfreeze()
         names = ("sent", "first", "done", "dropped")
         return [
             {name: np.stack([getattr(stream, name) for stream in group]) for name in names}
@@ -173,6 +172,13 @@ class Load:
         closing = asyncio.gather(*(stream.close() for group in self.groups for stream in group), return_exceptions=True)
         await asyncio.wait_for(closing, 30)
         self.groups = []
+
+
+def _settle() -> None:
+    """Keep the collection of what is there from falling into the measurement."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 # In the client's process ---------------------------------------------------------------------------------------

@@ -44,10 +44,10 @@ class Neighbour:
         self.bytes = 0
         """Of a message."""
 
-    async def text(self, until: float) -> None:
+    async def text(self, seconds: float) -> None:
         """Texts of a user, each before a frame."""
         message = json.dumps({"type": "input_text.append", "text": _filled(MAX_TEXT)})
-        socket, seq = await self._opened(self._opening), 0
+        socket, seq, until = await self._opened(self._opening), 0, time.perf_counter() + seconds
         while time.perf_counter() < until:
             await self._send(socket, message)
             await socket.send(self._frame_of(seq, self._frame))
@@ -55,20 +55,21 @@ class Neighbour:
             seq += 1
         await socket.close()
 
-    async def picture(self, until: float) -> None:
+    async def picture(self, seconds: float) -> None:
         """Pictures of the most bytes and pixels."""
         data = base64.b64encode(largest_picture()).decode()
-        socket, seq = await self._opened(self._opening), 0
+        socket, seq, until = await self._opened(self._opening), 0, time.perf_counter() + seconds
         while time.perf_counter() < until:
             await self._send(socket, self._frame_of(seq, f'"image": "{data}"'))
             await self._decided(socket, seq)
             seq += 1
         await socket.close()
 
-    async def recipe(self, until: float) -> None:
+    async def recipe(self, seconds: float) -> None:
         """Sessions of the most steps and words, which no context holds, and of the most steps alone, with a frame."""
         steps = [_filled(MAX_RECIPE // MAX_STEPS)] * MAX_STEPS
         words = {"goal": _filled(MAX_GOAL), "knowledge": _filled(MAX_KNOWLEDGE)}
+        until = time.perf_counter() + seconds
         while time.perf_counter() < until:
             for more in (words, {}):
                 try:
@@ -138,5 +139,5 @@ def disturb(noise: Noise, url: str, opening: dict[str, Any], frame: str, seconds
         "recipe": neighbour.recipe,
         "picture": neighbour.picture,
     }
-    asyncio.run(ways[noise](time.perf_counter() + seconds))
+    asyncio.run(ways[noise](seconds))
     return {"sent": neighbour.sent, "refused": neighbour.refused, "bytes": neighbour.bytes}

@@ -25,8 +25,8 @@ from prospect.streaming.settings import StreamingSettings
 REPOSITORY = Path(__file__).resolve().parents[4]
 _READY_WITHIN_S = 120.0
 _LOOKED_EVERY_S = 0.05
-_ANSWERS_WITHIN_S = 15.0
-"""Above the time for which a gateway waits for its first engine."""
+_ANSWERS_WITHIN_S = 60.0
+"""A request that waits for the first engine is not to be given up: the others would not be answered sooner."""
 
 
 class Server(Protocol):

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from prospect.benchmarks.engine.settings import EngineSuite
+from prospect.serving.settings import Durability
 from prospect.settings import Settings
 
 Stage = Literal["ready", "paced", "unloaded", "saturation", "neighbour", "durability", "recovery"]
@@ -28,6 +29,7 @@ QUICK: dict[str, Any] = {
     "unloaded_s": 2.0,
     "saturated_s": 1.0,
     "neighbours": 2,
+    "durabilities": ("frames",),
     "durable_sessions": 2,
     "speak_rate": 0.25,
     "utterance_tokens": 3,
@@ -89,6 +91,8 @@ class ServeSuite(Settings):
     """Frames of each session that are under way in saturation."""
     neighbours: int = Field(default=32, ge=1)
     """Sessions beside the client that sends the largest messages."""
+    durabilities: tuple[Durability, ...] = get_args(Durability)
+    """What the store keeps in each of them."""
     durable_sessions: int = Field(default=32, ge=1)
     """Sessions of each measurement of durability."""
     durable_rate: float = Field(default=0.25, gt=0, le=0.5)

@@ -157,7 +157,7 @@ def _neighbour(bench: Bench, add: Add) -> None:
 def _durability(bench: Bench, add: Add) -> None:
     """The host without Ray with each durability, where much is said."""
     suite = bench.suite
-    for durability in ("none", "events", "frames"):
+    for durability in suite.durabilities:
         with bench.running_host(durability) as host:
             row = pace_server(bench, host, "embeddings", suite.durable_sessions, suite.durable_rate)
         add({"durability": durability, "sessions": suite.durable_sessions} | row)
