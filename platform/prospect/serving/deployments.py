@@ -7,6 +7,7 @@ import asyncio
 import os
 import secrets
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -256,12 +257,12 @@ def build(config: ServeConfig, report: ReportLine = print) -> serve.Application:
     gpus = allot(config.cluster, "serve", report).gpus
     now = present()
     most, one = largest(now), len(ray.nodes()) == 1
-    _check_store(config, one and most in (now, None))
     images = serving.num_encoders > 0 and _encoder_settings(read_saved(find_model(config))) is not None
     shares = _gpu_shares(config, gpus, images)
+    _check_store(config, one and most in (now, None))
     if gpus:
         probe_gpu()
-    site = Site(config, secrets.token_hex(32), alone=one and most == now, gpus_per_engine=shares[0])
+    site = Site(config, _secret(config), alone=one and most == now, gpus_per_engine=shares[0])
     engines = EngineDeployment.options(
         num_replicas=serving.num_replicas, ray_actor_options={"num_cpus": 0.5, "num_gpus": shares[0]}
     ).bind(site)
@@ -309,6 +310,26 @@ def _check_store(config: ServeConfig, one_node: bool) -> None:
             "nodes: an SQLite file is on one of them; or give serving.durability=none",
             field="serving.store",
         )
+
+
+def _secret(config: ServeConfig) -> str:
+    """What the application's processes know of each other: the same after a redeployment, so that sessions can move.
+
+    Where the storage root is a URL it is a new one each time, and sessions are restored from the store.
+    """
+    root = str(config.storage.root)
+    if "://" in root:
+        return secrets.token_hex(32)
+    file = Path(root) / "serving.secret"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.is_file():
+        written = file.with_suffix(f".{os.getpid()}")
+        written.touch(mode=0o600)
+        written.write_text(secrets.token_hex(32))
+        with suppress(FileExistsError):  # another application has begun at the same moment
+            os.link(written, file)
+        written.unlink()
+    return file.read_text()
 
 
 def open_port(config: ServeConfig) -> None:

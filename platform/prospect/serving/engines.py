@@ -182,6 +182,11 @@ class EnginePool:
             link.leaving = address not in await self._directory.addresses()
         return link
 
+    def check(self, link: EngineLink) -> None:
+        """Have the sessions of an engine moved if it takes no more."""
+        if link.leaving or not link.is_open:
+            self._reader.engine_lost(link)
+
     def stop(self) -> None:
         self._task.cancel()
         for link in self._links.values():

@@ -196,6 +196,7 @@ class Mover:
         if (adopted := await self._adopt(stream, row)) is not None:
             adopt(stream, row, adopted, messages)
             stream.take_seat()
+            self._pool.check(stream.model)
             return
         card = (await self._pool.any()).card
         frames = await self._writer.call(self._store.frames, row.session_id)
