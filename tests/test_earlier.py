@@ -22,11 +22,12 @@ from prospect.model import checkpoint
 from prospect.model.checkpoint import load_model
 from prospect.model.saved import read_saved
 from prospect.protocol.messages import EmbeddingMessage, FrameAppend, FrameOutcome, SessionUpdate
-from prospect.serving import deployments, live_encoder
+from prospect.serving import deployments
 from prospect.serving.config import ServeConfig
-from prospect.serving.deployments import Engine, pin_model
+from prospect.serving.deployments import Encoder, Engine, Site, pin_model
+from prospect.serving.host import SessionHost
+from prospect.serving.local import LocalEngines
 from prospect.serving.settings import ServingSettings
-from prospect.streaming import engine as engine_module
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings
 from prospect.streaming.types import Decision
@@ -115,14 +116,20 @@ def test_an_exported_session_goes_on_as_it_would_have(root: Path) -> None:
 
 async def served(root: Path) -> list[FrameOutcome]:
     """What a session of two frames is answered by a replica that serves the champion."""
-    engine = Engine(ServeConfig(**dict(config_of(root))))
-    card = await engine.model()
-    await engine.create(SessionUpdate(session_id="s", goal="make tea", steps=("boil water", "pour it")), False)
+    worker = Engine(site_of(root)).worker
+    host = SessionHost(LocalEngines([worker], "secret"), "secret")
+    card = await host.model()
+    await host.create(SessionUpdate(session_id="s", goal="make tea", steps=("boil water", "pour it")), False)
     rows = [EmbeddingMessage.of(row, card.fingerprint) for row in features("v7", 0, 2)]
-    outcomes = await engine.decide("s", [FrameAppend(seq=seq, embedding=row) for seq, row in enumerate(rows)])
-    await engine.close("s")
-    await engine.stop()
+    outcomes = await host.decide("s", [FrameAppend(seq=seq, embedding=row) for seq, row in enumerate(rows)])
+    await host.close("s")
+    await host.stop()
+    await worker.stop()
     return outcomes
+
+
+def site_of(root: Path) -> Site:
+    return Site(ServeConfig(**dict(config_of(root))), "secret", alone=True)
 
 
 def test_its_registered_model_is_served(root: Path) -> None:
@@ -154,7 +161,8 @@ def test_every_way_to_load_it_asks_for_the_device_of_its_process(root: Path, mon
         monkeypatch.setattr(module, "reserved_device", lambda: "cuda")
     model = StreamedModel(folder, root / "cache", str(root / "embeddings"), TOY_CONTEXT, StreamingSettings())
     tiny = VisionSettings(model="prospect-tiny", weights="random:0", image_size=64)
-    Engine(ServeConfig(**dict(config_of(root))))
+    Engine(site_of(root))
+    Encoder(site_of(root))
     evaluate._StreamerActor(model)
     assert callable(encoding.EncodeBatch(tiny, encoder_fingerprint(tiny), 1, lambda: "cuda")._encode)
     assert asked == ["cuda"] * 4  # the served model and its encoder
@@ -185,15 +193,3 @@ def test_an_evaluations_worker_keeps_its_engine(root: Path, monkeypatch: pytest.
     assert "goal" in failed["error"] or "context" in failed["error"]
     assert made[0].session_ids == [], "sessions of a group that failed are closed"
     assert streamer(rows[0])["decisions"] == first
-
-
-def test_a_replicas_encoder_has_its_memory_before_the_page_pool_takes_a_share_of_the_rest(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Both compute on the one GPU that is reserved for the replica."""
-    order: list[str] = []
-    load, size = live_encoder.load_encoder, engine_module.make_pool
-    monkeypatch.setattr(live_encoder, "load_encoder", lambda *given: order.append("encoder") or load(*given))
-    monkeypatch.setattr(engine_module, "make_pool", lambda *given: order.append("pool") or size(*given))
-    Engine(ServeConfig(**dict(config_of(root))))
-    assert order == ["encoder", "pool"]

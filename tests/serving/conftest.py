@@ -8,11 +8,13 @@ from prospect.model.checkpoint import LoadedModel, load_model
 from prospect.serving.api import build_api
 from prospect.serving.host import SessionHost
 from prospect.serving.live_encoder import LiveEncoder, encoder_of
-from prospect.serving.local import local_host
+from prospect.serving.local import LocalEngines
 from prospect.serving.settings import ServingSettings, SessionLimits
+from prospect.serving.worker import EngineWorker
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings
 from tests.serving.models import CONTEXT, write_model
+from tests.serving.postgres import postgres  # noqa: F401  # a fixture
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +36,7 @@ def live_encoder(loaded: LoadedModel) -> LiveEncoder:
 
 @pytest.fixture
 def host_settings() -> SessionLimits:
-    return SessionLimits()
+    return SessionLimits(max_waiting_frames=8)
 
 
 @pytest.fixture
@@ -43,11 +45,14 @@ def streaming_settings() -> StreamingSettings:
 
 
 @pytest.fixture
-def host(
-    loaded: LoadedModel, live_encoder: LiveEncoder, streaming_settings: StreamingSettings, host_settings: SessionLimits
-) -> SessionHost:
-    settings = ServingSettings(limits=host_settings)
-    return local_host(StreamingEngine(loaded, CONTEXT, streaming_settings), live_encoder, settings)
+def worker(loaded: LoadedModel, streaming_settings: StreamingSettings) -> EngineWorker:
+    return EngineWorker(StreamingEngine(loaded, CONTEXT, streaming_settings), accepts_images=True)
+
+
+@pytest.fixture
+def host(worker: EngineWorker, live_encoder: LiveEncoder, host_settings: SessionLimits) -> SessionHost:
+    settings = ServingSettings(limits=host_settings, move_seconds=0.5)
+    return SessionHost(LocalEngines([worker], "secret"), "secret", live_encoder, settings)
 
 
 @pytest.fixture

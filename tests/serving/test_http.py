@@ -303,11 +303,18 @@ def test_a_defect_is_answered_as_one(host, monkeypatch):
         assert http.get("/healthz").status_code == 200
 
 
-def test_health_is_that_of_the_engines_thread(http, host, monkeypatch):
+def test_a_session_has_a_context_strategy(http):
+    open_session(http, context_strategy="drop_all")
+    refusal = refused(http.post("/v1/sessions", json={"context_strategy": "forget"}))
+    assert refusal["field"] == "context_strategy"
+    assert "drop_all" in refusal["message"]
+
+
+def test_health_is_that_of_the_engines_thread(http, worker, monkeypatch):
     monkeypatch.setattr(api, "HEALTHY_WITHIN_S", 0.2)
     assert http.get("/healthz").status_code == 200
     free = threading.Event()
-    host._thread._thread.submit(free.wait)
+    worker._thread._thread.submit(free.wait)
     answer = http.get("/healthz")
     assert (answer.status_code, refused(answer)["code"]) == (503, "unavailable")
     assert answer.headers["retry-after"] == "5"

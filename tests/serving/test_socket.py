@@ -266,18 +266,22 @@ def test_a_stopping_server_says_so(http, host):
         assert (farewell.type, farewell.reason) == ("session.going_away", "the server stops")
 
 
-def test_an_engine_that_fails_is_reported_to_everybody_and_to_serve(http, host, monkeypatch):
+def test_an_engine_that_fails_is_reported_to_everybody_and_to_serve(http, worker, monkeypatch):
+    """There is no other engine for its session within `serving.move_seconds`."""
+
     def broken() -> None:
         raise RuntimeError("out of memory")
 
     with opened(http, thresholds=NEVER) as (socket, _):
         push(socket, 0)
         hear(socket)
-        monkeypatch.setattr(host._engine, "step", broken)
+        monkeypatch.setattr(worker._engine, "step", broken)
         push(socket, 1)
-        assert hear(socket).type == "session.going_away"
+        last = hear(socket)
+        assert (last.code, last.event) == ("session_failed", 1)
+        assert "no engine took the session within 0.5 seconds" in last.message
     with pytest.raises(RuntimeError, match="out of memory"):
-        host.check_health()
+        worker.check_health()
     assert http.get("/healthz").status_code == 503
 
 

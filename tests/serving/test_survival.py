@@ -2,17 +2,27 @@
 
 import asyncio
 import itertools
-import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import BaseModel
 
 from prospect.client.ledger import Ledger
 from prospect.hashing import derived_seed
 from prospect.model.checkpoint import LoadedModel
-from prospect.protocol.messages import DurableMessage, ServerMessage, SessionUpdate, ThresholdsMessage
+from prospect.protocol.messages import (
+    DurableMessage,
+    EmbeddingMessage,
+    FrameAppend,
+    ServerMessage,
+    SessionMoved,
+    SessionUpdate,
+    TextAppend,
+    ThresholdsMessage,
+)
+from prospect.serving import peers
 from prospect.serving.host import SessionHost
 from prospect.serving.local import LocalEngines
 from prospect.serving.settings import Durability, ServingSettings
@@ -21,9 +31,10 @@ from prospect.serving.worker import EngineWorker
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings
 from tests.serving.models import CONTEXT, STEPS
+from tests.serving.postgres import PostgresServer
 
 SECRET = "s" * 32
-SMALL = CONTEXT.model_copy(update={"max_seq_len": 288, "max_tail_frames": 2})
+SMALL = CONTEXT.model_copy(update={"max_seq_len": 288, "tail_seconds": 1.0})
 """A context that is full after some 100 frames, so that sessions are refreshed."""
 STREAMING = StreamingSettings(
     cooldown_frames=3, speak_hysteresis=None, deterministic=True, deterministic_rows=4, chunk_tokens=64, max_sessions=4
@@ -35,10 +46,10 @@ TEXTS = {2: "Shall I begin?", 9: "What now?", 17: "Done."}
 class Site:
     """Engines, a store and a gateway, each of which may die."""
 
-    def __init__(self, loaded: LoadedModel, folder: Path, durability: Durability) -> None:
-        self._loaded = loaded
+    def __init__(self, loaded: LoadedModel, url: str, durability: Durability, database: PostgresServer | None) -> None:
+        self._loaded, self._database = loaded, database
         self.settings = ServingSettings(durability=durability, move_seconds=20)
-        self.store = None if durability == "none" else Store(f"sqlite:///{folder}/{random.random()}.db")
+        self.store = None if durability == "none" else Store(url)
         self.workers = [self._worker(), self._worker()]
         self.directory = LocalEngines(self.workers, SECRET)
         self.gateway = self._gateway()
@@ -54,6 +65,19 @@ class Site:
         """The engine that has the session."""
         (worker,) = [worker for worker in self.workers if worker._sessions]
         return worker
+
+    async def happen(self, event: str) -> None:
+        match event:
+            case "engine dies":
+                await self.kill_engine()
+            case "gateway dies":
+                await self.kill_gateway()
+            case "store dies":
+                self._database.stop()
+            case "store is back":
+                self._database.start()
+                while self.gateway._writer.degraded:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
 
     async def kill_engine(self) -> None:
         worker = self.busy
@@ -119,17 +143,21 @@ async def talk(site: Site, loaded: LoadedModel, deaths: dict[int, list[str]]) ->
     frames = [ledger.next_frame(features(index, loaded), index / 2) for index in range(NUM_FRAMES)]
     unsent = iter(frames)
 
+    async def deliver(message: BaseModel) -> None:
+        take = site.gateway.text if isinstance(message, TextAppend) else site.gateway.push
+        await take("a", message, ledger.created.resume)
+
     async def send(count: int) -> None:
         for frame in itertools.islice(unsent, count):
-            if text := TEXTS.get(frame.seq):
-                await site.gateway.text("a", text, ledger.created.resume)
-            ledger.keep(frame)
-            await site.gateway.push("a", frame, ledger.created.resume)
+            text = [ledger.text(TEXTS[frame.seq])] if frame.seq in TEXTS else []
+            for message in (*text, frame):
+                ledger.keep(message, frame.seq)
+                await deliver(message)
 
     async def resume() -> None:
         ledger.created = await site.gateway.resume(ledger.resuming())
-        for frame in ledger.to_send_again():
-            await site.gateway.push("a", frame, ledger.created.resume)
+        for message in ledger.to_send_again():
+            await deliver(message)
 
     await send(4)
     decided = 0
@@ -142,18 +170,25 @@ async def talk(site: Site, loaded: LoadedModel, deaths: dict[int, list[str]]) ->
                     if message.type == "decision":
                         await send(1)
                 died = deaths.pop(len(heard.messages), [])
-                for kind in died:
-                    await (site.kill_engine() if kind == "engine" else site.kill_gateway())
-                if "gateway" in died or decided == NUM_FRAMES:
+                for event in died:
+                    await site.happen(event)
+                if "gateway dies" in died or decided == NUM_FRAMES:
                     break
             if decided < NUM_FRAMES:
                 await resume()
         return heard
 
 
-def run(loaded: LoadedModel, folder: Path, durability: Durability, deaths: dict[int, list[str]]) -> Heard:
+def run(
+    loaded: LoadedModel,
+    folder: Path,
+    durability: Durability,
+    deaths: dict[int, list[str]],
+    database: PostgresServer | None = None,
+) -> Heard:
     async def story() -> Heard:
-        site = Site(loaded, folder, durability)
+        url = f"sqlite:///{folder}/sessions.db" if database is None else database.new_database()
+        site = Site(loaded, url, durability, database)
         try:
             return await talk(site, loaded, deaths)
         finally:
@@ -180,7 +215,7 @@ def same(heard: Heard, undisturbed: Heard) -> None:
 
 @pytest.mark.parametrize("at", MOMENTS)
 def test_the_death_of_an_engine(loaded: LoadedModel, undisturbed: Heard, tmp_path: Path, at: int):
-    heard = run(loaded, tmp_path, "none", {at: ["engine"]})
+    heard = run(loaded, tmp_path, "none", {at: ["engine dies"]})
     same(heard, undisturbed)
     [moved] = [message for message in heard.messages if message.type == "session.moved"]
     assert moved.lost_frames == 0
@@ -188,17 +223,17 @@ def test_the_death_of_an_engine(loaded: LoadedModel, undisturbed: Heard, tmp_pat
 
 @pytest.mark.parametrize("at", MOMENTS)
 def test_the_death_of_a_gateway(loaded: LoadedModel, undisturbed: Heard, tmp_path: Path, at: int):
-    same(run(loaded, tmp_path, "events", {at: ["gateway"]}), undisturbed)
+    same(run(loaded, tmp_path, "events", {at: ["gateway dies"]}), undisturbed)
 
 
 @pytest.mark.parametrize("at", MOMENTS)
 def test_both_at_once_with_the_frames_in_the_store(loaded: LoadedModel, undisturbed: Heard, tmp_path: Path, at: int):
-    same(run(loaded, tmp_path, "frames", {at: ["engine", "gateway"]}), undisturbed)
+    same(run(loaded, tmp_path, "frames", {at: ["engine dies", "gateway dies"]}), undisturbed)
 
 
 @pytest.mark.parametrize("at", MOMENTS)
 def test_both_at_once_without_them(loaded: LoadedModel, undisturbed: Heard, tmp_path: Path, at: int):
-    heard = run(loaded, tmp_path, "events", {at: ["gateway", "engine"]})
+    heard = run(loaded, tmp_path, "events", {at: ["gateway dies", "engine dies"]})
     before = [each for each in heard.messages[:at] if isinstance(each, DurableMessage)]
     assert [_said(each) for each in before] == undisturbed.durable[: len(before)]
     events = [event for event, *_ in heard.durable]
@@ -214,5 +249,39 @@ def test_both_at_once_without_them(loaded: LoadedModel, undisturbed: Heard, tmp_
 
 @pytest.mark.parametrize("durability", ["none", "events", "frames"])
 def test_one_death_after_the_other(loaded: LoadedModel, undisturbed: Heard, tmp_path: Path, durability: Durability):
-    deaths = {8: ["engine"]} if durability == "none" else {8: ["engine"], 30: ["gateway"]}
+    deaths = {8: ["engine dies"]} if durability == "none" else {8: ["engine dies"], 30: ["gateway dies"]}
     same(run(loaded, tmp_path, durability, deaths), undisturbed)
+
+
+@pytest.mark.parametrize("after", [["gateway dies"], ["engine dies"], []])
+def test_the_death_of_the_store(
+    loaded: LoadedModel, undisturbed: Heard, tmp_path: Path, postgres: PostgresServer, after: list[str]
+):
+    """Meanwhile the session speaks on; when the store is back it has all of it, and a second death loses nothing."""
+    events = {12: ["store dies"], 34: ["store is back", *after]}
+    same(run(loaded, tmp_path, "events", events, postgres), undisturbed)
+
+
+def test_a_gateway_that_slept_asks_before_it_speaks(loaded: LoadedModel, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(peers, "WITHIN_S", 0.2)
+
+    async def story() -> None:
+        site = Site(loaded, f"sqlite:///{tmp_path}/sessions.db", "events", None)
+        asleep, update = site.gateway, SessionUpdate(session_id="a", thresholds=ThresholdsMessage(speak=1.0), keep=True)
+        handle = (await asleep.create(update, True)).resume
+        monkeypatch.setattr(asleep, "release", lambda session_id: asyncio.sleep(60))
+        awake = site._gateway()
+        created = await awake.resume(SessionUpdate(resume=handle, last_event=0, decided=-1))
+        stale = asleep._streams["a"]
+        stale.say(SessionMoved(decided_to=0))  # what it was about to say, which no store holds back
+        asleep._lease._held_at -= 60
+        assert [message async for message in asleep.events("a", handle)] == []
+        assert asleep.open_sessions == []
+        await awake.push("a", FrameAppend(embedding=EmbeddingMessage.of(features(0, loaded), loaded.fingerprint)))
+        async for message in awake.events("a", created.resume):
+            assert message.type == "decision"
+            break
+        await awake.stop()
+        await site.stop()
+
+    asyncio.run(story())

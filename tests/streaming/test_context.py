@@ -28,15 +28,18 @@ from prospect.streaming.settings import StreamingSettings
 from prospect.streaming.types import Decision, Refreshed, SessionSpec
 from tests.factories import (
     CONTEXT,
+    SETTINGS,
     SHORT_TEA,
     decisions,
     features,
+    stream,
     tea_dialogue,
     timeline_of,
     tiny_model,
     tiny_vocabulary,
     with_progress,
 )
+from tests.factories import run as finish
 
 BUSY = StreamingSettings(
     speak_threshold=0.0, update_threshold=0.5, cooldown_frames=4, speak_hysteresis=None, state_policy="implied_start"
@@ -275,3 +278,26 @@ def test_a_state_in_words():
         "Completed: S1. In progress: S2. Next: S3."
     )
     assert describe_state(TaskState((StepState(2),))) == "Completed: S1."
+
+
+def test_a_session_may_have_a_strategy_of_its_own(random_model):
+    """Its context is that of an engine of this strategy, beside a session of another one, and after a move too."""
+    small = CONTEXT.model_copy(update={"max_seq_len": 400})
+    dropping = dataclasses.replace(SHORT_TEA, strategy="drop_all")
+    own = StreamingEngine(random_model, small, SETTINGS)
+    every = StreamingEngine(random_model, small.model_copy(update={"strategy": "drop_all"}), SETTINGS)
+    refreshed = []
+    for engine, specs in ((own, {"a": dropping, "b": SHORT_TEA}), (every, {"a": SHORT_TEA})):
+        for name, spec in specs.items():
+            engine.open(name, spec)
+            stream(engine, name, "tea", range(100))
+        heard = finish(engine)
+        refreshed.append([event for event in heard["a"] if isinstance(event, Refreshed)])
+    assert refreshed[0] == refreshed[1] != []
+    assert own.segment("a").context == every.segment("a").context != own.segment("b").context
+    moved = StreamingEngine(random_model, small, SETTINGS)
+    moved.import_(json.loads(json.dumps(own.export("a"))))
+    finish(moved)
+    stream(moved, "a", "tea", range(100, 200))
+    assert moved.segment("a").context == own.segment("a").context
+    assert any(isinstance(event, Refreshed) for event in finish(moved)["a"])

@@ -26,7 +26,6 @@ from prospect.client.requests import (
     to_text,
 )
 from prospect.protocol.messages import (
-    FrameAppend,
     FrameOutcome,
     FramesResponse,
     ModelCard,
@@ -119,6 +118,7 @@ class AsyncLiveSession:
 
     def __init__(self, url: str, ledger: Ledger, timeout: float) -> None:
         self._url, self._ledger, self._timeout = url, ledger, timeout
+        self._left = False
         self._lock = asyncio.Lock()
         self._socket: ClientConnection
 
@@ -133,7 +133,7 @@ class AsyncLiveSession:
 
     async def __aiter__(self) -> AsyncIterator[ServerMessage]:
         """Yield the server's messages until the session is closed or this side disconnects; raises as `LiveSession`."""
-        while True:
+        while not self._left:
             try:
                 yield await self.receive()
             except ConnectionClosed:
@@ -175,7 +175,7 @@ class AsyncLiveSession:
         return message.seq
 
     async def text(self, text: str) -> None:
-        await self._send(TextAppend(text=text))
+        await self._send(self._ledger.text(text))
 
     async def patch(self, **steps: Any) -> None:
         """Set steps by id: `patch(S2="completed")`."""
@@ -191,7 +191,7 @@ class AsyncLiveSession:
         if self._ledger.ends_with_client and not self._ledger.over:
             with suppress(ConnectionClosed):
                 await self._socket.send(to_text(SessionClose()))
-        self._ledger.over = True
+        self._ledger.over = self._left = True
         await self._socket.close()
 
     # Connections --------------------------------------------------------------------------------------------
@@ -235,8 +235,8 @@ class AsyncLiveSession:
                 await self._socket.close()
                 raise closed
             with suppress(ConnectionClosed):  # whoever uses the connection next will notice
-                for frame in self._ledger.to_send_again():
-                    await self._socket.send(to_text(frame))
+                for message in self._ledger.to_send_again():
+                    await self._socket.send(to_text(message))
                 if self._ledger.closing:
                     await self._socket.send(to_text(SessionClose()))
 
@@ -244,13 +244,12 @@ class AsyncLiveSession:
         while True:
             async with self._lock:
                 socket = self._socket
-                if isinstance(message, FrameAppend):
-                    self._ledger.keep(message)
+                again = self._ledger.keep(message)
                 try:
                     await socket.send(to_text(message))
                     return
                 except ConnectionClosed as error:
                     closed = error
             await self._connect_again(socket, closed)
-            if isinstance(message, FrameAppend):  # it was sent again with the others
+            if again:  # it was sent with the others
                 return

@@ -1,7 +1,9 @@
 """What one side of a stream has sent and heard: the frames to send again, and from where to resume."""
 
 import time
+from uuid import uuid4
 
+from pydantic import BaseModel
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from prospect.client.requests import Frame, ServerError, frame_message, stream_lost
@@ -18,6 +20,9 @@ from prospect.protocol.messages import (
     SessionCreated,
     SessionMoved,
     SessionUpdate,
+    StatePatch,
+    StateUpdated,
+    TextAppend,
 )
 
 ACKNOWLEDGED_EVERY = 100
@@ -52,6 +57,10 @@ class Ledger:
         self._next_seq: int | None = None
         self._frames: dict[int, FrameAppend] = {}
         """By seq, sent and neither decided nor dropped."""
+        self._texts: list[tuple[int, TextAppend]] = []
+        """With the seq of the frame that each joins, which is not decided."""
+        self._patches: list[StatePatch] = []
+        """That the server has not confirmed."""
         self._last_event, self._decided = update.last_event, update.decided
         """None until something of the kind has been heard: the server then sends what nobody has."""
         self._acknowledged = update.last_event or 0
@@ -71,14 +80,37 @@ class Ledger:
         self._next_seq = seq + 1
         return message
 
-    def keep(self, frame: FrameAppend) -> None:
-        """Keep a frame until it is decided or dropped."""
-        assert frame.seq is not None
-        self._frames[frame.seq] = frame
+    def text(self, text: str) -> TextAppend:
+        """A text of the user as a message."""
+        return TextAppend(text=text, id=uuid4().hex)
 
-    def to_send_again(self) -> list[FrameAppend]:
-        """The frames that the server has not taken."""
-        return [frame for seq, frame in sorted(self._frames.items()) if seq >= self.created.next_seq]
+    def keep(self, message: BaseModel, seq: int | None = None) -> bool:
+        """Keep what may have to be sent again until the server has it for good; returns whether it is of that kind.
+
+        Args:
+            message: to the server.
+            seq: of the frame that a text joins; None: the next frame.
+        """
+        match message:
+            case FrameAppend():
+                assert message.seq is not None
+                self._frames[message.seq] = message
+            case TextAppend():
+                following = self.created.next_seq if self._next_seq is None else self._next_seq
+                self._texts.append((following if seq is None else seq, message))
+            case StatePatch():
+                self._patches.append(message)
+            case _:
+                return False
+        return True
+
+    def to_send_again(self) -> list[BaseModel]:
+        """What the server may not have: patches, and the frames from `next_seq` on with the texts before them."""
+        first = self.created.next_seq
+        again: list[tuple[int, int, BaseModel]] = [(seq, 1, frame) for seq, frame in list(self._frames.items())]
+        again += [(seq, 0, text) for seq, text in self._texts]
+        order = sorted((each for each in again if each[0] >= first), key=lambda each: each[:2])
+        return [*self._patches, *(message for _, _, message in order)]
 
     def note(self, message: ServerMessage) -> bool:
         """Note what has arrived; returns whether it is new."""
@@ -92,16 +124,26 @@ class Ledger:
                 if self._decided is not None and message.seq <= self._decided:
                     return False
                 self._decided = message.seq
-                self._frames.pop(message.seq, None)
+                self._forget_before(message.seq + 1)
+            case StateUpdated(seq=None):
+                self._patches = self._patches[1:]
+            case ErrorMessage(field=str() as named) if named.partition(".")[0] == "state":
+                self._patches = self._patches[1:]
             case FrameDropped() | ErrorMessage(seq=int()):
                 self._frames.pop(message.seq or 0, None)
             case SessionMoved():
                 self._decided = max(-1 if self._decided is None else self._decided, message.decided_to)
-                for seq in [seq for seq in list(self._frames) if seq <= message.decided_to]:
-                    self._frames.pop(seq, None)  # another thread may be adding frames
+                self._forget_before(message.decided_to + 1)
             case SessionClosed():
                 self.over = True
         return True
+
+    def _forget_before(self, seq: int) -> None:
+        """Forget frames that are decided, and their texts; another thread may be adding some."""
+        for each in [each for each in list(self._frames) if each < seq]:
+            self._frames.pop(each, None)
+        while self._texts and self._texts[0][0] < seq:
+            self._texts.pop(0)
 
     def acknowledgement(self) -> EventAck | None:
         """What tells the server which events it need not keep, where that is due."""

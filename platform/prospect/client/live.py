@@ -14,13 +14,11 @@ from websockets.sync.client import ClientConnection, connect
 from prospect.client.ledger import UNREACHABLE, Ledger, Patience
 from prospect.client.requests import Frame, ServerError, created_of, stream_lost, to_text
 from prospect.protocol.messages import (
-    FrameAppend,
     ServerMessage,
     SessionClose,
     SessionCreated,
     SessionUpdate,
     StatePatch,
-    TextAppend,
 )
 from prospect.protocol.parsing import parse_server
 
@@ -34,6 +32,7 @@ class LiveSession:
 
     def __init__(self, url: str, ledger: Ledger, timeout: float) -> None:
         self._url, self._ledger, self._timeout = url, ledger, timeout
+        self._left = False
         self._lock = threading.Lock()
         """Held by whoever sends, or connects again."""
         self._socket = self._connect(ledger.opening())
@@ -51,7 +50,7 @@ class LiveSession:
             ServerError: `stream_lost`: the connection broke and could not be made again in time, or another stream has
                 the session now; the server's refusal where it knows the session no more.
         """
-        while True:
+        while not self._left:
             try:
                 yield self.receive()
             except ConnectionClosed:
@@ -99,7 +98,7 @@ class LiveSession:
         return message.seq
 
     def text(self, text: str) -> None:
-        self._send(TextAppend(text=text))
+        self._send(self._ledger.text(text))
 
     def patch(self, **steps: Any) -> None:
         """Set steps by id: `patch(S2="completed")`."""
@@ -115,7 +114,7 @@ class LiveSession:
         if self._ledger.ends_with_client and not self._ledger.over:
             with suppress(ConnectionClosed):
                 self._socket.send(to_text(SessionClose()))
-        self._ledger.over = True
+        self._ledger.over = self._left = True
         self._socket.close()
 
     # Connections --------------------------------------------------------------------------------------------
@@ -159,8 +158,8 @@ class LiveSession:
                 self._socket.close()
                 raise closed
             with suppress(ConnectionClosed):  # whoever uses the connection next will notice
-                for frame in self._ledger.to_send_again():
-                    self._socket.send(to_text(frame))
+                for message in self._ledger.to_send_again():
+                    self._socket.send(to_text(message))
                 if self._ledger.closing:
                     self._socket.send(to_text(SessionClose()))
 
@@ -168,13 +167,12 @@ class LiveSession:
         while True:
             with self._lock:
                 socket = self._socket
-                if isinstance(message, FrameAppend):
-                    self._ledger.keep(message)
+                again = self._ledger.keep(message)
                 try:
                     socket.send(to_text(message))
                     return
                 except ConnectionClosed as error:
                     closed = error
             self._connect_again(socket, closed)
-            if isinstance(message, FrameAppend):  # it was sent again with the others
+            if again:  # it was sent with the others
                 return

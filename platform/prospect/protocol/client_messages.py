@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from prospect.dialogue.prompt import StrategyName
 from prospect.dialogue.recipe import read_recipe
 from prospect.protocol.fields import StateMap
 
@@ -94,6 +95,8 @@ class SessionUpdate(ClientModel):
     dataset: Name = ""
     """Training data set that is most like the stream: its calibrated thresholds apply. Left out, or unknown to the
     model's calibration: those of all data sets together."""
+    context_strategy: StrategyName | None = None
+    """How the context is rebuilt when it is full (docs/engine.md); left out: the server's."""
     thresholds: ThresholdsMessage = ThresholdsMessage()
     keep: bool = False
     """Whether the session outlives its WebSocket, until it is resumed, closed or idle too long."""
@@ -201,6 +204,8 @@ class TextAppend(ClientModel):
 
     type: Literal["input_text.append"] = "input_text.append"
     text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
+    id: Name | None = None
+    """A text with the id of one that waits for its frame is that one, sent again, and is taken once."""
 
 
 class StatePatch(ClientModel):

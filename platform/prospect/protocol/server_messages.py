@@ -162,7 +162,7 @@ class SessionMoved(ServerModel):
     seconds: float = 0.0
     """For which nothing was decided; 0 where the connection alone moved."""
     lost_frames: int = 0
-    """Decided frames that the next context cannot show again: state and conversation are there, what was seen is not."""
+    """Decided frames that the next context cannot show again: state and conversation are there, their pictures not."""
 
 
 class SessionClosed(DurableMessage):

@@ -127,7 +127,7 @@ def _add_sessions(api: FastAPI, host: SessionHost) -> None:
 
     @api.post(f"{path}/text", status_code=202, responses=refusals(404, 413))
     async def text(session_id: str, message: TextAppend) -> dict[str, str]:
-        await host.text(session_id, message.text)
+        await host.text(session_id, message)
         return {"status": "joins the next frame"}
 
     @api.get(path, responses=refusals(404))

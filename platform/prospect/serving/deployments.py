@@ -16,7 +16,6 @@ from typing import Any, Protocol
 import ray
 from fastapi import FastAPI
 from ray import serve
-from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, HTTPOptions, ProxyLocation, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
@@ -47,6 +46,7 @@ from prospect.serving.requirements import (
 from prospect.serving.router import GatewayRouter, PinnedRouter
 from prospect.serving.store import Store
 from prospect.settings import with_setting
+from prospect.streaming.settings import StreamingSettings
 from prospect.vision.fingerprint import encoder_fingerprint
 from prospect.vision.settings import VisionSettings
 
@@ -64,7 +64,6 @@ REPORTED_EVERY_S = 2.0
 """Seconds between two reports of an engine's load to Serve's controller."""
 SPARE_PERCENT = 1
 """Of a deployment's replicas that start before an old version's stop; Serve rounds up, to one."""
-SECRET_KEY, SECRET_SPACE = b"prospect:secret", b"prospect"
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,16 @@ class Site:
     secret: str
     alone: bool
     """Whether there is one node and no more can come: its processes then talk over loopback."""
+    gpus_per_engine: float = 0.0
+    """Less than 1 where an engine shares its GPU with an encoder."""
+
+    @property
+    def streaming(self) -> StreamingSettings:
+        """Of an engine: its KV cache leaves an encoder on the same GPU its share of the memory."""
+        streaming = self.config.streaming
+        if not self.gpus_per_engine:
+            return streaming
+        return streaming.model_copy(update={"memory_share": min(streaming.memory_share, self.gpus_per_engine)})
 
     @property
     def address(self) -> str:
@@ -99,18 +108,18 @@ class Engine:
         context = config.context.over(loaded.manifest.get("context", {}))
         encoder = _encoder_settings(read_saved(folder))
         accepted = {*config.vision.equivalent_to, *([] if encoder is None else [encoder_fingerprint(encoder)])}
-        self._engine = TimedEngine(loaded, context, config.streaming, accepted)
+        self._engine = TimedEngine(loaded, context, site.streaming, accepted)
         serving = config.serving
         images = encoder is not None and serving.num_encoders > 0
-        self._worker = EngineWorker(self._engine, serving.model, images, serving.move_seconds)
-        self._listening = _Listening(site, self._worker)
+        self.worker = EngineWorker(self._engine, serving.model, images, serving.move_seconds)
+        self._listening = _Listening(site, self.worker)
 
     async def where(self) -> tuple[str, str]:
         """The replica's id, and where it listens."""
         return await self._listening.where()
 
     def check_health(self) -> None:
-        self._worker.check_health()
+        self.worker.check_health()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's hook: what `SessionPolicy` decides by."""
@@ -277,17 +286,16 @@ def build(config: ServeConfig, report: ReportLine = print) -> serve.Application:
     allotted = allot(config.cluster, "serve", report)
     now = present()
     most, one = largest(now), len(ray.nodes()) == 1
-    check_store(config, one and most in (now, None))
     images = serving.num_encoders > 0 and _encoder_settings(read_saved(find_model(config))) is not None
     share = shares(config, allotted, images)
+    check_store(config, one and most in (now, None))
     if allotted.gpus:
         probe_gpu()
-    site = Site(config, shared_secret(), alone=one and most == now)
+    site = Site(config, _secret(config), alone=one and most == now, gpus_per_engine=share.engine_gpus)
     surge = SPARE_PERCENT if share.has_spare else 0
     options = {"num_cpus": ENGINE_CPUS, "num_gpus": share.engine_gpus}
-    engines = EngineDeployment.options(**_numbers(config), max_surge_percent=surge, ray_actor_options=options).bind(
-        site
-    )
+    engine = EngineDeployment.options(**_numbers(config), max_surge_percent=surge, ray_actor_options=options)
+    engines = engine.bind(site)
     encoders = None
     if images:
         options = {"num_cpus": ENCODER_CPUS, "num_gpus": share.encoder_gpus}
@@ -322,10 +330,24 @@ def _numbers(config: ServeConfig) -> dict[str, Any]:
         }
 
 
-def shared_secret() -> str:
-    """Return the secret that this cluster's gateways and engines know, of all versions of the application."""
-    _internal_kv_put(SECRET_KEY, secrets.token_hex(32).encode(), overwrite=False, namespace=SECRET_SPACE)
-    return _internal_kv_get(SECRET_KEY, namespace=SECRET_SPACE).decode()
+def _secret(config: ServeConfig) -> str:
+    """What the application's processes know of each other: the same after a redeployment, so that sessions can move.
+
+    Where the storage root is a URL it is a new one each time, and sessions are restored from the store.
+    """
+    root = str(config.storage.root)
+    if "://" in root:
+        return secrets.token_hex(32)
+    file = Path(root) / "serving.secret"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.is_file():
+        written = file.with_suffix(f".{os.getpid()}")
+        written.touch(mode=0o600)
+        written.write_text(secrets.token_hex(32))
+        with suppress(FileExistsError):  # another application has begun at the same moment
+            os.link(written, file)
+        written.unlink()
+    return file.read_text()
 
 
 def open_port(config: ServeConfig, elsewhere: bool = False) -> None:

@@ -47,6 +47,7 @@ class EngineLink:
         address: of the engine.
         card: what it serves.
         accepted: fingerprints of embeddings that it takes.
+        max_waiting: most frames of one session that wait in it.
         num_sessions: that it had when it was last asked, over all gateways.
         leaving: whether its replica takes no more sessions.
     """
@@ -54,6 +55,7 @@ class EngineLink:
     connection: Connection
     card: ModelCard
     accepted: frozenset[str]
+    max_waiting: int
 
     def __init__(self, address: str, reader: NewsReader) -> None:
         self.address, self._reader = address, reader
@@ -81,6 +83,7 @@ class EngineLink:
         hello = await self.connection.call("hello", within=ANSWERS_WITHIN_S)
         self.card = ModelCard.model_validate(hello["card"])
         self.accepted, self._capacity = frozenset(hello["accepted"]), hello["capacity"]
+        self.max_waiting = hello["max_waiting"]
         self._task = asyncio.create_task(self._ping())
         return self
 

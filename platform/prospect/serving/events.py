@@ -1,9 +1,10 @@
-"""An engine's events as they travel to the gateway: plain lists, for msgpack."""
+"""An engine's events: as they travel to the gateway, plain lists for msgpack, and as the client is told of them."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from prospect.dialogue.state import TaskState, format_delta, parse_delta
+from prospect.protocol.messages import FrameDecision, ResponseDone, ServerMessage, StateUpdated, state_map
 from prospect.streaming.types import Decision, EngineEvent, Failed, Refreshed, TextPiece
 
 
@@ -55,6 +56,17 @@ def unpack_event(packed: list[Any]) -> HostedEvent:
         }
         return Decision(**{**content, **changed})
     return _CLASSES[kind](**content)
+
+
+def messages_of(seq: int, decision: Decision) -> list[ServerMessage]:
+    """What a client is told of a decision at its frame `seq`."""
+    messages: list[ServerMessage] = [FrameDecision.of(seq, decision)]
+    if decision.delta:
+        state, delta = state_map(decision.state), format_delta(decision.delta)
+        messages.append(StateUpdated(state=state, delta=delta, seq=seq, frame=decision.frame))
+    if decision.utterance is not None:
+        messages.append(ResponseDone(seq=seq, frame=decision.frame, text=decision.utterance))
+    return messages
 
 
 _KINDS: dict[type, str] = {TextPiece: "piece", Refreshed: "refreshed", Failed: "failed", TextRefused: "refused"}

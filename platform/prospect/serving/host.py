@@ -3,7 +3,6 @@
 import asyncio
 import functools
 import logging
-import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -13,7 +12,6 @@ from typing import Any, Literal, ParamSpec, TypeVar
 from prospect.errors import SessionError, UnknownSessionError, session_error
 from prospect.protocol.messages import (
     CAPABILITIES,
-    SESSION_ID,
     ErrorMessage,
     FrameAppend,
     FrameOutcome,
@@ -25,13 +23,16 @@ from prospect.protocol.messages import (
     SessionUpdate,
     SessionView,
     StateMap,
+    TextAppend,
     Transcript,
 )
 from prospect.serving.encoders import Encoder, NoEncoder
 from prospect.serving.engines import Directory, EngineLink, EnginePool
 from prospect.serving.journal import Journal
+from prospect.serving.lease import Lease
 from prospect.serving.mover import Mover
-from prospect.serving.peers import Answer, GatewayPeer, Respond, owns, release_elsewhere, respond_elsewhere
+from prospect.serving.ownership import Ownership
+from prospect.serving.peers import Answer, GatewayPeer, Respond, respond_elsewhere
 from prospect.serving.settings import ServingSettings
 from prospect.serving.store import Store
 from prospect.serving.stream import Stream
@@ -43,7 +44,6 @@ T = TypeVar("T")
 P = ParamSpec("P")
 ENDED_FOR_S = 60.0
 """Seconds for which a closed session can be resumed, to hear its end."""
-_ID = re.compile(SESSION_ID)
 CloseReason = Literal["client", "idle", "disconnected"]
 
 
@@ -92,12 +92,13 @@ class SessionHost:
         self._ended: dict[str, Stream] = {}
         """Closed not long ago: their clients may have lost the connection before they heard of it."""
         self._opening: set[str] = set()
-        self._fetching: dict[str, asyncio.Task[Stream | None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._begun: asyncio.Task[None] | None = None
         self._mover: Mover
         self._pool: EnginePool
         self._writer: StoreWriter | None = None
+        self._ownership: Ownership | None = None
+        self._lease: Lease | None = None
         self._server: asyncio.Server | None = None
         self.respond: Respond
         """Answers requests that other gateways pass on; set by the API."""
@@ -154,7 +155,8 @@ class SessionHost:
             await self._ready()
             for task in self._tasks:
                 task.cancel()
-            if self._writer is not None:
+            if self._writer is not None and self._lease is not None:
+                self._lease.stop()
                 await self._writer.stop()
             self._pool.stop()
         if self._server is not None:
@@ -169,9 +171,14 @@ class SessionHost:
     async def _begin(self) -> None:
         if self._store is not None:
             self._server, self.address = await listen(self._node, self._secret, lambda: GatewayPeer(self))
-            self._writer = StoreWriter(self._store, self._settings.durability, self._fenced)
+            self._writer = StoreWriter(self._store, self._settings.durability, self._give_up)
         self._pool = EnginePool(self._engines, self._secret, self)
         self._mover = Mover(self._pool, self._writer, self._store, self.address, self._settings)
+        if self._store is not None and self._writer is not None:
+            self._ownership = Ownership(
+                self._streams, self._new_stream, self._give_up, self._mover, self._writer, self._store, self._secret
+            )
+            self._lease = Lease(self._ownership.check)
         self._tasks = [asyncio.create_task(self._sweep())]
 
     # Sessions ----------------------------------------------------------------------------------------------
@@ -204,7 +211,7 @@ class SessionHost:
         session_id, _, token = (update.resume or "").partition(":")
         stream = self._streams.get(session_id) or self._ended.get(session_id)
         if stream is None:
-            stream = await self._fetch(session_id, token, update.decided)
+            stream = await self._ownership.fetch(session_id, token, update.decided) if self._ownership else None
         if stream is None or not stream.knows(token):
             raise UnknownSessionError("resume: no session with this handle is open here", field="resume")
         stream.touched = time.monotonic()
@@ -216,7 +223,9 @@ class SessionHost:
         """Close the session once the frames taken so far are decided."""
         stream = await self._stream(session_id, handle)
         async with stream.lock:
-            await asyncio.gather(*(stream.outcome(each.sent.seq) for each in stream.pending), return_exceptions=True)
+            await asyncio.gather(
+                *(stream.outcome(each.sent.seq) for each in stream.inbox.pending), return_exceptions=True
+            )
             closed = await self._end(stream, "client")
         if handle is None and self._writer is not None and self._store is not None:
             await self._writer.call(self._store.erase, session_id)
@@ -241,7 +250,7 @@ class SessionHost:
             steps=list(stream.update.steps),
             state=stream.state,
             next_seq=stream.next_seq,
-            waiting=len(stream.pending),
+            waiting=len(stream.inbox.pending),
             counters=stream.replay.counters,
         )
 
@@ -259,6 +268,10 @@ class SessionHost:
         reader = stream.reader if stream is not None and stream.handle == handle else None
         if reader is not None:
             async for message in reader:
+                if self._lease is not None:
+                    await self._lease.hold()
+                if session_id not in self._streams and session_id not in self._ended:
+                    return  # it went to another gateway while this process slept
                 yield message
 
     @shielded
@@ -275,8 +288,11 @@ class SessionHost:
         return outcomes
 
     @shielded
-    async def text(self, session_id: str, text: str, handle: str | None = None) -> None:
-        await (await self._stream(session_id, handle)).text(text)
+    async def text(self, session_id: str, message: TextAppend, handle: str | None = None) -> None:
+        stream = await self._stream(session_id, handle)
+        await stream.text(message.text, message.id or "")
+        if handle is None and self._writer is not None:
+            await self._writer.flush(stream)
 
     async def acknowledge(self, session_id: str, event: int, handle: str) -> None:
         (await self._stream(session_id, handle)).journal.acknowledge(event)
@@ -292,63 +308,21 @@ class SessionHost:
     # Other gateways ----------------------------------------------------------------------------------------
 
     async def owner_of(self, session_id: str) -> str | None:
-        """The address of the gateway that owns a session; None: this one, or nobody.
-
-        A session whose gateway is gone becomes this one's.
-        """
+        """The address of the gateway that owns a session; None: this one, or nobody (`Ownership.owner_of`)."""
         await self._ready()
-        if session_id in self._streams or self._store is None or self._writer is None or not _ID.fullmatch(session_id):
-            return None
-        row = await self._writer.call(self._store.find, session_id)
-        if row is None or row.status != "open":
-            return None
-        if row.owner != self.address and await owns(row.owner, self._secret, session_id):
-            return row.owner
-        await self._fetch(session_id, None, None)
-        return None
+        return await self._ownership.owner_of(session_id) if self._ownership is not None else None
 
     async def respond_at(self, owner: str, *request: Any) -> Answer:
         """Have another gateway answer a request (`prospect.serving.peers.Respond`)."""
         return await respond_elsewhere(owner, self._secret, *request)
 
     async def release(self, session_id: str) -> None:
-        """Let another gateway have a session: what was said is written, and nothing more is."""
-        stream = self._streams.pop(session_id, None)
-        if stream is None:
-            return
-        if self._writer is not None:
-            await self._writer.flush(stream)
-        stream.finish(None, f"session {session_id!r} goes on in another gateway")
+        """Let another gateway have a session."""
+        if self._ownership is not None:
+            await self._ownership.release(session_id)
 
-    async def _fetch(self, session_id: str, token: str | None, decided: int | None) -> Stream | None:
-        """Become the owner of a session that the store knows; None if it knows no open one of that token."""
-        fetching = self._fetching.get(session_id)
-        if fetching is None:
-            fetching = self._fetching[session_id] = asyncio.create_task(self._take_from(session_id, token, decided))
-            fetching.add_done_callback(lambda _: self._fetching.pop(session_id, None))
-        return await asyncio.shield(fetching)
-
-    async def _take_from(self, session_id: str, token: str | None, decided: int | None) -> Stream | None:
-        if self._store is None or self._writer is None:
-            return None
-        row = await self._writer.call(self._store.find, session_id)
-        if row is None or row.status != "open" or (token is not None and token not in row.tokens):
-            return None
-        if row.owner != self.address:
-            await release_elsewhere(row.owner, self._secret, session_id)
-            row = await self._writer.call(self._store.find, session_id) or row
-        stream = self._new_stream(session_id, SessionUpdate.model_validate(row.opened), row.epoch)
-        self._streams[session_id] = stream
-        try:
-            await self._mover.take_over(stream, row, decided)
-        except BaseException:
-            del self._streams[session_id]
-            raise
-        self._note(stream, urgent=True)
-        return stream
-
-    def _fenced(self, stream: Stream) -> None:
-        """Give up a session that another gateway owns by now."""
+    def _give_up(self, stream: Stream) -> None:
+        """Leave a session to the gateway that owns it by now."""
         if self._streams.get(stream.session_id) is stream:
             del self._streams[stream.session_id]
         stream.finish(None, f"session {stream.session_id!r} goes on in another gateway")
@@ -380,15 +354,17 @@ class SessionHost:
             await self._mover.move(stream)
         except SessionError as error:
             if error.code == "fenced":
-                self._fenced(stream)
-            else:
+                self._give_up(stream)
+            elif self._store is None:
                 self._fail(stream, str(error))
+            elif self._streams.pop(stream.session_id, None) is not None:  # it can be resumed from the store
+                stream.finish(SessionGoingAway(resume=stream.handle, reason=str(error)), str(error))
 
     def _fail(self, stream: Stream, reason: str) -> None:
         if self._streams.pop(stream.session_id, None) is None:
             return
         log.error("session %s failed: %s", stream.session_id, reason)
-        message = f"the session met a defect of the server: {reason}"
+        message, stream.closed = f"the session met a defect of the server: {reason}", True
         stream.finish(ErrorMessage(code="session_failed", message=message), reason)
         self._remember(stream)
 
@@ -401,7 +377,7 @@ class SessionHost:
             now = time.monotonic()
             self._ended = {sid: each for sid, each in self._ended.items() if now - each.touched < ENDED_FOR_S}
             for stream in list(self._streams.values()):
-                if time.monotonic() - stream.touched > limit and not stream.pending:
+                if time.monotonic() - stream.touched > limit and not stream.inbox.pending:
                     with suppress(UnknownSessionError):  # its client closed it meanwhile
                         await self._end(stream, "idle")
             await self._mover.expire()
@@ -409,7 +385,7 @@ class SessionHost:
     async def _end(self, stream: Stream, reason: CloseReason) -> SessionClosed:
         if self._streams.pop(stream.session_id, None) is None:
             raise _unknown(stream.session_id)
-        frames = stream.replay.counters.get("frames", 0)
+        frames, stream.closed = stream.replay.counters.get("frames", 0), True
         closed = SessionClosed(session_id=stream.session_id, reason=reason, frames=frames)
         stream.finish(closed, f"session {stream.session_id!r} was closed ({reason})")
         self._remember(stream)

@@ -11,6 +11,7 @@ from prospect.errors import SessionError, session_error
 from prospect.protocol.messages import ModelCard
 from prospect.protocol.parsing import parse_server
 from prospect.serving.engines import EngineLink, EnginePool
+from prospect.serving.recovery import adopt, recall, recover
 from prospect.serving.replay import DecidedFrame, Json, SentFrame
 from prospect.serving.settings import ServingSettings
 from prospect.serving.store import FrameRow, SessionRow, Store, StoreUnavailable
@@ -41,7 +42,7 @@ class Mover:
         self, pool: EnginePool, writer: StoreWriter | None, store: Store | None, address: str, settings: ServingSettings
     ) -> None:
         self._pool, self._writer, self._store = pool, writer, store
-        self._address, self._settings = address, settings
+        self.address, self._settings = address, settings
         self._turns = asyncio.Semaphore(AT_ONCE)
 
     # New sessions ------------------------------------------------------------------------------------------
@@ -57,7 +58,7 @@ class Mover:
         row = SessionRow(
             session_id=stream.session_id,
             epoch=1,
-            owner=self._address,
+            owner=self.address,
             engine="",
             status="open",
             opened=stream.update.model_dump(mode="json"),
@@ -137,7 +138,7 @@ class Mover:
         while True:
             try:
                 await self._writer.flush(stream)
-                return await self._writer.call(self._store.claim, stream.session_id, stream.epoch, self._address)
+                return await self._writer.call(self._store.claim, stream.session_id, stream.epoch, self.address)
             except StoreUnavailable:
                 await asyncio.sleep(TRIED_EVERY_S)
 
@@ -161,13 +162,11 @@ class Mover:
     async def _try(self, stream: Stream, link: EngineLink) -> None:
         """Bring a session into an engine; raises its refusal, or `LostConnectionError`."""
         try:
+            stream.enter(link)
             if stream.replay.base is None:  # its first context was never fed
-                stream.enter(link)
                 await link.call("open", stream.session_id, stream.epoch, spec_of(stream))
             else:
-                session, seqs, number = stream.log()
-                stream.enter(link, len(seqs))
-                await link.call("restore", stream.session_id, stream.epoch, session, seqs, number)
+                await link.call("restore", stream.session_id, stream.epoch, *stream.log())
         except BaseException:
             stream.leave_engine()
             raise
@@ -190,17 +189,17 @@ class Mover:
         assert self._writer is not None
         assert self._store is not None
         began = time.monotonic()
-        stream.epoch = await self._writer.call(self._store.claim, row.session_id, row.epoch, self._address)
+        stream.epoch = await self._writer.call(self._store.claim, row.session_id, row.epoch, self.address)
         said = await self._writer.call(self._store.events, row.session_id)
-        stream.recall(row)
+        recall(stream, row)
         messages = [(each.source, parse_server(each.payload)) for each in said]
         if (adopted := await self._adopt(stream, row)) is not None:
-            stream.adopt(adopted, messages)
+            adopt(stream, row, adopted, messages)
             stream.take_seat()
             return
         card = (await self._pool.any()).card
         frames = await self._writer.call(self._store.frames, row.session_id)
-        stream.recover(row, [_decided(each, card) for each in frames], messages, decided)
+        recover(stream, row, [_decided(each, card) for each in frames], messages, decided)
         await self._restore(stream, began)
         stream.moved(time.monotonic() - began)
 
@@ -230,6 +229,7 @@ def spec_of(stream: Stream) -> Json:
         "steps": list(update.steps),
         "knowledge": update.knowledge,
         "dataset": update.dataset,
+        "strategy": update.context_strategy,
         "speak_threshold": update.thresholds.speak,
         "update_threshold": update.thresholds.update,
         "state": list(stream.state.values()) if any(each != "not_started" for each in stream.state.values()) else None,

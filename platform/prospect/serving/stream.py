@@ -3,26 +3,21 @@
 import asyncio
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter
 
-from prospect.dialogue.state import format_delta
 from prospect.errors import ProspectError, session_error
 from prospect.protocol.messages import (
     DurableMessage,
     ErrorMessage,
     FrameAppend,
-    FrameDecision,
     FrameDropped,
     FrameOutcome,
     ResponseCancelled,
     ResponseDelta,
-    ResponseDone,
     ServerMessage,
     SessionMoved,
     SessionRefreshed,
@@ -33,12 +28,12 @@ from prospect.protocol.messages import (
 )
 from prospect.serving.encoders import Encoder
 from prospect.serving.engines import EngineLink
-from prospect.serving.events import HostedEvent, Patched, TextRefused, unpack_event
-from prospect.serving.frame_order import FrameOrder
+from prospect.serving.events import HostedEvent, Patched, TextRefused, messages_of, unpack_event
+from prospect.serving.inbox import Inbox
 from prospect.serving.journal import Journal, Reader
-from prospect.serving.replay import DecidedFrame, Json, ReplayLog, SentFrame, unpack
-from prospect.serving.settings import Durability, SessionLimits
-from prospect.serving.store import EventRow, FrameRow, SessionChange, SessionRow
+from prospect.serving.replay import DecidedFrame, Json, ReplayLog, SentFrame
+from prospect.serving.settings import SessionLimits
+from prospect.serving.store import EventRow
 from prospect.serving.wire import LostConnectionError
 from prospect.streaming.features import checked_features, foreign_encoder
 from prospect.streaming.types import Decision, Refreshed, TextPiece
@@ -46,26 +41,6 @@ from prospect.streaming.types import Decision, Refreshed, TextPiece
 IN_ENGINE = 16
 """Frames of a session that are sent ahead of their decisions: two chunks of a catch-up. Later ones wait here, where
 they can still be dropped."""
-
-
-Said = Sequence[tuple[int | None, ServerMessage]]
-"""Durable messages, each with the number of the engine's event that it comes from."""
-
-
-_NOWHERE: dict[str, Any] = {"decided": -1, "slot": None, "first_pts": 0.0, "number": 0, "settled": 0, "texts": {}}
-"""Position of a session that was never written."""
-
-
-@dataclass
-class Pending:
-    """A frame that is taken and not decided."""
-
-    sent: SentFrame
-    arrived: float
-    droppable: bool
-    """False where a request waits for it."""
-    slot: int
-    in_engine: bool = False
 
 
 @dataclass
@@ -89,11 +64,17 @@ class Stream:
         token: of the last connection; the one before is good as well until this one has spoken.
         state: the tracked state.
         touched: when the client last sent something.
-        pending: frames that are taken and not decided, in order.
+        inbox: what the client sent and is not decided.
         lock: keeps the client's messages in order while a picture is being encoded.
         decided: seq of the last decided frame.
+        decided_slot: interval that it filled.
         number: of the last event taken from the engine.
+        settled_number: of its last event that is behind a decided frame or a refresh.
+        pieces: of the utterance that is being generated, by number.
+        replay: what another engine needs.
         unwritten: for the store.
+        ended: why the session is over here; empty while it is not.
+        closed: whether it is over everywhere.
     """
 
     model: EngineLink
@@ -116,25 +97,20 @@ class Stream:
         self._earlier_token: str | None = None
         self.state: StateMap = {f"S{number}": "not_started" for number in range(1, len(update.steps) + 1)}
         self.touched = time.monotonic()
-        self.pending: deque[Pending] = deque()
+        self.inbox = Inbox()
         self.lock = asyncio.Lock()
         self.number, self.decided = 0, -1
-        self._decided_slot: int | None = None
+        self.decided_slot: int | None = None
         self.unwritten = Unwritten()
         self.ended = ""
-        """Why the session is over; empty while it is not."""
-        self.order = FrameOrder()
+        self.closed = False
         self.replay = ReplayLog()
-        self.texts: dict[int, list[str]] = {}
-        """Of the user, by seq of the frame that they join."""
-        self._settled_number = 0
-        """Of the engine's last event that is behind a decided frame or a refresh."""
-        self._pieces: dict[int, TextPiece] = {}
-        """Of the utterance that is being generated, by number."""
+        self.settled_number = 0
+        self.pieces: dict[int, TextPiece] = {}
         self._awaited: dict[int, asyncio.Future[FrameOutcome]] = {}
         self._room = asyncio.Event()
         self._early: list[tuple[int, list[Any], Json | None, Json | None]] | None = None
-        """News that came before `adopt`."""
+        """News of an engine that is being asked for the session."""
 
     @property
     def handle(self) -> str:
@@ -142,12 +118,17 @@ class Stream:
 
     @property
     def next_seq(self) -> int:
-        return self.order.next_seq
+        return self.inbox.order.next_seq
 
     @property
     def tokens(self) -> tuple[str, ...]:
         """Those with which the session can be resumed."""
         return tuple(each for each in (self.token, self._earlier_token) if each is not None)
+
+    def recall_tokens(self, tokens: Sequence[str]) -> None:
+        """Take back what `tokens` was."""
+        self.token, *earlier = tokens
+        self._earlier_token = next(iter(earlier), None)
 
     def knows(self, token: str) -> bool:
         """Whether a handle with this token may continue the session."""
@@ -168,11 +149,11 @@ class Stream:
     async def push(self, frame: FrameAppend, encoder: Encoder) -> None:
         """Take a frame; where too many wait, the oldest is dropped."""
         async with self.lock:
-            seq = self.order.first_seq([frame])
+            seq = self.inbox.order.first_seq([frame])
             try:
                 await self._take([frame], seq, encoder, droppable=True)
             except Exception:  # the stream goes on behind the frame
-                self.order.refuse(seq)
+                self.inbox.order.refuse(seq)
                 raise
             self._shed()
 
@@ -180,7 +161,7 @@ class Stream:
         """Take frames and wait for what is decided at each; all pictures are read before the first is taken."""
         async with self.lock:
             await self._until_there_is_room()
-            first = self.order.first_seq(frames)
+            first = self.inbox.order.first_seq(frames)
             outcomes = [self.outcome(first + index) for index in range(len(frames))]
             try:
                 await self._take(frames, first, encoder, droppable=False)
@@ -190,11 +171,14 @@ class Stream:
                 raise
         return await asyncio.gather(*outcomes)
 
-    async def text(self, text: str) -> None:
+    async def text(self, text: str, text_id: str = "") -> None:
+        """Add a text of the user to the next frame; one with an id is taken once."""
         async with self.lock:
-            waiting = [each for texts in self.texts.values() for each in texts]
-            await self.call("check_texts", [*waiting, text])
-            self.texts.setdefault(self.next_seq, []).append(text)
+            waiting = self.inbox.waiting_texts
+            if text_id and text_id in [known for known, _ in waiting]:
+                return  # it was sent again on a new connection
+            await self.call("check_texts", [*(each for _, each in waiting), text])
+            self.inbox.add_text((text_id, text))
             self._changed(self, True)
 
     async def patch(self, changes: StateMap) -> StateMap:
@@ -221,12 +205,10 @@ class Stream:
         return self.link
 
     async def _take(self, frames: Sequence[FrameAppend], first: int, encoder: Encoder, droppable: bool) -> None:
-        slots = self.order.slots(frames)
+        slots = self.inbox.order.slots(frames)
         embeddings = await asyncio.gather(*(self._embedding(frame, encoder) for frame in frames))
         for seq, (frame, slot, embedding) in enumerate(zip(frames, slots, embeddings, strict=True), first):
-            sent = SentFrame(seq, embedding, tuple(self._texts_before(seq)))
-            self.pending.append(Pending(sent, time.monotonic(), droppable, slot))
-            self.order.take(seq, frame, slot)
+            self.inbox.take(seq, frame, slot, embedding, droppable)
         self.feed()
 
     async def _embedding(self, frame: FrameAppend, encoder: Encoder) -> np.ndarray:
@@ -238,55 +220,45 @@ class Stream:
         card = self.model.card
         return checked_features(frame.embedding.array(), (card.tokens_per_frame, card.dim))
 
-    def _texts_before(self, seq: int) -> list[str]:
-        due = [each for each in self.texts if each <= seq]
-        return [text for each in sorted(due) for text in self.texts.pop(each)]
-
     async def _until_there_is_room(self) -> None:
-        while len(self.pending) >= self._limits.max_waiting_frames:
+        while len(self.inbox.pending) >= self._limits.max_waiting_frames:
             self._room.clear()
             await self._room.wait()
 
     def _shed(self) -> None:
         """Drop the oldest frames that are not in the engine: too many wait, or they wait for too long."""
-        oldest = time.monotonic() - self._limits.max_delay_s
-        while frame := next((each for each in self.pending if each.droppable and not each.in_engine), None):
-            many = len(self.pending) > self._limits.max_waiting_frames
-            if not many and (not self.is_seated or frame.arrived > oldest):
-                return
-            self._drop(frame, "too many frames wait" if many else f"it waited for {self._limits.max_delay_s:g} seconds")
-
-    def _drop(self, dropped: Pending, why: str) -> None:
-        at = self.pending.index(dropped)
-        self.pending.remove(dropped)
-        if at < len(self.pending):
-            behind = self.pending[at]
-            behind.sent = replace(behind.sent, texts=dropped.sent.texts + behind.sent.texts)
-        elif dropped.sent.texts:
-            self.texts.setdefault(self.next_seq, [])[:0] = dropped.sent.texts
-        seq, reason = dropped.sent.seq, f"frame: {why}; the server is too busy"
-        self.say(FrameDropped(seq=seq, reason=reason))
-        self._fail_waiter(seq, session_error("overloaded", reason, "seq"))
+        most, delay = self._limits.max_waiting_frames, self._limits.max_delay_s
+        since = time.monotonic() - delay if self.is_seated else None
+        while dropped := self.inbox.drop(most, since):
+            reason = f"frame: more than {most} frames wait, or this one for more than {delay:g} seconds"
+            self.say(FrameDropped(seq=dropped.seq, reason=reason))
+            self._fail_waiter(dropped.seq, session_error("overloaded", reason, "seq"))
 
     # The engine --------------------------------------------------------------------------------------------
 
+    @property
+    def _most_ahead(self) -> int:
+        return min(IN_ENGINE, self.model.max_waiting)
+
+    def await_adoption(self, link: EngineLink) -> None:
+        """Keep what an engine says until `take_early_news`."""
+        self._early = []
+        self.enter(link)
+
     def leave_engine(self) -> None:
         """Begin to move: frames wait until `take_seat`."""
-        self.link = None
+        self.link = self._early = None
         self._seated.clear()
-        for frame in self.pending:
-            frame.in_engine = False
+        for lost in self.inbox.leave_engine():
+            self.say(FrameDropped(seq=lost.seq, reason="frame: the engine died with it; send it anew"))
 
-    def enter(self, link: EngineLink, in_engine: int = 0) -> None:
-        """Expect news of an engine, which is asked to take the session with the first `in_engine` frames."""
+    def enter(self, link: EngineLink) -> None:
+        """Expect news of an engine, which is asked to take the session."""
         self.link = self.model = link
-        for index, frame in enumerate(self.pending):
-            frame.in_engine = index < in_engine
 
     def take_seat(self) -> None:
         """Go on in the engine that was entered; what waited during the move has not waited for it."""
-        for frame in self.pending:
-            frame.arrived = time.monotonic()
+        self.inbox.restart_clocks()
         self._seated.set()
         self.feed()
 
@@ -296,21 +268,16 @@ class Stream:
         return self._seated.is_set()
 
     def log(self) -> tuple[Json, list[int], int]:
-        """The arguments with which another engine restores the session: its log, the seqs that wait, its number."""
-        waiting = list(self.pending)[:IN_ENGINE]
-        log = self.replay.log(self.session_id, [each.sent for each in waiting], ())
-        return log, [each.sent.seq for each in waiting], self._settled_number
+        """The arguments with which the engine restores the session: its log, the seqs that wait, its number."""
+        waiting = self.inbox.send_ahead(self._most_ahead)
+        return self.replay.log(self.session_id, waiting, ()), [frame.seq for frame in waiting], self.settled_number
 
     def feed(self) -> None:
         """Send the engine what it may have ahead."""
         if self.link is None or not self.is_seated:
             return
-        ahead = sum(frame.in_engine for frame in self.pending)
-        ready = [frame for frame in self.pending if not frame.in_engine][: max(IN_ENGINE - ahead, 0)]
-        if ready:
-            for frame in ready:
-                frame.in_engine = True
-            self.link.push(self.session_id, self.epoch, [_wired(frame.sent) for frame in ready])
+        if ready := self.inbox.send_ahead(self._most_ahead):
+            self.link.push(self.session_id, self.epoch, [_wired(frame) for frame in ready])
 
     def take_news(self, first: int, events: list[Any], base: Json | None, progress: Json | None) -> None:
         """Take what the engine says of the session: events from number `first` on, each once."""
@@ -322,35 +289,50 @@ class Stream:
             if number <= self.number and self._is_repeated(number, event):
                 continue
             self.number = number
-            self._publish(number, event)
+            self.say_event(number, event)
             if not isinstance(event, TextPiece):
-                self._settled_number = number
-                self._pieces.clear()
+                self.settle(number)
         if base is not None:
-            self.replay.rebase(base)
-            self.unwritten.based = True
+            self.take_base(base)
         elif progress is not None:
             self.replay.progress = progress
         self.feed()
         self._shed()
-        if len(self.pending) < self._limits.max_waiting_frames:
+        if len(self.inbox.pending) < self._limits.max_waiting_frames:
             self._room.set()
 
     def _is_repeated(self, number: int, event: HostedEvent) -> bool:
         """Whether an event was said before the session moved; if another was, take its utterance back."""
-        if event == self._pieces.get(number):
+        if event == self.pieces.get(number):
             return True
-        if self._pieces:
-            piece = next(iter(self._pieces.values()))
-            self.say(ResponseCancelled(seq=self.pending[0].sent.seq, frame=piece.frame))
-            self._pieces.clear()
+        if self.pieces:
+            piece = next(iter(self.pieces.values()))
+            self.say(ResponseCancelled(seq=self.inbox.pending[0].sent.seq, frame=piece.frame))
+            self.pieces.clear()
         return False
 
-    def _publish(self, number: int, event: HostedEvent) -> None:
+    def settle(self, number: int) -> None:
+        """Note that the engine's event of this number is behind a decided frame or a refresh."""
+        self.settled_number = number
+        self.pieces.clear()
+
+    def take_base(self, base: Json) -> None:
+        """Keep a log that holds everything so far."""
+        self.replay.rebase(base)
+        self.unwritten.based = True
+
+    def take_early_news(self) -> None:
+        """Take what the engine said while it was being asked for the session."""
+        early, self._early = self._early or [], None
+        for news in early:
+            self.take_news(*news)
+
+    def say_event(self, number: int, event: HostedEvent) -> None:
+        """Tell the client what the engine says."""
         match event:
             case TextPiece():
-                self._pieces[number] = event
-                self.say(ResponseDelta(seq=self.pending[0].sent.seq, frame=event.frame, text=event.text), number)
+                self.pieces[number] = event
+                self.say(ResponseDelta(seq=self.inbox.pending[0].sent.seq, frame=event.frame, text=event.text), number)
             case Refreshed():
                 self.say(SessionRefreshed(**vars(event)), number)
             case Patched():
@@ -362,139 +344,16 @@ class Stream:
                 self._decided(number, event)
 
     def _decided(self, number: int, decision: Decision) -> None:
-        pending = self.pending.popleft()
+        pending = self.inbox.pending.popleft()
         sent = pending.sent
         decided = DecidedFrame.of(sent, decision)
         self.replay.decided(decided)
         self.unwritten.frames.append(decided)
-        self.decided, self._decided_slot = sent.seq, pending.slot
+        self.decided, self.decided_slot = sent.seq, pending.slot
         self.say_decision(sent.seq, decision, number, decided.acts)
         waiter = self._awaited.pop(sent.seq, None)
         if waiter is not None and not waiter.done():  # the request may have been given up
             waiter.set_result(FrameOutcome.of(sent.seq, decision))
-
-    # The store ---------------------------------------------------------------------------------------------
-
-    def change(self, durability: Durability) -> SessionChange:
-        """Take what is to be written since the last time."""
-        unwritten, self.unwritten = self.unwritten, Unwritten()
-        texts = {str(frame.sent.seq): frame.sent.texts for frame in self.pending if frame.sent.texts}
-        columns: dict[str, Any] = {
-            "position": {
-                "decided": self.decided,
-                "slot": self._decided_slot,
-                "first_pts": self.order.first_pts,
-                "number": self.number,
-                "settled": self._settled_number,
-                "texts": texts | {str(seq): each for seq, each in self.texts.items()},
-            },
-            "engine": self.link.address if self.link else "",
-            "tokens": self.tokens,
-            "state": self.state,
-            "mark": self.replay.progress,
-            "last_event": self.journal.last_event,
-            "touched": time.time(),
-            "status": "closed" if self.ended else "open",
-        }
-        base = self.replay.base
-        if unwritten.based:
-            columns["base"] = base
-        first = base["counters"]["frames"] if base else 0
-        kept = [frame for frame in unwritten.frames if frame.frame >= first and (durability == "frames" or frame.acts)]
-        return SessionChange(
-            self.session_id,
-            self.epoch,
-            columns,
-            unwritten.events,
-            [_row(frame, durability) for frame in kept],
-            first if unwritten.based else None,
-        )
-
-    # Another gateway's session -----------------------------------------------------------------------------
-
-    def recall(self, row: SessionRow) -> None:
-        """Begin where the store says that the session stands."""
-        position = _NOWHERE | row.position
-        self.token, *earlier = row.tokens
-        self._earlier_token = next(iter(earlier), None)
-        self.state = STATE_MAP.validate_python(row.state)
-        self.decided, self._decided_slot = position["decided"], position["slot"]
-        self.number, self._settled_number = position["number"], position["settled"]
-        self.order.restore(self.decided + 1, position["first_pts"], position["slot"])
-        self.texts = {int(seq): list(texts) for seq, texts in position["texts"].items()}
-
-    def await_adoption(self, link: EngineLink) -> None:
-        """Keep what an engine says until `adopt`."""
-        self._early = []
-        self.enter(link)
-
-    def adopt(self, adopted: Json, said: Said) -> None:
-        """Continue what the engine has: `adopted` is its answer, `said` what the store has of the messages."""
-        written, log = self.number, adopted["log"]
-        recent = [(number, seq, unpack_event(packed)) for number, seq, packed in adopted["recent"]]
-        self.journal.restore(*_merged(said, recent, written, self.decided))
-        for index, (number, seq, event) in enumerate(recent):
-            if not isinstance(event, TextPiece):
-                self._settled_number = number
-                self._pieces.clear()
-            if isinstance(event, Decision):
-                assert seq is not None
-                self.decided = max(self.decided, seq)
-                if number > written:
-                    self.say_decision(seq, event, number, acts=True)
-            elif isinstance(event, TextPiece):
-                self._pieces[number] = event
-                decided = [at for _, at, _ in recent[index:] if at is not None] or adopted["seqs"]
-                if number > written:
-                    self.say(ResponseDelta(seq=decided[0], frame=event.frame, text=event.text), number)
-            elif number > written:
-                self._publish(number, event)
-        self._adopt_waiting(adopted["seqs"], log)
-        self.number = adopted["number"]
-        next_seq = adopted["seqs"][-1] + 1 if adopted["seqs"] else self.decided + 1
-        self.order.restore(next_seq, self.order.first_pts, self._decided_slot)
-        early, self._early = self._early or [], None
-        for news in early:
-            self.take_news(*news)
-
-    def _adopt_waiting(self, seqs: list[int], log: Json | None) -> None:
-        taken = seqs[-1] if seqs else self.decided
-        self.texts = {seq: texts for seq, texts in self.texts.items() if seq > taken}
-        frames: list[SentFrame] = [SentFrame(seq, None) for seq in seqs]
-        if log is not None:
-            self.replay = ReplayLog({**log, "waiting": None, "texts": []})
-            self.unwritten.based = True
-            self.state = dict(zip(self.state, log["state"], strict=True))
-            waiting = log["waiting"]
-            features = unpack(waiting["frames"])
-            frames = [
-                SentFrame(seq, each, tuple(texts))
-                for seq, each, texts in zip(seqs, features, waiting["texts"], strict=True)
-            ]
-        now, slot = time.monotonic(), self._decided_slot or 0
-        self.pending.extend(Pending(frame, now, True, slot, in_engine=True) for frame in frames)
-
-    def recover(self, row: SessionRow, frames: Sequence[DecidedFrame], said: Said, decided: int | None) -> None:
-        """Continue what the store has, the engine being gone as well.
-
-        Args:
-            row: of the session.
-            frames: decided since its base, as far as they are kept.
-            said: messages with the numbers of the engine's events that they come from.
-            decided: seq of the last frame whose decision the client has: the store may lag behind by silent ones.
-        """
-        self.replay = ReplayLog(row.base, row.mark, frames)
-        lag = max((self.decided if decided is None else decided) - self.decided, 0)
-        self.replay.skip(lag)
-        self.decided += lag
-        self.texts = {seq: texts for seq, texts in self.texts.items() if seq > self.decided}
-        self.order.restore(self.decided + 1, self.order.first_pts, self._decided_slot)
-        self._pieces = {
-            number: TextPiece(message.frame, message.text)
-            for number, message in said
-            if isinstance(message, ResponseDelta) and number is not None and number > self._settled_number
-        }
-        self.journal.restore([message for _, message in said], row.last_event, self.decided)
 
     # Output ------------------------------------------------------------------------------------------------
 
@@ -548,51 +407,11 @@ class Stream:
             waiter.exception()  # nobody may be waiting any more
 
 
-STATE_MAP = TypeAdapter(StateMap)
-
-
 def new_token() -> str:
     return secrets.token_hex(8)
-
-
-def messages_of(seq: int, decision: Decision) -> list[ServerMessage]:
-    """What a client is told of a decision at its frame `seq`."""
-    messages: list[ServerMessage] = [FrameDecision.of(seq, decision)]
-    if decision.delta:
-        state, delta = state_map(decision.state), format_delta(decision.delta)
-        messages.append(StateUpdated(state=state, delta=delta, seq=seq, frame=decision.frame))
-    if decision.utterance is not None:
-        messages.append(ResponseDone(seq=seq, frame=decision.frame, text=decision.utterance))
-    return messages
 
 
 def _wired(frame: SentFrame) -> tuple[int, list[str], bytes, list[int]]:
     assert frame.embedding is not None
     data = np.ascontiguousarray(frame.embedding, np.float16)
     return frame.seq, list(frame.texts), data.tobytes(), list(data.shape)
-
-
-def _row(frame: DecidedFrame, durability: Durability) -> FrameRow:
-    data = frame.sent.embedding if durability == "frames" else None
-    return FrameRow(frame.frame, frame.sent.seq, frame.events, None if data is None else data.tobytes())
-
-
-def _merged(
-    said: Said, recent: Sequence[tuple[int, int | None, HostedEvent]], written: int, decided: int
-) -> tuple[list[ServerMessage], int, int]:
-    """Put the decisions that the engine remembers among the durable messages that the store has.
-
-    Returns:
-        The messages, the number of the last durable one, and the seq of the last decision that is not among them.
-    """
-    known = [(number, seq, event) for number, seq, event in recent if isinstance(event, Decision) and seq is not None]
-    first = known[0][1] - 1 if known else decided
-    due = deque((number, FrameDecision.of(seq, event)) for number, seq, event in known if number <= written)
-    merged: list[ServerMessage] = []
-    for source, message in said:
-        while due and source is not None and due[0][0] <= source:
-            merged.append(due.popleft()[1])
-        merged.append(message)
-    merged.extend(message for _, message in due)
-    last = max((message.event or 0 for _, message in said if isinstance(message, DurableMessage)), default=0)
-    return merged, last, first

@@ -113,7 +113,7 @@ class _Connection:
             case FrameAppend():
                 await self._host.push(session_id, message, self._resume)
             case TextAppend():
-                await self._host.text(session_id, message.text, self._resume)
+                await self._host.text(session_id, message, self._resume)
             case StatePatch():
                 await self._host.patch(session_id, message.state, self._resume)
             case EventAck():

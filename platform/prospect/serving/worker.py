@@ -364,4 +364,5 @@ def _card(engine: StreamingEngine, version: str, accepts_images: bool) -> Json:
         "card": card.model_dump(),
         "accepted": sorted(engine.accepted_fingerprints),
         "capacity": engine.capacity,
+        "max_waiting": engine.settings.max_waiting_frames,
     }

@@ -2,13 +2,15 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from prospect.serving.replay import DecidedFrame
 from prospect.serving.settings import Durability
-from prospect.serving.store import Store, StoreUnavailable
-from prospect.serving.stream import Stream
+from prospect.serving.store import FrameRow, SessionChange, Store, StoreUnavailable
+from prospect.serving.stream import Stream, Unwritten
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -91,7 +93,7 @@ class StoreWriter:
                     self._written.notify_all()
 
     async def _write(self, streams: list[Stream]) -> None:
-        changes = [stream.change(self._durability) for stream in streams]
+        changes = [take_change(stream, self._durability) for stream in streams]
         ends = [stream.journal.end for stream in streams]
         while True:
             try:
@@ -121,3 +123,40 @@ class StoreWriter:
             stream.journal.release(stream.journal.end)
         async with self._written:
             self._written.notify_all()
+
+
+def take_change(stream: Stream, durability: Durability) -> SessionChange:
+    """Take from a stream what is to be written since the last time."""
+    unwritten, stream.unwritten = stream.unwritten, Unwritten()
+    base = stream.replay.base
+    first = base["counters"]["frames"] if base else 0
+    kept = [frame for frame in unwritten.frames if frame.frame >= first and (durability == "frames" or frame.acts)]
+    columns: dict[str, Any] = {
+        "position": {
+            "decided": stream.decided,
+            "slot": stream.decided_slot,
+            "number": stream.number,
+            "settled": stream.settled_number,
+            **stream.inbox.position(),
+        },
+        "engine": stream.link.address if stream.link else "",
+        "tokens": stream.tokens,
+        "state": stream.state,
+        "mark": stream.replay.progress,
+        "last_event": stream.journal.last_event,
+        "touched": time.time(),
+        "status": "closed" if stream.closed else "open",
+    }
+    return SessionChange(
+        session_id=stream.session_id,
+        epoch=stream.epoch,
+        columns=columns | ({"base": base} if unwritten.based else {}),
+        events=unwritten.events,
+        frames=[_row(frame, durability) for frame in kept],
+        frames_from=first if unwritten.based else None,
+    )
+
+
+def _row(frame: DecidedFrame, durability: Durability) -> FrameRow:
+    data = frame.sent.embedding if durability == "frames" else None
+    return FrameRow(frame.frame, frame.sent.seq, frame.events, None if data is None else data.tobytes())

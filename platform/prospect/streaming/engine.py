@@ -3,6 +3,7 @@
 A plain Python object: tests, the evaluator and the Serve deployment drive the same one.
 """
 
+import dataclasses
 import logging
 import time
 from collections import deque
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from prospect.dialogue.prompt import ContextSettings
+from prospect.dialogue.prompt import ContextSettings, StrategyName
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.state import TaskState
 from prospect.dialogue.timeline import FrameEvents
@@ -75,6 +76,7 @@ class StreamingEngine:
             settings.max_waiting_frames,
             settings.history_events,
         )
+        self._parts_by_strategy: dict[StrategyName, SessionParts] = {}
         self._pool = make_pool(loaded.model, settings, context.max_seq_len)
         lot = ParkingLot(settings.parking_folder if settings.parking == "disk" else None)
         full = self._pool.pages_for(context.max_seq_len)
@@ -104,7 +106,7 @@ class StreamingEngine:
         self._admit(session_id, spec, self.settings.dst_decoder)
         seed = derived_seed(self.settings.sampling.seed, session_id) if spec.seed is None else spec.seed
         policy = decision_policy(self.settings, self._model.config.thresholds, spec)
-        session = Session(self._parts, spec, self._new_table(), policy, RandomState(seed))
+        session = Session(self._parts_of(spec), spec, self._new_table(), policy, RandomState(seed))
         self._add(session_id, session)
         self._executor.start(session_id, session.start(), session.cache)
 
@@ -308,7 +310,7 @@ class StreamingEngine:
         session_id = str(log.get("session_id"))
         policy, randomness = restored.gate.policy, restored.randomness
         self._admit(session_id, restored.spec, policy.dst_decoder)
-        session = Session(self._parts, restored.spec, self._new_table(), policy, randomness)
+        session = Session(self._parts_of(restored.spec), restored.spec, self._new_table(), policy, randomness)
         if "cache" in log:
             parked = checked_cache(log, restored, self.loaded, self._parts.builder, self._weights)
             put_back(self._pool, session.cache, parked)
@@ -351,6 +353,15 @@ class StreamingEngine:
             self.loaded.require_trained("dst_update", *(["dst_state"] if dst_decoder == "readout" else []))
         if spec.state is not None and len(spec.state) != len(spec.steps):
             raise SessionError(f"state: has {len(spec.state)} steps, the recipe has {len(spec.steps)}", field="state")
+
+    def _parts_of(self, spec: SessionSpec) -> SessionParts:
+        """What a session shares with those of its context strategy."""
+        if spec.strategy is None:
+            return self._parts
+        if spec.strategy not in self._parts_by_strategy:
+            context = self.context.model_copy(update={"strategy": spec.strategy})
+            self._parts_by_strategy[spec.strategy] = dataclasses.replace(self._parts, context=context)
+        return self._parts_by_strategy[spec.strategy]
 
     def _new_table(self) -> BlockTable:
         return BlockTable(self._pool, self.context.max_seq_len, self.settings.share_prefixes)

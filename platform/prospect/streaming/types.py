@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from prospect.dialogue.prompt import StrategyName
 from prospect.dialogue.state import Delta, TaskState
 
 Silence = Literal["threshold", "cooldown", "hysteresis"]
@@ -27,6 +28,8 @@ class SessionSpec:
     speak_threshold: float | None = None
     """None: the model's calibrated threshold, else the configured one."""
     update_threshold: float | None = None
+    strategy: StrategyName | None = None
+    """Context strategy of this session; None: the engine's."""
     seed: int | None = None
     """Seed of the session's random numbers; None: derived from its id and `streaming.sampling.seed`."""
     summary: str | None = None

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from prospect.serving.store import Store
-from tests.serving.postgres import PostgresServer, postgres  # noqa: F401  # a fixture
+from tests.serving.postgres import PostgresServer
 from tests.serving.store.rows import execute
 
 
