@@ -2,10 +2,12 @@
 
 import pytest
 
+from prospect.cluster.gpus import Allotment
 from prospect.config.load import load
 from prospect.errors import ConfigError
 from prospect.serving.config import ServeConfig
-from prospect.serving.deployments import Site, _check_store, _gpu_shares, store_url
+from prospect.serving.deployments import Site
+from prospect.serving.requirements import check_store, shares, store_url
 
 
 def config(*settings: str) -> ServeConfig:
@@ -13,7 +15,7 @@ def config(*settings: str) -> ServeConfig:
 
 
 @pytest.mark.parametrize(
-    ("settings", "gpus", "images", "shares"),
+    ("settings", "gpus", "images", "expected"),
     [
         ([], 1, True, (0.8, 0.2)),
         ([], 1, False, (1.0, 0.0)),
@@ -23,8 +25,9 @@ def config(*settings: str) -> ServeConfig:
         ([], 0, True, (0.0, 0.0)),
     ],
 )
-def test_on_one_gpu_engine_and_encoder_share_it(settings: list[str], gpus: int, images: bool, shares: tuple):
-    assert _gpu_shares(config(*settings), gpus, images) == shares
+def test_on_one_gpu_engine_and_encoder_share_it(settings: list[str], gpus: int, images: bool, expected: tuple):
+    found = shares(config(*settings), Allotment(16, gpus, True), images)
+    assert (found.engine_gpus, found.encoder_gpus) == expected
 
 
 @pytest.mark.parametrize(
@@ -37,7 +40,7 @@ def test_on_one_gpu_engine_and_encoder_share_it(settings: list[str], gpus: int, 
 )
 def test_more_engines_and_encoders_than_gpus_are_refused(settings: list[str], gpus: int):
     with pytest.raises(ConfigError, match=rf"`serving.num_replicas` .* need more than the {gpus} GPUs"):
-        _gpu_shares(config(*settings), gpus, images=True)
+        shares(config(*settings), Allotment(16, gpus, True), images=True)
 
 
 def test_the_kv_cache_leaves_the_encoder_its_share_of_a_gpu():
@@ -62,6 +65,6 @@ def test_where_sessions_are_stored():
 )
 def test_gateways_that_could_not_know_of_each_others_sessions_are_refused(settings, one_node, field):
     with pytest.raises(ConfigError) as refused:
-        _check_store(config(*settings), one_node)
+        check_store(config(*settings), one_node)
     assert refused.value.field == field
-    _check_store(config(*settings, "serving.num_gateways=1", "serving.store=postgresql://me@host/db"), one_node)
+    check_store(config(*settings, "serving.num_gateways=1", "serving.store=postgresql://me@host/db"), one_node)

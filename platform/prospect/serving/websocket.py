@@ -6,9 +6,11 @@ from contextlib import suppress
 
 from fastapi import WebSocket
 from pydantic import ValidationError
+from starlette.types import Message
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from prospect.errors import ProspectError, SessionError
+from prospect.messages import first_line
 from prospect.protocol.messages import (
     TAKEN_OVER,
     ClientMessage,
@@ -56,12 +58,17 @@ class _Connection:
 
     async def read(self) -> None:
         """Takes messages one after the other, so that they stay in order."""
-        while True:
-            received = await self._socket.receive()
-            if received["type"] == "websocket.disconnect":
-                return
+        while (received := await self._receive())["type"] != "websocket.disconnect":
             if not await self._answer(received.get("text") or received.get("bytes") or ""):
                 return
+
+    async def _receive(self) -> Message:
+        """The next message; a disconnection too where the proxy that holds the socket has died."""
+        try:
+            return await self._socket.receive()
+        except Exception as error:
+            log.warning("the connection of session %s is lost: %s", self._session_id, first_line(error))
+            return {"type": "websocket.disconnect", "code": 1006}
 
     async def _answer(self, data: str | bytes) -> bool:
         """Handle a message, or say why not; returns whether the stream goes on."""
