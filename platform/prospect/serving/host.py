@@ -36,7 +36,7 @@ from prospect.serving.peers import Answer, GatewayPeer, Respond, respond_elsewhe
 from prospect.serving.settings import ServingSettings
 from prospect.serving.store import Store
 from prospect.serving.stream import Stream
-from prospect.serving.wire import listen
+from prospect.serving.wire import LostConnectionError, listen
 from prospect.serving.writer import StoreWriter
 
 log = logging.getLogger(__name__)
@@ -266,11 +266,11 @@ class SessionHost:
         """Yield the messages of a session on a stream until it is closed or another stream takes it over."""
         stream = self._streams.get(session_id) or self._ended.get(session_id)
         reader = stream.reader if stream is not None and stream.handle == handle else None
-        if reader is not None:
+        if stream is not None and reader is not None:
             async for message in reader:
                 if self._lease is not None:
                     await self._lease.hold()
-                if session_id not in self._streams and session_id not in self._ended:
+                if stream.given_up:
                     return  # it went to another gateway while this process slept
                 yield message
 
@@ -371,15 +371,19 @@ class SessionHost:
     # The end -----------------------------------------------------------------------------------------------
 
     async def _sweep(self) -> None:
-        limit = self._limits.idle_timeout_s
+        limit, park_after = self._limits.idle_timeout_s, self._limits.park_after_s
         while True:
-            await asyncio.sleep(limit / 4)
+            await asyncio.sleep(min(limit, park_after) / 4)
             now = time.monotonic()
             self._ended = {sid: each for sid, each in self._ended.items() if now - each.touched < ENDED_FOR_S}
             for stream in list(self._streams.values()):
-                if time.monotonic() - stream.touched > limit and not stream.inbox.pending:
+                idle = time.monotonic() - stream.touched
+                if idle > limit and not stream.inbox.pending:
                     with suppress(UnknownSessionError):  # its client closed it meanwhile
                         await self._end(stream, "idle")
+                elif idle > park_after and stream.link is not None:
+                    with suppress(LostConnectionError, SessionError):
+                        await stream.link.call("park", stream.session_id, stream.epoch)
             await self._mover.expire()
 
     async def _end(self, stream: Stream, reason: CloseReason) -> SessionClosed:

@@ -75,6 +75,7 @@ class Stream:
         unwritten: for the store.
         ended: why the session is over here; empty while it is not.
         closed: whether it is over everywhere.
+        given_up: whether it goes on in another gateway.
     """
 
     model: EngineLink
@@ -103,7 +104,7 @@ class Stream:
         self.decided_slot: int | None = None
         self.unwritten = Unwritten()
         self.ended = ""
-        self.closed = False
+        self.closed = self.given_up = False
         self.replay = ReplayLog()
         self.settled_number = 0
         self.pieces: dict[int, TextPiece] = {}
@@ -394,6 +395,7 @@ class Stream:
         self._seated.set()
         for seq in list(self._awaited):
             self._fail_waiter(seq, session_error("closed", reason))
+        self.given_up = last is None
         if last is None:
             self.journal.leave()
         else:

@@ -30,8 +30,10 @@ log = logging.getLogger(__name__)
 
 NORMAL, GOING_AWAY, TRY_AGAIN = 1000, 1001, 1013
 """Close codes of RFC 6455 and its registry."""
+OPENED_WITHIN_S = 20.0
+"""Seconds within which a stream must open or resume a session."""
 _CLOSE_CODES = {"session.closed": NORMAL, "session.going_away": GOING_AWAY, "error": GOING_AWAY}
-"""By a stream's last message; after any other, another stream has taken its session over."""
+"""By a stream's last message; after any other, another stream has taken its session over, or another gateway."""
 
 
 async def serve_socket(host: SessionHost, socket: WebSocket) -> None:
@@ -58,9 +60,20 @@ class _Connection:
 
     async def read(self) -> None:
         """Takes messages one after the other, so that they stay in order."""
-        while (received := await self._receive())["type"] != "websocket.disconnect":
+        while (received := await self._next())["type"] != "websocket.disconnect":
             if not await self._answer(received.get("text") or received.get("bytes") or ""):
                 return
+
+    async def _next(self) -> Message:
+        """The next message; a client that opens no session in time is cut off."""
+        try:
+            async with asyncio.timeout(None if self._session_id else OPENED_WITHIN_S):
+                return await self._receive()
+        except TimeoutError:
+            message = f"type: session.update did not come within {OPENED_WITHIN_S:g} seconds"
+            await self._send(ErrorMessage(code="silent_client", message=message, field="type"))
+            await self._socket.close(GOING_AWAY)
+            return {"type": "websocket.disconnect", "code": GOING_AWAY}
 
     async def _receive(self) -> Message:
         """The next message; a disconnection too where the proxy that holds the socket has died."""
@@ -149,7 +162,8 @@ class _Connection:
             except ProspectError as error:
                 last = ErrorMessage.of(error)
                 await self._send(last)
-            await self._socket.close(TAKEN_OVER if last is None else _CLOSE_CODES.get(last.type, TAKEN_OVER))
+            left = TAKEN_OVER if session_id in self._host.open_sessions else GOING_AWAY  # to another gateway
+            await self._socket.close(left if last is None else _CLOSE_CODES.get(last.type, left))
 
     async def _send(self, message: ServerMessage) -> None:
         if self._socket.application_state is WebSocketState.CONNECTED:  # the writer may have closed it
