@@ -279,6 +279,10 @@ class SessionHost:
         stream = await self._stream(session_id, handle)
         await stream.push(frame, self._encoder_of(stream))
 
+    async def drop(self, session_id: str, frame: FrameAppend, handle: str) -> None:
+        """Answer a frame that nobody looked at: its client sends more than can be read."""
+        (await self._stream(session_id, handle)).drop(frame)
+
     @shielded
     async def decide(self, session_id: str, frames: Sequence[FrameAppend]) -> list[FrameOutcome]:
         stream = await self._stream(session_id)

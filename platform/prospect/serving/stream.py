@@ -158,6 +158,12 @@ class Stream:
                 raise
             self._shed()
 
+    def drop(self, frame: FrameAppend) -> None:
+        """Drop a frame that was not looked at; the stream goes on with the next seq."""
+        seq = self.inbox.order.first_seq([frame])
+        self.inbox.order.skip(seq)
+        self.say(FrameDropped(seq=seq, reason="frame: more come than can be read"))
+
     async def decide(self, frames: Sequence[FrameAppend], encoder: Encoder) -> list[FrameOutcome]:
         """Take frames and wait for what is decided at each; all pictures are read before the first is taken."""
         async with self.lock:

@@ -23,8 +23,9 @@ from prospect.protocol.messages import (
     StatePatch,
     TextAppend,
 )
-from prospect.protocol.parsing import message_error, parse_client
+from prospect.protocol.parsing import message_error
 from prospect.serving.host import SessionHost
+from prospect.serving.mailbox import MAX_OTHERS, Mail, Mailbox, TooMany
 
 log = logging.getLogger(__name__)
 
@@ -56,24 +57,37 @@ class _Connection:
         """The session of this stream, where its address says so."""
         self._session_id: str | None = None
         self._resume = ""
+        self._mailbox = Mailbox()
         self._writer: asyncio.Task[None] | None = None
 
     async def read(self) -> None:
-        """Takes messages one after the other, so that they stay in order."""
-        while (received := await self._next())["type"] != "websocket.disconnect":
-            if not await self._answer(received.get("text") or received.get("bytes") or ""):
-                return
-
-    async def _next(self) -> Message:
-        """The next message; a client that opens no session in time is cut off."""
+        """Handle messages one after the other, so that they stay in order, while others are received."""
+        beside = [asyncio.create_task(self._receive_all()), asyncio.create_task(self._expect_session())]
         try:
-            async with asyncio.timeout(None if self._session_id else OPENED_WITHIN_S):
-                return await self._receive()
-        except TimeoutError:
+            while (mail := await self._mailbox.get()) is not None:
+                if not await self._answer(mail):
+                    return
+        finally:
+            for task in beside:
+                task.cancel()
+
+    async def _receive_all(self) -> None:
+        """Take all that comes: what waits in Serve's own queues has no bound."""
+        while (received := await self._receive())["type"] != "websocket.disconnect":
+            if not self._mailbox.put(received.get("text") or received.get("bytes") or ""):
+                await self._send(ErrorMessage(code="overloaded", message=f"type: more than {MAX_OTHERS} messages wait"))
+                await self._socket.close(TRY_AGAIN)
+                break
+        self._mailbox.end()
+
+    async def _expect_session(self) -> None:
+        """Cut off a client that opens no session in time."""
+        await asyncio.sleep(OPENED_WITHIN_S)
+        if self._session_id is None:
             message = f"type: session.update did not come within {OPENED_WITHIN_S:g} seconds"
             await self._send(ErrorMessage(code="silent_client", message=message, field="type"))
             await self._socket.close(GOING_AWAY)
-            return {"type": "websocket.disconnect", "code": GOING_AWAY}
+            self._mailbox.end()
 
     async def _receive(self) -> Message:
         """The next message; a disconnection too where the proxy that holds the socket has died."""
@@ -83,13 +97,13 @@ class _Connection:
             log.warning("the connection of session %s is lost: %s", self._session_id, first_line(error))
             return {"type": "websocket.disconnect", "code": 1006}
 
-    async def _answer(self, data: str | bytes) -> bool:
+    async def _answer(self, mail: Mail) -> bool:
         """Handle a message, or say why not; returns whether the stream goes on."""
-        seq = None
+        seq = mail.seq if isinstance(mail, FrameAppend) else None
         try:
-            message = parse_client(data)
-            seq = message.seq if isinstance(message, FrameAppend) else None
-            await self._handle(message)
+            if isinstance(mail, ProspectError):
+                raise mail
+            await self._handle(mail)
         except ProspectError as error:
             await self._send(ErrorMessage.of(error, seq))
             if error.code == "busy":
@@ -113,16 +127,17 @@ class _Connection:
             if self._writer is not None:
                 self._writer.cancel()
 
-    async def _handle(self, message: ClientMessage) -> None:
+    async def _handle(self, message: ClientMessage | TooMany) -> None:
         if isinstance(message, SessionUpdate):
             await self._open(message)
             return
         session_id = self._session_id
         if session_id is None:
-            raise SessionError(
-                f"type: {message.type!r} came before session.update, which opens a session", field="type"
-            )
+            kind = "input_frame.append" if isinstance(message, TooMany) else message.type
+            raise SessionError(f"type: {kind!r} came before session.update, which opens a session", field="type")
         match message:
+            case TooMany():
+                await self._host.drop(session_id, message.frame, self._resume)
             case FrameAppend():
                 await self._host.push(session_id, message, self._resume)
             case TextAppend():
