@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from prospect.errors import SessionError, UnknownSessionError, session_error
+from prospect.messages import first_line
 from prospect.protocol.messages import (
     CAPABILITIES,
     ErrorMessage,
@@ -151,6 +152,7 @@ class SessionHost:
         reason = "the server stops"
         for stream in self._streams.values():
             stream.finish(SessionGoingAway(resume=stream.handle, reason=reason), reason)
+        self._streams.clear()
         if self._begun is not None:
             await self._ready()
             for task in self._tasks:
@@ -161,7 +163,6 @@ class SessionHost:
             self._pool.stop()
         if self._server is not None:
             self._server.close()
-        self._streams.clear()
 
     async def _ready(self) -> None:
         if self._begun is None:
@@ -363,6 +364,9 @@ class SessionHost:
                 self._fail(stream, str(error))
             elif self._streams.pop(stream.session_id, None) is not None:  # it can be resumed from the store
                 stream.finish(SessionGoingAway(resume=stream.handle, reason=str(error)), str(error))
+        except Exception as error:  # a defect, of which the client must hear
+            log.exception("moving session %s", stream.session_id)
+            self._fail(stream, first_line(error))
 
     def _fail(self, stream: Stream, reason: str) -> None:
         if self._streams.pop(stream.session_id, None) is None:
@@ -375,20 +379,26 @@ class SessionHost:
     # The end -----------------------------------------------------------------------------------------------
 
     async def _sweep(self) -> None:
-        limit, park_after = self._limits.idle_timeout_s, self._limits.park_after_s
+        """Close, park and erase what nobody uses; whatever happens, the next round comes."""
         while True:
-            await asyncio.sleep(min(limit, park_after) / 4)
-            now = time.monotonic()
-            self._ended = {sid: each for sid, each in self._ended.items() if now - each.touched < ENDED_FOR_S}
-            for stream in list(self._streams.values()):
-                idle = time.monotonic() - stream.touched
-                if idle > limit and not stream.inbox.pending:
-                    with suppress(UnknownSessionError):  # its client closed it meanwhile
-                        await self._end(stream, "idle")
-                elif idle > park_after and stream.link is not None:
-                    with suppress(LostConnectionError, SessionError):
-                        await stream.link.call("park", stream.session_id, stream.epoch)
-            await self._mover.expire()
+            await asyncio.sleep(min(self._limits.idle_timeout_s, self._limits.park_after_s) / 4)
+            try:
+                await self._sweep_once()
+            except Exception:
+                log.exception("sweeping idle sessions")
+
+    async def _sweep_once(self) -> None:
+        now = time.monotonic()
+        self._ended = {sid: each for sid, each in self._ended.items() if now - each.touched < ENDED_FOR_S}
+        for stream in list(self._streams.values()):
+            idle = time.monotonic() - stream.touched
+            if idle > self._limits.idle_timeout_s and not stream.inbox.pending:
+                with suppress(UnknownSessionError):  # its client closed it meanwhile
+                    await self._end(stream, "idle")
+            elif idle > self._limits.park_after_s and stream.link is not None:
+                with suppress(LostConnectionError, SessionError):
+                    await stream.link.call("park", stream.session_id, stream.epoch)
+        await self._mover.expire()
 
     async def _end(self, stream: Stream, reason: CloseReason) -> SessionClosed:
         if self._streams.pop(stream.session_id, None) is None:
