@@ -27,6 +27,7 @@ from prospect.serving.host import SessionHost
 from prospect.serving.local import LocalEngines
 from prospect.serving.settings import Durability, ServingSettings
 from prospect.serving.store import Store
+from prospect.serving.sweeper import Sweeper
 from prospect.serving.worker import EngineWorker
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings
@@ -301,7 +302,7 @@ def test_a_session_is_erased_when_it_is_deleted_and_after_its_retention_time(loa
         assert store.find("b").status == "closed"
         assert [event.payload for event in store.events("b")] != []
         host._mover._settings = site.settings.model_copy(update={"retention_hours": 1e-9})
-        await host._sweep_once()
+        await host._sweeper.sweep()
         assert store.find("b") is None
         assert store.find("c").status == "open", "it is in use"
         await site.stop()
@@ -311,7 +312,6 @@ def test_a_session_is_erased_when_it_is_deleted_and_after_its_retention_time(loa
 
 def test_a_sweep_that_fails_is_followed_by_the_next(host: SessionHost, monkeypatch: pytest.MonkeyPatch):
     async def story() -> None:
-        host._limits = host._limits.model_copy(update={"park_after_s": 0.02})
         swept = asyncio.Event()
 
         async def broken() -> None:
@@ -320,7 +320,8 @@ def test_a_sweep_that_fails_is_followed_by_the_next(host: SessionHost, monkeypat
             raise ZeroDivisionError
 
         rounds: list[int] = []
-        monkeypatch.setattr(host, "_sweep_once", broken)
+        host._limits = host._limits.model_copy(update={"park_after_s": 0.02})
+        monkeypatch.setattr(Sweeper, "sweep", lambda sweeper: broken())
         await host.model()
         await asyncio.wait_for(swept.wait(), 5)
         host.check_health()
