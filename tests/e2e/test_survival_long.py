@@ -16,7 +16,17 @@ import psutil
 import pytest
 
 from prospect.client import ProspectClient
-from tests.e2e.sessions import NAMES, NUM_FRAMES, Conversation, Killer, Server, in_mid_frame, same, stream
+from tests.e2e.sessions import (
+    NAMES,
+    NUM_FRAMES,
+    Conversation,
+    Killer,
+    Server,
+    in_mid_frame,
+    same,
+    same_but_for_farewells,
+    stream,
+)
 from tests.needs import skip_without
 from tests.serving.models import write_model
 
