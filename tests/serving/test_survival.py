@@ -23,6 +23,7 @@ from prospect.protocol.messages import (
     ThresholdsMessage,
 )
 from prospect.serving import peers
+from prospect.serving import worker as worker_module
 from prospect.serving.host import SessionHost
 from prospect.serving.local import LocalEngines
 from prospect.serving.settings import Durability, ServingSettings
@@ -328,3 +329,32 @@ def test_a_sweep_that_fails_is_followed_by_the_next(host: SessionHost, monkeypat
         await host.stop()
 
     asyncio.run(story())
+
+
+def test_what_a_gateway_keeps_of_a_session_without_refreshes_does_not_grow(loaded: LoadedModel, monkeypatch):
+    """With the strategy `none` a context never fills up; a move repeats its decisions all the same."""
+    monkeypatch.setattr(worker_module, "REBASED_AFTER", 8)
+
+    async def story(die_at: int | None) -> tuple[list[int], list[tuple]]:
+        site, kept, decided = Site(loaded, "", "none", None), [], []
+        update = SessionUpdate(
+            session_id="a", steps=STEPS, context_strategy="none", thresholds=ThresholdsMessage(speak=0.5, update=1.0)
+        )
+        handle = (await site.gateway.create(update, True)).resume
+        heard = site.gateway.events("a", handle)
+        for index in range(30):
+            frame = FrameAppend(embedding=EmbeddingMessage.of(features(index, loaded), loaded.fingerprint))
+            await site.gateway.push("a", frame, handle)
+            async for message in heard:
+                if message.type == "decision":
+                    decided.append((message.seq, message.p_speak, message.p_update))
+                    break
+            kept.append(len(site.gateway._streams["a"].replay.frames))
+            if index == die_at:
+                await site.kill_engine()
+        await site.stop()
+        return kept, decided
+
+    kept, decided = asyncio.run(story(None))
+    assert max(kept) <= 10
+    assert asyncio.run(story(20))[1] == decided
