@@ -263,7 +263,7 @@ class EngineWorker:
         if progress is None:
             return
         hosted = self._sessions.get(session_id)
-        # A strategy that keeps no frames moves the context's start without a refresh; what the gateway keeps would grow.
+        # A strategy that keeps no frames moves the context's start without a refresh; what gateways keep would grow.
         moved_on = hosted is not None and progress["first_frame"] - hosted.first_frame > REBASED_AFTER
         if session_id in self._unbased or moved_on or any(isinstance(event, Refreshed) for event in news.events):
             self._unbased.discard(session_id)
