@@ -74,6 +74,9 @@ class Site:
                 await self.kill_engine()
             case "gateway dies":
                 await self.kill_gateway()
+            case "gateway stops":
+                await self.gateway.stop()
+                self.gateway = self._gateway()
             case "store dies":
                 self._database.stop()
             case "store is back":
@@ -174,7 +177,7 @@ async def talk(site: Site, loaded: LoadedModel, deaths: dict[int, list[str]]) ->
                 died = deaths.pop(len(heard.messages), [])
                 for event in died:
                     await site.happen(event)
-                if "gateway dies" in died or decided == NUM_FRAMES:
+                if decided == NUM_FRAMES or any(event.startswith("gateway") for event in died):
                     break
             if decided < NUM_FRAMES:
                 await resume()
@@ -358,3 +361,16 @@ def test_what_a_gateway_keeps_of_a_session_without_refreshes_does_not_grow(loade
     kept, decided = asyncio.run(story(None))
     assert max(kept) <= 10
     assert asyncio.run(story(20))[1] == decided
+
+
+@pytest.mark.parametrize("at", MOMENTS)
+@pytest.mark.parametrize("engine", [[], ["engine dies"]])
+def test_a_gateway_that_is_replaced(
+    loaded: LoadedModel, undisturbed: Heard, tmp_path: Path, at: int, engine: list[str]
+):
+    """It says so, and leaves all to its successor, also where the engine is replaced at the same moment."""
+    heard = run(loaded, tmp_path, "events", {at: ["gateway stops", *engine]})
+    words = [said for said in heard.durable if said[1] != "session.going_away"]
+    assert [said[1:] for said in words] == [said[1:] for said in undisturbed.durable]
+    assert heard.decisions == undisturbed.decisions
+    assert not any(message.lost_frames for message in heard.messages if message.type == "session.moved")

@@ -134,16 +134,17 @@ class SessionHost:
     async def stop(self) -> None:
         """Say `session.going_away` to every stream; what the store has can be resumed elsewhere."""
         reason = "the server stops"
-        for stream in self._streams.values():
-            stream.finish(SessionGoingAway(resume=stream.handle, reason=reason), reason)
+        streams = list(self._streams.values())
         self._streams.clear()
+        for stream in streams:
+            stream.finish(SessionGoingAway(resume=stream.handle, reason=reason), reason)
         if self._begun is not None:
             await self._ready()
             for task in self._tasks:
                 task.cancel()
             if self._writer is not None and self._lease is not None:
                 self._lease.stop()
-                await self._writer.stop()
+                await self._writer.stop(streams)
             self._pool.stop()
         if self._server is not None:
             self._server.close()
