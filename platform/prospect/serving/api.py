@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import Discriminator, Tag, TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prospect.errors import ProspectError, SessionError, session_error
@@ -210,11 +211,20 @@ def _add_errors(api: FastAPI) -> None:
     async def unknown(request: Request, error: HTTPException) -> JSONResponse:
         text = f"{request.method} {request.url.path}: {str(error.detail).lower()}"
         status = 422 if error.status_code == 400 else error.status_code  # JSON that is nested too deeply
-        return _error(ErrorMessage(code=_CODES.get(status, "invalid_message"), message=text), status)
+        answer = _error(ErrorMessage(code=_CODES.get(status, "invalid_message"), message=text), status)
+        if status == 405:
+            answer.headers["Allow"] = ", ".join(_methods(api, request))
+        return answer
 
     @api.exception_handler(Exception)
     async def defect(request: Request, error: Exception) -> JSONResponse:
         return _error(ErrorMessage.defect())
+
+
+def _methods(api: FastAPI, request: Request) -> list[str]:
+    """The methods of all operations at a request's path."""
+    there = [route for route in api.routes if isinstance(route, Route) and route.matches(request.scope)[0] != Match.NONE]
+    return sorted({method for route in there for method in route.methods or ()})
 
 
 class BoundedBody:
