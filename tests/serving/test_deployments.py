@@ -9,7 +9,6 @@ from prospect.serving.config import ServeConfig
 from prospect.serving.deployments import Site
 from prospect.serving.requirements import Shares, check_autoscaling, check_store, shares, store_url
 
-
 REPLICAS = "serving.num_replicas"
 
 
@@ -68,7 +67,10 @@ def test_more_engines_and_encoders_than_gpus_are_refused(settings: list[str], gp
     [
         (["target_sessions=4"], "`serving.autoscaling.target_sessions` does nothing while .*max_engines` is null"),
         (["min_engines=3", "max_engines=2"], r"min_engines` \(3\) must not exceed .*max_engines` \(2\)"),
-        (["min_engines=2", "max_engines=4"], r"num_replicas` \(1\), the engines at the start, must be from .* \(2\) to"),
+        (
+            ["min_engines=2", "max_engines=4"],
+            r"num_replicas` \(1\), the engines at the start, must be .* \(2\) to",
+        ),
         (["max_engines=2", "target_sessions=65"], r"target_sessions` \(65\) must not exceed .*max_sessions` \(64\)"),
     ],
 )

@@ -27,6 +27,7 @@ from prospect.serving.host import SessionHost
 from prospect.serving.local import LocalEngines
 from prospect.serving.settings import Durability, ServingSettings
 from prospect.serving.store import Store
+from prospect.serving.sweeper import Sweeper
 from prospect.serving.worker import EngineWorker
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings
@@ -283,5 +284,47 @@ def test_a_gateway_that_slept_asks_before_it_speaks(loaded: LoadedModel, tmp_pat
             break
         await awake.stop()
         await site.stop()
+
+    asyncio.run(story())
+
+
+def test_a_session_is_erased_when_it_is_deleted_and_after_its_retention_time(loaded: LoadedModel, tmp_path: Path):
+    async def story() -> None:
+        site = Site(loaded, f"sqlite:///{tmp_path}/sessions.db", "events", None)
+        host, store = site.gateway, site.store
+        handles = {}
+        for name in "abc":
+            update = SessionUpdate(session_id=name, goal="Make tea", thresholds=ThresholdsMessage(speak=1.0))
+            handles[name] = (await host.create(update, True)).resume
+        await host.close("a")  # over HTTP: DELETE
+        assert store.find("a") is None
+        await host.close("b", handles["b"])  # on its stream
+        assert store.find("b").status == "closed"
+        assert [event.payload for event in store.events("b")] != []
+        host._mover._settings = site.settings.model_copy(update={"retention_hours": 1e-9})
+        await host._sweeper.sweep()
+        assert store.find("b") is None
+        assert store.find("c").status == "open", "it is in use"
+        await site.stop()
+
+    asyncio.run(story())
+
+
+def test_a_sweep_that_fails_is_followed_by_the_next(host: SessionHost, monkeypatch: pytest.MonkeyPatch):
+    async def story() -> None:
+        swept = asyncio.Event()
+
+        async def broken() -> None:
+            if rounds.append(1) or len(rounds) > 2:
+                swept.set()
+            raise ZeroDivisionError
+
+        rounds: list[int] = []
+        host._limits = host._limits.model_copy(update={"park_after_s": 0.02})
+        monkeypatch.setattr(Sweeper, "sweep", lambda sweeper: broken())
+        await host.model()
+        await asyncio.wait_for(swept.wait(), 5)
+        host.check_health()
+        await host.stop()
 
     asyncio.run(story())

@@ -11,7 +11,6 @@ from prospect.serving.engines import ANSWERS_WITHIN_S, FOUND_WITHIN_S, Directory
 from prospect.serving.replay import unpack
 from prospect.serving.wire import Connection, LostConnectionError, connect
 
-
 TRIES = 3
 """Encoders that one picture may be lost with: it may be what they die of."""
 LOOKED_EVERY_S = 0.1

@@ -15,6 +15,9 @@ class SessionLimits(Settings):
 
     idle_timeout_s: float = Field(default=300.0, gt=0)
     """Seconds without a message from its client after which a session is closed."""
+    park_after_s: float = Field(default=30.0, gt=0)
+    """Seconds without a message after which the session's keys and values leave the KV cache, where `streaming.parking`
+    says where to; its next frame brings them back."""
     max_unread_messages: int = Field(default=2000, ge=1)
     """Messages that wait for a client that does not read; with one more it is cut off."""
     max_waiting_frames: int = Field(default=120, ge=1)

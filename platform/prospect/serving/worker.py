@@ -133,6 +133,8 @@ class EngineWorker:
                 return list(state.labels)
             case "close":
                 return await self._close(session_id)
+            case "park":
+                return await self._thread.call(self._park, session_id)
             case "history":
                 return await self._thread.call(self._history, session_id)
             case "record":
@@ -300,6 +302,11 @@ class EngineWorker:
         self._unbased.discard(session_id)
         with suppress(UnknownSessionError):  # it has failed meanwhile
             self._engine.close(session_id)
+
+    def _park(self, session_id: str) -> None:
+        if self._engine.settings.parking != "off":
+            with suppress(SessionError):  # a frame has come meanwhile
+                self._engine.park(session_id)
 
     def _history(self, session_id: str) -> Json:
         events, forgot = self._engine.history(session_id)
