@@ -12,7 +12,7 @@ import numpy as np
 
 from prospect.dialogue.state import TaskState
 from prospect.dialogue.timeline import FPS
-from prospect.errors import SessionError, UnknownSessionError, session_error
+from prospect.errors import SessionError, UnknownSessionError, session_error, unknown_session
 from prospect.protocol.messages import ModelCard, TranscriptEntry
 from prospect.serving.engine_thread import EngineThread
 from prospect.serving.events import HostedEvent, Patched, TextRefused, pack_event
@@ -235,7 +235,7 @@ class EngineWorker:
     def _hosted(self, session_id: str, epoch: int) -> Hosted:
         hosted = self._sessions.get(session_id)
         if hosted is None:
-            raise UnknownSessionError(f"session_id: no session {session_id!r} is open here", field="session_id")
+            raise unknown_session(session_id)
         if epoch < hosted.epoch:
             raise session_error("fenced", f"session {session_id!r} has another owner")
         return hosted
