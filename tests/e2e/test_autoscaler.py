@@ -129,7 +129,7 @@ def embed(root: Path, settings: ClusterSettings, report: Callable[[str], None]) 
 
 def served(config: Config) -> ServeConfig:
     folder = f"{config.storage.root}/runs/finished/model"
-    return ServeConfig(**dict(config), serving=ServingSettings(model=folder, port=free_port()))
+    return ServeConfig(**dict(config), serving=ServingSettings(model=folder, port=free_port(), durability="none"))
 
 
 def with_gpus(root: Path, settings: ClusterSettings, run_name: str = "finished", **training: Any) -> Config:
@@ -178,7 +178,7 @@ def test_with_no_gpus_wanted_a_job_stays_on_cpus_and_ends_well(no_gpu: None, roo
 def test_serve_run_joins_the_cluster_that_its_own_option_names(no_gpu: None, cluster: FakeCluster, root: Path) -> None:
     """As a process of its own, which knows the cluster by `--address` alone."""
     model = f"serving.model={root}/runs/finished/model"
-    settings = [f"storage.root={root}", model, f"serving.port={free_port()}"]
+    settings = [f"storage.root={root}", model, f"serving.port={free_port()}", "serving.durability=none"]
     command = [str(Path(RAY).with_name("serve")), "run", f"--address={cluster.address}", "serve.app:app", *settings]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(
@@ -204,7 +204,7 @@ def test_more_gpus_than_its_node_types_have_are_refused(no_gpu: None, root: Path
         embed(root, ClusterSettings(gpus=3), print)
     replicas = served(with_gpus(root, ClusterSettings()))
     serving = replicas.serving.model_copy(update={"num_replicas": 3})
-    with pytest.raises(ConfigError, match=r"`serving.num_replicas` \(3\) is more than the 2 GPUs"):
+    with pytest.raises(ConfigError, match=r"`serving.num_replicas` \(3\) .* more than the 2 GPUs"):
         launch(replicas.model_copy(update={"serving": serving}))
     with pytest.raises(ConfigError, match=r"`training.num_workers` \(3\) is more than the 2 GPUs"):
         train(with_gpus(root, ClusterSettings(), "three", num_workers=3))

@@ -2,10 +2,14 @@
 
 import pytest
 
+from prospect.cluster.gpus import Allotment
 from prospect.config.load import load
 from prospect.errors import ConfigError
 from prospect.serving.config import ServeConfig
-from prospect.serving.deployments import Site, _check_store, _gpu_shares, store_url
+from prospect.serving.deployments import Site
+from prospect.serving.requirements import Shares, check_autoscaling, check_store, shares, store_url
+
+REPLICAS = "serving.num_replicas"
 
 
 def config(*settings: str) -> ServeConfig:
@@ -13,18 +17,34 @@ def config(*settings: str) -> ServeConfig:
 
 
 @pytest.mark.parametrize(
-    ("settings", "gpus", "images", "shares"),
+    ("settings", "gpus", "images", "engine", "encoder"),
     [
-        ([], 1, True, (0.8, 0.2)),
-        ([], 1, False, (1.0, 0.0)),
-        (["serving.gpus_per_encoder=0.5"], 1, True, (0.5, 0.5)),
-        (["serving.gpus_per_encoder=1"], 2, True, (1.0, 1.0)),
-        (["serving.num_replicas=2", "serving.num_encoders=2"], 2, True, (0.8, 0.2)),
-        ([], 0, True, (0.0, 0.0)),
+        ([], 1, True, 0.8, 0.2),
+        ([], 1, False, 1.0, 0.0),
+        (["serving.gpus_per_encoder=0.5"], 1, True, 0.5, 0.5),
+        (["serving.gpus_per_encoder=1"], 2, True, 1.0, 1.0),
+        (["serving.num_replicas=2", "serving.num_encoders=2"], 2, True, 0.8, 0.2),
+        ([], 0, True, 0.0, 0.0),
     ],
 )
-def test_on_one_gpu_engine_and_encoder_share_it(settings: list[str], gpus: int, images: bool, shares: tuple):
-    assert _gpu_shares(config(*settings), gpus, images) == shares
+def test_on_one_gpu_engine_and_encoder_share_it(settings, gpus: int, images: bool, engine: float, encoder: float):
+    assert shares(config(*settings), Allotment(1, gpus), images) == Shares(engine, encoder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "cpus", "gpus", "has_spare"),
+    [
+        ([], 1.5, 0, False),
+        ([], 1.6, 0, True),
+        (["serving.num_replicas=3"], 2, 0, False),
+        (["serving.autoscaling.max_engines=3"], 2, 0, False),
+        ([], 8, 1, False),
+        ([], 8, 2, True),
+        (["serving.gpus_per_encoder=1"], 8, 3, False),
+    ],
+)
+def test_a_new_version_starts_first_where_there_is_room(settings, cpus: float, gpus: int, has_spare: bool):
+    assert shares(config(*settings), Allotment(cpus, gpus), images=True).has_spare is has_spare
 
 
 @pytest.mark.parametrize(
@@ -33,11 +53,36 @@ def test_on_one_gpu_engine_and_encoder_share_it(settings: list[str], gpus: int, 
         (["serving.num_replicas=3"], 2),
         (["serving.gpus_per_encoder=1"], 1),
         (["serving.num_encoders=2"], 1),
+        (["serving.autoscaling.max_engines=3"], 2),
     ],
 )
 def test_more_engines_and_encoders_than_gpus_are_refused(settings: list[str], gpus: int):
-    with pytest.raises(ConfigError, match=rf"`serving.num_replicas` .* need more than the {gpus} GPUs"):
-        _gpu_shares(config(*settings), gpus, images=True)
+    with pytest.raises(ConfigError, match=rf"`serving\.\S+` .* need more than the {gpus} GPUs") as refused:
+        shares(config(*settings), Allotment(8, gpus), images=True)
+    assert refused.value.field == ("serving.autoscaling.max_engines" if "max_engines" in settings[0] else REPLICAS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["target_sessions=4"], "`serving.autoscaling.target_sessions` does nothing while .*max_engines` is null"),
+        (["min_engines=3", "max_engines=2"], r"min_engines` \(3\) must not exceed .*max_engines` \(2\)"),
+        (
+            ["min_engines=2", "max_engines=4"],
+            r"num_replicas` \(1\), the engines at the start, must be .* \(2\) to",
+        ),
+        (["max_engines=2", "target_sessions=65"], r"target_sessions` \(65\) must not exceed .*max_sessions` \(64\)"),
+    ],
+)
+def test_numbers_of_engines_that_do_not_fit_are_refused(settings: list[str], says: str):
+    with pytest.raises(ConfigError, match=says) as refused:
+        check_autoscaling(config(*(f"serving.autoscaling.{each}" for each in settings)))
+    assert "\n" not in str(refused.value)
+
+
+def test_numbers_of_engines_that_fit():
+    check_autoscaling(config())
+    check_autoscaling(config("serving.autoscaling.max_engines=4", "serving.num_replicas=2"))
 
 
 def test_the_kv_cache_leaves_the_encoder_its_share_of_a_gpu():
@@ -62,6 +107,6 @@ def test_where_sessions_are_stored():
 )
 def test_gateways_that_could_not_know_of_each_others_sessions_are_refused(settings, one_node, field):
     with pytest.raises(ConfigError) as refused:
-        _check_store(config(*settings), one_node)
+        check_store(config(*settings), one_node)
     assert refused.value.field == field
-    _check_store(config(*settings, "serving.num_gateways=1", "serving.store=postgresql://me@host/db"), one_node)
+    check_store(config(*settings, "serving.num_gateways=1", "serving.store=postgresql://me@host/db"), one_node)

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from prospect.dialogue.schema import Dialogue
-from prospect.errors import UnknownSessionError
+from prospect.errors import UnknownSessionError, session_error
 from prospect.model.checkpoint import LoadedModel
 from prospect.protocol.messages import CLIENT_MESSAGES, SERVER_MESSAGES, EmbeddingMessage, FrameAppend, FrameOutcome
 from prospect.serving import api
@@ -290,6 +290,36 @@ def test_more_pixels_than_a_camera_has_are_refused_before_they_are_unpacked(http
 def test_what_no_operation_takes_has_a_code_of_its_own(http, method, path, body, status, code):
     answer = http.request(method, path, content=body, headers={"content-type": "application/json"})
     assert (answer.status_code, refused(answer)["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"), [("/v1/sessions", "POST"), ("/v1/sessions/a", "DELETE, GET"), ("/healthz", "GET")]
+)
+def test_a_method_that_is_not_there_is_told_the_others(http, path: str, methods: str):
+    answer = http.put(path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, methods)
+
+
+@pytest.mark.parametrize("code", ["unavailable", "fenced"])
+def test_a_session_whose_owner_cannot_be_found_is_unavailable(http, host, code: str, monkeypatch):
+    async def fails(*_: object) -> None:
+        raise session_error(code, "the session store is away")
+
+    monkeypatch.setattr(host, "owner_of", fails)
+    answer = http.get("/v1/sessions/a")
+    assert (answer.status_code, refused(answer)["code"]) == (503, code)
+    assert answer.headers["retry-after"] == "5"
+
+
+def test_a_body_for_another_gateway_is_bounded_too(http, host, monkeypatch):
+    async def elsewhere(*_: object) -> str:
+        return "127.0.0.1:1"
+
+    monkeypatch.setattr(host, "owner_of", elsewhere)
+    answer = http.post("/v1/sessions/a/text", content=bytes(2**24 + 1))
+    assert (answer.status_code, refused(answer)["code"]) == (413, "too_large")
+    answer = http.get("/v1/sessions/a")
+    assert (answer.status_code, refused(answer)["code"]) == (503, "unavailable")
 
 
 def test_a_defect_is_answered_as_one(host, monkeypatch):

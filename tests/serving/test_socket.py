@@ -1,6 +1,7 @@
 """The WebSocket: live streams on a real engine, mistakes that leave the stream open, clients that vanish."""
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,7 +11,9 @@ from starlette.websockets import WebSocketDisconnect
 
 from prospect.protocol.messages import FrameAppend, ServerMessage, StatePatch, TextAppend
 from prospect.protocol.parsing import parse_server
+from prospect.serving import websocket
 from prospect.serving.settings import SessionLimits
+from prospect.streaming.settings import StreamingSettings
 from tests.serving.models import ALWAYS, NEVER, STEPS, picture
 
 TEA = {"type": "session.update", "goal": "Make tea", "steps": STEPS}
@@ -283,6 +286,40 @@ def test_an_engine_that_fails_is_reported_to_everybody_and_to_serve(http, worker
     with pytest.raises(RuntimeError, match="out of memory"):
         worker.check_health()
     assert http.get("/healthz").status_code == 503
+
+
+def test_a_stream_that_opens_no_session_is_closed(http, monkeypatch):
+    monkeypatch.setattr(websocket, "OPENED_WITHIN_S", 0.1)
+    with http.websocket_connect("/v1/stream") as socket:
+        socket.send_text("{")
+        assert "is not JSON" in hear(socket).message
+        assert hear(socket).code == "silent_client"
+        with pytest.raises(WebSocketDisconnect) as left:
+            socket.receive_text()
+        assert left.value.code == 1001
+    with opened(http) as (socket, _):
+        time.sleep(0.2)
+        push(socket, 0)
+        assert hear_until(socket, "decision")
+
+
+class TestParking:
+    @pytest.fixture
+    def host_settings(self) -> SessionLimits:
+        return SessionLimits(park_after_s=0.1)
+
+    @pytest.fixture
+    def streaming_settings(self) -> StreamingSettings:
+        return StreamingSettings(parking="memory")
+
+    def test_an_idle_session_is_parked_and_goes_on(self, http, worker):
+        with opened(http, thresholds=NEVER) as (socket, _):
+            push(socket, 0)
+            hear(socket)
+            while not worker._engine.stats().parked:
+                time.sleep(0.01)
+            push(socket, 1)
+            assert hear(socket).frame == 1
 
 
 class TestSlowClient:

@@ -7,14 +7,16 @@ from functools import partial
 from typing import Annotated, Any
 
 import httpx
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import Discriminator, Tag, TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prospect.errors import ProspectError, SessionError, session_error
+from prospect.protocol.client_messages import MAX_PTS, MAX_SEQ
 from prospect.protocol.messages import (
     MAX_MESSAGE_BYTES,
     ErrorMessage,
@@ -61,11 +63,17 @@ _STATUS = {
     "out_of_pages": 429,
     "internal": 500,
     "unavailable": 503,
+    "fenced": 503,
 }
 """Of each code that has another status than 422."""
+_BODILESS = ("GET", "HEAD", "DELETE")
 _OF_A_SESSION = re.compile(r"/v1/sessions/([^/]+)")
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 """Of what the framework refuses by itself."""
+
+
+Seq = Annotated[int | None, Query(ge=0, le=MAX_SEQ, description="Of a raw picture, as in `FrameAppend`.")]
+Pts = Annotated[float | None, Query(ge=0, le=MAX_PTS, description="Of a raw picture, as in `FrameAppend`.")]
 
 
 def build_api(host: SessionHost) -> FastAPI:
@@ -81,7 +89,7 @@ def build_api(host: SessionHost) -> FastAPI:
         """Whether an engine answers, and its thread too: `ok`, or `degraded` while the session store is away."""
         return {"status": await _healthy(host)}
 
-    @api.get("/readyz", responses=refusals(503))
+    @api.get("/readyz", responses=refusals(429, 503))
     async def readyz() -> dict[str, str]:
         """Whether a new session would be taken: an engine has a place, and the session store is there."""
         await host.ready()
@@ -118,37 +126,35 @@ def _add_sessions(api: FastAPI, host: SessionHost) -> None:
         f"{path}/frames",
         openapi_extra=_FRAMES_BODY,
         response_model_exclude_none=True,
-        responses=refusals(404, 409, 413, 415, 429),
+        responses=refusals(404, 409, 413, 415, 429, 503),
     )
-    async def frames(
-        session_id: str, request: Request, seq: int | None = None, pts: float | None = None
-    ) -> FramesResponse:
+    async def frames(session_id: str, request: Request, seq: Seq = None, pts: Pts = None) -> FramesResponse:
         return FramesResponse(frames=await host.decide(session_id, await _frames(request, seq, pts)))
 
-    @api.post(f"{path}/text", status_code=202, responses=refusals(404, 413))
+    @api.post(f"{path}/text", status_code=202, responses=refusals(404, 409, 413, 503))
     async def text(session_id: str, message: TextAppend) -> dict[str, str]:
         await host.text(session_id, message)
         return {"status": "joins the next frame"}
 
-    @api.get(path, responses=refusals(404))
+    @api.get(path, responses=refusals(404, 503))
     async def view(session_id: str) -> SessionView:
         return await host.view(session_id)
 
-    @api.get(f"{path}/transcript", responses=refusals(404))
+    @api.get(f"{path}/transcript", responses=refusals(404, 409, 503))
     async def transcript(session_id: str) -> Transcript:
         """What was said and what changed, by frame."""
         return await host.transcript(session_id)
 
-    @api.get(f"{path}/record", responses=refusals(404, 409))
+    @api.get(f"{path}/record", responses=refusals(404, 409, 503))
     async def record(session_id: str) -> dict[str, Any]:
         """The session as a canonical record (docs/data.md), to train and score on; without its frames."""
         return await host.record(session_id)
 
-    @api.patch(f"{path}/state", response_model_exclude_none=True, responses=refusals(404, 413))
+    @api.patch(f"{path}/state", response_model_exclude_none=True, responses=refusals(404, 409, 413, 503))
     async def patch(session_id: str, message: StatePatch) -> StateUpdated:
         return StateUpdated(state=await host.patch(session_id, message.state))
 
-    @api.delete(path, response_model_exclude_none=True, responses=refusals(404))
+    @api.delete(path, response_model_exclude_none=True, responses=refusals(404, 503))
     async def close(session_id: str) -> SessionClosed:
         return await host.close(session_id)
 
@@ -210,11 +216,21 @@ def _add_errors(api: FastAPI) -> None:
     async def unknown(request: Request, error: HTTPException) -> JSONResponse:
         text = f"{request.method} {request.url.path}: {str(error.detail).lower()}"
         status = 422 if error.status_code == 400 else error.status_code  # JSON that is nested too deeply
-        return _error(ErrorMessage(code=_CODES.get(status, "invalid_message"), message=text), status)
+        answer = _error(ErrorMessage(code=_CODES.get(status, "invalid_message"), message=text), status)
+        if status == 405:
+            answer.headers["Allow"] = ", ".join(_methods(api, request))
+        return answer
 
     @api.exception_handler(Exception)
     async def defect(request: Request, error: Exception) -> JSONResponse:
         return _error(ErrorMessage.defect())
+
+
+def _methods(api: FastAPI, request: Request) -> list[str]:
+    """The methods of all operations at a request's path."""
+    routes = [route for route in api.routes if isinstance(route, Route)]
+    there = [route for route in routes if route.matches(request.scope)[0] != Match.NONE]
+    return sorted({method for route in there for method in route.methods or ()})
 
 
 class BoundedBody:
@@ -245,16 +261,21 @@ class ToOwner:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         named = _OF_A_SESSION.match(scope["path"]) if scope["type"] == "http" else None
-        owner = await self._host.owner_of(named[1]) if named else None
-        if owner is None:
-            await self._app(scope, receive, send)
-            return
-        request = Request(scope, receive)
+        try:
+            owner = await self._host.owner_of(named[1]) if named else None
+            answer = None if owner is None else await self._ask(owner, Request(scope, receive))
+        except ProspectError as error:
+            answer = _error(ErrorMessage.of(error))
+        except HTTPException as error:  # the body is too large
+            answer = _error(ErrorMessage(code=_CODES[error.status_code], message=error.detail), error.status_code)
+        await (self._app if answer is None else answer)(scope, receive, send)
+
+    async def _ask(self, owner: str, request: Request) -> Response:
         headers = {name: request.headers[name] for name in ("content-type",) if name in request.headers}
-        path = scope["path"] + (f"?{request.url.query}" if request.url.query else "")
-        answer = await self._host.respond_at(owner, request.method, path, headers, await request.body())
-        status, headers, body = answer
-        await Response(body, status, headers)(scope, receive, send)
+        path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        body = b"" if request.method in _BODILESS else await request.body()
+        status, headers, content = await self._host.respond_at(owner, request.method, path, headers, body)
+        return Response(content, status, headers)
 
 
 async def _respond(api: FastAPI, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:

@@ -5,16 +5,17 @@ The process that builds the application, and the gateways, run no model: the oth
 
 import asyncio
 import os
-import secrets
 import time
+import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import ray
 from fastapi import FastAPI
 from ray import serve
-from ray.serve.config import HTTPOptions, ProxyLocation, RequestRouterConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, HTTPOptions, ProxyLocation, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
@@ -22,14 +23,27 @@ from prospect.cluster.common import ReportLine
 from prospect.cluster.gpus import allot, largest, present, probe_gpu
 from prospect.cluster.runtime import reserved_device
 from prospect.earlier import read_saved as read_earlier
-from prospect.errors import ConfigError, FingerprintError
+from prospect.errors import FingerprintError
 from prospect.model.saved import SavedModel, read_saved
 from prospect.serving.api import build_api
+from prospect.serving.autoscaling import SessionPolicy
 from prospect.serving.config import ServeConfig
-from prospect.serving.directory import ServeDirectory
+from prospect.serving.directory import ServeDirectory, until_leaving
 from prospect.serving.encoders import RemoteEncoder
 from prospect.serving.host import SessionHost
-from prospect.serving.router import PinnedRouter
+from prospect.serving.proxy import WATCHED, WRAPPED
+from prospect.serving.requirements import (
+    ENCODER_CPUS,
+    ENGINE_CPUS,
+    GATEWAY_CPUS,
+    check_autoscaling,
+    check_store,
+    most_engines,
+    shares,
+    store_url,
+)
+from prospect.serving.router import GatewayRouter, PinnedRouter
+from prospect.serving.secret import shared_secret
 from prospect.serving.store import Store
 from prospect.settings import with_setting
 from prospect.streaming.settings import StreamingSettings
@@ -43,11 +57,13 @@ QUIET = LoggingConfig(enable_access_log=False)
 DRAINED_WITHIN_S = 30.0
 """Seconds that a replica on its way out has: the sessions of an engine move at once, a gateway's clients come back to
 another one."""
-PINNED = RequestRouterConfig(
-    # Serve imports a path where it routes; its annotation knows the serialised form only.
-    request_router_class=f"{PinnedRouter.__module__}.{PinnedRouter.__name__}",  # type: ignore[arg-type]
-    request_router_kwargs={"num_virtual_nodes": 100, "num_fallback_replicas": 2},
-)
+DRAIN_CHECKED_EVERY_S = 0.3
+UNROUTED_WITHIN_S = 0.3
+"""Seconds within which the proxies know of a gateway on its way out; until then they send it requests."""
+REPORTED_EVERY_S = 2.0
+"""Seconds between two reports of an engine's load to Serve's controller."""
+SPARE_PERCENT = 1
+"""Of a deployment's replicas that start before an old version's stop; Serve rounds up, to one."""
 
 
 @dataclass(frozen=True)
@@ -82,20 +98,20 @@ class Engine:
         import torch
 
         from prospect.model.checkpoint import load_model
+        from prospect.serving.timed_engine import TimedEngine
         from prospect.serving.worker import EngineWorker
-        from prospect.streaming.engine import StreamingEngine
 
         config, device = site.config, reserved_device()
-        torch.set_num_threads(_threads(config.serving.num_replicas))
+        torch.set_num_threads(_threads(most_engines(config)))
         folder = find_model(config)
         loaded = load_model(folder, cache=Path(config.storage.root) / "cache", device=device)
         context = config.context.over(loaded.manifest.get("context", {}))
         encoder = _encoder_settings(read_saved(folder))
         accepted = {*config.vision.equivalent_to, *([] if encoder is None else [encoder_fingerprint(encoder)])}
-        engine = StreamingEngine(loaded, context, site.streaming, accepted)
+        self._engine = TimedEngine(loaded, context, site.streaming, accepted)
         serving = config.serving
         images = encoder is not None and serving.num_encoders > 0
-        self.worker = EngineWorker(engine, serving.model, images, serving.move_seconds)
+        self.worker = EngineWorker(self._engine, serving.model, images, serving.move_seconds)
         self._listening = _Listening(site, self.worker)
 
     async def where(self) -> tuple[str, str]:
@@ -104,6 +120,10 @@ class Engine:
 
     def check_health(self) -> None:
         self.worker.check_health()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve's hook: what `SessionPolicy` decides by."""
+        return self._engine.load()
 
 
 class Encoder:
@@ -115,7 +135,7 @@ class Encoder:
         from prospect.serving.live_encoder import EncoderWorker, LiveEncoder, encoder_of
 
         device = reserved_device()
-        torch.set_num_threads(_threads(site.config.serving.num_replicas))
+        torch.set_num_threads(_threads(most_engines(site.config)))
         encoder = encoder_of(read_saved(find_model(site.config)), site.config.vision.equivalent_to, device)
         assert encoder is not None, "deployed where the model names its encoder"
         self._listening = _Listening(site, EncoderWorker(LiveEncoder(encoder)))
@@ -134,16 +154,35 @@ class Gateway:
         encoder = None if encoders is None else RemoteEncoder(ServeDirectory(encoders), site.secret)
         directory = ServeDirectory(engines)
         self._host = SessionHost(directory, site.secret, encoder, serving, store, site.address)
+        self._stopped: asyncio.Task[None] | None = None
+        self._leaving = asyncio.create_task(self._leave())  # Serve makes the replica in its event loop
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Serve's hook: called in the replica, after __init__
         return build_api(self._host)
 
     def check_health(self) -> None:
+        if self._leaving.done():
+            self._leaving.result()
+            raise RuntimeError("this gateway has stopped")
         self._host.check_health()
 
-    async def __del__(self) -> None:
+    async def _leave(self) -> None:
+        """Stop as soon as Serve wants this replica to: it waits for the streams, which would go on without end."""
+        replica = serve.get_replica_context().replica_id
+        itself = serve.get_deployment_handle(replica.deployment_id.name, replica.deployment_id.app_name)
+        await until_leaving(itself, replica.unique_id)
+        await asyncio.sleep(UNROUTED_WITHIN_S)
+        await self._stop()
+
+    async def _stop(self) -> None:
         """Tell the clients to come back to another gateway."""
-        await self._host.stop()
+        if self._stopped is None:
+            self._stopped = asyncio.create_task(self._host.stop())
+        await asyncio.shield(self._stopped)
+
+    async def __del__(self) -> None:
+        self._leaving.cancel()
+        await self._stop()
 
 
 class Listener(Protocol):
@@ -166,19 +205,27 @@ class _Listening:
         return serve.get_replica_context().replica_id.unique_id, await asyncio.shield(self._starting)
 
 
-def _deployment(kind: type, name: str, router: RequestRouterConfig = PINNED) -> serve.Deployment:
+def _router(kind: type, **options: Any) -> RequestRouterConfig:
+    # Serve imports a path where it routes; its annotation knows the serialised form only.
+    path: Any = f"{kind.__module__}.{kind.__name__}"
+    return RequestRouterConfig(request_router_class=path, request_router_kwargs=options)
+
+
+def _deployment(kind: type, name: str, router: RequestRouterConfig) -> serve.Deployment:
     return serve.deployment(
         name=name,
         max_ongoing_requests=MANY,
         graceful_shutdown_timeout_s=DRAINED_WITHIN_S,
+        graceful_shutdown_wait_loop_s=DRAIN_CHECKED_EVERY_S,
         logging_config=QUIET,
         request_router_config=router,
     )(kind)
 
 
-EngineDeployment = _deployment(Engine, "Engine")
-EncoderDeployment = _deployment(Encoder, "Encoder")
-GatewayDeployment = _deployment(serve.ingress()(Gateway), "Gateway", RequestRouterConfig())
+_PINNED = _router(PinnedRouter, num_virtual_nodes=100, num_fallback_replicas=2)
+EngineDeployment = _deployment(Engine, "Engine", _PINNED)
+EncoderDeployment = _deployment(Encoder, "Encoder", _PINNED)
+GatewayDeployment = _deployment(serve.ingress()(Gateway), "Gateway", _router(GatewayRouter))
 
 
 def _threads(replicas: int) -> int:
@@ -190,24 +237,6 @@ def _encoder_settings(saved: SavedModel) -> VisionSettings | None:
     """Settings of the encoder that a model was trained on; None where it does not say which."""
     vision = saved.manifest.get("vision")
     return None if vision is None else VisionSettings(**read_earlier("vision", vision))
-
-
-def store_url(config: ServeConfig) -> str:
-    """URL of the session store.
-
-    Raises:
-        ConfigError: the storage root is a URL, where a file of SQLite cannot lie.
-    """
-    if config.serving.store is not None:
-        return config.serving.store
-    root = str(config.storage.root)
-    if "://" in root:
-        raise ConfigError(
-            f"`serving.store` is missing: storage.root ({root}) is a URL, where no SQLite file can lie; give "
-            "postgresql://USER@HOST/NAME, or serving.durability=none",
-            field="serving.store",
-        )
-    return f"sqlite:///{root}/sessions.db"
 
 
 def find_model(config: ServeConfig) -> Path:
@@ -253,68 +282,75 @@ def build(config: ServeConfig, report: ReportLine = print) -> serve.Application:
             sessions would need a store that there is not.
     """
     serving = config.serving
-    gpus = allot(config.cluster, "serve", report).gpus
+    check_autoscaling(config)
+    allotted = allot(config.cluster, "serve", report)
     now = present()
     most, one = largest(now), len(ray.nodes()) == 1
-    _check_store(config, one and most in (now, None))
     images = serving.num_encoders > 0 and _encoder_settings(read_saved(find_model(config))) is not None
-    shares = _gpu_shares(config, gpus, images)
-    if gpus:
+    share = shares(config, allotted, images)
+    check_store(config, one and most in (now, None))
+    if allotted.gpus:
         probe_gpu()
-    site = Site(config, secrets.token_hex(32), alone=one and most == now, gpus_per_engine=shares[0])
-    engines = EngineDeployment.options(
-        num_replicas=serving.num_replicas, ray_actor_options={"num_cpus": 0.5, "num_gpus": shares[0]}
-    ).bind(site)
+    site = Site(
+        config, shared_secret(str(config.storage.root)), alone=one and most == now, gpus_per_engine=share.engine_gpus
+    )
+    surge = SPARE_PERCENT if share.has_spare else 0
+    options = {"num_cpus": ENGINE_CPUS, "num_gpus": share.engine_gpus}
+    engine = EngineDeployment.options(**_numbers(config), max_surge_percent=surge, ray_actor_options=options)
+    engines = engine.bind(site)
     encoders = None
     if images:
-        options = {"num_cpus": 0.2, "num_gpus": shares[1]}
-        encoders = EncoderDeployment.options(num_replicas=serving.num_encoders, ray_actor_options=options).bind(site)
-    gateway = GatewayDeployment.options(num_replicas=serving.num_gateways, ray_actor_options={"num_cpus": 0.1})
+        options = {"num_cpus": ENCODER_CPUS, "num_gpus": share.encoder_gpus}
+        encoders = EncoderDeployment.options(
+            num_replicas=serving.num_encoders, max_surge_percent=surge, ray_actor_options=options
+        ).bind(site)
+    gateway = GatewayDeployment.options(
+        num_replicas=serving.num_gateways, max_surge_percent=surge, ray_actor_options={"num_cpus": GATEWAY_CPUS}
+    )
     return gateway.bind(site, engines, encoders)
 
 
-def _gpu_shares(config: ServeConfig, gpus: int, images: bool) -> tuple[float, float]:
-    """GPUs of an engine and of an encoder: on one GPU they share it.
-
-    Raises:
-        ConfigError: they need more than there are.
-    """
-    if not gpus:
-        return 0.0, 0.0
-    serving, share = config.serving, config.serving.gpus_per_encoder if images else 0.0
-    engine = 1.0 if share == 1 else 1.0 - share
-    needed = serving.num_replicas * engine + (serving.num_encoders * share if images else 0)
-    if serving.num_replicas > gpus or needed > gpus:
-        encoders = f" and `serving.num_encoders` ({serving.num_encoders})" if images else ""
-        raise ConfigError(
-            f"`serving.num_replicas` ({serving.num_replicas}){encoders} need more than the {gpus} GPUs that they may "
-            "have: lower them, or give cluster.gpus=0",
-            field="serving.num_replicas",
-        )
-    return round(engine, 4), share
-
-
-def _check_store(config: ServeConfig, one_node: bool) -> None:
-    serving = config.serving
-    if serving.durability == "none":
-        if serving.num_gateways > 1:
-            raise ConfigError(
-                f"`serving.num_gateways` ({serving.num_gateways}) must be 1 with serving.durability=none: gateways "
-                "know of each other's sessions by the store",
-                field="serving.num_gateways",
+def _numbers(config: ServeConfig) -> dict[str, Any]:
+    """Serve's options for the number of engines."""
+    serving, scaling = config.serving, config.serving.autoscaling
+    if scaling.max_engines is None:
+        return {"num_replicas": serving.num_replicas}
+    limits = {"target_sessions": scaling.target_sessions, "max_step_s": scaling.max_step_s}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of the interval, which is to become a variable of all Ray
+        return {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=scaling.min_engines,
+                initial_replicas=serving.num_replicas,
+                max_replicas=scaling.max_engines,
+                metrics_interval_s=REPORTED_EVERY_S,
+                look_back_period_s=5 * REPORTED_EVERY_S,
+                upscale_delay_s=scaling.upscale_delay_s,
+                downscale_delay_s=scaling.downscale_delay_s,
+                policy=AutoscalingPolicy(policy_function=SessionPolicy, policy_kwargs=limits),
             )
-    elif store_url(config).startswith("sqlite") and not one_node:
-        raise ConfigError(
-            "`serving.store` must be a PostgreSQL database, postgresql://USER@HOST/NAME, on a cluster of several "
-            "nodes: an SQLite file is on one of them; or give serving.durability=none",
-            field="serving.store",
-        )
+        }
 
 
-def open_port(config: ServeConfig) -> None:
-    """Starts Serve on the configured address."""
+def open_port(config: ServeConfig, elsewhere: bool = False) -> None:
+    """Start Serve on the configured address.
+
+    Args:
+        config: with section `serving`.
+        elsewhere: whether the cluster gets this package from the job alone, so that Serve's own processes have it not.
+    """
     options = HTTPOptions(host=config.serving.host, port=config.serving.port)
-    serve.start(proxy_location=ProxyLocation.EveryNode, http_options=options)
+    environment = {"env_vars": WATCHED if elsewhere else WATCHED | WRAPPED}
+    serve.start(
+        proxy_location=ProxyLocation.EveryNode, http_options=options, controller_options={"runtime_env": environment}
+    )
+
+
+def end_applications() -> None:
+    """End what Serve runs, in time: `serve.shutdown` ends the proxies before the gateways have told their clients."""
+    with suppress(Exception):  # of a Serve that is broken, or gone
+        for name in serve.status().applications:
+            serve.delete(name)
 
 
 def serve_until_stopped(config: ServeConfig) -> None:
@@ -329,6 +365,7 @@ def serve_until_stopped(config: ServeConfig) -> None:
         while True:
             time.sleep(1)
     finally:
+        end_applications()
         serve.shutdown()
 
 

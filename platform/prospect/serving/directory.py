@@ -12,6 +12,7 @@ log = logging.getLogger(__name__)
 
 WHERE_WITHIN_S = 10.0
 """Seconds within which a replica says where it listens."""
+LOOKED_EVERY_S = 0.1
 
 _present: dict[str, frozenset[str]] = {}
 """Ids of the replicas that take requests, by deployment, as Serve's controller tells this process."""
@@ -20,6 +21,18 @@ _present: dict[str, frozenset[str]] = {}
 def note_replicas(deployment: str, replicas: Iterable[str]) -> None:
     """Note the replicas of a deployment that take requests now."""
     _present[deployment] = frozenset(replicas)
+
+
+async def until_leaving(deployment: DeploymentHandle, replica: str) -> None:
+    """Return once a replica that has taken requests takes no more: it is on its way out."""
+    deployment = deployment.options()  # makes the router, which is told of all replicas
+    has_been_there = False
+    while True:
+        is_there = replica in _present.get(str(deployment.deployment_id), frozenset())
+        if has_been_there and not is_there:
+            return
+        has_been_there |= is_there
+        await asyncio.sleep(LOOKED_EVERY_S)
 
 
 class ServeDirectory:

@@ -1,13 +1,19 @@
 """Where a gateway has pictures encoded. Imports no torch."""
 
+import asyncio
+import time
 from typing import Any, Protocol
 
 import numpy as np
 
-from prospect.errors import session_error
-from prospect.serving.engines import ANSWERS_WITHIN_S, Directory
+from prospect.errors import ProspectError, session_error
+from prospect.serving.engines import ANSWERS_WITHIN_S, FOUND_WITHIN_S, Directory
 from prospect.serving.replay import unpack
 from prospect.serving.wire import Connection, LostConnectionError, connect
+
+TRIES = 3
+"""Encoders that one picture may be lost with: it may be what they die of."""
+LOOKED_EVERY_S = 0.1
 
 
 class Encoder(Protocol):
@@ -49,15 +55,26 @@ class RemoteEncoder:
             DataError: the bytes hold no picture.
             SessionError: `unavailable`: no encoder answers.
         """
-        for _ in range(3):
+        for _ in range(TRIES):
+            connection = await self._next()
             try:
-                connection = await self._next()
                 return unpack(await connection.call("encode", image, within=ANSWERS_WITHIN_S))[0]
             except LostConnectionError:
                 continue
-        raise session_error("unavailable", "image: no encoder answers; try again, or send embeddings", "image")
+        raise _unavailable()
 
     async def _next(self) -> Connection:
+        """A connection to the next encoder, waiting while all of them are being replaced."""
+        until = time.monotonic() + FOUND_WITHIN_S
+        while True:
+            try:
+                return await self._reach_next()
+            except LostConnectionError:
+                if time.monotonic() > until:
+                    raise _unavailable() from None
+            await asyncio.sleep(LOOKED_EVERY_S)
+
+    async def _reach_next(self) -> Connection:
         addresses = sorted(await self._directory.addresses())
         if not addresses:
             raise LostConnectionError("there is no encoder")
@@ -78,3 +95,7 @@ class RemoteEncoder:
     def lost(self, connection: Connection) -> None:
         """Forget it."""
         self._connections = {name: each for name, each in self._connections.items() if each is not connection}
+
+
+def _unavailable() -> ProspectError:
+    return session_error("unavailable", "image: no encoder answers; try again, or send embeddings", "image")

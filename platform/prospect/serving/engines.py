@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from prospect.errors import ProspectError, session_error
 from prospect.protocol.messages import ModelCard
+from prospect.serving.replay import SentFrame
 from prospect.serving.wire import Connection, LostConnectionError, connect
 
 log = logging.getLogger(__name__)
@@ -18,9 +19,6 @@ ANSWERS_WITHIN_S = 20.0
 """Seconds without an answer after which an engine counts as dead; a step that compiles takes some."""
 FOUND_WITHIN_S = 10.0
 """Seconds for which a client waits where there is no engine at all."""
-
-SentFrames = list[tuple[int, list[str], bytes, list[int]]]
-"""(seq, texts, float16 bytes, shape) of frames of one session."""
 
 
 class Directory(Protocol):
@@ -61,7 +59,7 @@ class EngineLink:
         self.address, self._reader = address, reader
         self.num_sessions = self._capacity = 0
         self.leaving = False
-        self._frames: list[tuple[str, int, SentFrames]] = []
+        self._frames: list[tuple[str, int, list[Any]]] = []
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -91,11 +89,11 @@ class EngineLink:
         """Ask the engine; raises `LostConnectionError`, or its refusal."""
         return await self.connection.call(operation, session_id, epoch, *arguments, within=ANSWERS_WITHIN_S)
 
-    def push(self, session_id: str, epoch: int, frames: SentFrames) -> None:
+    def push(self, session_id: str, epoch: int, frames: Iterable[SentFrame]) -> None:
         """Send frames, in one message with those of all other sessions of this moment."""
         if not self._frames:
             asyncio.get_running_loop().call_soon(self._flush)
-        self._frames.append((session_id, epoch, frames))
+        self._frames.append((session_id, epoch, [frame.wired() for frame in frames]))
 
     def close(self) -> None:
         self.connection.close()
@@ -181,6 +179,11 @@ class EnginePool:
             link = self._links[address] = await EngineLink(address, self._reader).begin(self._secret)
             link.leaving = address not in await self._directory.addresses()
         return link
+
+    def check(self, link: EngineLink) -> None:
+        """Have the sessions of an engine moved if it takes no more."""
+        if link.leaving or not link.is_open:
+            self._reader.engine_lost(link)
 
     def stop(self) -> None:
         self._task.cancel()

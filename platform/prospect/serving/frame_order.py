@@ -73,6 +73,10 @@ class FrameOrder:
         self.next_seq = self._next_new = next_seq
         self.first_pts, self._last_slot = first_pts, last_slot
 
+    def skip(self, seq: int) -> None:
+        """Leave a frame out for good."""
+        self.next_seq = self._next_new = seq + 1
+
     def refuse(self, seq: int) -> None:
         """Let the frame be sent again or left out: a client that sends ahead cannot go back."""
         self._next_new = seq + 1

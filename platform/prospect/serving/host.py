@@ -1,17 +1,15 @@
 """The live sessions of one gateway, without Ray: who may open, resume and close them, and for how long they live."""
 
 import asyncio
-import functools
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import suppress
-from typing import Any, Literal, ParamSpec, TypeVar
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Literal
 
-from prospect.errors import SessionError, UnknownSessionError, session_error
+from prospect.errors import SessionError, UnknownSessionError, session_error, unknown_session
+from prospect.messages import first_line
 from prospect.protocol.messages import (
-    CAPABILITIES,
     ErrorMessage,
     FrameAppend,
     FrameOutcome,
@@ -34,31 +32,17 @@ from prospect.serving.mover import Mover
 from prospect.serving.ownership import Ownership
 from prospect.serving.peers import Answer, GatewayPeer, Respond, respond_elsewhere
 from prospect.serving.settings import ServingSettings
+from prospect.serving.shielded import shielded
 from prospect.serving.store import Store
 from prospect.serving.stream import Stream
+from prospect.serving.sweeper import CloseReason, Sweeper
+from prospect.serving.views import created_of, view_of
 from prospect.serving.wire import listen
 from prospect.serving.writer import StoreWriter
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
-P = ParamSpec("P")
 ENDED_FOR_S = 60.0
 """Seconds for which a closed session can be resumed, to hear its end."""
-CloseReason = Literal["client", "idle", "disconnected"]
-
-
-def shielded(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Let a method run to its end even if its caller is cancelled: a client that hangs up leaves nothing half done."""
-    running: set[asyncio.Task[T]] = set()
-
-    @functools.wraps(method)
-    async def whole(*arguments: P.args, **named: P.kwargs) -> T:
-        task = asyncio.create_task(method(*arguments, **named))
-        running.add(task)
-        task.add_done_callback(running.discard)
-        return await asyncio.shield(task)
-
-    return whole
 
 
 class SessionHost:
@@ -95,6 +79,7 @@ class SessionHost:
         self._tasks: list[asyncio.Task[None]] = []
         self._begun: asyncio.Task[None] | None = None
         self._mover: Mover
+        self._sweeper: Sweeper
         self._pool: EnginePool
         self._writer: StoreWriter | None = None
         self._ownership: Ownership | None = None
@@ -149,7 +134,9 @@ class SessionHost:
     async def stop(self) -> None:
         """Say `session.going_away` to every stream; what the store has can be resumed elsewhere."""
         reason = "the server stops"
-        for stream in self._streams.values():
+        streams = list(self._streams.values())
+        self._streams.clear()
+        for stream in streams:
             stream.finish(SessionGoingAway(resume=stream.handle, reason=reason), reason)
         if self._begun is not None:
             await self._ready()
@@ -157,11 +144,10 @@ class SessionHost:
                 task.cancel()
             if self._writer is not None and self._lease is not None:
                 self._lease.stop()
-                await self._writer.stop()
+                await self._writer.stop(streams)
             self._pool.stop()
         if self._server is not None:
             self._server.close()
-        self._streams.clear()
 
     async def _ready(self) -> None:
         if self._begun is None:
@@ -179,7 +165,8 @@ class SessionHost:
                 self._streams, self._new_stream, self._give_up, self._mover, self._writer, self._store, self._secret
             )
             self._lease = Lease(self._ownership.check)
-        self._tasks = [asyncio.create_task(self._sweep())]
+        self._sweeper = Sweeper(self._streams, self._limits, self._end, self._forget_ended, self._mover.expire)
+        self._tasks = [asyncio.create_task(self._sweeper.run())]
 
     # Sessions ----------------------------------------------------------------------------------------------
 
@@ -202,7 +189,7 @@ class SessionHost:
         self._streams[session_id] = opened
         self._ended.pop(session_id, None)
         self._note(opened, urgent=True)
-        return self._created(opened)
+        return created_of(opened)
 
     @shielded
     async def resume(self, update: SessionUpdate) -> SessionCreated:
@@ -216,7 +203,7 @@ class SessionHost:
             raise UnknownSessionError("resume: no session with this handle is open here", field="resume")
         stream.touched = time.monotonic()
         stream.take_over(update, token)
-        return self._created(stream)
+        return created_of(stream)
 
     @shielded
     async def close(self, session_id: str, handle: str | None = None) -> SessionClosed:
@@ -224,7 +211,7 @@ class SessionHost:
         stream = await self._stream(session_id, handle)
         async with stream.lock:
             await asyncio.gather(
-                *(stream.outcome(each.sent.seq) for each in stream.inbox.pending), return_exceptions=True
+                *(stream.outcomes.of(each.sent.seq) for each in stream.inbox.pending), return_exceptions=True
             )
             closed = await self._end(stream, "client")
         if handle is None and self._writer is not None and self._store is not None:
@@ -244,15 +231,7 @@ class SessionHost:
 
     async def view(self, session_id: str) -> SessionView:
         stream = await self._stream(session_id)
-        return SessionView(
-            session_id=session_id,
-            goal=stream.update.goal,
-            steps=list(stream.update.steps),
-            state=stream.state,
-            next_seq=stream.next_seq,
-            waiting=len(stream.inbox.pending),
-            counters=stream.replay.counters,
-        )
+        return view_of(stream)
 
     async def transcript(self, session_id: str) -> Transcript:
         stream = await self._stream(session_id)
@@ -266,23 +245,27 @@ class SessionHost:
         """Yield the messages of a session on a stream until it is closed or another stream takes it over."""
         stream = self._streams.get(session_id) or self._ended.get(session_id)
         reader = stream.reader if stream is not None and stream.handle == handle else None
-        if reader is not None:
+        if stream is not None and reader is not None:
             async for message in reader:
                 if self._lease is not None:
                     await self._lease.hold()
-                if session_id not in self._streams and session_id not in self._ended:
+                if stream.given_up:
                     return  # it went to another gateway while this process slept
                 yield message
 
     @shielded
     async def push(self, session_id: str, frame: FrameAppend, handle: str | None = None) -> None:
         stream = await self._stream(session_id, handle)
-        await stream.push(frame, self._encoder_of(stream))
+        await stream.push(frame, self._encoder or NoEncoder(stream.model.card.fingerprint))
+
+    async def drop(self, session_id: str, frame: FrameAppend, handle: str) -> None:
+        """Answer a frame that nobody looked at: its client sends more than can be read."""
+        (await self._stream(session_id, handle)).drop(frame)
 
     @shielded
     async def decide(self, session_id: str, frames: Sequence[FrameAppend]) -> list[FrameOutcome]:
         stream = await self._stream(session_id)
-        outcomes = await stream.decide(frames, self._encoder_of(stream))
+        outcomes = await stream.decide(frames, self._encoder or NoEncoder(stream.model.card.fingerprint))
         if self._writer is not None and any(each.delta or each.utterance is not None for each in outcomes):
             await self._writer.flush(stream)
         return outcomes
@@ -359,6 +342,9 @@ class SessionHost:
                 self._fail(stream, str(error))
             elif self._streams.pop(stream.session_id, None) is not None:  # it can be resumed from the store
                 stream.finish(SessionGoingAway(resume=stream.handle, reason=str(error)), str(error))
+        except Exception as error:  # a defect, of which the client must hear
+            log.exception("moving session %s", stream.session_id)
+            self._fail(stream, first_line(error))
 
     def _fail(self, stream: Stream, reason: str) -> None:
         if self._streams.pop(stream.session_id, None) is None:
@@ -370,27 +356,19 @@ class SessionHost:
 
     # The end -----------------------------------------------------------------------------------------------
 
-    async def _sweep(self) -> None:
-        limit = self._limits.idle_timeout_s
-        while True:
-            await asyncio.sleep(limit / 4)
-            now = time.monotonic()
-            self._ended = {sid: each for sid, each in self._ended.items() if now - each.touched < ENDED_FOR_S}
-            for stream in list(self._streams.values()):
-                if time.monotonic() - stream.touched > limit and not stream.inbox.pending:
-                    with suppress(UnknownSessionError):  # its client closed it meanwhile
-                        await self._end(stream, "idle")
-            await self._mover.expire()
-
     async def _end(self, stream: Stream, reason: CloseReason) -> SessionClosed:
         if self._streams.pop(stream.session_id, None) is None:
-            raise _unknown(stream.session_id)
+            raise unknown_session(stream.session_id)
         frames, stream.closed = stream.replay.counters.get("frames", 0), True
         closed = SessionClosed(session_id=stream.session_id, reason=reason, frames=frames)
         stream.finish(closed, f"session {stream.session_id!r} was closed ({reason})")
         self._remember(stream)
         await self._mover.close(stream)
         return closed
+
+    def _forget_ended(self) -> None:
+        now = time.monotonic()
+        self._ended = {sid: each for sid, each in self._ended.items() if now - each.touched < ENDED_FOR_S}
 
     def _remember(self, stream: Stream) -> None:
         """Keep what a session has said for a while, for a client that lost its connection before the end."""
@@ -409,35 +387,14 @@ class SessionHost:
         if self._writer is not None:
             self._writer.note(stream, urgent)
 
-    def _encoder_of(self, stream: Stream) -> Encoder:
-        return self._encoder or NoEncoder(stream.model.card.fingerprint)
-
-    def _created(self, stream: Stream) -> SessionCreated:
-        card = stream.model.card
-        return SessionCreated(
-            session_id=stream.session_id,
-            resume=stream.handle,
-            fps=card.fps,
-            fingerprint=card.fingerprint,
-            tokens_per_frame=card.tokens_per_frame,
-            next_seq=stream.next_seq,
-            last_event=stream.journal.last_event,
-            capabilities=CAPABILITIES,
-            state=stream.state,
-        )
-
     async def _stream(self, session_id: str, handle: str | None = None) -> Stream:
         """The session's stream; `handle` is that of the connection that speaks, None over HTTP."""
         stream = self._streams.get(session_id)
         if stream is None:
-            raise _unknown(session_id)
+            raise unknown_session(session_id)
         if handle is not None:
             if handle != stream.handle:
                 raise session_error("taken_over", f"stream: session {session_id!r} goes on in another one")
             stream.spoke()
         stream.touched = time.monotonic()
         return stream
-
-
-def _unknown(session_id: str) -> UnknownSessionError:
-    return UnknownSessionError(f"session_id: no session {session_id!r} is open here", field="session_id")

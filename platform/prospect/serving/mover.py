@@ -109,9 +109,10 @@ class Mover:
         """Erase from the store what its retention time is over for."""
         if self._writer is not None and self._store is not None:
             now = time.time()
-            before = now - self._settings.retention_hours * 3600
+            kept = self._settings.retention_hours * 3600
+            forsaken = max(kept, 2 * self._settings.limits.idle_timeout_s)  # later than its gateway would close it
             try:
-                await self._writer.call(self._store.expire, before, before)
+                await self._writer.call(self._store.expire, now - kept, now - forsaken)
             except StoreUnavailable:
                 log.warning("the session store is away; nothing expires")
 
@@ -196,6 +197,7 @@ class Mover:
         if (adopted := await self._adopt(stream, row)) is not None:
             adopt(stream, row, adopted, messages)
             stream.take_seat()
+            self._pool.check(stream.model)
             return
         card = (await self._pool.any()).card
         frames = await self._writer.call(self._store.frames, row.session_id)

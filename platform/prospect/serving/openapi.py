@@ -17,8 +17,18 @@ _MEANINGS = {
     415: "The content type is unknown.",
     422: "A field is missing, unknown or wrong.",
     429: "The server is full; `Retry-After` says when to try again.",
-    503: "No engine answers now.",
+    503: "No engine answers now, or the session store does not; `Retry-After` says when to try again.",
 }
+_STEPS = ["boil water", "pour water", "add milk"]
+_PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFUlEQVR42mOMqpjGgA0wMeAAg1MCAB1LAXh3sACQAAAAAElFTkSuQmCC"
+"""PNG of 8 x 8 pixels."""
+_EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
+    ("/v1/sessions", "post"): {"goal": "Make tea", "steps": _STEPS, "thresholds": {"speak": 0.6, "update": 0.5}},
+    ("/v1/sessions/{session_id}/frames", "post"): {"image": _PICTURE},
+    ("/v1/sessions/{session_id}/text", "post"): {"text": "Which cup shall I take?", "id": "5b1f"},
+    ("/v1/sessions/{session_id}/state", "patch"): {"state": {"S1": "completed", "S2": "in_progress"}},
+}
+"""Bodies by path and method."""
 
 
 class Refusal(BaseModel):
@@ -50,6 +60,8 @@ def describe(api: FastAPI) -> dict[str, Any]:
             + [(model, "serialization") for model in SERVER_MESSAGES],
             ref_template=_TEMPLATE,
         )
+        for (path, method), example in _EXAMPLES.items():
+            whole["paths"][path][method]["requestBody"]["content"]["application/json"]["example"] = example
         whole["components"]["schemas"] = messages["$defs"] | whole["components"]["schemas"]
         whole["x-stream"] = {
             "paths": ["/v1/stream", "/v1/sessions/{session_id}/stream"],

@@ -21,6 +21,12 @@ class SentFrame:
     embedding: np.ndarray | None
     texts: tuple[str, ...] = ()
 
+    def wired(self) -> tuple[int, list[str], bytes, list[int]]:
+        """As an engine takes it: (seq, texts, float16 bytes, shape)."""
+        assert self.embedding is not None
+        data = np.ascontiguousarray(self.embedding, np.float16)
+        return self.seq, list(self.texts), data.tobytes(), list(data.shape)
+
 
 @dataclass(frozen=True)
 class DecidedFrame:

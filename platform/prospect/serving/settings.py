@@ -15,12 +15,32 @@ class SessionLimits(Settings):
 
     idle_timeout_s: float = Field(default=300.0, gt=0)
     """Seconds without a message from its client after which a session is closed."""
+    park_after_s: float = Field(default=30.0, gt=0)
+    """Seconds without a message after which the session's keys and values leave the KV cache, where `streaming.parking`
+    says where to; its next frame brings them back."""
     max_unread_messages: int = Field(default=2000, ge=1)
     """Messages that wait for a client that does not read; with one more it is cut off."""
     max_waiting_frames: int = Field(default=120, ge=1)
     """Most frames of one stream that are not decided; with one more the oldest is dropped."""
     max_delay_s: float = Field(default=10.0, gt=0)
     """Seconds that a frame of a stream may wait for the engine before it is dropped."""
+
+
+class AutoscalingSettings(Settings):
+    """Engines that come and go with the sessions; off where `max_engines` is null."""
+
+    min_engines: int = Field(default=1, ge=1)
+    """Fewest engines."""
+    max_engines: int | None = Field(default=None, ge=1)
+    """Most engines; null: `serving.num_replicas` of them, whatever they have to do."""
+    target_sessions: int = Field(default=16, ge=1)
+    """Sessions with which an engine is full: where all are, another one is started."""
+    max_step_s: float = Field(default=0.25, gt=0)
+    """Mean seconds of an engine's steps with which it is full too, however few its sessions."""
+    upscale_delay_s: float = Field(default=5.0, ge=0)
+    """Seconds for which more engines must be needed before one is started."""
+    downscale_delay_s: float = Field(default=300.0, ge=0)
+    """Seconds for which fewer engines must suffice before one is stopped; its sessions move."""
 
 
 class ServingSettings(Settings):
@@ -31,7 +51,8 @@ class ServingSettings(Settings):
     port: int = Field(default=8000, ge=1, le=65535)
     """Port of HTTP and WebSocket."""
     num_replicas: int = Field(default=1, ge=1)
-    """Engines; each holds its sessions' key-value caches."""
+    """Engines; each holds its sessions' key-value caches. With `autoscaling`, those at the start."""
+    autoscaling: AutoscalingSettings = AutoscalingSettings()
     num_gateways: int = Field(default=1, ge=1)
     """Processes that hold the clients' connections, without a model."""
     num_encoders: int = Field(default=1, ge=0)

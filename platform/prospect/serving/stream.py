@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from prospect.errors import ProspectError, session_error
+from prospect.errors import session_error
 from prospect.protocol.messages import (
     DurableMessage,
     ErrorMessage,
@@ -31,7 +31,8 @@ from prospect.serving.engines import EngineLink
 from prospect.serving.events import HostedEvent, Patched, TextRefused, messages_of, unpack_event
 from prospect.serving.inbox import Inbox
 from prospect.serving.journal import Journal, Reader
-from prospect.serving.replay import DecidedFrame, Json, ReplayLog, SentFrame
+from prospect.serving.outcomes import Outcomes
+from prospect.serving.replay import DecidedFrame, Json, ReplayLog
 from prospect.serving.settings import SessionLimits
 from prospect.serving.store import EventRow
 from prospect.serving.wire import LostConnectionError
@@ -71,10 +72,12 @@ class Stream:
         number: of the last event taken from the engine.
         settled_number: of its last event that is behind a decided frame or a refresh.
         pieces: of the utterance that is being generated, by number.
+        outcomes: what requests wait for.
         replay: what another engine needs.
         unwritten: for the store.
         ended: why the session is over here; empty while it is not.
         closed: whether it is over everywhere.
+        given_up: whether it goes on in another gateway.
     """
 
     model: EngineLink
@@ -93,21 +96,19 @@ class Stream:
         self.link: EngineLink | None = None
         self._seated = asyncio.Event()
         self.reader: Reader | None = None
-        self.token = new_token()
+        self.token = secrets.token_hex(8)
         self._earlier_token: str | None = None
         self.state: StateMap = {f"S{number}": "not_started" for number in range(1, len(update.steps) + 1)}
         self.touched = time.monotonic()
         self.inbox = Inbox()
         self.lock = asyncio.Lock()
-        self.number, self.decided = 0, -1
+        self.number, self.settled_number, self.decided = 0, 0, -1
         self.decided_slot: int | None = None
         self.unwritten = Unwritten()
         self.ended = ""
-        self.closed = False
-        self.replay = ReplayLog()
-        self.settled_number = 0
+        self.closed = self.given_up = False
+        self.replay, self.outcomes = ReplayLog(), Outcomes()
         self.pieces: dict[int, TextPiece] = {}
-        self._awaited: dict[int, asyncio.Future[FrameOutcome]] = {}
         self._room = asyncio.Event()
         self._early: list[tuple[int, list[Any], Json | None, Json | None]] | None = None
         """News of an engine that is being asked for the session."""
@@ -137,7 +138,7 @@ class Stream:
     def take_over(self, resumed: SessionUpdate, token: str) -> None:
         """Let another connection read, which came with `token`; whoever read before is done."""
         self.reader = self.journal.read(resumed)
-        self.token, self._earlier_token = new_token(), token
+        self.token, self._earlier_token = secrets.token_hex(8), token
         self._changed(self, True)
 
     def spoke(self) -> None:
@@ -157,17 +158,23 @@ class Stream:
                 raise
             self._shed()
 
+    def drop(self, frame: FrameAppend) -> None:
+        """Drop a frame that was not looked at; the stream goes on with the next seq."""
+        seq = self.inbox.order.first_seq([frame])
+        self.inbox.order.skip(seq)
+        self.say(FrameDropped(seq=seq, reason="frame: more come than can be read"))
+
     async def decide(self, frames: Sequence[FrameAppend], encoder: Encoder) -> list[FrameOutcome]:
         """Take frames and wait for what is decided at each; all pictures are read before the first is taken."""
         async with self.lock:
             await self._until_there_is_room()
             first = self.inbox.order.first_seq(frames)
-            outcomes = [self.outcome(first + index) for index in range(len(frames))]
+            outcomes = [self.outcomes.of(first + index) for index in range(len(frames))]
             try:
                 await self._take(frames, first, encoder, droppable=False)
             except BaseException:
                 for seq in range(first, first + len(frames)):
-                    self._awaited.pop(seq, None)
+                    self.outcomes.forget(seq)
                 raise
         return await asyncio.gather(*outcomes)
 
@@ -232,7 +239,7 @@ class Stream:
         while dropped := self.inbox.drop(most, since):
             reason = f"frame: more than {most} frames wait, or this one for more than {delay:g} seconds"
             self.say(FrameDropped(seq=dropped.seq, reason=reason))
-            self._fail_waiter(dropped.seq, session_error("overloaded", reason, "seq"))
+            self.outcomes.fail(dropped.seq, session_error("overloaded", reason, "seq"))
 
     # The engine --------------------------------------------------------------------------------------------
 
@@ -277,7 +284,7 @@ class Stream:
         if self.link is None or not self.is_seated:
             return
         if ready := self.inbox.send_ahead(self._most_ahead):
-            self.link.push(self.session_id, self.epoch, [_wired(frame) for frame in ready])
+            self.link.push(self.session_id, self.epoch, ready)
 
     def take_news(self, first: int, events: list[Any], base: Json | None, progress: Json | None) -> None:
         """Take what the engine says of the session: events from number `first` on, each once."""
@@ -351,17 +358,9 @@ class Stream:
         self.unwritten.frames.append(decided)
         self.decided, self.decided_slot = sent.seq, pending.slot
         self.say_decision(sent.seq, decision, number, decided.acts)
-        waiter = self._awaited.pop(sent.seq, None)
-        if waiter is not None and not waiter.done():  # the request may have been given up
-            waiter.set_result(FrameOutcome.of(sent.seq, decision))
+        self.outcomes.decide(FrameOutcome.of(sent.seq, decision))
 
     # Output ------------------------------------------------------------------------------------------------
-
-    def outcome(self, seq: int) -> asyncio.Future[FrameOutcome]:
-        """Return a future: done when the frame is decided, failed with `closed` if it never is."""
-        if seq not in self._awaited:
-            self._awaited[seq] = asyncio.get_running_loop().create_future()
-        return self._awaited[seq]
 
     def say(self, message: ServerMessage, number: int | None = None, acts: bool = False) -> None:
         """Write a message to the journal.
@@ -392,26 +391,10 @@ class Stream:
         """Say that the session is over to whoever listens or waits; None: it goes on elsewhere."""
         self.ended = reason
         self._seated.set()
-        for seq in list(self._awaited):
-            self._fail_waiter(seq, session_error("closed", reason))
+        self.outcomes.fail_all(session_error("closed", reason))
+        self.given_up = last is None
         if last is None:
             self.journal.leave()
         else:
             self.say(last)
             self.journal.finish()
-
-    def _fail_waiter(self, seq: int, error: ProspectError) -> None:
-        waiter = self._awaited.pop(seq, None)
-        if waiter is not None and not waiter.done():
-            waiter.set_exception(error)
-            waiter.exception()  # nobody may be waiting any more
-
-
-def new_token() -> str:
-    return secrets.token_hex(8)
-
-
-def _wired(frame: SentFrame) -> tuple[int, list[str], bytes, list[int]]:
-    assert frame.embedding is not None
-    data = np.ascontiguousarray(frame.embedding, np.float16)
-    return frame.seq, list(frame.texts), data.tobytes(), list(data.shape)

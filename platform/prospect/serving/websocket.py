@@ -6,9 +6,11 @@ from contextlib import suppress
 
 from fastapi import WebSocket
 from pydantic import ValidationError
+from starlette.types import Message
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from prospect.errors import ProspectError, SessionError
+from prospect.messages import first_line
 from prospect.protocol.messages import (
     TAKEN_OVER,
     ClientMessage,
@@ -21,15 +23,18 @@ from prospect.protocol.messages import (
     StatePatch,
     TextAppend,
 )
-from prospect.protocol.parsing import message_error, parse_client
+from prospect.protocol.parsing import message_error
 from prospect.serving.host import SessionHost
+from prospect.serving.mailbox import MAX_OTHERS, Mail, Mailbox, TooMany
 
 log = logging.getLogger(__name__)
 
 NORMAL, GOING_AWAY, TRY_AGAIN = 1000, 1001, 1013
 """Close codes of RFC 6455 and its registry."""
+OPENED_WITHIN_S = 20.0
+"""Seconds within which a stream must open or resume a session."""
 _CLOSE_CODES = {"session.closed": NORMAL, "session.going_away": GOING_AWAY, "error": GOING_AWAY}
-"""By a stream's last message; after any other, another stream has taken its session over."""
+"""By a stream's last message; after any other, another stream has taken its session over, or another gateway."""
 
 
 async def serve_socket(host: SessionHost, socket: WebSocket) -> None:
@@ -52,24 +57,53 @@ class _Connection:
         """The session of this stream, where its address says so."""
         self._session_id: str | None = None
         self._resume = ""
+        self._mailbox = Mailbox()
         self._writer: asyncio.Task[None] | None = None
 
     async def read(self) -> None:
-        """Takes messages one after the other, so that they stay in order."""
-        while True:
-            received = await self._socket.receive()
-            if received["type"] == "websocket.disconnect":
-                return
-            if not await self._answer(received.get("text") or received.get("bytes") or ""):
-                return
-
-    async def _answer(self, data: str | bytes) -> bool:
-        """Handle a message, or say why not; returns whether the stream goes on."""
-        seq = None
+        """Handle messages one after the other, so that they stay in order, while others are received."""
+        beside = [asyncio.create_task(self._receive_all()), asyncio.create_task(self._expect_session())]
         try:
-            message = parse_client(data)
-            seq = message.seq if isinstance(message, FrameAppend) else None
-            await self._handle(message)
+            while (mail := await self._mailbox.get()) is not None:
+                if not await self._answer(mail):
+                    return
+        finally:
+            for task in beside:
+                task.cancel()
+
+    async def _receive_all(self) -> None:
+        """Take all that comes: what waits in Serve's own queues has no bound."""
+        while (received := await self._receive())["type"] != "websocket.disconnect":
+            if not self._mailbox.put(received.get("text") or received.get("bytes") or ""):
+                await self._send(ErrorMessage(code="overloaded", message=f"type: more than {MAX_OTHERS} messages wait"))
+                await self._socket.close(TRY_AGAIN)
+                break
+        self._mailbox.end()
+
+    async def _expect_session(self) -> None:
+        """Cut off a client that opens no session in time."""
+        await asyncio.sleep(OPENED_WITHIN_S)
+        if self._session_id is None:
+            message = f"type: session.update did not come within {OPENED_WITHIN_S:g} seconds"
+            await self._send(ErrorMessage(code="silent_client", message=message, field="type"))
+            await self._socket.close(GOING_AWAY)
+            self._mailbox.end()
+
+    async def _receive(self) -> Message:
+        """The next message; a disconnection too where the proxy that holds the socket has died."""
+        try:
+            return await self._socket.receive()
+        except Exception as error:
+            log.warning("the connection of session %s is lost: %s", self._session_id, first_line(error))
+            return {"type": "websocket.disconnect", "code": 1006}
+
+    async def _answer(self, mail: Mail) -> bool:
+        """Handle a message, or say why not; returns whether the stream goes on."""
+        seq = mail.seq if isinstance(mail, FrameAppend) else None
+        try:
+            if isinstance(mail, ProspectError):
+                raise mail
+            await self._handle(mail)
         except ProspectError as error:
             await self._send(ErrorMessage.of(error, seq))
             if error.code == "busy":
@@ -93,16 +127,17 @@ class _Connection:
             if self._writer is not None:
                 self._writer.cancel()
 
-    async def _handle(self, message: ClientMessage) -> None:
+    async def _handle(self, message: ClientMessage | TooMany) -> None:
         if isinstance(message, SessionUpdate):
             await self._open(message)
             return
         session_id = self._session_id
         if session_id is None:
-            raise SessionError(
-                f"type: {message.type!r} came before session.update, which opens a session", field="type"
-            )
+            kind = "input_frame.append" if isinstance(message, TooMany) else message.type
+            raise SessionError(f"type: {kind!r} came before session.update, which opens a session", field="type")
         match message:
+            case TooMany():
+                await self._host.drop(session_id, message.frame, self._resume)
             case FrameAppend():
                 await self._host.push(session_id, message, self._resume)
             case TextAppend():
@@ -142,7 +177,8 @@ class _Connection:
             except ProspectError as error:
                 last = ErrorMessage.of(error)
                 await self._send(last)
-            await self._socket.close(TAKEN_OVER if last is None else _CLOSE_CODES.get(last.type, TAKEN_OVER))
+            left = TAKEN_OVER if session_id in self._host.open_sessions else GOING_AWAY  # to another gateway
+            await self._socket.close(left if last is None else _CLOSE_CODES.get(last.type, left))
 
     async def _send(self, message: ServerMessage) -> None:
         if self._socket.application_state is WebSocketState.CONNECTED:  # the writer may have closed it

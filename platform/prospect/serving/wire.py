@@ -59,6 +59,7 @@ class Connection:
         self._open = True
         self.heard = asyncio.get_running_loop().time()
         self._task = asyncio.create_task(self._read())
+        _reading.add(self)
 
     @property
     def is_open(self) -> bool:
@@ -124,6 +125,7 @@ class Connection:
             log.exception("a connection")
         finally:
             self.close()
+            _reading.discard(self)
 
     def _take(self, message: list[Any]) -> None:
         match message:
@@ -152,6 +154,10 @@ class Connection:
             answer = (_REFUSAL, number, (defect.code, defect.message, None))
         with suppress(LostConnectionError):
             self._send(*answer)
+
+
+_reading: set[Connection] = set()
+"""Connections whose tasks have not ended: the event loop refers to these weakly, and so to whoever waits for a peer."""
 
 
 def _refusal(code: str, message: str, field: str | None) -> ProspectError:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -63,8 +63,15 @@ class StoreWriter:
         """Run a method of the store on its thread; raises `StoreUnavailable`."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, method, *arguments)
 
-    async def stop(self) -> None:
-        """Write what is due, unless the store is away, and end."""
+    async def stop(self, streams: Iterable[Stream]) -> None:
+        """Write sessions whole, with their frames, for the gateways that take them over, and end.
+
+        A planned end has the time for it: their engines may be replaced at the same moment.
+        """
+        self._durability = "frames"
+        for stream in streams:
+            stream.unwritten.frames = list(stream.replay.frames)
+            self._urgent[stream.session_id] = stream
         self._urgent |= self._lazy
         for stream in list(self._urgent.values()):
             await self.flush(stream)

@@ -1,0 +1,33 @@
+"""What a client is told of a session as it is now."""
+
+from prospect.protocol.messages import CAPABILITIES, SessionCreated, SessionView
+from prospect.serving.stream import Stream
+
+
+def created_of(stream: Stream) -> SessionCreated:
+    """The answer to whoever opens or resumes a session."""
+    card = stream.model.card
+    return SessionCreated(
+        session_id=stream.session_id,
+        resume=stream.handle,
+        fps=card.fps,
+        fingerprint=card.fingerprint,
+        tokens_per_frame=card.tokens_per_frame,
+        next_seq=stream.next_seq,
+        last_event=stream.journal.last_event,
+        capabilities=CAPABILITIES,
+        state=stream.state,
+    )
+
+
+def view_of(stream: Stream) -> SessionView:
+    """The answer to whoever asks for a session."""
+    return SessionView(
+        session_id=stream.session_id,
+        goal=stream.update.goal,
+        steps=list(stream.update.steps),
+        state=stream.state,
+        next_seq=stream.next_seq,
+        waiting=len(stream.inbox.pending),
+        counters=stream.replay.counters,
+    )

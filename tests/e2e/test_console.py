@@ -1,0 +1,122 @@
+"""What `serve run` prints, and how it ends: no stack traces where clients come and go, nor at Ctrl-C."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from prospect.client import LiveSession, ProspectClient, ServerError
+from prospect.protocol.messages import ServerMessage
+from scripts.cluster import free_port
+from tests.conftest import REPOSITORY
+from tests.serving.models import ALWAYS, STEPS, picture, write_model
+
+pytestmark = pytest.mark.e2e
+
+READY_WITHIN_S, ENDS_WITHIN_S = 180, 25
+"""The second on a machine that has other tests to run; alone it is 5."""
+
+
+@dataclass
+class Console:
+    """A terminal in which somebody has typed `serve run`."""
+
+    process: subprocess.Popen[bytes]
+    file: Path
+    url: str
+
+    @property
+    def printed(self) -> str:
+        return self.file.read_text(errors="replace")
+
+    def press_ctrl_c(self) -> float:
+        """Interrupt whatever runs in the terminal; returns the seconds until it has ended."""
+        began = time.monotonic()
+        os.killpg(self.process.pid, signal.SIGINT)
+        self.process.wait(READY_WITHIN_S)
+        return time.monotonic() - began
+
+
+@pytest.fixture
+def console(tmp_path: Path) -> Iterator[Console]:
+    port, file = free_port(), tmp_path / "printed"
+    command = [
+        str(Path(sys.executable).with_name("serve")), "run", "serve.app:app", f"storage.root={tmp_path}",
+        f"serving.model={write_model(tmp_path / 'model')}", f"serving.port={port}",
+    ]  # fmt: skip
+    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    with file.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, env=env, stdout=output, stderr=output, start_new_session=True
+        )
+    console = Console(process, file, f"http://127.0.0.1:{port}")
+    try:
+        wait_until_ready(console)
+        yield console
+    finally:
+        if process.poll() is None:
+            for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+                each.kill()
+            process.wait()
+
+
+def wait_until_ready(console: Console) -> None:
+    deadline = time.monotonic() + READY_WITHIN_S
+    while time.monotonic() < deadline and console.process.poll() is None:
+        try:
+            if httpx.get(f"{console.url}/readyz", trust_env=False, timeout=READY_WITHIN_S).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.5)
+    pytest.fail(console.printed)
+
+
+def leave(client: ProspectClient, closes: bool, speaks: bool) -> None:
+    """Stream a session and close it, or leave it while the server has something to say."""
+    with client.live("Make tea", STEPS, thresholds=ALWAYS, reconnect=False) as live:
+        for index in range(4):
+            live.push(picture(index))
+        if closes:
+            live.close()
+            assert list(live)[-1].type == "session.closed"
+        elif speaks:
+            live.receive(60)
+
+
+def listen(live: LiveSession, heard: list[ServerMessage | ServerError]) -> None:
+    try:
+        heard.extend(live)
+    except ServerError as error:
+        heard.append(error)
+
+
+def test_clients_come_and_go_and_then_the_server_without_a_stack_trace(console: Console) -> None:
+    with ProspectClient(console.url) as client:
+        for index in range(9):
+            leave(client, closes=index % 3 == 0, speaks=index % 3 == 1)
+        heard: list[ServerMessage | ServerError] = []
+        with client.live("Make tea", STEPS, thresholds=ALWAYS, reconnect=False) as live:
+            live.push(picture(0))
+            ears = threading.Thread(target=listen, args=(live, heard))
+            ears.start()
+            while not any(getattr(message, "type", "") == "decision" for message in heard):
+                time.sleep(0.1)
+            seconds = console.press_ctrl_c()
+            ears.join(READY_WITHIN_S)
+    assert seconds < ENDS_WITHIN_S
+    *_, last, lost = heard
+    assert getattr(last, "type", "") == "session.going_away"
+    assert isinstance(lost, ServerError)
+    assert lost.code == "stream_lost"
+    for never in ("Traceback", "GeneratorExit", "will not be applied", "failed to shut down"):
+        assert never not in console.printed

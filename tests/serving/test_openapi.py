@@ -1,0 +1,130 @@
+"""schemathesis on the HTTP interface: what the description allows and what it forbids is answered as it says."""
+
+import logging
+import re
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+import uvicorn
+from schemathesis.config import SchemathesisConfig
+from schemathesis.engine import from_schema
+from schemathesis.engine.events import NonFatalError, ScenarioFinished
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from prospect.protocol.messages import SessionUpdate
+from prospect.serving.api import build_api
+from prospect.serving.host import SessionHost
+from prospect.serving.local import LocalEngines
+from prospect.serving.settings import ServingSettings, SessionLimits
+from prospect.serving.store import Store
+from prospect.serving.worker import EngineWorker
+from prospect.streaming.settings import StreamingSettings
+from scripts.cluster import free_port
+from tests.serving.models import STEPS
+
+OPEN = "open"
+"""A session that is there whenever a request comes."""
+EXPECTED = {200, 201, 202, 404, 405, 415, 422}
+"""Statuses that a run must have met, or it has not looked far."""
+IDLE_S = 1.0
+
+
+class HalfAtOne:
+    """Sends half of the requests about sessions that never were to one that is there."""
+
+    _PATH = re.compile(r"/v1/sessions/([^/]+)(.*)")
+
+    def __init__(self, app: ASGIApp, host: SessionHost) -> None:
+        self._app, self._host = app, host
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        named = self._PATH.fullmatch(scope["path"]) if scope["type"] == "http" else None
+        if named and not re.fullmatch(r"[0-9a-f]{32}", named[1]) and zlib.crc32(named[1].encode()) % 2:
+            if OPEN not in self._host.open_sessions:
+                await self._host.create(SessionUpdate(session_id=OPEN, steps=STEPS))
+            scope = {**scope, "path": f"/v1/sessions/{OPEN}{named[2]}"}
+        await self._app(scope, receive, send)
+
+
+@pytest.fixture
+def streaming_settings() -> StreamingSettings:
+    return StreamingSettings(max_sessions=16)
+
+
+@pytest.fixture
+def host(worker: EngineWorker, live_encoder: Any, tmp_path: Any) -> SessionHost:
+    settings = ServingSettings(limits=SessionLimits(idle_timeout_s=IDLE_S))
+    store = Store(f"sqlite:///{tmp_path}/sessions.db")
+    return SessionHost(LocalEngines([worker], "secret"), "secret", live_encoder, settings, store)
+
+
+@pytest.fixture
+def url(host: SessionHost, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Of a real server in this process: schemathesis would start an app of this kind anew for each request."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    port = free_port()
+    config = uvicorn.Config(HalfAtOne(build_api(host), host), host="127.0.0.1", port=port, log_level="error")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
+
+
+def explore(url: str, max_examples: int, stateful: bool) -> Counter[int]:
+    """Send requests of all kinds; returns how often each status was met.
+
+    Everything that schemathesis checks has to hold, but that each request which its schema allows is accepted: a
+    schema does not know whether bytes are a picture, and what fits the session as it is.
+    """
+    config = SchemathesisConfig.from_dict(
+        {
+            "seed": 1,
+            "continue-on-failure": True,
+            "generation": {"max-examples": max_examples, "deterministic": True},
+            "checks": {"positive_data_acceptance": {"enabled": False}},
+            "phases": {"stateful": {"enabled": stateful}},
+        }
+    )
+    met: Counter[int] = Counter()
+    wrong = []
+    for event in from_schema(schemathesis.openapi.from_url(f"{url}/openapi.json", config=config)).execute():
+        if isinstance(event, NonFatalError):
+            wrong.append(f"{event.label}: {event.value}")
+        elif isinstance(event, ScenarioFinished):
+            for interaction in event.recorder.interactions.values():
+                assert interaction.response is not None
+                met[interaction.response.status_code] += 1
+            found = [each for checks in event.recorder.checks.values() for each in checks if each.failure_info]
+            wrong += [f"{event.recorder.label}: {each.failure_info.failure}" for each in found if each.failure_info]
+    assert not wrong, "\n\n".join(wrong)
+    return met
+
+
+def check(url: str, host: SessionHost, caplog: pytest.LogCaptureFixture, max_examples: int, stateful: bool) -> None:
+    met = explore(url, max_examples, stateful)
+    assert met.total() > 500
+    assert set(met) >= EXPECTED
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    deadline = time.monotonic() + 20 * IDLE_S
+    while host.open_sessions:
+        assert time.monotonic() < deadline, "sessions that nobody uses are left"
+        time.sleep(0.1)
+
+
+def test_every_operation_answers_as_described(url: str, host: SessionHost, caplog: pytest.LogCaptureFixture) -> None:
+    check(url, host, caplog, 10, stateful=False)
+
+
+@pytest.mark.long
+def test_the_same_with_many_requests(url: str, host: SessionHost, caplog: pytest.LogCaptureFixture) -> None:
+    check(url, host, caplog, 800, stateful=True)
