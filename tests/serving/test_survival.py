@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -384,3 +385,21 @@ def test_a_gateway_that_is_replaced(
     assert [said[1:] for said in words] == [said[1:] for said in undisturbed.durable]
     assert heard.decisions == undisturbed.decisions
     assert not any(message.lost_frames for message in heard.messages if message.type == "session.moved")
+
+
+def test_a_gateway_that_stops_while_it_moves_a_session(
+    loaded: LoadedModel, undisturbed: Heard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What it writes at its end is not refused as that of the epoch before."""
+
+    class SlowStore(Store):
+        def claim(self, session_id: str, seen: int, owner: str) -> int:
+            claimed = super().claim(session_id, seen, owner)
+            time.sleep(0.3)  # the answer is on its way
+            return claimed
+
+    monkeypatch.setitem(globals(), "Store", SlowStore)
+    heard = run(loaded, tmp_path, "events", {30: ["engine dies", "gateway stops"]})
+    words = [said[1:] for said in heard.durable if said[1] != "session.going_away"]
+    assert words == [said[1:] for said in undisturbed.durable]
+    assert heard.decisions == undisturbed.decisions
