@@ -51,6 +51,9 @@ def local_ray() -> None:
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 
 
+pytest.register_assert_rewrite("tests.e2e.sessions")
+
+
 def pytest_sessionfinish() -> None:
     ray.shutdown()
 

@@ -11,12 +11,14 @@ from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
 WHOLE_PATHS = (
-    "test_learning", "test_embed", "test_failures", "test_cluster", "test_demo", "test_real", "test_elastic",
-    "test_autoscaler", "test_train", "test_serve", "test_evaluation", "test_earlier", "test_prepare",
+    "test_learning", "test_survival_long", "test_embed", "test_failures", "test_cluster", "test_demo", "test_real",
+    "test_deploy", "test_survival", "test_elastic", "test_autoscaler",
+    "test_train", "test_serve", "test_evaluation", "test_earlier", "test_prepare",
 )  # fmt: skip
 """Files of tests/e2e by their seconds, longest first."""
 UNIT_TESTS = (
     "training/test_checkpoint", "cluster/test_embed", "training/test_plan", "streaming/test_exactness",
+    "serving/test_survival",
     "tests/test_layout", "cluster/test_runtime", "labels/test_job", "training/test_mistakes", "benchmarks/test_engine",
     "vision/test_encoder", "streaming/test_engine",
 )  # fmt: skip

@@ -79,3 +79,8 @@ def session_error(code: str, message: str, field: str | None = None) -> SessionE
     error = SessionError(message, field=field)
     error.code = code
     return error
+
+
+def unknown_session(session_id: str) -> UnknownSessionError:
+    """Make the error for a session that is not open where it is asked for."""
+    return UnknownSessionError(f"session_id: no session {session_id!r} is open here", field="session_id")

@@ -14,9 +14,10 @@ import torch
 from prospect.benchmarks.engine.measure import Paced, Percentiles
 from prospect.benchmarks.gpu import bench, machine, paced, stages, suite, worker
 from prospect.benchmarks.gpu.cuda_tests import REPOSITORY, cuda_files, run_cuda_tests
-from prospect.benchmarks.gpu.journal import Add, Journal
+from prospect.benchmarks.gpu.journal import Journal
 from prospect.benchmarks.gpu.report import LEAST, percentile, stage_table, to_markdown
 from prospect.benchmarks.gpu.settings import GpuSuite, Stage, StageLimits
+from prospect.benchmarks.journal import Add
 from prospect.errors import ConfigError, OutOfPagesError
 from prospect.streaming.settings import StreamingSettings
 

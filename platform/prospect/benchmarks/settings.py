@@ -6,6 +6,7 @@ from pydantic import Field
 
 from prospect.benchmarks.engine.settings import EngineSuite
 from prospect.benchmarks.gpu.settings import GpuSuite
+from prospect.benchmarks.serve.settings import ServeSuite
 from prospect.corpus.settings import CorpusSettings
 from prospect.data.labels.aligner import AlignerSettings
 from prospect.settings import LocalPath, Place, Settings
@@ -115,6 +116,6 @@ class AblationSuite(Settings):
 
 
 Suite = Annotated[
-    EmbedSuite | LabelsSuite | ClipsSuite | TrainSuite | AblationSuite | EngineSuite | GpuSuite,
+    EmbedSuite | LabelsSuite | ClipsSuite | TrainSuite | AblationSuite | EngineSuite | GpuSuite | ServeSuite,
     Field(discriminator="name"),
 ]

@@ -228,7 +228,8 @@ def _add_errors(api: FastAPI) -> None:
 
 def _methods(api: FastAPI, request: Request) -> list[str]:
     """The methods of all operations at a request's path."""
-    there = [route for route in api.routes if isinstance(route, Route) and route.matches(request.scope)[0] != Match.NONE]
+    routes = [route for route in api.routes if isinstance(route, Route)]
+    there = [route for route in routes if route.matches(request.scope)[0] != Match.NONE]
     return sorted({method for route in there for method in route.methods or ()})
 
 

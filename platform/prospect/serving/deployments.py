@@ -5,7 +5,6 @@ The process that builds the application, and the gateways, run no model: the oth
 
 import asyncio
 import os
-import secrets
 import time
 import warnings
 from contextlib import suppress
@@ -44,6 +43,7 @@ from prospect.serving.requirements import (
     store_url,
 )
 from prospect.serving.router import GatewayRouter, PinnedRouter
+from prospect.serving.secret import shared_secret
 from prospect.serving.store import Store
 from prospect.settings import with_setting
 from prospect.streaming.settings import StreamingSettings
@@ -291,7 +291,9 @@ def build(config: ServeConfig, report: ReportLine = print) -> serve.Application:
     check_store(config, one and most in (now, None))
     if allotted.gpus:
         probe_gpu()
-    site = Site(config, _secret(config), alone=one and most == now, gpus_per_engine=share.engine_gpus)
+    site = Site(
+        config, shared_secret(str(config.storage.root)), alone=one and most == now, gpus_per_engine=share.engine_gpus
+    )
     surge = SPARE_PERCENT if share.has_spare else 0
     options = {"num_cpus": ENGINE_CPUS, "num_gpus": share.engine_gpus}
     engine = EngineDeployment.options(**_numbers(config), max_surge_percent=surge, ray_actor_options=options)
@@ -328,26 +330,6 @@ def _numbers(config: ServeConfig) -> dict[str, Any]:
                 policy=AutoscalingPolicy(policy_function=SessionPolicy, policy_kwargs=limits),
             )
         }
-
-
-def _secret(config: ServeConfig) -> str:
-    """What the application's processes know of each other: the same after a redeployment, so that sessions can move.
-
-    Where the storage root is a URL it is a new one each time, and sessions are restored from the store.
-    """
-    root = str(config.storage.root)
-    if "://" in root:
-        return secrets.token_hex(32)
-    file = Path(root) / "serving.secret"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if not file.is_file():
-        written = file.with_suffix(f".{os.getpid()}")
-        written.touch(mode=0o600)
-        written.write_text(secrets.token_hex(32))
-        with suppress(FileExistsError):  # another application has begun at the same moment
-            os.link(written, file)
-        written.unlink()
-    return file.read_text()
 
 
 def open_port(config: ServeConfig, elsewhere: bool = False) -> None:

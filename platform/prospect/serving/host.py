@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Literal
 
-from prospect.errors import SessionError, UnknownSessionError, session_error
+from prospect.errors import SessionError, UnknownSessionError, session_error, unknown_session
 from prospect.messages import first_line
 from prospect.protocol.messages import (
     ErrorMessage,
@@ -134,16 +134,17 @@ class SessionHost:
     async def stop(self) -> None:
         """Say `session.going_away` to every stream; what the store has can be resumed elsewhere."""
         reason = "the server stops"
-        for stream in self._streams.values():
-            stream.finish(SessionGoingAway(resume=stream.handle, reason=reason), reason)
+        streams = list(self._streams.values())
         self._streams.clear()
+        for stream in streams:
+            stream.finish(SessionGoingAway(resume=stream.handle, reason=reason), reason)
         if self._begun is not None:
             await self._ready()
             for task in self._tasks:
                 task.cancel()
             if self._writer is not None and self._lease is not None:
                 self._lease.stop()
-                await self._writer.stop()
+                await self._writer.stop(streams)
             self._pool.stop()
         if self._server is not None:
             self._server.close()
@@ -255,7 +256,7 @@ class SessionHost:
     @shielded
     async def push(self, session_id: str, frame: FrameAppend, handle: str | None = None) -> None:
         stream = await self._stream(session_id, handle)
-        await stream.push(frame, self._encoder_of(stream))
+        await stream.push(frame, self._encoder or NoEncoder(stream.model.card.fingerprint))
 
     async def drop(self, session_id: str, frame: FrameAppend, handle: str) -> None:
         """Answer a frame that nobody looked at: its client sends more than can be read."""
@@ -264,7 +265,7 @@ class SessionHost:
     @shielded
     async def decide(self, session_id: str, frames: Sequence[FrameAppend]) -> list[FrameOutcome]:
         stream = await self._stream(session_id)
-        outcomes = await stream.decide(frames, self._encoder_of(stream))
+        outcomes = await stream.decide(frames, self._encoder or NoEncoder(stream.model.card.fingerprint))
         if self._writer is not None and any(each.delta or each.utterance is not None for each in outcomes):
             await self._writer.flush(stream)
         return outcomes
@@ -357,7 +358,7 @@ class SessionHost:
 
     async def _end(self, stream: Stream, reason: CloseReason) -> SessionClosed:
         if self._streams.pop(stream.session_id, None) is None:
-            raise _unknown(stream.session_id)
+            raise unknown_session(stream.session_id)
         frames, stream.closed = stream.replay.counters.get("frames", 0), True
         closed = SessionClosed(session_id=stream.session_id, reason=reason, frames=frames)
         stream.finish(closed, f"session {stream.session_id!r} was closed ({reason})")
@@ -386,21 +387,14 @@ class SessionHost:
         if self._writer is not None:
             self._writer.note(stream, urgent)
 
-    def _encoder_of(self, stream: Stream) -> Encoder:
-        return self._encoder or NoEncoder(stream.model.card.fingerprint)
-
     async def _stream(self, session_id: str, handle: str | None = None) -> Stream:
         """The session's stream; `handle` is that of the connection that speaks, None over HTTP."""
         stream = self._streams.get(session_id)
         if stream is None:
-            raise _unknown(session_id)
+            raise unknown_session(session_id)
         if handle is not None:
             if handle != stream.handle:
                 raise session_error("taken_over", f"stream: session {session_id!r} goes on in another one")
             stream.spoke()
         stream.touched = time.monotonic()
         return stream
-
-
-def _unknown(session_id: str) -> UnknownSessionError:
-    return UnknownSessionError(f"session_id: no session {session_id!r} is open here", field="session_id")

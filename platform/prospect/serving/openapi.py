@@ -20,9 +20,7 @@ _MEANINGS = {
     503: "No engine answers now, or the session store does not; `Retry-After` says when to try again.",
 }
 _STEPS = ["boil water", "pour water", "add milk"]
-_PICTURE = (
-    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFUlEQVR42mOMqpjGgA0wMeAAg1MCAB1LAXh3sACQAAAAAElFTkSuQmCC"
-)
+_PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFUlEQVR42mOMqpjGgA0wMeAAg1MCAB1LAXh3sACQAAAAAElFTkSuQmCC"
 """PNG of 8 x 8 pixels."""
 _EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
     ("/v1/sessions", "post"): {"goal": "Make tea", "steps": _STEPS, "thresholds": {"speak": 0.6, "update": 0.5}},

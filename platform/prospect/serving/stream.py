@@ -102,15 +102,13 @@ class Stream:
         self.touched = time.monotonic()
         self.inbox = Inbox()
         self.lock = asyncio.Lock()
-        self.number, self.decided = 0, -1
+        self.number, self.settled_number, self.decided = 0, 0, -1
         self.decided_slot: int | None = None
         self.unwritten = Unwritten()
         self.ended = ""
         self.closed = self.given_up = False
-        self.replay = ReplayLog()
-        self.settled_number = 0
+        self.replay, self.outcomes = ReplayLog(), Outcomes()
         self.pieces: dict[int, TextPiece] = {}
-        self.outcomes = Outcomes()
         self._room = asyncio.Event()
         self._early: list[tuple[int, list[Any], Json | None, Json | None]] | None = None
         """News of an engine that is being asked for the session."""

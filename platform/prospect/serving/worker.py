@@ -12,7 +12,7 @@ import numpy as np
 
 from prospect.dialogue.state import TaskState
 from prospect.dialogue.timeline import FPS
-from prospect.errors import SessionError, UnknownSessionError, session_error
+from prospect.errors import SessionError, UnknownSessionError, session_error, unknown_session
 from prospect.protocol.messages import ModelCard, TranscriptEntry
 from prospect.serving.engine_thread import EngineThread
 from prospect.serving.events import HostedEvent, Patched, TextRefused, pack_event
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 REMEMBERED = 512
 """Events of a session that are kept for a gateway which takes it over."""
+REBASED_AFTER = 256
+"""Frames by which a context's start may move before the gateway gets a new log."""
 SWEPT_EVERY_S = 1.0
 
 
@@ -47,6 +49,8 @@ class Hosted:
     seqs: deque[int] = field(default_factory=deque)
     recent: deque[tuple[int, int | None, list[Any]]] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     left_at: float = 0.0
+    first_frame: int = 0
+    """Of the context in the log that the gateway has."""
 
 
 @dataclass
@@ -231,7 +235,7 @@ class EngineWorker:
     def _hosted(self, session_id: str, epoch: int) -> Hosted:
         hosted = self._sessions.get(session_id)
         if hosted is None:
-            raise UnknownSessionError(f"session_id: no session {session_id!r} is open here", field="session_id")
+            raise unknown_session(session_id)
         if epoch < hosted.epoch:
             raise session_error("fenced", f"session {session_id!r} has another owner")
         return hosted
@@ -258,9 +262,14 @@ class EngineWorker:
         progress = self._engine.progress(session_id)
         if progress is None:
             return
-        if session_id in self._unbased or any(isinstance(event, Refreshed) for event in news.events):
+        hosted = self._sessions.get(session_id)
+        # A strategy that keeps no frames moves the context's start without a refresh; what gateways keep would grow.
+        moved_on = hosted is not None and progress["first_frame"] - hosted.first_frame > REBASED_AFTER
+        if session_id in self._unbased or moved_on or any(isinstance(event, Refreshed) for event in news.events):
             self._unbased.discard(session_id)
             news.base = self._base(session_id)
+            if hosted is not None:
+                hosted.first_frame = progress["first_frame"]
         elif any(isinstance(event, Decision) for event in news.events):
             news.progress = progress
 

@@ -87,20 +87,30 @@ def _random(settings: ModelSettings, suite: EngineSuite, tokenizer: object, devi
 
 @torch.no_grad()
 def _plant(model: DSTModel, digit: int) -> None:
-    """Two hidden units of the projector pass the mark on, one as it is and one turned round."""
+    first = torch.zeros(model.mm_projector.up.in_features)
+    first[0] = 1
+    plant_decision(model, first)
+    tied = model.lm_head.weight
+    bias = torch.zeros(len(tied), device=tied.device, dtype=tied.dtype)
+    bias[digit] = _BIAS
+    model.lm_head.bias = nn.Parameter(bias)
+
+
+@torch.no_grad()
+def plant_decision(model: DSTModel, direction: torch.Tensor, threshold: float = 0.0) -> int:
+    """Have the model speak at frames with `features @ direction > threshold`; return the axis that carries the mark.
+
+    Two hidden units of the projector pass the mark on, one as it is and one turned round.
+    """
     norm, projector = model.text.norm.weight, model.mm_projector
     axis = int(norm.abs().argmax())
     for unit, sign in enumerate((1.0, -1.0)):
-        projector.up.weight[unit] = 0
-        projector.up.weight[unit, 0] = sign * _GAIN
-        projector.up.bias[unit] = 0
+        projector.up.weight[unit] = sign * _GAIN * direction
+        projector.up.bias[unit] = -sign * _GAIN * threshold
         projector.down.weight[:, unit] = 0
         projector.down.weight[axis, unit] = sign * _STRENGTH / _GAIN
     head = model.speaking_decision_head
     for parameter in head.parameters():
         nn.init.zeros_(parameter)
     head.get_parameter("layers.0.weight")[0, axis] = _LOGIT / (norm[axis].float() * norm.numel() ** 0.5)
-    tied = model.lm_head.weight
-    bias = torch.zeros(len(tied), device=tied.device, dtype=tied.dtype)
-    bias[digit] = _BIAS
-    model.lm_head.bias = nn.Parameter(bias)
+    return axis

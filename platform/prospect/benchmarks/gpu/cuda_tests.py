@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-from prospect.benchmarks.gpu.journal import StageResult
+from prospect.benchmarks.journal import StageResult
 from prospect.errors import ProspectError
 
 REPOSITORY = Path(__file__).resolve().parents[4]

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from prospect.benchmarks.gpu.journal import StageResult
 from prospect.benchmarks.gpu.settings import GpuSuite
+from prospect.benchmarks.journal import StageResult
 from prospect.benchmarks.machine import describe_machine
 from prospect.errors import ConfigError
 from prospect.messages import first_line

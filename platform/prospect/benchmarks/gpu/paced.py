@@ -4,7 +4,7 @@ import time
 
 from prospect.benchmarks.engine.measure import MIB, kv_bytes, largest, measure_paced, to_json
 from prospect.benchmarks.gpu.bench import Bench
-from prospect.benchmarks.gpu.journal import Add
+from prospect.benchmarks.journal import Add
 from prospect.dialogue.timeline import FPS
 from prospect.errors import OutOfPagesError, SessionError
 from prospect.messages import first_line

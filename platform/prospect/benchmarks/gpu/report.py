@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from prospect.benchmarks.gpu.journal import StageResult
+from prospect.benchmarks.journal import StageResult
 
 LEAST = {"p50": 1000, "p95": 200, "p99": 1000}
 """Fewest values over which a percentile is printed."""

@@ -12,10 +12,10 @@ from prospect.benchmarks.engine.load import Workload, saturated
 from prospect.benchmarks.engine.measure import MIB, Percentiles, saturated_cell, to_json
 from prospect.benchmarks.gpu.bench import Bench
 from prospect.benchmarks.gpu.cuda_tests import run_cuda_tests
-from prospect.benchmarks.gpu.journal import Add, StageResult
 from prospect.benchmarks.gpu.machine import inventory
 from prospect.benchmarks.gpu.paced import pace
 from prospect.benchmarks.gpu.settings import GpuSuite, Stage
+from prospect.benchmarks.journal import Add, StageResult
 from prospect.errors import OutOfPagesError, SessionError
 from prospect.messages import first_line
 from prospect.streaming.attention.select import BACKENDS, deviation

@@ -4,11 +4,6 @@ The stages run in a worker process, which this one ends when a stage exceeds its
 new worker. A bare machine needs torch, transformers, peft, timm, open_clip, pydantic and hydra-core.
 """
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +11,11 @@ from prospect.benchmarks.config import BenchmarkConfig
 from prospect.benchmarks.gpu.journal import Journal
 from prospect.benchmarks.gpu.machine import commit_of, describe, require_gpu
 from prospect.benchmarks.gpu.report import failures, headline, stage_table, to_markdown
-from prospect.benchmarks.gpu.settings import GpuSuite, Stage
+from prospect.benchmarks.gpu.settings import GpuSuite
+from prospect.benchmarks.staged import watch_stages
 from prospect.errors import ConfigError, ProspectError
 from prospect.hashing import fingerprint
 from prospect.streaming.settings import StreamingSettings
-
-_POLL_S = 0.1
 
 
 def run(config: BenchmarkConfig) -> dict[str, Any]:
@@ -53,56 +47,10 @@ def measure(suite: GpuSuite, streaming: StreamingSettings, folder: Path) -> Jour
     machine, commit = describe(suite), commit_of(suite)
     journal = Journal.create(folder / _file_name(machine, commit, suite), suite, streaming, machine, commit)
     print(headline(journal.content), flush=True)
-    told: set[Stage] = set()
-    while waiting := journal.in_state("waiting"):
-        journal.begin(waiting[0])
-        journal = _work(journal, told)
-    return journal
+    return watch_stages(journal, "prospect.benchmarks.gpu.worker", lambda run, name: stage_table(run.content, name))
 
 
 def _file_name(machine: dict[str, Any], commit: str, suite: GpuSuite) -> str:
     card = "".join(letter if letter.isalnum() else "-" for letter in machine["device"].lower())
     kind = "gpu-rehearsal" if suite.rehearse else f"gpu-{card}"
     return f"{kind}-{commit[:8]}-{fingerprint(suite.model_dump(mode='json'))[:4]}.json"
-
-
-def _work(journal: Journal, told: set[Stage]) -> Journal:
-    """One worker, from its start until it ends or a stage of it exceeds its limit."""
-    command = [sys.executable, "-m", "prospect.benchmarks.gpu.worker", str(journal.file)]
-    worker = subprocess.Popen(command, start_new_session=True)
-    try:
-        late = None
-        while late is None and worker.poll() is None:
-            time.sleep(_POLL_S)
-            journal = _told(Journal.load(journal.file), told)
-            late = _late(journal)
-    finally:
-        if worker.poll() is None:
-            os.killpg(worker.pid, signal.SIGKILL)
-        worker.wait()
-    journal = Journal.load(journal.file)
-    for name in journal.in_state("running"):
-        limit = _limit(journal, name)
-        died = f"its process ended with status {worker.returncode}"
-        journal.end(name, f"ended at its limit of {limit:g} s" if name == late else died)
-    return _told(journal, told)
-
-
-def _late(journal: Journal) -> Stage | None:
-    """The stage that exceeds its limit."""
-    now = time.time()
-    running = journal.in_state("running")
-    return next((name for name in running if now - journal.stage(name)["began"] > _limit(journal, name)), None)
-
-
-def _limit(journal: Journal, name: Stage) -> float:
-    return float(journal.content["suite"]["limits"][name])
-
-
-def _told(journal: Journal, told: set[Stage]) -> Journal:
-    """Prints the tables of stages that have ended since."""
-    for name in (*journal.in_state("done"), *journal.in_state("failed")):
-        if name not in told:
-            told.add(name)
-            print(f"\n{stage_table(journal.content, name)}", flush=True)
-    return journal

@@ -2,8 +2,6 @@
 
 import logging
 import sys
-import time
-import traceback
 from pathlib import Path
 
 import torch
@@ -12,8 +10,8 @@ from prospect.benchmarks.gpu.bench import Bench
 from prospect.benchmarks.gpu.journal import Journal
 from prospect.benchmarks.gpu.settings import GpuSuite, Stage
 from prospect.benchmarks.gpu.stages import STAGES
-from prospect.errors import ProspectError
-from prospect.messages import first_line
+from prospect.benchmarks.journal import Add
+from prospect.benchmarks.staged import run_stage
 from prospect.streaming.settings import StreamingSettings
 
 
@@ -30,18 +28,12 @@ def main(file: Path) -> None:
 
 def _run(bench: Bench, journal: Journal, name: Stage) -> bool:
     """Whether this process is good for another stage."""
-    journal.begin(name)
-    spent = time.time() - journal.stage(name)["began"]
-    bench.ends = time.perf_counter() + getattr(bench.suite.limits, name) - spent
-    try:
-        STAGES[name](bench, lambda row: journal.add(name, row))
-    except ProspectError as error:
-        journal.end(name, first_line(error))
-    except Exception as error:  # any: the other stages go on
-        traceback.print_exc()
-        journal.end(name, f"{type(error).__name__}: {first_line(error)}")
-    else:
-        journal.end(name)
+
+    def work(add: Add, ends: float) -> None:
+        bench.ends = ends
+        STAGES[name](bench, add)
+
+    run_stage(journal, name, work)
     return _alive(bench)
 
 
