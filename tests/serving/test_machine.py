@@ -220,6 +220,13 @@ class Client:
         self.log.append(f"> frame {message.seq} ({kind})")
         self.socket.send(message.model_dump_json(exclude_none=True))
 
+    def push(self, kinds: list[str]) -> None:
+        for kind in kinds:
+            message = self.site.frame(kind, self.next_seq)
+            self.unanswered[self.next_seq] = kind, message
+            self.next_seq += 1
+            self.send_frame(kind, message)
+
     def receive(self) -> ServerMessage:
         assert self.socket is not None
         message = parse_server(self.socket.recv(WITHIN_S))
@@ -307,19 +314,14 @@ class Clients(RuleBasedStateMachine):
     @rule(client=sessions, kinds=KINDS)
     def push(self, client: Client, kinds: list[str]) -> None:
         client.be_connected()
-        for kind in kinds:
-            message = self.site.frame(kind, client.next_seq)
-            client.unanswered[client.next_seq] = kind, message
-            client.next_seq += 1
-            client.send_frame(kind, message)
+        client.push(kinds)
 
     @rule(client=sessions, ahead=st.booleans())
     def push_out_of_order(self, client: Client, ahead: bool) -> None:
         client.be_connected()
+        client.push(["embedding"])  # behind it, the server knows what comes next
         client.settle()
-        taken = [seq for seq, answer in client.answered.items() if answer != "error"]
-        seq = client.next_seq + 3 if ahead else max(taken, default=client.next_seq + 3)
-        client.send_frame("misplaced", self.site.frame("embedding", seq))
+        client.send_frame("misplaced", self.site.frame("embedding", client.next_seq + (3 if ahead else -1)))
         while getattr(client.hear(), "code", "") not in MISPLACED:
             pass
 
