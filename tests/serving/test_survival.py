@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -249,6 +250,41 @@ def test_both_at_once_with_the_frames_in_the_store(loaded: LoadedModel, undistur
     same(run(loaded, tmp_path, "frames", {at: ["engine dies", "gateway dies"]}), undisturbed)
 
 
+def test_decisions_that_nobody_has_read_are_in_the_store_with_their_frames(
+    loaded: LoadedModel, undisturbed: Heard, tmp_path: Path
+):
+    """Engine and gateway die before the client has read a word, and a refresh lies between them and the beginning."""
+
+    async def story() -> list[ServerMessage]:
+        site = Site(loaded, f"sqlite:///{tmp_path}/sessions.db", "frames", None)
+        thresholds = ThresholdsMessage(speak=0.5, update=0.45)
+        update = SessionUpdate(session_id="a", goal="Make tea", steps=STEPS, thresholds=thresholds, keep=True)
+        handle = (await site.gateway.create(update, True)).resume
+        ledger = Ledger(update, True, None)
+        ledger.created = await site.gateway.resume(SessionUpdate(resume=handle))
+        for index in range(NUM_FRAMES):
+            if index in TEXTS:
+                await site.gateway.text("a", TextAppend(text=TEXTS[index]))
+            await site.gateway.push("a", ledger.next_frame(features(index, loaded), index / 2))
+        while site.store.find("a").position.get("decided", -1) < NUM_FRAMES - 1:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        assert site.store.find("a").base["counters"]["frames"] > 0
+        await site.kill_engine()
+        await site.kill_gateway()
+        created = await site.gateway.resume(ledger.resuming())
+        heard: list[ServerMessage] = []
+        async for message in site.gateway.events("a", created.resume):
+            heard.append(message)
+            if message.type == "session.moved":
+                break
+        await site.stop()
+        return heard
+
+    heard = asyncio.run(story())
+    assert Heard(heard).decisions == undisturbed.decisions
+    assert Heard(heard).durable[: len(undisturbed.durable)] == undisturbed.durable
+
+
 @pytest.mark.parametrize("at", MOMENTS)
 def test_both_at_once_without_them(loaded: LoadedModel, undisturbed: Heard, tmp_path: Path, at: int):
     heard = run(loaded, tmp_path, "events", {at: ["gateway dies", "engine dies"]})
@@ -406,3 +442,64 @@ def test_a_gateway_that_stops_while_it_moves_a_session(
     words = [said[1:] for said in heard.durable if said[1] != "session.going_away"]
     assert words == [said[1:] for said in undisturbed.durable]
     assert heard.decisions == undisturbed.decisions
+
+
+def test_a_handle_is_good_at_another_gateway_as_soon_as_its_client_has_it(loaded: LoadedModel, tmp_path: Path):
+    async def story() -> None:
+        site = Site(loaded, f"sqlite:///{tmp_path}/sessions.db", "events", None)
+        gateways = [site.gateway, site._gateway()]
+        handle = (await gateways[0].create(SessionUpdate(session_id="a", keep=True), True)).resume
+        for turn in range(8):
+            created = await gateways[turn % 2].resume(SessionUpdate(resume=handle))
+            assert created.resume.partition(":")[2] in site.store.find("a").tokens
+            handle = created.resume
+        await gateways[1].stop()
+        await site.stop()
+
+    asyncio.run(story())
+
+
+def test_a_session_that_is_being_closed_is_not_taken_over(loaded: LoadedModel, tmp_path: Path, monkeypatch):
+    """Its end is not in the store yet when somebody asks for it at another gateway, or resumes it there."""
+
+    async def story() -> None:
+        site = Site(loaded, f"sqlite:///{tmp_path}/sessions.db", "events", None)
+        owner, other = site.gateway, site._gateway()
+        handle = (await owner.create(SessionUpdate(session_id="a", keep=True), True)).resume
+        may_write, write = threading.Event(), site.store.write
+
+        def slow(changes: list) -> set[str]:
+            may_write.wait(10)
+            return write(changes)
+
+        monkeypatch.setattr(site.store, "write", slow)
+        closing = asyncio.create_task(owner.close("a", handle))
+        while owner.open_sessions:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert await owner.owner_of("a") is None
+        assert await other.owner_of("a") == owner.address
+        resuming = asyncio.create_task(other.resume(SessionUpdate(resume=handle)))
+        await asyncio.sleep(0.1)
+        may_write.set()
+        with pytest.raises(UnknownSessionError):
+            await resuming
+        await closing
+        assert site.store.find("a").status == "closed"
+        assert owner.open_sessions == other.open_sessions == []
+        await other.stop()
+        await site.stop()
+
+    asyncio.run(story())
+
+
+def test_an_engine_that_is_there_again_takes_sessions(loaded: LoadedModel, tmp_path: Path):
+    async def story() -> None:
+        site = Site(loaded, "", "none", None)
+        await site.gateway.model()
+        for link in site.gateway._pool.links:
+            link.leaving = True
+        async with asyncio.timeout(5):
+            await site.gateway.create(SessionUpdate(session_id="a"), False)
+        await site.stop()
+
+    asyncio.run(story())

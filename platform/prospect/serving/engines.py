@@ -203,7 +203,9 @@ class EnginePool:
         for address, link in list(self._links.items()):
             if not link.is_open:
                 del self._links[address]
-            elif address not in there and not link.leaving:
+            elif address in there:
+                link.leaving = False
+            elif not link.leaving:
                 link.leaving = True
                 self._reader.engine_lost(link)
         for address in there - set(self._links):

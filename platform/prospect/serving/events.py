@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prospect.dialogue.state import TaskState, format_delta, parse_delta
-from prospect.protocol.messages import FrameDecision, ResponseDone, ServerMessage, StateUpdated, state_map
+from prospect.protocol.messages import ResponseDone, ServerMessage, StateUpdated, state_map
 from prospect.streaming.types import Decision, EngineEvent, Failed, Refreshed, TextPiece
 
 
@@ -59,8 +59,8 @@ def unpack_event(packed: list[Any]) -> HostedEvent:
 
 
 def messages_of(seq: int, decision: Decision) -> list[ServerMessage]:
-    """What a client is told of a decision at its frame `seq`."""
-    messages: list[ServerMessage] = [FrameDecision.of(seq, decision)]
+    """What a client is told of a decision at its frame `seq`, behind the decision itself."""
+    messages: list[ServerMessage] = []
     if decision.delta:
         state, delta = state_map(decision.state), format_delta(decision.delta)
         messages.append(StateUpdated(state=state, delta=delta, seq=seq, frame=decision.frame))

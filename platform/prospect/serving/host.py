@@ -25,6 +25,7 @@ from prospect.protocol.messages import (
     Transcript,
 )
 from prospect.serving.encoders import Encoder, NoEncoder
+from prospect.serving.ended import EndedStreams
 from prospect.serving.engines import Directory, EngineLink, EnginePool
 from prospect.serving.journal import Journal
 from prospect.serving.lease import Lease
@@ -41,8 +42,6 @@ from prospect.serving.wire import listen
 from prospect.serving.writer import StoreWriter
 
 log = logging.getLogger(__name__)
-ENDED_FOR_S = 60.0
-"""Seconds for which a closed session can be resumed, to hear its end."""
 
 
 class SessionHost:
@@ -73,8 +72,7 @@ class SessionHost:
         self._limits = self._settings.limits
         self._store, self._node = store, address
         self._streams: dict[str, Stream] = {}
-        self._ended: dict[str, Stream] = {}
-        """Closed not long ago: their clients may have lost the connection before they heard of it."""
+        self._ended = EndedStreams()
         self._opening: set[str] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._begun: asyncio.Task[None] | None = None
@@ -89,6 +87,10 @@ class SessionHost:
         """Answers requests that other gateways pass on; set by the API."""
         self.address = ""
         """Where other gateways reach this one."""
+
+    def owns(self, session_id: str) -> bool:
+        """Whether a session is this gateway's, or is being closed here."""
+        return session_id in self._streams or self._ended.is_closing(session_id)
 
     @property
     def open_sessions(self) -> list[str]:
@@ -165,7 +167,7 @@ class SessionHost:
                 self._streams, self._new_stream, self._give_up, self._mover, self._writer, self._store, self._secret
             )
             self._lease = Lease(self._ownership.check)
-        self._sweeper = Sweeper(self._streams, self._limits, self._end, self._forget_ended, self._mover.expire)
+        self._sweeper = Sweeper(self._streams, self._limits, self._end, self._ended.forget_old, self._mover.expire)
         self._tasks = [asyncio.create_task(self._sweeper.run())]
 
     # Sessions ----------------------------------------------------------------------------------------------
@@ -187,7 +189,7 @@ class SessionHost:
         if stream:
             opened.reader = opened.journal.read()
         self._streams[session_id] = opened
-        self._ended.pop(session_id, None)
+        self._ended.forget(session_id)
         self._note(opened, urgent=True)
         return created_of(opened)
 
@@ -203,6 +205,8 @@ class SessionHost:
             raise UnknownSessionError("resume: no session with this handle is open here", field="resume")
         stream.touched = time.monotonic()
         stream.take_over(update, token)
+        if self._writer is not None and not stream.closed:
+            await self._writer.flush(stream)  # the new handle is good at any gateway once its client has it
         return created_of(stream)
 
     @shielded
@@ -293,19 +297,24 @@ class SessionHost:
     async def owner_of(self, session_id: str) -> str | None:
         """The address of the gateway that owns a session; None: this one, or nobody (`Ownership.owner_of`)."""
         await self._ready()
-        return await self._ownership.owner_of(session_id) if self._ownership is not None else None
+        if self._ownership is None or self._ended.is_closing(session_id):
+            return None
+        return await self._ownership.owner_of(session_id)
 
     async def respond_at(self, owner: str, *request: Any) -> Answer:
         """Have another gateway answer a request (`prospect.serving.peers.Respond`)."""
         return await respond_elsewhere(owner, self._secret, *request)
 
     async def release(self, session_id: str) -> None:
-        """Let another gateway have a session."""
+        """Let another gateway have a session; one that is being closed is closed first."""
+        await self._ended.closed(session_id)
         if self._ownership is not None:
             await self._ownership.release(session_id)
 
     def _give_up(self, stream: Stream) -> None:
-        """Leave a session to the gateway that owns it by now."""
+        """Leave a session to the gateway that owns it by now; one that is over is erased, and heard to its end."""
+        if stream.closed:
+            return
         if self._streams.get(stream.session_id) is stream:
             del self._streams[stream.session_id]
         stream.finish(None, f"session {stream.session_id!r} goes on in another gateway")
@@ -352,7 +361,7 @@ class SessionHost:
         log.error("session %s failed: %s", stream.session_id, reason)
         message, stream.closed = f"the session met a defect of the server: {reason}", True
         stream.finish(ErrorMessage(code="session_failed", message=message), reason)
-        self._remember(stream)
+        self._ended.remember(stream)
 
     # The end -----------------------------------------------------------------------------------------------
 
@@ -362,18 +371,9 @@ class SessionHost:
         frames, stream.closed = stream.replay.counters.get("frames", 0), True
         closed = SessionClosed(session_id=stream.session_id, reason=reason, frames=frames)
         stream.finish(closed, f"session {stream.session_id!r} was closed ({reason})")
-        self._remember(stream)
-        await self._mover.close(stream)
+        with self._ended.closing(stream):
+            await self._mover.close(stream)
         return closed
-
-    def _forget_ended(self) -> None:
-        now = time.monotonic()
-        self._ended = {sid: each for sid, each in self._ended.items() if now - each.touched < ENDED_FOR_S}
-
-    def _remember(self, stream: Stream) -> None:
-        """Keep what a session has said for a while, for a client that lost its connection before the end."""
-        stream.touched = time.monotonic()
-        self._ended[stream.session_id] = stream
 
     # Helpers -----------------------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ class Journal:
 
     Attributes:
         last_event: number of the last durable message.
+        max_decisions: as given.
     """
 
     def __init__(self, max_events: int, max_decisions: int, held: Held = "none") -> None:
@@ -34,7 +35,7 @@ class Journal:
         self._held = held
         self._waiting: set[int] = set()
         """Positions of the messages that wait for the store."""
-        self._max_events, self._max_decisions = max_events, max_decisions
+        self._max_events, self.max_decisions = max_events, max_decisions
         self._messages: dict[int, ServerMessage] = {}
         """By position, in order; positions count all messages from 0."""
         self._end = self._released = 0
@@ -71,7 +72,7 @@ class Journal:
                 self._gone_event = self._forget(self._events)
         elif isinstance(message, FrameDecision):
             self._decisions.append((message.seq, self._end))
-            if len(self._decisions) > self._max_decisions:
+            if len(self._decisions) > self.max_decisions:
                 self._cut_off_before(self._decisions[0][1])
                 self._gone_decision = self._forget(self._decisions)
         self._messages[self._end] = message

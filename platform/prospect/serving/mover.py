@@ -8,7 +8,7 @@ from contextlib import suppress
 import numpy as np
 
 from prospect.errors import SessionError, session_error
-from prospect.protocol.messages import ModelCard
+from prospect.protocol.messages import FrameDecision, ModelCard
 from prospect.protocol.parsing import parse_server
 from prospect.serving.engines import EngineLink, EnginePool
 from prospect.serving.recovery import adopt, recall, recover
@@ -243,4 +243,6 @@ def _decided(row: FrameRow, card: ModelCard) -> DecidedFrame:
     features = None
     if row.embedding is not None:
         features = np.frombuffer(row.embedding, np.float16).reshape(card.tokens_per_frame, card.dim)
-    return DecidedFrame(row.frame, SentFrame(row.seq, features, tuple(row.events["user"])), row.events)
+    sent = SentFrame(row.seq, features, tuple(row.events["user"]))
+    told = None if row.decision is None else FrameDecision.model_validate_json(row.decision)
+    return DecidedFrame(row.frame, sent, row.events, row.number, told)

@@ -93,7 +93,9 @@ class Ownership:
             return None
         if row.owner != self._mover.address:
             await release_elsewhere(row.owner, self._secret, session_id)
-            row = await self._writer.call(self._store.find, session_id) or row
+            row = await self._writer.call(self._store.find, session_id)
+            if row is None or row.status != "open":  # its owner was closing it
+                return None
         stream = self._new_stream(session_id, SessionUpdate.model_validate(row.opened), row.epoch)
         self._streams[session_id] = stream
         try:

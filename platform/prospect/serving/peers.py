@@ -21,9 +21,8 @@ class Gateway(Protocol):
 
     respond: Respond
 
-    @property
-    def open_sessions(self) -> list[str]:
-        """Ids of the sessions that it owns."""
+    def owns(self, session_id: str) -> bool:
+        """Whether it has a session."""
 
     async def release(self, session_id: str) -> None:
         """Let another gateway have a session."""
@@ -39,7 +38,7 @@ class GatewayPeer:
         """Answer a question about a session."""
         match operation:
             case "owns":
-                return arguments[0] in self._gateway.open_sessions
+                return self._gateway.owns(arguments[0])
             case "release":
                 return await self._gateway.release(arguments[0])
             case "respond":

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from prospect.protocol.messages import DurableMessage, FrameDecision, ResponseDelta, ServerMessage, StateMap
-from prospect.serving.events import HostedEvent, unpack_event
+from prospect.serving.events import unpack_event
 from prospect.serving.replay import DecidedFrame, Json, ReplayLog, SentFrame, unpack
 from prospect.serving.store import SessionRow
 from prospect.serving.stream import Stream
@@ -15,8 +15,8 @@ from prospect.streaming.types import Decision, TextPiece
 
 Said = Sequence[tuple[int | None, ServerMessage]]
 """Durable messages, each with the number of the engine's event that it comes from."""
-Recent = Sequence[tuple[int, int | None, HostedEvent]]
-"""An engine's last events, as (number, seq of a decision, event)."""
+Told = Sequence[tuple[int, FrameDecision]]
+"""Decisions, each with the number of the engine's event."""
 _NOWHERE: dict[str, Any] = {"decided": -1, "slot": None, "first_pts": 0.0, "number": 0, "settled": 0, "texts": {}}
 """Position of a session that was never written."""
 _STATE: TypeAdapter[StateMap] = TypeAdapter(StateMap)
@@ -43,7 +43,9 @@ def adopt(stream: Stream, row: SessionRow, adopted: Json, said: Said) -> None:
     """
     written, seqs, log = stream.number, adopted["seqs"], adopted["log"]
     recent = [(number, seq, unpack_event(packed)) for number, seq, packed in adopted["recent"]]
-    stream.journal.restore(*_merge(said, recent, written, stream.decided))
+    decided = [(number, seq, event) for number, seq, event in recent if isinstance(event, Decision)]
+    told = [(number, FrameDecision.of(seq, event)) for number, seq, event in decided if seq is not None]
+    stream.journal.restore(*_merge(said, told, written, stream.decided))
     for index, (number, seq, event) in enumerate(recent):
         if isinstance(event, TextPiece):
             stream.pieces[number] = event
@@ -56,7 +58,7 @@ def adopt(stream: Stream, row: SessionRow, adopted: Json, said: Said) -> None:
             assert seq is not None
             stream.decided = max(stream.decided, seq)
             if number > written:
-                stream.say_decision(seq, event, number, acts=True)
+                stream.say_decision(FrameDecision.of(seq, event), event, number, acts=True)
         elif number > written:
             stream.say_event(number, event)
     stream.number = adopted["number"]
@@ -84,11 +86,12 @@ def recover(stream: Stream, row: SessionRow, frames: Sequence[DecidedFrame], sai
     Args:
         stream: as `recall` left it.
         row: of the session.
-        frames: decided since its base, as far as they are kept.
+        frames: as far as they are kept: those decided since its base, and some before.
         said: what the store has of the messages.
         decided: seq of the last frame whose decision the client has: the store may lag behind by silent ones.
     """
-    replay = ReplayLog(row.base, row.mark, frames)
+    based = row.base["counters"]["frames"] if row.base else 0
+    replay = ReplayLog(row.base, row.mark, [each for each in frames if each.frame >= based])
     lag = max((stream.decided if decided is None else decided) - stream.decided, 0)
     replay.skip(lag)
     stream.replay = replay
@@ -100,18 +103,25 @@ def recover(stream: Stream, row: SessionRow, frames: Sequence[DecidedFrame], sai
         for number, message in said
         if isinstance(message, ResponseDelta) and number is not None and number > stream.settled_number
     }
-    stream.journal.restore([message for _, message in said], row.last_event, stream.decided)
+    told = [(each.number, each.told) for each in frames if each.number is not None and each.told is not None]
+    messages, _, gone = _merge(said, told, stream.number, stream.decided)
+    stream.journal.restore(messages, row.last_event, gone)
 
 
-def _merge(said: Said, recent: Recent, written: int, decided: int) -> tuple[list[ServerMessage], int, int]:
-    """Put the decisions that the engine remembers among the durable messages that the store has.
+def _merge(said: Said, told: Told, written: int, decided: int) -> tuple[list[ServerMessage], int, int]:
+    """Put decisions that are known among the durable messages that the store has.
+
+    Args:
+        said: what the store has.
+        told: by the number of their event, in order.
+        written: number of the last event that the store has.
+        decided: seq of the last decided frame.
 
     Returns:
         The messages, the number of the last durable one, and the seq of the last decision that is not among them.
     """
-    known = [(number, seq, event) for number, seq, event in recent if isinstance(event, Decision) and seq is not None]
-    first = known[0][1] - 1 if known else decided
-    due = deque((number, FrameDecision.of(seq, event)) for number, seq, event in known if number <= written)
+    first = told[0][1].seq - 1 if told else decided
+    due = deque((number, message) for number, message in told if number <= written)
     merged: list[ServerMessage] = []
     for source, message in said:
         while due and source is not None and due[0][0] <= source:

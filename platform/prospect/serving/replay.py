@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from prospect.dialogue.state import format_delta
+from prospect.protocol.messages import FrameDecision
 from prospect.streaming.types import Decision
 
 Json = dict[str, Any]
@@ -36,6 +37,10 @@ class DecidedFrame:
     sent: SentFrame
     events: Json
     """{"user", "delta", "utterance"}, as a session log has them."""
+    number: int | None = None
+    """Of the engine's event; None with `told`."""
+    told: FrameDecision | None = None
+    """What its client was told; None where the store did not keep it."""
 
     @property
     def acts(self) -> bool:
@@ -43,10 +48,10 @@ class DecidedFrame:
         return any(self.events.values())
 
     @classmethod
-    def of(cls, sent: SentFrame, decision: Decision) -> "DecidedFrame":
+    def of(cls, sent: SentFrame, decision: Decision, number: int, told: FrameDecision) -> "DecidedFrame":
         delta = format_delta(decision.delta)
         events = {"user": list(sent.texts), "delta": delta, "utterance": decision.utterance}
-        return cls(decision.frame, sent, events)
+        return cls(decision.frame, sent, events, number, told)
 
 
 _PROGRESS = (

@@ -14,6 +14,7 @@ from prospect.protocol.messages import (
     DurableMessage,
     ErrorMessage,
     FrameAppend,
+    FrameDecision,
     FrameDropped,
     FrameOutcome,
     ResponseCancelled,
@@ -224,8 +225,7 @@ class Stream:
             return await encoder.encode(frame.image)
         if frame.embedding.fingerprint not in self.model.accepted:
             raise foreign_encoder(frame.embedding.fingerprint, self.model.card.fingerprint)
-        card = self.model.card
-        return checked_features(frame.embedding.array(), (card.tokens_per_frame, card.dim))
+        return checked_features(frame.embedding.array(), (self.model.card.tokens_per_frame, self.model.card.dim))
 
     async def _until_there_is_room(self) -> None:
         while len(self.inbox.pending) >= self._limits.max_waiting_frames:
@@ -353,11 +353,11 @@ class Stream:
     def _decided(self, number: int, decision: Decision) -> None:
         pending = self.inbox.pending.popleft()
         sent = pending.sent
-        decided = DecidedFrame.of(sent, decision)
+        decided = DecidedFrame.of(sent, decision, number, told := FrameDecision.of(sent.seq, decision))
         self.replay.decided(decided)
         self.unwritten.frames.append(decided)
         self.decided, self.decided_slot = sent.seq, pending.slot
-        self.say_decision(sent.seq, decision, number, decided.acts)
+        self.say_decision(told, decision, number, decided.acts)
         self.outcomes.decide(FrameOutcome.of(sent.seq, decision))
 
     # Output ------------------------------------------------------------------------------------------------
@@ -376,10 +376,10 @@ class Stream:
             self.unwritten.events.append(EventRow(said.event, number, said.model_dump_json(exclude_none=True)))
         self._changed(self, acts or isinstance(said, DurableMessage))
 
-    def say_decision(self, seq: int, decision: Decision, number: int, acts: bool) -> None:
-        """Say what was decided at frame `seq`; one that `acts`, or has a text of the user, is written first."""
+    def say_decision(self, told: FrameDecision, decision: Decision, number: int, acts: bool) -> None:
+        """Say what was decided; one that `acts`, or has a text of the user, is written first."""
         self.state = state_map(decision.state)
-        for message in messages_of(seq, decision):
+        for message in (told, *messages_of(told.seq, decision)):
             self.say(message, number, acts)
 
     def moved(self, seconds: float) -> None:

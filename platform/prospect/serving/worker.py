@@ -55,8 +55,10 @@ class Hosted:
 
 @dataclass
 class News:
-    """What a step brought of one session."""
+    """What a step brought of one session, or which of its frames were taken."""
 
+    taken: list[int] = field(default_factory=list)
+    """Seqs; noted in the event loop, in whose order every step and every log come back from the engine's thread."""
     events: list[HostedEvent] = field(default_factory=list)
     base: Json | None = None
     progress: Json | None = None
@@ -133,7 +135,7 @@ class EngineWorker:
                 return await self._thread.call(self._engine.check_texts, session_id, *rest)
             case "patch":
                 state, base = await self._thread.call(self._patch, session_id, *rest)
-                self._tell(session_id, hosted, News([Patched(state)], base))
+                self._tell(session_id, hosted, News(events=[Patched(state)], base=base))
                 return list(state.labels)
             case "close":
                 return await self._close(session_id)
@@ -201,12 +203,13 @@ class EngineWorker:
         hosted = self._hosted(session_id, epoch)
 
         def export() -> Json | None:
+            hosted.epoch = epoch  # here: frames of the earlier owner that lie behind this are not the session's
             if session_id in self._unbased:
                 return None
             return self._engine.export(session_id)
 
         log = await self._thread.call(export)
-        hosted.epoch, hosted.owner = epoch, connection
+        hosted.owner = connection
         return {
             "log": log,
             "seqs": list(hosted.seqs),
@@ -278,30 +281,33 @@ class EngineWorker:
         return {**self._engine.export(session_id), "waiting": None, "texts": []}
 
     def _push(self, pushed: list[Any]) -> dict[str, News]:
-        """Push frames; returns what was refused."""
+        """Push frames; returns which were taken, and what was refused."""
         news: dict[str, News] = {}
-        for session_id, _, frames in pushed:
+        for session_id, epoch, frames in pushed:
+            if not self._is_current(session_id, epoch):
+                continue  # closed or handed over meanwhile
+            told = news.setdefault(session_id, News())
             try:
                 for seq, texts, data, shape in frames:
                     for text in texts:
-                        self._push_text(session_id, seq, text, news)
+                        self._push_text(session_id, seq, text, told)
                     self._engine.push_frame(session_id, np.frombuffer(data, np.float16).reshape(shape))
-                    self._sessions[session_id].seqs.append(seq)
-            except (UnknownSessionError, KeyError):
+                    told.taken.append(seq)
+            except UnknownSessionError:
                 continue  # closed meanwhile
             except SessionError as error:  # gateways check what they send
                 self._engine.close(session_id)
                 self._unbased.discard(session_id)
-                news.setdefault(session_id, News()).events.append(Failed(str(error)))
+                told.events.append(Failed(str(error)))
         return news
 
-    def _push_text(self, session_id: str, seq: int, text: str, news: dict[str, News]) -> None:
+    def _push_text(self, session_id: str, seq: int, text: str, told: News) -> None:
         try:
             self._engine.push_text(session_id, text)
         except UnknownSessionError:
             raise
         except SessionError as error:  # the text of a dropped frame has joined another one's
-            news.setdefault(session_id, News()).events.append(TextRefused(seq, str(error)))
+            told.events.append(TextRefused(seq, str(error)))
 
     def _patch(self, session_id: str, changes: dict[str, str]) -> tuple[TaskState, Json | None]:
         state = self._engine.patch_state(session_id, changes)
@@ -333,13 +339,14 @@ class EngineWorker:
                     del self._sessions[session_id]
 
     def _tell(self, session_id: str, hosted: Hosted, news: News) -> None:
+        hosted.seqs.extend(news.taken)
         packed = []
         for event in news.events:
             hosted.number += 1
             seq = hosted.seqs.popleft() if isinstance(event, Decision) else None
             packed.append(pack_event(event))
             hosted.recent.append((hosted.number, seq, packed[-1]))
-        if hosted.owner is not None:
+        if hosted.owner is not None and (packed or news.base):
             first = hosted.number - len(packed) + 1
             hosted.owner.notify("news", session_id, hosted.epoch, first, packed, news.base, news.progress)
 

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from prospect.serving.replay import DecidedFrame
@@ -154,6 +155,8 @@ def take_change(stream: Stream, durability: Durability) -> SessionChange:
     unwritten, stream.unwritten = stream.unwritten, Unwritten()
     base = stream.replay.base
     first = base["counters"]["frames"] if base else 0
+    if durability == "frames":  # whoever reads the session may lack the decisions of the last frames
+        first = max(first - stream.journal.max_decisions, 0)
     kept = [frame for frame in unwritten.frames if frame.frame >= first and (durability == "frames" or frame.acts)]
     columns: dict[str, Any] = {
         "position": {
@@ -182,5 +185,9 @@ def take_change(stream: Stream, durability: Durability) -> SessionChange:
 
 
 def _row(frame: DecidedFrame, durability: Durability) -> FrameRow:
-    data = frame.sent.embedding if durability == "frames" else None
-    return FrameRow(frame.frame, frame.sent.seq, frame.events, None if data is None else data.tobytes())
+    row = FrameRow(frame.frame, frame.sent.seq, frame.events, None)
+    if durability == "frames":
+        data = None if frame.sent.embedding is None else frame.sent.embedding.tobytes()
+        decision = None if frame.told is None else frame.told.model_dump_json(exclude_none=True)
+        return replace(row, embedding=data, number=frame.number, decision=decision)
+    return row

@@ -70,7 +70,8 @@ def test_a_change_writes_columns_events_and_frames(store: Store) -> None:
         "owner": "gateway-9",
     }  # fmt: skip
     events = [event(1, '{"text": "caf\u00e9 \U0001f375"}'), EventRow(2, None, "{}"), event(3)]
-    frames = [frame(0), frame(1, None), FrameRow(2, 7, {"user": [], "delta": "S1->start", "utterance": "Now."}, b"")]
+    acts = FrameRow(2, 7, {"user": [], "delta": "S1->start", "utterance": "Now."}, b"", 9, "{}")
+    frames = [frame(0), frame(1, None), acts]
     assert store.write([SessionChange("a", 1, columns, events, frames)]) == set()
     assert store.find("a") == replace(ROW, epoch=1, **columns)
     assert store.events("a") == events

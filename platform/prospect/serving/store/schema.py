@@ -79,6 +79,10 @@ class FrameRow:
     """What stood at the frame: `user`, `delta` and `utterance`."""
     embedding: bytes | None
     """float16; None where `serving.durability` is `events`."""
+    number: int | None = None
+    """Of the engine's event that decided it; None with `decision`."""
+    decision: str | None = None
+    """What its client was told, as JSON; None where `serving.durability` is `events`."""
 
 
 @dataclass
@@ -92,7 +96,7 @@ class SessionChange:
     events: list[EventRow] = field(default_factory=list)
     frames: list[FrameRow] = field(default_factory=list)
     frames_from: int | None = None
-    """Frames before this one are deleted, because a new base holds them."""
+    """Frames before this one are deleted: a new base holds them, and no client asks for their decisions."""
 
 
 class DamagedValueError(Exception):
@@ -178,4 +182,6 @@ frames = Table(
     Column("seq", BigInteger, nullable=False),
     Column("events", JsonText, nullable=False),
     Column("embedding", LargeBinary),
+    Column("number", BigInteger),
+    Column("decision", Text),
 )

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Table, and_, delete, or_, select, update
@@ -22,6 +23,7 @@ from prospect.serving.store.schema import (
     sessions,
 )
 
+_FRAME = [field.name for field in fields(FrameRow)]
 FENCE_SECONDS = 86_400.0
 """How long the id and epoch of an erased session are kept: a process that was frozen since then is gone."""
 
@@ -135,7 +137,7 @@ class Store:
     def frames(self, session_id: str) -> list[FrameRow]:
         """A session's frames, in order."""
         with self._database.transaction(reading=True) as connection:
-            query = select(frames.c.frame, frames.c.seq, frames.c.events, frames.c.embedding).order_by(frames.c.frame)
+            query = select(*(frames.c[name] for name in _FRAME)).order_by(frames.c.frame)
             return [FrameRow(*row) for row in connection.execute(query.where(frames.c.session_id == session_id))]
 
     def erase(self, session_id: str) -> bool:
@@ -180,7 +182,7 @@ class Store:
         if table is events:
             statement = statement.on_conflict_do_nothing()
         else:
-            new = {name: statement.excluded[name] for name in ("seq", "events", "embedding")}
+            new = {name: statement.excluded[name] for name in _FRAME if name != "frame"}
             statement = statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=new)
         connection.execute(statement, [{"session_id": session_id, **vars(row)} for session_id, row in rows])
 

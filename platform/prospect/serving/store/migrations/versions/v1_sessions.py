@@ -40,6 +40,8 @@ def upgrade() -> None:
         sa.Column("seq", sa.BigInteger, nullable=False),
         sa.Column("events", sa.Text, nullable=False),
         sa.Column("embedding", sa.LargeBinary),
+        sa.Column("number", sa.BigInteger),
+        sa.Column("decision", sa.Text),
     )
 
 
