@@ -4,6 +4,7 @@ The tea dialogue has everything in it; tests of sequences, models and the engine
 is a series of eight short dialogues, which training runs on; tests/fixtures/ was written from it, so it stays as it is.
 """
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,18 +37,23 @@ from prospect.vision.settings import VisionSettings
 if TYPE_CHECKING:
     from prospect.data.embeddings import EmbeddingStore  # with pyarrow, which a bare machine with a GPU lacks
 
+BACKBONE = os.environ.get("PROSPECT_TEST_BACKBONE", "llama")
+"""Class of the small models, by its name in the registry (docs/testing.md#backbones)."""
+BASE = "tiny" if BACKBONE == "llama" else f"tiny:{BACKBONE}"
 DIM = 8
 """Of an embedding."""
 FINGERPRINT = "tests"
 """Of the encoder that the embeddings are said to come from."""
 
 TINY = ModelSettings(
+    base=BASE,
     adaptation="full",
     tiny=TinyGeometry(hidden_size=64, intermediate_size=128, num_layers=2, num_heads=4, vocab_size=512),
 )
 CONTEXT = ContextSettings(max_seq_len=640, max_context_tokens=256, max_utterance_tokens=24, max_delta_tokens=40)
 
 TOY_MODEL = ModelSettings(
+    base=BASE,
     adaptation="full",
     tiny=TinyGeometry(hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2, vocab_size=400),
 )

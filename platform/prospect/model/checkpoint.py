@@ -22,7 +22,7 @@ from prospect.errors import CheckpointError, ConfigError
 from prospect.messages import first_line
 from prospect.model.adapters import build_model, round_to_4_bits, unwrap
 from prospect.model.backbones import Backbone, saved_backbone
-from prospect.model.configuration import DSTProActConfig
+from prospect.model.configuration import DSTConfig
 from prospect.model.interface import DSTModel
 from prospect.model.saved import MANIFEST, read_manifest, require_trained
 from prospect.model.settings import HEADS, ModelSettings
@@ -143,7 +143,7 @@ def _user_cache() -> Path:
 
 
 def _load_weights(
-    folder: Path, backbone: Backbone, config: DSTProActConfig, tokenizer: Any, manifest: dict[str, Any], cache: Path
+    folder: Path, backbone: Backbone, config: DSTConfig, tokenizer: Any, manifest: dict[str, Any], cache: Path
 ) -> DSTModel:
     if not (folder / "adapter_config.json").is_file():
         read: Any = backbone.model.from_pretrained(folder, dtype="auto", output_loading_info=True)

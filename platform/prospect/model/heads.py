@@ -4,24 +4,45 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prospect.errors import ConfigError
+
 NUM_STEP_STATES = 3
 
 
 class FrameProjector(nn.Module):
-    """Linear-GELU-Linear from embeddings [*, D] to the model's width [*, H], after an optional fixed whitening.
+    """From embeddings [*, D] to the model's width [*, H], after an optional fixed whitening.
 
-    In training Gaussian noise of deviation `noise` is added after the whitening.
+    Args:
+        vision_dim: D.
+        hidden_size: H.
+        kind: `mlp`: Linear-GELU-Linear; `linear`: one, without a bias; `none`: D is H already.
+        whiten: whether there is a whitening.
+        noise: deviation of the Gaussian noise that training adds after the whitening.
+
+    Raises:
+        ConfigError: `none`, and D is not H.
     """
 
     mean: Tensor
     whitening: Tensor
 
-    def __init__(self, vision_dim: int, hidden_size: int, whiten: bool, noise: float) -> None:
+    def __init__(self, vision_dim: int, hidden_size: int, kind: str, whiten: bool, noise: float) -> None:
         super().__init__()
+        if kind == "none" and vision_dim != hidden_size:
+            raise ConfigError(
+                f"`model.projector` (none) needs embeddings as wide as the model, {hidden_size}, and these have "
+                f"{vision_dim}: embed with the vision tower and connector of the same base, or choose mlp.",
+                field="model.projector",
+            )
+        self.kind = kind
         self.whitens = whiten
         self.noise = noise
-        self.up = nn.Linear(vision_dim, hidden_size)
-        self.down = nn.Linear(hidden_size, hidden_size)
+        self.vision_dim = vision_dim
+        if kind == "mlp":
+            self.up = nn.Linear(vision_dim, hidden_size)
+            self.down = nn.Linear(hidden_size, hidden_size)
+        elif kind == "linear":
+            self.projection = nn.Linear(vision_dim, hidden_size, bias=False)
         if whiten:
             self.register_buffer("mean", torch.zeros(vision_dim, dtype=torch.float32))
             self.register_buffer("whitening", torch.eye(vision_dim, dtype=torch.float32))
@@ -33,7 +54,7 @@ class FrameProjector(nn.Module):
 
     def mean_frame(self) -> np.ndarray:
         """An uninformative frame [D]: the training mean, or zeros without whitening."""
-        mean = self.mean if self.whitens else torch.zeros(self.up.in_features)
+        mean = self.mean if self.whitens else torch.zeros(self.vision_dim)
         return mean.float().cpu().numpy()
 
     def forward(self, frames: Tensor) -> Tensor:
@@ -42,11 +63,19 @@ class FrameProjector(nn.Module):
                 frames = (frames.float() - self.mean.float()) @ self.whitening.float()
         if self.training and self.noise:
             frames = frames + self.noise * torch.randn_like(frames)
+        if self.kind == "none":
+            return frames
+        if self.kind == "linear":
+            return self.projection(frames.to(self.projection.weight.dtype))
         return self.down(nn.functional.gelu(self.up(frames.to(self.up.weight.dtype))))
 
 
 class BinaryHead(nn.Module):
-    """One logit from a hidden state [*, H] -> [*], in float32."""
+    """One logit from a hidden state [*, H] -> [*], in float32.
+
+    `two_way` is the earlier project's head of two classes, no and yes: the difference of its outputs is the logit, with
+    the same probability, cross-entropy and focal loss.
+    """
 
     def __init__(self, hidden_size: int, kind: str) -> None:
         super().__init__()
@@ -55,10 +84,11 @@ class BinaryHead(nn.Module):
                 nn.Linear(hidden_size, hidden_size // 2), nn.GELU(), nn.Linear(hidden_size // 2, 1)
             )
         else:
-            self.layers = nn.Sequential(nn.Linear(hidden_size, 1))
+            self.layers = nn.Sequential(nn.Linear(hidden_size, 2 if kind == "two_way" else 1))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.layers(hidden).squeeze(-1).float()
+        outputs = self.layers(hidden).float()
+        return outputs[..., 1] - outputs[..., 0] if outputs.shape[-1] == 2 else outputs.squeeze(-1)
 
 
 class StateHead(nn.Module):

@@ -9,12 +9,12 @@ Shapes: B sequences, S tokens, H width, D embedding width, I tokens a frame.
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import LlamaConfig, LlamaModel, PreTrainedModel
+from transformers import LlamaConfig, LlamaModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -25,25 +25,6 @@ if TYPE_CHECKING:
     Module = PreTrainedModel
 else:
     Module = nn.Module  # a backbone brings the PreTrainedModel that transformers made for it
-
-
-class DSTConfig(Protocol):
-    """Fields that every backbone's saved config has beside those of its base."""
-
-    vocab_size: int
-    vision_dim: int
-    tokens_per_frame: int
-    fingerprint: str
-    """Fingerprint of the embeddings that the model was trained on."""
-    decision_backend: str
-    decision_head: str
-    state_head_size: int
-    whiten_frames: bool
-    frame_noise: float
-    grammar_ids: dict[str, int] | None
-    stop_ids: list[int] | None
-    trained_steps: dict[str, int] | None
-    thresholds: dict[str, dict[str, float]] | None
 
 
 @dataclass(frozen=True)
@@ -58,10 +39,12 @@ class KVGeometry:
     """Query heads that share a key head."""
 
     @classmethod
-    def of(cls, config: LlamaConfig) -> "KVGeometry":
-        heads = config.num_key_value_heads or config.num_attention_heads
-        head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
-        return cls(config.num_hidden_layers, heads, head_dim, config.num_attention_heads // heads)
+    def of(cls, config: PreTrainedConfig) -> "KVGeometry":
+        """Of a base's configuration."""
+        text: Any = config.get_text_config()
+        heads = text.num_key_value_heads or text.num_attention_heads
+        head_dim = text.head_dim or text.hidden_size // text.num_attention_heads
+        return cls(text.num_hidden_layers, heads, head_dim, text.num_attention_heads // heads)
 
     def bytes_per_token(self, element_size: int) -> int:
         """KV cache bytes of a token; `element_size` is in bytes."""
@@ -76,7 +59,7 @@ class DSTModel(Module):
     """
 
     config: Any
-    """A `DSTConfig` that is also transformers' own."""
+    """A `prospect.model.configuration.DSTConfig` that is also transformers' own."""
     lm_head: nn.Linear
     mm_projector: FrameProjector
     speaking_decision_head: BinaryHead
@@ -98,6 +81,24 @@ class DSTModel(Module):
         """Widths and depths of the text trunk."""
 
     @property
+    def text_path(self) -> str:
+        """Where the text trunk is among the model's modules."""
+        return next(name for name, module in self.named_modules() if module is self.text)
+
+    @property
+    def vision(self) -> list[nn.Module]:
+        """The base's own modules for pictures, which never train; frames come from an encoder."""
+        return []
+
+    @property
+    def connector(self) -> nn.Linear | None:
+        """The base's own projection of frames."""
+        return None
+
+    def drop_vision(self) -> None:
+        """Free the base's own modules for pictures."""
+
+    @property
     def kv_geometry(self) -> KVGeometry:
         """Sizes of the KV cache."""
         return KVGeometry.of(self.text_config)
@@ -105,7 +106,9 @@ class DSTModel(Module):
     def add_heads(self) -> None:
         """Add projector and heads, randomly initialised."""
         config, width = self.config, self.text_config.hidden_size
-        self.mm_projector = FrameProjector(config.vision_dim, width, config.whiten_frames, config.frame_noise)
+        self.mm_projector = FrameProjector(
+            config.vision_dim, width, config.projector, config.whiten_frames, config.frame_noise
+        )
         self.speaking_decision_head = BinaryHead(width, config.decision_head)
         self.dst_update_head = BinaryHead(width, config.decision_head)
         self.dst_state_head = StateHead(width, config.state_head_size)

@@ -1,9 +1,15 @@
 """`DSTProActLlamaForCausalLM`: Llama's class (Llama 3.2, SmolLM2, tiny) as a backbone."""
 
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
 
-from prospect.model.configuration import DSTProActConfig
+from prospect.model.configuration import DSTConfig
 from prospect.model.interface import DSTModel
+
+
+class DSTProActConfig(DSTConfig, LlamaConfig):
+    """A Llama's configuration with projector, grammar tokens and heads."""
+
+    model_type = "dst_proact_llama"
 
 
 class DSTProActLlamaForCausalLM(DSTModel, LlamaForCausalLM):
@@ -25,4 +31,5 @@ class DSTProActLlamaForCausalLM(DSTModel, LlamaForCausalLM):
         return self.config
 
 
+AutoConfig.register(DSTProActConfig.model_type, DSTProActConfig)
 AutoModelForCausalLM.register(DSTProActConfig, DSTProActLlamaForCausalLM)

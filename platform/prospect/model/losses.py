@@ -75,16 +75,23 @@ def trunk_inputs(batch: Batch) -> dict[str, Any]:
 def total_loss(sums: Tensor, counts: Tensor, settings: LossSettings) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted loss, and its parts by name, from sums and the global batch's counts, both [8].
 
-    A decision's loss averages the means of its two classes, or is the mean of the only class with labels.
+    A decision's loss averages the means of its two classes, or is the mean of the only class with labels. With
+    `focal_alpha` it is the weighted mean over both (Lin et al. 2017, equation 5).
     """
+    named = dict(zip(TERMS, sums, strict=True))
+    numbers = dict(zip(TERMS, counts.to(sums), strict=True))
     means = dict(zip(TERMS, sums / counts.to(sums).clamp_min(1), strict=True))
     present = dict(zip(TERMS, counts > 0, strict=True))
 
-    def balanced(name: str) -> Tensor:
+    def decided(name: str) -> Tensor:
         classes = [f"{name}_positive", f"{name}_negative"]
+        if settings.decision == "focal" and settings.focal_alpha is not None:
+            positive, negative = (named[each] for each in classes)
+            weighted = settings.focal_alpha * positive + (1 - settings.focal_alpha) * negative
+            return weighted / sum(numbers[each] for each in classes).clamp_min(1)
         return (means[classes[0]] + means[classes[1]]) / max(1, sum(bool(present[c]) for c in classes))
 
-    parts = {name: means[name] if name in means else balanced(name) for name in LOSS_PARTS}
+    parts = {name: means[name] if name in means else decided(name) for name in LOSS_PARTS}
     total = sum((getattr(settings, name) * part for name, part in parts.items()), sums.new_zeros(()))
     return total, parts
 
@@ -108,7 +115,7 @@ def text_sums(model: DSTModel, flat: Tensor, batch: Batch) -> list[Tensor]:
     def chunk_losses(hidden: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(model.lm_head(hidden).float(), targets, reduction="none")
 
-    rows = max(1, MAX_LOGITS // model.config.vocab_size if model.logits_in_chunks else len(batch.text_positions))
+    rows = max(1, MAX_LOGITS // model.text_config.vocab_size if model.logits_in_chunks else len(batch.text_positions))
     chunks = list(zip(flat[batch.text_positions].split(rows), batch.text_targets.split(rows), strict=True))
     if len(chunks) == 1 or not torch.is_grad_enabled():
         losses = torch.cat([chunk_losses(*chunk) for chunk in chunks])

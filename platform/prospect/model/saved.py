@@ -18,7 +18,7 @@ class SavedModel:
 
     folder: Path
     config: dict[str, Any]
-    """Fields of `DSTProActConfig`."""
+    """Fields of `DSTConfig` and of its base."""
     manifest: dict[str, Any]
 
     @property

@@ -14,7 +14,7 @@ HEADS = ("speaking", "dst_update", "dst_state")
 
 
 class TinyGeometry(Settings):
-    """A Llama trained from scratch, with a byte-level tokenizer fitted to the training text."""
+    """A text trunk trained from scratch, with a byte-level tokenizer fitted to the training text."""
 
     hidden_size: int = Field(default=192, ge=8)
     """Width of a hidden state; a multiple of twice `num_heads`."""
@@ -53,7 +53,7 @@ class ModelSettings(Settings):
     name: str = "prospect-dst"
     """Name under which finished models are registered."""
     base: Place = Field(default="tiny", min_length=1)
-    """`tiny`, `package:smollm2_135m`, or a name or path that transformers loads."""
+    """`tiny` (a Llama), `tiny:smolvlm`, `package:smollm2_135m`, or a name or path that transformers loads."""
     tiny: TinyGeometry = TinyGeometry()
     adaptation: Literal["full", "lora", "qlora"] = "lora"
     """What trains besides projector, heads and new token rows: all weights, adapters of a frozen base, or adapters
@@ -61,8 +61,12 @@ class ModelSettings(Settings):
     lora: LoraSettings = LoraSettings()
     decision_backend: DecisionBackend = "heads"
     """`heads`: two small heads decide whether to speak and to update; `token`: three rows of `lm_head` do."""
-    decision_head: Literal["linear", "mlp"] = "linear"
-    """`linear`, or `mlp` with one hidden layer, for decisions that one layer cannot part."""
+    projector: Literal["mlp", "linear", "none"] = "mlp"
+    """From a frame's embedding to the model's width: two layers, one (SmolVLM2's begins as its own connector), or
+    nothing where embeddings come from SmolVLM2's own tower and connector."""
+    decision_head: Literal["linear", "mlp", "two_way"] = "linear"
+    """`linear`, `mlp` with one hidden layer, for decisions that one layer cannot part, or `two_way`, the earlier
+    project's with an output for no and one for yes."""
     state_head_size: int = Field(default=256, ge=1)
     """Width in which a frame and a step are compared."""
     whiten_frames: bool = False
@@ -72,6 +76,12 @@ class ModelSettings(Settings):
     """Deviation of the Gaussian noise on frames in training, against learning single pictures by heart."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the model. `bfloat16` halves memory; choose it on a GPU."""
+
+    @property
+    def tiny_type(self) -> str | None:
+        """The `model_type` of a base that is trained from scratch; None: the base has weights."""
+        kind, _, model_type = self.base.partition(":")
+        return (model_type or "llama") if kind == "tiny" else None
 
 
 LOSS_PARTS = ("speaking_text", "dst_text", "summary_text", "speak", "update", "state")
@@ -85,6 +95,9 @@ class LossSettings(Settings):
     """`balanced`: the mean over events and the mean over silence; `focal`: the same of the focal loss."""
     focal_gamma: float = Field(default=2.0, ge=0)
     """Of `focal`: 0 weighs all decisions alike, and a larger one counts those less that are right already."""
+    focal_alpha: float | None = Field(default=None, gt=0, lt=1)
+    """Weight of an event in the mean over all decisions, silence having the rest of 1, as the focal loss was published
+    (0.25 there and in the earlier project); null: half of the loss is of events and half of silence."""
     speaking_text: float = Field(default=1.0, ge=0)
     """Weight of the tokens of utterances; 0 trains without them."""
     dst_text: float = Field(default=1.0, ge=0)

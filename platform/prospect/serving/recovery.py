@@ -92,6 +92,7 @@ def recover(stream: Stream, row: SessionRow, frames: Sequence[DecidedFrame], sai
     """
     based = row.base["counters"]["frames"] if row.base else 0
     replay = ReplayLog(row.base, row.mark, [each for each in frames if each.frame >= based])
+    replay.earlier = [each for each in frames if each.frame < based]
     lag = max((stream.decided if decided is None else decided) - stream.decided, 0)
     replay.skip(lag)
     stream.replay = replay

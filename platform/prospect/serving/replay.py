@@ -67,13 +67,16 @@ class ReplayLog:
         base: the log; None until the engine has fed the first context.
         progress: what the engine said of the session behind the last decided frame, if any was decided since `base`.
         frames: decided since `base`.
+        earlier: some that were decided before, whose decisions a client may lack.
     """
 
     def __init__(self, base: Json | None = None, progress: Json | None = None, frames: Iterable[DecidedFrame] = ()):
         self.base, self.progress, self.frames = base, progress, list(frames)
+        self.earlier: list[DecidedFrame] = []
 
-    def rebase(self, base: Json) -> None:
-        """Begin anew at a log that holds everything before."""
+    def rebase(self, base: Json, remembered: int) -> None:
+        """Begin anew at a log that holds everything before, and remember the last decisions."""
+        self.earlier = [*self.earlier, *self.frames][-remembered:]
         self.base, self.progress, self.frames = base, None, []
 
     def decided(self, frame: DecidedFrame) -> None:

@@ -325,7 +325,7 @@ class Stream:
 
     def take_base(self, base: Json) -> None:
         """Keep a log that holds everything so far."""
-        self.replay.rebase(base)
+        self.replay.rebase(base, self.journal.max_decisions)
         self.unwritten.based = True
 
     def take_early_news(self) -> None:

@@ -30,7 +30,8 @@ class StoreWriter:
         fenced: told of a stream that another gateway owns by now.
 
     Attributes:
-        degraded: whether the store is away: messages are sent before they are written, and written when it is back.
+        degraded: whether the store is away, or lacks what was said while it was: messages are then sent before they
+            are written, and written once it is back.
     """
 
     def __init__(self, store: Store, durability: Durability, fenced: Callable[[Stream], None]) -> None:
@@ -43,12 +44,18 @@ class StoreWriter:
         self._writing: dict[str, Stream] = {}
         self._claimed: set[str] = set()
         """Ids of streams whose next epoch is being asked for."""
-        self.degraded = False
+        self._away = False
+        self._behind: set[str] = set()
+        """Ids of the streams that have said what the store lacks since it was away."""
         self._task = asyncio.create_task(self._run())
+
+    @property
+    def degraded(self) -> bool:
+        return self._away or bool(self._behind)
 
     def note(self, stream: Stream, urgent: bool) -> None:
         """Have a stream's changes written, soon or at once."""
-        if self.degraded:
+        if self._away:
             stream.journal.release(stream.journal.end)
         if urgent or self._durability == "frames":
             self._urgent[stream.session_id] = stream
@@ -60,7 +67,7 @@ class StoreWriter:
         """Return once everything that the stream has said so far is written, or the store is away."""
         self.note(stream, urgent=True)
         async with self._written:
-            await self._written.wait_for(lambda: self.degraded or not self._is_due(stream))
+            await self._written.wait_for(lambda: self._away or not self._is_due(stream))
 
     async def claim(self, stream: Stream, owner: str) -> None:
         """Take the next epoch of a stream, behind all that it said under this one; raises as `Store.claim`.
@@ -86,7 +93,7 @@ class StoreWriter:
         """
         self._durability = "frames"
         for stream in streams:
-            stream.unwritten.frames = list(stream.replay.frames)
+            stream.unwritten.frames = [*stream.replay.earlier, *stream.replay.frames]
             self._urgent[stream.session_id] = stream
         self._urgent |= self._lazy
         for stream in list(self._urgent.values()):
@@ -130,9 +137,15 @@ class StoreWriter:
             except Exception:
                 log.exception("writing %d sessions", len(streams))
                 await asyncio.sleep(RETRIED_EVERY_S)
-        if self.degraded:
+        if self._away:
             log.warning("the session store is back")
-            self.degraded = False
+            self._away = False
+            self._urgent |= self._lazy
+            self._lazy.clear()
+            self._behind = set(self._urgent)
+            self._wake.set()
+        else:
+            self._behind -= {stream.session_id for stream in streams}
         for stream, end in zip(streams, ends, strict=True):
             if stream.session_id in fenced:
                 self._fenced(stream)
@@ -141,9 +154,9 @@ class StoreWriter:
 
     async def _speak_on(self, streams: list[Stream], error: Exception) -> None:
         """Let clients hear what is not written: no other gateway can own their sessions meanwhile."""
-        if not self.degraded:
+        if not self._away:
             log.error("%s; sessions go on, and are written when it is back", error)
-            self.degraded = True
+            self._away = True
         for stream in [*streams, *self._urgent.values(), *self._lazy.values()]:
             stream.journal.release(stream.journal.end)
         async with self._written:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from transformers import LlamaConfig
+from transformers import PreTrainedConfig
 
 from prospect.data.batches import Batch
 from prospect.dialogue.sequence import TextTask
@@ -35,7 +35,7 @@ STEPS = 8
 """Assumed steps of a recipe, for the state head."""
 
 
-def adapted_shape(base: LlamaConfig, settings: ModelSettings, vision_dim: int) -> "DSTModel | PeftModel":
+def adapted_shape(base: PreTrainedConfig, settings: ModelSettings, vision_dim: int) -> "DSTModel | PeftModel":
     """The model as it is trained, on the meta device; 4-bit weights have the shape of full ones.
 
     Args:
@@ -63,7 +63,7 @@ def activation_bytes(
         vision_dim: D of the embeddings.
         trained: dtype in which the backend keeps trainable weights.
     """
-    layers = base_geometry(settings).num_hidden_layers
+    layers = base_geometry(settings).get_text_config().num_hidden_layers
     one, two = (
         _pass_bytes(
             settings,
@@ -93,7 +93,7 @@ def _pass_bytes(
 ) -> int:
     """Peak bytes with `layers` layers; cached, because one job plans several times."""
     geometry = base_geometry(settings)
-    geometry.num_hidden_layers = layers
+    geometry.get_text_config().num_hidden_layers = layers
     model = adapted_shape(geometry, settings, vision_dim)
     inner, dtype = unwrap(model).train(), getattr(torch, settings.dtype)
     with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
@@ -102,7 +102,9 @@ def _pass_bytes(
         inner.logits_in_chunks = not partitioned
         inner.text.set_attn_implementation(ATTENTION)
         packing, batch = Packing.of(lengths, "cpu"), fake_batch(lengths, vision_dim)
-        embeddings = torch.empty(1, sum(lengths), geometry.hidden_size, dtype=dtype, requires_grad=True)
+        embeddings = torch.empty(
+            1, sum(lengths), geometry.get_text_config().hidden_size, dtype=dtype, requires_grad=True
+        )
         known = [*model.parameters(), *model.buffers(), embeddings, *(p.grad for p in model.parameters())]
         with _LiveBytes(known) as live:
             kwargs = {"packing": packing, "position_ids": packing.position_ids, "use_cache": False}

@@ -1,18 +1,14 @@
 """The frame encoder: pictures to embeddings by one frozen image tower, for recorded video and live sessions."""
 
-import math
-from typing import Any
-
 import numpy as np
 import torch
-from torch import nn
-from torch.nn.functional import adaptive_avg_pool2d
 
 from prospect.devices import pick_device
 from prospect.errors import ConfigError, DataError
 from prospect.messages import first_line
 from prospect.vision.fingerprint import encoder_fingerprint
 from prospect.vision.settings import VisionSettings
+from prospect.vision.tower import Tower
 from prospect.vision.towers import build_tower
 from prospect.vision.weights import find_weights
 
@@ -24,8 +20,6 @@ small ones are encoded 1.7 times as fast.
 
 MAX_LIVE_PIXELS = 16_000_000
 """Pixels of the largest picture that a client may send: several are unpacked at once, each up to three times over."""
-_GRID_SIDE = {1: 0, 5: 2, 10: 3}
-"""Side of the pooled grid behind the pooled vector, by tokens a frame."""
 
 
 def load_encoder(settings: VisionSettings, device: str = "auto") -> "FrameEncoder":
@@ -40,7 +34,7 @@ def load_encoder(settings: VisionSettings, device: str = "auto") -> "FrameEncode
         ConfigError: the model is unknown, or cannot take the picture size or the number of tokens.
     """
     weights = find_weights(settings.backend, settings.model, settings.weights)
-    tower = build_tower(settings.backend, settings.model, weights)
+    tower = build_tower(settings, weights)
     return FrameEncoder(settings, tower, encoder_fingerprint(settings, weights), device)
 
 
@@ -53,7 +47,7 @@ class FrameEncoder:
         fingerprint: see `encoder_fingerprint`.
     """
 
-    def __init__(self, settings: VisionSettings, tower: nn.Module, fingerprint: str, device: str = "auto") -> None:
+    def __init__(self, settings: VisionSettings, tower: Tower, fingerprint: str, device: str = "auto") -> None:
         self.settings = settings
         self.tokens_per_frame: int = settings.tokens_per_frame
         self.fingerprint = fingerprint
@@ -61,7 +55,8 @@ class FrameEncoder:
         self._dtype: torch.dtype = getattr(torch, settings.dtype)
         self._tower = tower.requires_grad_(False).eval().to(self._device, self._dtype)
         self._rows = _fixed_rows(settings, self._device)
-        self._tokens = torch.compile(_tokens, dynamic=False) if settings.compile else _tokens
+        tokens = self._tower.tokens
+        self._tokens = torch.compile(tokens, dynamic=False) if settings.compile else tokens
         self._mean = torch.tensor(settings.mean, device=self._device)[:, None, None] * 255
         self._std = torch.tensor(settings.std, device=self._device)[:, None, None] * 255
         self.dim = self._try()
@@ -105,7 +100,7 @@ class FrameEncoder:
     def _forward(self, pictures: torch.Tensor) -> torch.Tensor:
         x = pictures.to(self._device).permute(0, 3, 1, 2).float()
         x = ((x - self._mean) / self._std).to(self._dtype)
-        return self._tokens(self._tower, x, _GRID_SIDE[self.tokens_per_frame]).to(torch.float16)
+        return self._tokens(x, self.tokens_per_frame).to(torch.float16)
 
     def _try(self) -> int:
         size, rows = self.settings.image_size, self._rows or 1
@@ -124,33 +119,3 @@ def _fixed_rows(settings: VisionSettings, device: torch.device) -> int | None:
     if device.type == "cpu":
         return min(settings.batch_size, CPU_ROWS_SMALL if settings.image_size <= SMALL else CPU_ROWS)
     return settings.batch_size if settings.compile else None
-
-
-def _tokens(tower: Any, x: torch.Tensor, side: int) -> torch.Tensor:
-    """Compute the tower's pooled vector, then the grid row by row: [N, 3, S, S] -> [N, 1 + side^2, D]."""
-    if side == 0:
-        return tower(x)[:, None]
-    trunk = getattr(tower, "trunk", tower)
-    if not hasattr(trunk, "forward_features"):
-        raise ConfigError(
-            "vision.tokens_per_frame above 1 needs a model with a timm image tower", field="vision.tokens_per_frame"
-        )
-    features = trunk.forward_features(x)
-    pooled = trunk.forward_head(features)
-    pooled = tower.head(pooled) if tower is not trunk else pooled
-    grid = features if features.ndim == 4 else _as_grid(features, trunk.num_prefix_tokens)
-    if grid.shape[1] != pooled.shape[1]:
-        raise ConfigError(
-            f"vision.tokens_per_frame above 1 needs a model whose grid is as wide as its pooled vector, "
-            f"but their widths are {grid.shape[1]} and {pooled.shape[1]}",
-            field="vision.tokens_per_frame",
-        )
-    cells = adaptive_avg_pool2d(grid, side).flatten(2).transpose(1, 2)
-    return torch.cat([pooled[:, None], cells], dim=1)
-
-
-def _as_grid(features: torch.Tensor, prefix: int) -> torch.Tensor:
-    """Reshape a transformer's tokens of a square picture: [N, prefix + h*w, D] -> [N, D, h, w]."""
-    patches = features[:, prefix:]
-    side = math.isqrt(patches.shape[1])
-    return patches.transpose(1, 2).unflatten(2, (side, side))

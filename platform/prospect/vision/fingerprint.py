@@ -7,6 +7,8 @@ from prospect.vision.weights import Weights, find_weights
 
 _EXCLUDED = {"batch_size", "compile", "equivalent_to"}
 """Settings that do not change an embedding."""
+_OF_SMOLVLM = {"pooling", "connector"}
+"""Settings that change only SmolVLM2's."""
 
 
 def encoder_fingerprint(settings: VisionSettings, weights: Weights | None = None) -> str:
@@ -16,6 +18,7 @@ def encoder_fingerprint(settings: VisionSettings, weights: Weights | None = None
         CheckpointError: the weights are missing.
     """
     weights = weights or find_weights(settings.backend, settings.model, settings.weights)
-    what = settings.model_dump(mode="json", exclude=_EXCLUDED | {"weights"})
+    foreign = set() if settings.backend == "smolvlm" else _OF_SMOLVLM
+    what = settings.model_dump(mode="json", exclude=_EXCLUDED | foreign | {"weights"})
     sampling = {"resize": RESIZE_KERNEL, "fps": FPS}
     return fingerprint(what | sampling | {"weights": weights.identity})

@@ -1,8 +1,8 @@
 """Settings of the vision encoder and of the embedding job. Imports neither torch nor a decoder."""
 
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from prospect.settings import Settings
 
@@ -27,18 +27,24 @@ before, and let `changes.decodes_otherwise` tell which videos do."""
 class VisionSettings(Settings):
     """The vision encoder and its input. The fingerprint covers the settings above `batch_size`."""
 
-    backend: Literal["open_clip", "timm"] = "open_clip"
-    """Which library builds the image tower."""
+    backend: Literal["open_clip", "timm", "smolvlm"] = "open_clip"
+    """Which library builds the image tower; `smolvlm`: transformers, from SmolVLM2's tower and connector."""
     model: str = "ViT-SO400M-14-SigLIP-384"
-    """The backend's name of the model; `prospect-tiny` is ours."""
+    """The backend's name of the model; `prospect-tiny` and `smolvlm-tiny` are ours."""
     weights: str = "webli"
-    """A file or folder, an open_clip pretrained tag, `package:efficientnet_lite0`, or `random:SEED` for tests."""
+    """A file or folder, an open_clip pretrained tag, `package:efficientnet_lite0`, `hub` for SmolVLM2, or `random:SEED`
+    for tests."""
     image_size: int = Field(384, ge=8)
     """Side of the square picture, pixels."""
     crop: Crop = "squash"
     """How a picture becomes a square: `squash` ignores the aspect ratio, `centre` crops the sides."""
-    tokens_per_frame: Literal[1, 5, 10] = 1
-    """I: the pooled vector alone, with a 2x2 grid (5), or with a 3x3 grid (10)."""
+    tokens_per_frame: int = Field(1, ge=1)
+    """I: the pooled vector alone, with a 2x2 grid (5), or with a 3x3 grid (10). SmolVLM2: 1 (pooled), a picture's
+    tokens (81), or those of 16 crops and the picture (1377, at four times the `image_size`, for 17 times the work)."""
+    pooling: Literal["mean", "first"] = "mean"
+    """How SmolVLM2's tokens of a picture become one: their mean, or the first, its top left corner."""
+    connector: bool = True
+    """Whether SmolVLM2's embeddings are behind its connector; before it, `model.projector=linear` trains it."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """Subtracted from pixel values in [0, 1], by channel."""
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -57,6 +63,16 @@ class VisionSettings(Settings):
     equivalent_to: tuple[str, ...] = ()
     """Fingerprints that you declare equivalent to this encoder's, such as those of imported features: training accepts
     a store of them, and serving a model trained on them. Nothing checks it."""
+
+    @model_validator(mode="after")
+    def _suit_the_backend(self) -> Self:
+        if self.backend == "smolvlm":
+            return self
+        if self.tokens_per_frame not in (1, 5, 10):
+            raise ValueError(f"tokens_per_frame ({self.tokens_per_frame}) must be 1, 5 or 10 with this backend")
+        if self.pooling != "mean" or not self.connector:
+            raise ValueError("pooling and connector are settings of backend=smolvlm")
+        return self
 
 
 class EmbeddingSettings(Settings):

@@ -2,12 +2,14 @@
 
 import json
 import logging
+import math
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import open_clip
 import timm
@@ -15,9 +17,12 @@ import torch
 from timm.layers import AttentionPoolLatent
 from timm.models import load_state_dict
 from torch import nn
+from torch.nn.functional import adaptive_avg_pool2d
 
 from prospect.errors import CheckpointError, ConfigError
 from prospect.messages import first_line
+from prospect.vision.settings import VisionSettings
+from prospect.vision.tower import Tower
 from prospect.vision.weights import TINY, Weights
 
 log = logging.getLogger(__name__)
@@ -29,13 +34,63 @@ _TINY_CONFIG = {
 }
 
 
-def build_tower(backend: str, model: str, weights: Weights) -> nn.Module:
+class PooledTower(Tower):
+    """A tower of open_clip or timm: pictures [N, 3, S, S] -> one pooled vector each, [N, D]."""
+
+    GRID_SIDE: ClassVar = {1: 0, 5: 2, 10: 3}
+    """Side of the pooled grid behind the pooled vector, by tokens a frame."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module: Any = module
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return self.module(pictures)
+
+    def tokens(self, pictures: torch.Tensor, count: int) -> torch.Tensor:
+        """The pooled vector, then the grid row by row: [N, 3, S, S] -> [N, 1 + side^2, D]."""
+        side = self.GRID_SIDE[count]
+        if side == 0:
+            return self.module(pictures)[:, None]
+        trunk = getattr(self.module, "trunk", self.module)
+        if not hasattr(trunk, "forward_features"):
+            raise ConfigError(
+                "vision.tokens_per_frame above 1 needs a model with a timm image tower", field="vision.tokens_per_frame"
+            )
+        features = trunk.forward_features(pictures)
+        pooled = trunk.forward_head(features)
+        pooled = self.module.head(pooled) if self.module is not trunk else pooled
+        grid = features if features.ndim == 4 else _as_grid(features, trunk.num_prefix_tokens)
+        if grid.shape[1] != pooled.shape[1]:
+            raise ConfigError(
+                f"vision.tokens_per_frame above 1 needs a model whose grid is as wide as its pooled vector, "
+                f"but their widths are {grid.shape[1]} and {pooled.shape[1]}",
+                field="vision.tokens_per_frame",
+            )
+        cells = adaptive_avg_pool2d(grid, side).flatten(2).transpose(1, 2)
+        return torch.cat([pooled[:, None], cells], dim=1)
+
+
+def _as_grid(features: torch.Tensor, prefix: int) -> torch.Tensor:
+    """Reshape a transformer's tokens of a square picture: [N, prefix + h*w, D] -> [N, D, h, w]."""
+    patches = features[:, prefix:]
+    side = math.isqrt(patches.shape[1])
+    return patches.transpose(1, 2).unflatten(2, (side, side))
+
+
+def build_tower(settings: VisionSettings, weights: Weights) -> Tower:
     """Build the image tower on the CPU, in eval mode.
 
     Raises:
         ConfigError: the backend does not know the model.
         CheckpointError: the weights do not fit it.
     """
+    backend, model = settings.backend, settings.model
+    if backend == "smolvlm":
+        from prospect.vision.smolvlm import build_smolvlm  # takes transformers, which others do without
+
+        with _seeded(model, weights):
+            return build_smolvlm(model, weights.path, settings.pooling, settings.connector).eval()
     _require_model(backend, model)
     tower = (_trained if weights.seed is None else _random)(backend, model, weights).eval()
     # An attention pool has one query. For so few, SDPA on a CPU gives its threads buffers that are not all aligned, so
@@ -43,15 +98,21 @@ def build_tower(backend: str, model: str, weights: Weights) -> nn.Module:
     for module in tower.modules():
         if isinstance(module, AttentionPoolLatent):
             module.fused_attn = False  # type: ignore[misc]
-    return tower
+    return PooledTower(tower)
 
 
-def tower_width(backend: str, model: str) -> int:
+def tower_width(settings: VisionSettings) -> int:
     """Read D, the width of the tower's embeddings, from its configuration.
 
     Raises:
         ConfigError: the backend does not know the model.
+        CheckpointError: a folder of SmolVLM2 cannot be read.
     """
+    backend, model = settings.backend, settings.model
+    if backend == "smolvlm":
+        from prospect.vision.smolvlm import smolvlm_width
+
+        return smolvlm_width(model, settings.weights, settings.connector)
     _require_model(backend, model)
     if backend == "open_clip":
         return int(open_clip.get_model_config(model)["embed_dim"])
@@ -85,10 +146,20 @@ def _trained(backend: str, model: str, weights: Weights) -> nn.Module:
     return tower
 
 
-def _random(backend: str, model: str, weights: Weights) -> nn.Module:
+@contextmanager
+def _seeded(model: str, weights: Weights) -> Iterator[None]:
+    """Draw the weights that are not read from a seed, and say so."""
+    if weights.seed is None:
+        yield
+        return
     log.warning("vision encoder %s has RANDOM weights (seed %d): good for tests only", model, weights.seed)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(cast(int, weights.seed))
+        torch.manual_seed(weights.seed)
+        yield
+
+
+def _random(backend: str, model: str, weights: Weights) -> nn.Module:
+    with _seeded(model, weights):
         if backend == "open_clip":
             return cast(nn.Module, open_clip.create_model(model, load_weights=False, pretrained_text=False).visual)
         return timm.create_model(model, pretrained=False, num_classes=0)

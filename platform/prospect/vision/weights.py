@@ -10,6 +10,7 @@ from pathlib import Path
 
 from prospect.errors import CheckpointError, ConfigError
 from prospect.hashing import hash_file
+from prospect.vision.smolvlm_files import hash_tower, smolvlm_folder
 
 TINY = "prospect-tiny"
 """An open_clip model with timm's `test_vit` as its image tower: 0.35 M parameters, 64 dimensions."""
@@ -47,8 +48,14 @@ def find_weights(backend: str, model: str, spec: str) -> Weights:
             raise ConfigError(
                 f"vision.weights ({spec}) must be random:SEED with a whole number", field="vision.weights"
             )
-        libraries = f"torch-{_torch_version()}/timm-{version('timm')}/open_clip-{version('open_clip_torch')}"
+        drawn_by = ("transformers",) if backend == "smolvlm" else ("timm", "open_clip_torch")
+        others = "/".join(f"{name.removesuffix('_torch')}-{version(name)}" for name in drawn_by)
+        libraries = f"torch-{_torch_version()}/{others}"
         return Weights(f"random:{int(value)}/{libraries}", seed=int(value))
+    if backend == "smolvlm":
+        folder = smolvlm_folder(model, spec)
+        assert folder is not None
+        return Weights(hash_tower(folder), folder)
     if kind == "package":
         path = _packaged(value, backend, model)
         return Weights(hash_file(path), path, package=True)

@@ -87,7 +87,7 @@ def _random(settings: ModelSettings, suite: EngineSuite, tokenizer: object, devi
 
 @torch.no_grad()
 def _plant(model: DSTModel, digit: int) -> None:
-    first = torch.zeros(model.mm_projector.up.in_features)
+    first = torch.zeros(model.config.vision_dim)
     first[0] = 1
     plant_decision(model, first)
     tied = model.lm_head.weight

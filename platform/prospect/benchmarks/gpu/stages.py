@@ -130,12 +130,13 @@ def _siglip(bench: Bench, add: Add) -> None:
     bench.release()
     from prospect.benchmarks.embed.bare_encoder import SIGLIP_ON_A_GPU, images_per_second
     from prospect.vision.encoder import FrameEncoder
+    from prospect.vision.settings import VisionSettings
     from prospect.vision.towers import build_tower
     from prospect.vision.weights import Weights
 
     suite = bench.suite
     with torch.device(suite.device):  # a CPU takes 11 s to draw the weights
-        tower = build_tower("open_clip", suite.encoder, Weights("random", seed=0))
+        tower = build_tower(VisionSettings(model=suite.encoder), Weights("random", seed=0))
     for compiled in suite.encoder_compiled:
         settings = SIGLIP_ON_A_GPU.model_copy(
             update={

@@ -17,7 +17,7 @@ from prospect.streaming.session.log import SessionLog
 def model_hash(model: DSTModel) -> str:
     """Hash what gives a log's tokens their meaning: vocabulary, grammar and size of the model."""
     config, text = model.config, model.text_config
-    return fingerprint([config.vocab_size, text.hidden_size, text.num_hidden_layers, config.grammar_ids])
+    return fingerprint([text.vocab_size, text.hidden_size, text.num_hidden_layers, config.grammar_ids])
 
 
 def weights_hash(model: DSTModel) -> str:
