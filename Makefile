@@ -73,16 +73,20 @@ demo: env $(if $(MODEL)$(VISION),weights) ## the whole path on the sample corpus
 
 # Two processes, each with a file at a time (tests/order.py says which); a run that hangs still reports.
 WORKERS ?= 2
+# Of the folders that build small models some tests run with the second backbone too, in make test-all every one.
+MODULES := tests/model tests/streaming tests/training tests/serving
 PYTEST := RAY_AUTH_MODE=disabled $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: env weights ## every unit test, and one whole path of each kind; ARGS="-k name ..." for some of them
 	$(PYTEST) -m "not long" --session-timeout=3000 $(ARGS)
+	$(if $(ARGS),,PROSPECT_TEST_BACKBONE=smolvlm $(PYTEST) -m each_backbone $(MODULES))
 
 test-fast: env weights ## the tests that take seconds
 	$(PYTEST) -m "not e2e and not long" $(ARGS)
 
 test-all: env weights ## all tests; up to 50 minutes
 	$(PYTEST) $(ARGS)
+	$(if $(ARGS),,PROSPECT_TEST_BACKBONE=smolvlm $(PYTEST) -m "not long" $(MODULES))
 
 coverage: env weights ## lines of the package that the tests of `make test-fast` run
 	RAY_AUTH_MODE=disabled $(BIN)/python -m coverage run --source=platform/prospect -m pytest -q -m "not e2e and not long" $(ARGS)

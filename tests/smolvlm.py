@@ -32,20 +32,18 @@ def smolvlm_tokenizer(vocabulary: Vocabulary) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def smolvlm_config(tokenizer: PreTrainedTokenizerFast, tied: bool) -> SmolVLMConfig:
+def smolvlm_config(tokenizer: PreTrainedTokenizerFast) -> SmolVLMConfig:
     tiny = TinyGeometry(hidden_size=WIDTH, intermediate_size=128, num_layers=2, num_heads=4)
-    text = tiny_llama(tiny, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=tied)
+    text = tiny_llama(tiny, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
     image = tokenizer.convert_tokens_to_ids("<image>")
-    return SmolVLMConfig(text_config=text, image_token_id=image, tie_word_embeddings=tied, **TINY_TOWER)
+    return SmolVLMConfig(text_config=text, image_token_id=image, tie_word_embeddings=True, **TINY_TOWER)
 
 
-def save_smolvlm(
-    folder: Path, vocabulary: Vocabulary, shards: str = "50GB", tied: bool = True
-) -> SmolVLMForConditionalGeneration:
+def save_smolvlm(folder: Path, vocabulary: Vocabulary, shards: str = "50GB") -> SmolVLMForConditionalGeneration:
     """Save a random one with its tokenizer; returns it."""
     tokenizer = smolvlm_tokenizer(vocabulary)
     torch.manual_seed(0)
-    model = SmolVLMForConditionalGeneration(smolvlm_config(tokenizer, tied)).eval()
+    model = SmolVLMForConditionalGeneration(smolvlm_config(tokenizer)).eval()
     model.save_pretrained(folder, max_shard_size=shards)
     tokenizer.save_pretrained(folder)
     return model

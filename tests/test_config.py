@@ -118,15 +118,16 @@ def test_overrides_win_over_options_and_options_over_defaults() -> None:
     )
 
 
-def test_the_earlier_projects_users_find_its_hyper_parameters() -> None:
-    training = load("train", ["training=proassist"]).training
+@pytest.mark.parametrize("name", ["proassist", "smolvlm2_24gb"])
+def test_the_earlier_projects_users_find_its_hyper_parameters(name: str) -> None:
+    training = load("train", [f"training={name}"]).training
     assert (training.learning_rate, training.epochs, training.max_steps) == (1e-5, 10, None)
     assert training.weight_decay == 0.01
     assert training.batch_size / (training.num_workers * training.micro_batch_size) == 8, "accumulation"
     losses = training.losses
     weights = (losses.speaking_text, losses.dst_text, losses.summary_text, losses.speak, losses.update, losses.state)
     assert weights == (1.0,) * 6
-    assert losses.decision == "balanced"
+    assert (losses.decision, losses.focal_alpha, losses.focal_gamma) == ("focal", 0.25, 2.0)
 
 
 def test_values_follow_hydras_grammar() -> None:
@@ -215,7 +216,7 @@ def test_a_relative_root_is_refused_inside_a_cluster_job(monkeypatch: pytest.Mon
         ("model.lora.rank=3", ["`model.lora.rank`: unknown field", "alpha, dropout, r."]),
         ("modle.base=tiny", ["Unknown section `modle`", "did you mean `model`"]),
         ("modle=tiny", ["Unknown section `modle`", "did you mean `model`"]),
-        ("model=smollm", ["Unknown option `smollm` of `model`", "did you mean `smollm2_135m`", "llama_3_2_3b"]),
+        ("model=smollm", ["Unknown option `smollm` of `model`", "or `smollm2_135m`", "llama_3_2_3b"]),
         ("model.lora.r=many", ["`model.lora.r` ('many') must be an integer."]),
         ("model.lora.r=0", ["`model.lora.r` (0) must be greater than or equal to 1."]),
         ("model.adaptation=half", ["`model.adaptation` ('half') must be 'full', 'lora' or 'qlora'."]),
@@ -325,7 +326,7 @@ class TestRunJob:
     def test_help_names_sections_options_keys_and_meanings(self, capsys) -> None:
         assert self.run("train", lambda config: None, "--help") == 0
         usage = capsys.readouterr().out
-        for words in ("usage: python jobs/train.py", "model (model=", "|smollm2_135m|tiny)", "model.base='tiny'"):
+        for words in ("usage: python jobs/train.py", "model (model=", "|smolvlm_tiny|tiny)", "model.base='tiny'"):
             assert words in usage
 
 

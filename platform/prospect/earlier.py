@@ -7,7 +7,12 @@ the program did then is its value.
 from collections.abc import Mapping
 from typing import Any
 
-EARLIER_DEFAULTS: Mapping[str, Any] = {"context.layout": 1, "training.clips.draws": 1}
+EARLIER_DEFAULTS: Mapping[str, Any] = {
+    "context.layout": 1,
+    "model.projector": "mlp",
+    "training.clips.draws": 1,
+    "training.losses.focal_alpha": None,
+}
 """Dotted name of each setting that came later -> what the program did before."""
 
 _NEVER_FITTED = "no weight for the NLI model was ever fitted; leave it out"

@@ -8,7 +8,6 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from prospect.data.settings import LabelSamplingSettings
 from prospect.errors import ConfigError
@@ -50,6 +49,7 @@ def train(model: torch.nn.Module, steps: int = 3) -> PlainBackend:
     return backend
 
 
+@pytest.mark.each_backbone
 @pytest.mark.parametrize("backend", ["heads", "token"])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("way", WAYS)
@@ -106,6 +106,7 @@ def test_trained_weights_of_a_bfloat16_base_are_kept_in_float32(tmp_path):
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
 
 
+@pytest.mark.each_backbone
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_model_that_was_loaded_again_is_the_trained_one(way, dtype, tmp_path):
@@ -115,7 +116,7 @@ def test_a_model_that_was_loaded_again_is_the_trained_one(way, dtype, tmp_path):
     save_model(model, VOCABULARY.tokenizer, settings, tmp_path / "model", state_dict=weights)
     loaded = load_model(tmp_path / "model", allow_untrained=True).model
     assert {parameter.dtype for parameter in loaded.parameters()} == {getattr(torch, dtype)}
-    assert loaded.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert loaded.text.rotary_emb.inv_freq.dtype == torch.float32
     ids = torch.tensor([[5, 6, 7, 8, *VOCABULARY.encode("pour water")]])
     bfloat16 = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
     with torch.inference_mode(), bfloat16:
@@ -127,12 +128,12 @@ def test_a_model_that_was_loaded_again_is_the_trained_one(way, dtype, tmp_path):
 def test_small_updates_of_bfloat16_weights_add_up(tmp_path):
     """Ten of 1e-6, on weights of about 0.02, whose last bit is 1e-4 in bfloat16."""
     model, _ = adapted(tmp_path / "base", "full", dtype="bfloat16")
-    before = model.model.layers[0].mlp.up_proj.weight.detach().float().clone()
+    before = model.text.layers[0].mlp.up_proj.weight.detach().float().clone()
     backend = PlainBackend(model, SETTINGS)
     batch = MicroBatch(collator(VOCABULARY, LabelSamplingSettings())([tea_clip()]))
     for _ in range(10):
         train_step(backend, StepBatch([batch], 1e-6), SETTINGS)
-    moved = (model.model.layers[0].mlp.up_proj.weight.detach() - before).abs()
+    moved = (model.text.layers[0].mlp.up_proj.weight.detach() - before).abs()
     assert moved.median() > 5e-6
 
 
@@ -140,26 +141,21 @@ def test_a_bfloat16_model_is_the_base_rounded_and_turns_positions_in_float32(tmp
     """Also where the base has fewer rows than the tokenizer, and brings several stop ids of its own."""
     _, settings = adapted(tmp_path / "base", "full", tied=False)
     folder = tmp_path / "small"
-    config = LlamaConfig.from_pretrained(tmp_path / "base", vocab_size=len(VOCABULARY.tokenizer) - 6)
-    small = LlamaForCausalLM(config)
-    small.generation_config.eos_token_id = [VOCABULARY.stop, 7]
-    small.save_pretrained(folder)
-    VOCABULARY.tokenizer.save_pretrained(folder)
+    small = save_base(folder, VOCABULARY, tied=False, fewer=6, stops=[VOCABULARY.stop, 7])
     changed = settings.model_copy(update={"base": str(folder), "dtype": "bfloat16", "whiten_frames": True})
     one, again = (
         build_model(changed, VOCABULARY.tokenizer, vision_dim=DIM, tokens_per_frame=1, fingerprint="f", cache=tmp_path)
         for _ in range(2)
     )
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), again.state_dict().values(), strict=True))
-    for matrix in ("model.embed_tokens.weight", "lm_head.weight"):
+    for matrix in (f"{one.text_path}.embed_tokens.weight", "lm_head.weight"):
         whole, base = one.get_parameter(matrix), small.get_parameter(matrix)
         assert len(whole) == len(base) + 6
         assert torch.equal(whole[: len(base)], base.bfloat16())
-    assert torch.equal(
-        one.get_parameter("model.layers.1.mlp.up_proj.weight"), small.model.layers[1].mlp.up_proj.weight.bfloat16()
-    )
+    projection = f"{one.text_path}.layers.1.mlp.up_proj.weight"
+    assert torch.equal(one.get_parameter(projection), small.get_parameter(projection).bfloat16())
     assert {buffer.dtype for buffer in one.buffers()} == {torch.float32}
     assert torch.equal(one.mm_projector.whitening, torch.eye(DIM))
     assert one.mm_projector.up.weight.std() > 0
     assert one.config.stop_ids == sorted({VOCABULARY.stop, 7})
-    assert (one.config.vocab_size, one.config.tie_word_embeddings) == (len(VOCABULARY.tokenizer), False)
+    assert (one.text_config.vocab_size, one.config.tie_word_embeddings) == (len(VOCABULARY.tokenizer), False)

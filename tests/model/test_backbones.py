@@ -10,9 +10,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 from prospect.errors import CheckpointError
 from prospect.model.backbones import BACKBONES, Backbone, saved_backbone
 from prospect.model.checkpoint import load_model
-from prospect.model.configuration import DSTProActConfig
+from prospect.model.configuration import tiny_llama
 from prospect.model.geometry import base_geometry, empty_model
 from prospect.model.interface import DSTModel, KVGeometry
+from prospect.model.llama import DSTProActConfig
 from prospect.model.settings import ModelSettings
 from tests.earlier import unpack
 
@@ -46,7 +47,7 @@ class BaseConfig(LlamaConfig):
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BACKBONES, "example", Backbone(NestedConfig, Nested, "an example"))
+    monkeypatch.setitem(BACKBONES, "example", Backbone(NestedConfig, Nested, "an example", tiny_llama))
 
 
 def test_a_base_of_a_registered_type_is_built_with_its_class(registered: None) -> None:

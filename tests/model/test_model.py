@@ -120,6 +120,7 @@ def test_focal_loss_cares_less_about_what_is_known(backend):
     assert (terms[2.0][decisions] < terms[0.0][decisions]).all()
 
 
+@pytest.mark.each_backbone
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_packed_batch_gives_losses_and_gradients_of_the_padded_one(backend):
     """No clip sees another: up to 1e-5 of the largest gradient, the order of additions."""
@@ -262,6 +263,7 @@ def test_a_saved_model_gives_identical_logits(backend, tmp_path):
     assert_same(loaded.model, again.model, backend)
 
 
+@pytest.mark.each_backbone
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_saved_adapter_gives_identical_logits_and_trains_only_what_it_should(backend, tied, tmp_path):

@@ -87,6 +87,7 @@ def run(
     return events
 
 
+@pytest.mark.each_backbone
 @pytest.mark.parametrize(("strategy", "published"), WAYS)
 def test_every_frame_is_decided_once_behind_the_tokens_of_the_segment_and_a_log_goes_on(loaded, strategy, published):
     """One forward of the tokens gives the probabilities within 1e-4: positions are right.

@@ -229,6 +229,7 @@ def test_otherwise_within_a_tolerance_and_close_calls_are_counted(loaded, way):
     print(f"{way}: {close} close call, equal up to frame {one.frame} of {NUM_FRAMES}")
 
 
+@pytest.mark.each_backbone
 @pytest.mark.parametrize("way", list(WAYS))
 def test_deterministic_is_bitwise(loaded, expected, way):
     assert WAYS[way](loaded, EXACT) == expected

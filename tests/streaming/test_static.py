@@ -117,8 +117,8 @@ def test_what_a_graph_captures_reads_nothing_on_the_host_and_calls_torch_as_torc
         for name in ("tokens", "frames", "positions", "slots", "tables"):
             setattr(rows._buffers, name, on_cuda(getattr(rows._buffers, name)))
         hidden = rows._hidden()
-    assert (hidden.shape, hidden.device.type) == ((4, model.config.hidden_size), "cuda")
-    assert chosen == [kernel.value] * model.config.num_hidden_layers
+    assert (hidden.shape, hidden.device.type) == ((4, model.text_config.hidden_size), "cuda")
+    assert chosen == [kernel.value] * model.text_config.num_hidden_layers
 
 
 class _Noted:

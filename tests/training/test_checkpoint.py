@@ -175,6 +175,7 @@ def test_a_run_goes_on_with_another_number_of_workers(
         assert sorted(seen[2 * epoch] + seen[2 * epoch + 1]) == sorted(clip.id for clip in data.train)
 
 
+@pytest.mark.each_backbone
 def test_zero3_in_bfloat16_writes_the_whole_adapter_and_lends_the_model_to_one_rank(
     groups: dict[int, ranks.Ranks], job: WorkerJob, data: TrainingData, toys: ToyCorpus
 ) -> None:
@@ -188,7 +189,7 @@ def test_zero3_in_bfloat16_writes_the_whole_adapter_and_lends_the_model_to_one_r
     assert alone == pytest.approx(together, rel=1e-3)
     loaded = load_model(job.folder / "model").model
     assert torch.equal(loaded.mm_projector.whitening, whitening), "to the last bit, whatever the weights are"
-    assert loaded.model.layers[0].mlp.up_proj.weight.shape == (512, 256)
+    assert loaded.text.layers[0].mlp.up_proj.weight.shape == (512, 256)
     trained = load_file(job.folder / "checkpoints" / "step_0000002" / "weights.safetensors")
     [name] = [name for name in trained if "dst_state_head" in name and "frame.weight" in name]
     assert torch.equal(loaded.dst_state_head.frame.weight, trained[name].bfloat16())
@@ -210,6 +211,7 @@ def test_on_as_many_workers_as_before_bfloat16_loses_no_bit(
     assert_same_course(broken, whole, 0, 0)
 
 
+@pytest.mark.each_backbone
 def test_an_interrupted_run_ends_as_the_undisturbed_one(job: WorkerJob, data: TrainingData, toys: ToyCorpus) -> None:
     """On the same backend to the last bit, dropout and the frames' noise included; step 4 is done twice."""
     lora = replace(job, model=job.model.model_copy(update={"adaptation": "lora"}))

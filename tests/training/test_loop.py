@@ -125,6 +125,7 @@ def test_a_micro_batch_that_does_not_count_changes_nothing(toys: ToyCorpus) -> N
     assert torch.allclose(results[0][1], results[1][1], rtol=0, atol=1e-7)
 
 
+@pytest.mark.each_backbone
 def test_the_loss_falls_and_heads_count_as_trained(toys: ToyCorpus) -> None:
     settings = SETTINGS.model_copy(update={"epochs": 40, "learning_rate": 1e-2})
     backend, collate = PlainBackend(toys.model(), settings), toys.collator(LabelSamplingSettings())

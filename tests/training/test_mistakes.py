@@ -28,7 +28,7 @@ from prospect.training.settings import OPERATIONAL, EarlyStopping, OutOfMemoryEr
 from tests.conftest import REPOSITORY
 from tests.e2e.training_runs import prepared
 
-LOSS_KINDS = ("decision", "focal_gamma")
+LOSS_KINDS = ("decision", "focal_gamma", "focal_alpha")
 ANSWERS = {
     "gated": (401, "GatedRepo"),
     "refused": (403, "GatedRepo"),

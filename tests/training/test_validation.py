@@ -145,6 +145,7 @@ def test_calibration_takes_as_many_dialogues_as_memory_holds(
         assert max_sessions(loaded, task) == 3 * dialogues
 
 
+@pytest.mark.each_backbone
 def test_thresholds_are_found_once_and_travel_with_the_model(toys: ToyCorpus, job: WorkerJob) -> None:
     _, _, folder = run(job, "calibrated", toys, stream_videos=0, max_steps=2, eval_every=2)
     settings = CalibrationSettings(grid=(0.0, 0.5), min_events=1, videos=1)

@@ -167,8 +167,8 @@ def test_an_open_clip_tower_loads_from_a_local_file(tmp_path: Path, tiny: FrameE
     save_file(model.state_dict(), tmp_path / "open_clip_model.safetensors")
     for spec in (tmp_path, tmp_path / "open_clip_model.safetensors"):
         encoder = load_encoder(TINY_SETTINGS.model_copy(update={"weights": str(spec)}))
-        assert torch.equal(encoder._tower.trunk.norm.weight, model.visual.trunk.norm.weight)
-        assert torch.equal(encoder._tower.trunk.cls_token, model.visual.trunk.cls_token)
+        assert torch.equal(encoder._tower.module.trunk.norm.weight, model.visual.trunk.norm.weight)
+        assert torch.equal(encoder._tower.module.trunk.cls_token, model.visual.trunk.cls_token)
         assert encoder.fingerprint != tiny.fingerprint
 
 
