@@ -226,8 +226,14 @@ def test_the_table_sets_every_system_against_the_bare_engine(tmp_path: Path):
     assert (tmp_path / "latency.png").stat().st_size > 10_000
 
 
-def test_all_limits_leave_room_for_a_default_run():
+def test_every_stage_has_a_limit():
     assert set(StageLimits.model_fields) == set(ServeSuite().stages)
+
+
+@pytest.mark.parametrize(("sessions", "decisions"), [(4, 225), (16, 1100), (64, 1100)])
+def test_a_paced_measurement_has_decisions_for_p99_where_they_come_in_time(bench: Bench, sessions: int, decisions: int):
+    card = Bench(bench.config, ServeSuite(), bench.folder)
+    assert decisions <= card.frames(sessions) * sessions < decisions + sessions
 
 
 def test_a_quick_run_writes_its_numbers_as_it_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -171,7 +171,8 @@ class Bench:
 
     def frames(self, sessions: int) -> int:
         """Of each session in a paced measurement."""
-        return math.ceil(min(self.suite.decisions / sessions, self.suite.longest_s * FPS))
+        suite, most = self.suite, sessions * self.suite.longest_s * FPS
+        return math.ceil((suite.decisions if suite.decisions <= most else suite.few_decisions) / sessions)
 
     def workload(self, sessions: int, frames: int, speak_rate: float | None = None) -> ServedWorkload:
         return ServedWorkload(self.footage, self.suite.schedule(speak_rate), sessions, frames)
