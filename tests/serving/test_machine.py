@@ -5,11 +5,13 @@ session is left.
 """
 
 import asyncio
+import functools
 import json
 import socket
 import struct
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,9 +23,9 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, settings, stateful
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, multiple, rule, run_state_machine_as_test
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, multiple, run_state_machine_as_test
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
@@ -44,7 +46,7 @@ from prospect.serving.host import SessionHost
 from prospect.serving.live_encoder import LiveEncoder, encoder_of
 from prospect.serving.local import LocalEngines
 from prospect.serving.settings import ServingSettings, SessionLimits
-from prospect.serving.store import Store
+from prospect.serving.store import SessionRow, Store
 from prospect.serving.worker import EngineWorker
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings
@@ -70,6 +72,25 @@ def until(holds: Callable[[], object]) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def noted(step: Callable[..., Any]) -> Any:
+    """Keep a step's failure: where a second run of the same steps succeeds, hypothesis tells of that."""
+
+    @functools.wraps(step)
+    def told(self: "Clients", **arguments: Any) -> Any:
+        try:
+            return step(self, **arguments)
+        except Exception:
+            self.site.failures.append("\n".join([traceback.format_exc(), *self.site.state(), *self.logs()]))
+            raise
+
+    return told
+
+
+def rule(**drawn: Any) -> Callable[[Callable[..., Any]], Any]:
+    """A rule of hypothesis."""
+    return lambda step: stateful.rule(**drawn)(noted(step))
 
 
 class Server:
@@ -99,7 +120,9 @@ class Site:
     loaded: LoadedModel
     engine: StreamingEngine
     gateways: list[Server]
+    store: Store
     http: httpx.Client
+    failures: list[str] = field(default_factory=list)
 
     def frame(self, kind: str, seq: int) -> FrameAppend:
         """A frame, or what is none."""
@@ -109,6 +132,19 @@ class Site:
         rows = np.random.default_rng(seq).standard_normal((1, width if kind != "shape" else width - 1))
         by = "0123456789abcdef" if kind == "stranger" else self.loaded.fingerprint
         return FrameAppend(seq=seq, embedding=EmbeddingMessage.of(rows.astype(np.float16), by))
+
+    def state(self) -> list[str]:
+        """Which sessions are where."""
+        return [f"engine {self.engine.session_ids}", *(str(each.host.open_sessions) for each in self.gateways)]
+
+    def until_stored(self, created: SessionCreated, holds: Callable[[SessionRow], object]) -> None:
+        """Wait until the other gateway can know."""
+
+        def is_stored() -> object:
+            row = self.store.find(created.session_id)
+            return row is not None and holds(row)
+
+        until(is_stored)
 
     def call(self, method: str, gateway: int, path: str, **body: Any) -> httpx.Response:
         """A request, which no defect answers."""
@@ -133,6 +169,8 @@ class Client:
     forgotten: set[int] = field(default_factory=set)
     """Refused frames, the answers to which went down with a connection."""
     marks: Iterator[int] = field(default_factory=count)
+    log: list[str] = field(default_factory=list)
+    """What was sent and heard, shortened."""
 
     @property
     def path(self) -> str:
@@ -144,13 +182,15 @@ class Client:
         """Open the session, or continue it, and send again what the server has not taken."""
         port = self.site.gateways[gateway].port
         self.socket = connect(f"ws://127.0.0.1:{port}/v1/stream", proxy=None, max_queue=None, legacy=True)
+        self.log.append(f"gateway {gateway}")
         self.say(type="session.update", **opening)
         created = self.receive()
         assert isinstance(created, SessionCreated), created
         self.created = created
+        self.site.until_stored(created, lambda row: created.resume.partition(":")[2] in row.tokens)
         for seq, (kind, message) in sorted(self.unanswered.items()):
             if seq >= created.next_seq:
-                self.socket.send(message.model_dump_json(exclude_none=True))
+                self.send_frame(kind, message)
             elif kind in ("broken", "shape", "stranger"):
                 self.forgotten.add(seq)
                 del self.unanswered[seq]
@@ -162,6 +202,7 @@ class Client:
     def drop(self, abruptly: bool) -> None:
         """Lose the connection and whatever is under way on it."""
         assert self.socket is not None
+        self.log.append("dropped")
         if abruptly:
             self.socket.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.socket.socket.close()
@@ -171,11 +212,26 @@ class Client:
 
     def say(self, **message: Any) -> None:
         assert self.socket is not None
+        self.log.append(f"> {message}"[:200])
         self.socket.send(json.dumps(message))
+
+    def send_frame(self, kind: str, message: FrameAppend) -> None:
+        assert self.socket is not None
+        self.log.append(f"> frame {message.seq} ({kind})")
+        self.socket.send(message.model_dump_json(exclude_none=True))
+
+    def push(self, kinds: list[str]) -> None:
+        for kind in kinds:
+            message = self.site.frame(kind, self.next_seq)
+            self.unanswered[self.next_seq] = kind, message
+            self.next_seq += 1
+            self.send_frame(kind, message)
 
     def receive(self) -> ServerMessage:
         assert self.socket is not None
-        return parse_server(self.socket.recv(WITHIN_S))
+        message = parse_server(self.socket.recv(WITHIN_S))
+        self.log.append(f"< {message!r}"[:200])
+        return message
 
     # What is heard ------------------------------------------------------------------------------------------
 
@@ -240,6 +296,10 @@ class Clients(RuleBasedStateMachine):
         super().__init__()
         self.open: list[Client] = []
 
+    def logs(self) -> list[str]:
+        """What the open sessions' clients have sent and heard."""
+        return [line for client in self.open for line in ("", *client.log)]
+
     # Streams ------------------------------------------------------------------------------------------------
 
     @rule(target=sessions, speaks=st.booleans(), gateway=GATEWAY)
@@ -254,23 +314,16 @@ class Clients(RuleBasedStateMachine):
     @rule(client=sessions, kinds=KINDS)
     def push(self, client: Client, kinds: list[str]) -> None:
         client.be_connected()
-        for kind in kinds:
-            message = self.site.frame(kind, client.next_seq)
-            client.unanswered[client.next_seq] = kind, message
-            client.next_seq += 1
-            client.socket.send(message.model_dump_json(exclude_none=True))
+        client.push(kinds)
 
     @rule(client=sessions, ahead=st.booleans())
     def push_out_of_order(self, client: Client, ahead: bool) -> None:
         client.be_connected()
+        client.push(["embedding"])  # behind it, the server knows what comes next
         client.settle()
-        taken = [seq for seq, answer in client.answered.items() if answer != "error"]
-        seq = client.next_seq + 3 if ahead else max(taken, default=client.next_seq + 3)
-        client.socket.send(self.site.frame("embedding", seq).model_dump_json(exclude_none=True))
-        answer = client.hear()
-        while answer.type != "error":
-            answer = client.hear()
-        assert answer.code in MISPLACED
+        client.send_frame("misplaced", self.site.frame("embedding", client.next_seq + (3 if ahead else -1)))
+        while getattr(client.hear(), "code", "") not in MISPLACED:
+            pass
 
     @rule(client=sessions, text=st.text(min_size=1, max_size=20))
     def say_text(self, client: Client, text: str) -> None:
@@ -317,9 +370,10 @@ class Clients(RuleBasedStateMachine):
         client = Client(self.site)
         client.connect(gateway, steps=STEPS)
         for kind in kinds:
-            client.socket.send(self.site.frame(kind, 0).model_dump_json(exclude_none=True))
+            client.send_frame(kind, self.site.frame(kind, 0))
         client.drop(abruptly)
-        until(lambda: self.site.call("GET", gateway, client.path).status_code == 404)
+        self.site.until_stored(client.created, lambda row: row.status == "closed")
+        assert self.site.call("GET", gateway, client.path).status_code == 404
 
     # HTTP ---------------------------------------------------------------------------------------------------
 
@@ -365,8 +419,21 @@ class Clients(RuleBasedStateMachine):
             assert self.site.call("GET", each, client.path).status_code == 404
 
     def teardown(self) -> None:
-        for client in list(self.open):
-            self.close(client, False, 0)
+        try:
+            self.end()
+        finally:  # the next example begins anew
+            for gateway in self.site.gateways:
+                for session_id in gateway.host.open_sessions:
+                    self.site.call("DELETE", 0, f"/{session_id}")
+            until(lambda: not self.site.engine.session_ids)
+
+    @noted
+    def end(self) -> None:
+        """Close what is open; then nothing is left."""
+        for client in self.open:
+            client.be_connected()
+            client.say(type="session.close")
+            client.finish()
         for gateway in self.site.gateways:
             assert not gateway.host.open_sessions
         until(lambda: not self.site.engine.session_ids)
@@ -376,7 +443,7 @@ class Clients(RuleBasedStateMachine):
 def site(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder: Path = tmp_path_factory.mktemp("machine")
     streaming = StreamingSettings(
-        cooldown_frames=0, speak_hysteresis=None, max_sessions=MOST + 1, max_waiting_frames=KEPT
+        cooldown_frames=0, speak_hysteresis=None, max_sessions=2 * MOST, max_waiting_frames=KEPT
     )
     engine = StreamingEngine(loaded, CONTEXT, streaming)
     engines = LocalEngines([EngineWorker(engine, accepts_images=True)], "secret")
@@ -389,7 +456,7 @@ def site(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Itera
     with httpx.Client(trust_env=False, timeout=WITHIN_S) as http:
         for gateway in gateways:  # the engine begins to listen with the first
             assert http.get(f"http://127.0.0.1:{gateway.port}/readyz").status_code == 200
-        yield Site(loaded, engine, gateways, http)
+        yield Site(loaded, engine, gateways, Store(url), http)
     for gateway in reversed(gateways):
         gateway.stop()
 
@@ -397,12 +464,11 @@ def site(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def play(site: Site, examples: int, steps: int) -> None:
     machine = type("Machine", (Clients,), {"site": site})
     checks = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=examples, stateful_step_count=steps, deadline=None, suppress_health_check=checks
-        ),
-    )
+    limits = settings(max_examples=examples, stateful_step_count=steps, deadline=None, suppress_health_check=checks)
+    try:
+        run_state_machine_as_test(machine, settings=limits)
+    except Exception:
+        pytest.fail("\n\n".join([*site.failures[:1], traceback.format_exc()]))
 
 
 def test_whatever_clients_do_each_frame_is_answered_once(site: Site) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from prospect.dialogue.timeline import FPS, nearest_frame
 from prospect.errors import session_error
-from prospect.protocol.messages import FrameAppend
+from prospect.protocol.client_messages import MAX_SEQ, FrameAppend
 
 
 class FrameOrder:
@@ -69,8 +69,11 @@ class FrameOrder:
         self.next_seq = self._next_new = seq + 1
 
     def restore(self, next_seq: int, first_pts: float, last_slot: int | None) -> None:
-        """Go on behind the frames before `next_seq`, the last of which fills an interval."""
-        self.next_seq = self._next_new = next_seq
+        """Go on behind the frames before `next_seq`, the last of which fills an interval.
+
+        The next one may come from further ahead: nobody here knows which ones were refused, and the client leaves out.
+        """
+        self.next_seq, self._next_new = next_seq, MAX_SEQ
         self.first_pts, self._last_slot = first_pts, last_slot
 
     def skip(self, seq: int) -> None:

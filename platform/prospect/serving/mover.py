@@ -126,20 +126,21 @@ class Mover:
         """
         began, left = time.monotonic(), stream.model
         async with self._turns:
-            stream.epoch = await self._claim(stream)
+            await self._claim(stream)
             await self._restore(stream, began)
         stream.moved(time.monotonic() - began)
         if left.is_open:  # it is on its way out
             await _close(left, stream.session_id, stream.epoch)
 
-    async def _claim(self, stream: Stream) -> int:
+    async def _claim(self, stream: Stream) -> None:
         """Take the next epoch; while the store is away nobody else can."""
-        if self._writer is None or self._store is None:
-            return stream.epoch + 1
+        if self._writer is None:
+            stream.epoch += 1
+            return
         while True:
             try:
-                await self._writer.flush(stream)
-                return await self._writer.call(self._store.claim, stream.session_id, stream.epoch, self.address)
+                await self._writer.claim(stream, self.address)
+                return
             except StoreUnavailable:
                 await asyncio.sleep(TRIED_EVERY_S)
 

@@ -40,6 +40,8 @@ class StoreWriter:
         self._wake = asyncio.Event()
         self._written = asyncio.Condition()
         self._writing: dict[str, Stream] = {}
+        self._claimed: set[str] = set()
+        """Ids of streams whose next epoch is being asked for."""
         self.degraded = False
         self._task = asyncio.create_task(self._run())
 
@@ -58,6 +60,19 @@ class StoreWriter:
         self.note(stream, urgent=True)
         async with self._written:
             await self._written.wait_for(lambda: self.degraded or not self._is_due(stream))
+
+    async def claim(self, stream: Stream, owner: str) -> None:
+        """Take the next epoch of a stream, behind all that it said under this one; raises as `Store.claim`.
+
+        Nothing of it is written meanwhile: a write that overtook the answer would be refused as an older owner's.
+        """
+        await self.flush(stream)
+        self._claimed.add(stream.session_id)
+        try:
+            stream.epoch = await self.call(self._store.claim, stream.session_id, stream.epoch, owner)
+        finally:
+            self._claimed.discard(stream.session_id)
+            self._wake.set()
 
     async def call(self, method: Callable[..., T], *arguments: Any) -> T:
         """Run a method of the store on its thread; raises `StoreUnavailable`."""
@@ -90,8 +105,10 @@ class StoreWriter:
                 self._urgent |= self._lazy
                 self._lazy.clear()
             self._wake.clear()
-            if self._urgent:
-                self._writing, self._urgent = self._urgent, {}
+            due = {sid: stream for sid, stream in self._urgent.items() if sid not in self._claimed}
+            if due:
+                self._writing = due
+                self._urgent = {sid: stream for sid, stream in self._urgent.items() if sid not in due}
                 for session_id in self._writing:
                     self._lazy.pop(session_id, None)
                 await self._write(list(self._writing.values()))
