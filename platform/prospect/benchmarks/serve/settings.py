@@ -79,8 +79,8 @@ class ServeSuite(Settings):
     """Numbers of sessions that send embeddings."""
     decisions: int = Field(default=1100, ge=1)
     """Decisions of a paced measurement: 1,000 of them silent, so that p99 can be printed."""
-    few_decisions: int = Field(default=225, ge=1)
-    """Of one that would take longer than `longest_s` for that many: enough for p95."""
+    few_decisions: int = Field(default=60, ge=1)
+    """Of one that would take longer than `longest_s` for that many: 60 for p50, 220 for p95."""
     longest_s: float = Field(default=35.0, gt=0)
     """Seconds of a paced measurement."""
     unloaded_s: float = Field(default=30.0, gt=0)
