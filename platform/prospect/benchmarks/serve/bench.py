@@ -68,6 +68,8 @@ class Bench:
     def __init__(self, config: BenchmarkConfig, suite: ServeSuite, folder: Path) -> None:
         self.config, self.suite, self.folder = config, suite, folder
         self._stack = ExitStack()
+        self._serve_stack = self._stack.enter_context(ExitStack())
+        self._served: tuple[int, ServeServer] | None = None
         self.threads = max(1, len(os.sched_getaffinity(0)) - 1)
         """Of torch, as an engine's replica has them."""
 
@@ -119,10 +121,18 @@ class Bench:
         with running_host(self.model, self.streaming, serving, self.threads, core) as host:
             yield host
 
-    @cached_property
-    def served(self) -> ServeServer:
-        """The Ray Serve application with one replica of each kind."""
-        return self._stack.enter_context(self.running_serve())
+    def served(self, replicas: int = 1) -> ServeServer:
+        """The Ray Serve application with so many engines and gateways, and no other at the same time."""
+        if self._served is None or self._served[0] != replicas:
+            self.stop_serve()
+            running = self.running_serve(num_replicas=replicas, num_gateways=replicas)
+            self._served = replicas, self._serve_stack.enter_context(running)
+        return self._served[1]
+
+    def stop_serve(self) -> None:
+        """End the application; the next one is new."""
+        self._served = None
+        self._serve_stack.close()
 
     @contextmanager
     def running_serve(self, **serving: Any) -> Iterator[ServeServer]:
@@ -136,12 +146,6 @@ class Bench:
         )
         with running_serve(served) as server:
             yield server
-
-    def stop_serve(self) -> None:
-        """End the application of `served`, and all other servers."""
-        for name in ("served", "host", "bare", "client", "neighbour"):
-            self.__dict__.pop(name, None)
-        self._stack.close()
 
     # Clients -----------------------------------------------------------------------------------------------
 
@@ -171,7 +175,8 @@ class Bench:
 
     def frames(self, sessions: int) -> int:
         """Of each session in a paced measurement."""
-        return math.ceil(min(self.suite.decisions / sessions, self.suite.longest_s * FPS))
+        suite, most = self.suite, sessions * self.suite.longest_s * FPS
+        return math.ceil((suite.decisions if suite.decisions <= most else suite.few_decisions) / sessions)
 
     def workload(self, sessions: int, frames: int, speak_rate: float | None = None) -> ServedWorkload:
         return ServedWorkload(self.footage, self.suite.schedule(speak_rate), sessions, frames)

@@ -27,17 +27,16 @@ def to_record(heard: dict[str, Any], speaks: np.ndarray) -> LoadRecord:
 def paced_row(record: LoadRecord, speaks: np.ndarray) -> dict[str, Any]:
     """Latencies of a paced measurement, milliseconds.
 
-    `decision`: of frames at which nothing was said and nothing was being said before; `first_words`: the first piece
-    of what was said, a durable message; `utterance`: the decision behind it.
+    `decision`: of frames at which nothing is said; `first_words`: the first piece of what is said, a durable message;
+    `utterance`: the decision behind it.
     """
     known = ~np.isnan(record.due) & (record.due <= record.seconds)
-    waited, free = record.latencies()
+    waited, _ = record.latencies()
     silent = ~speaks[known]
     period = record.due.shape[1] / FPS
     asked = record.due.size / period
     return {
-        "decision": to_json(Percentiles.of(waited[free & silent])),
-        "all_silent": to_json(Percentiles.of(waited[silent])),
+        "decision": to_json(Percentiles.of(waited[silent])),
         "first_words": to_json(Percentiles.of(record.first_tokens())),
         "utterance": to_json(Percentiles.of((record.done - record.due)[record.spoke])),
         "asked_per_s": asked,

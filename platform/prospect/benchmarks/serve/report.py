@@ -282,7 +282,8 @@ def _recovery(rows: Sequence[StageResult]) -> list[str]:
         times = ["-" if row[name] is None else f"{row[name]:.1f}" for name in ("first_s", "last_s")]
         counts = [str(row[name]) for name in ("lost_frames", "dropped")]
         named = [row["death"], str(row["sessions"]), str(row["affected"])]
-        cells.append([*named, *times, *counts, f"{row['whole_again_s']:.0f}"])
+        whole = row["whole_again_s"]
+        cells.append([*named, *times, *counts, "NEVER" if whole is None else f"{whole:.0f}"])
     return _lines(columns, cells)
 
 

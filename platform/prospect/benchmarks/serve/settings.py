@@ -44,7 +44,7 @@ class StageLimits(Settings):
     """Start and end of `serve run`."""
     paced: float = Field(default=480, gt=0)
     """Sessions at 2 frames/s."""
-    unloaded: float = Field(default=200, gt=0)
+    unloaded: float = Field(default=120, gt=0)
     """One session; raise it with `unloaded_s`."""
     saturation: float = Field(default=150, gt=0)
     """As many frames as are taken."""
@@ -75,15 +75,17 @@ class ServeSuite(Settings):
     """What is measured: the bare engine, the host without Ray, the Ray Serve application."""
     sessions: tuple[int, ...] = Field(default=(4, 16, 32, 64), min_length=1)
     """Numbers of sessions that send pictures at 2 frames/s; a single one is measured by stage `unloaded`."""
-    embedding_sessions: tuple[int, ...] = (16, 64)
+    embedding_sessions: tuple[int, ...] = (32,)
     """Numbers of sessions that send embeddings."""
-    decisions: int = Field(default=1010, ge=1)
-    """Decisions of a paced measurement, so that its p99 can be printed."""
-    longest_s: float = Field(default=32.0, gt=0)
-    """Longest paced measurement; few sessions make fewer decisions within it."""
-    unloaded_s: float = Field(default=104.0, gt=0)
-    """Seconds of stage `unloaded`: 104 for p95, 510 for p99."""
-    saturated_s: float = Field(default=8.0, gt=0)
+    decisions: int = Field(default=1100, ge=1)
+    """Decisions of a paced measurement: 1,000 of them silent, so that p99 can be printed."""
+    few_decisions: int = Field(default=60, ge=1)
+    """Of one that would take longer than `longest_s` for that many: 60 for p50, 220 for p95."""
+    longest_s: float = Field(default=35.0, gt=0)
+    """Seconds of a paced measurement."""
+    unloaded_s: float = Field(default=30.0, gt=0)
+    """Seconds of stage `unloaded`: 30 for p50, 112 for p95, 550 for p99."""
+    saturated_s: float = Field(default=5.0, gt=0)
     """Seconds of a measurement in saturation."""
     saturated_sessions: int = Field(default=16, ge=1)
     """Sessions in saturation."""

@@ -35,6 +35,8 @@ _BACK_WITHIN_S = 60.0
 """Seconds for which clients wait after a death."""
 _OPENING_S = 4.0
 """That opening the sessions beside a neighbour may take."""
+_SETTLING_S = 3.0
+"""That a replica may take from having its title to taking sessions."""
 _LED_IN_S = 2.0
 """Until all processes of stage `unloaded` begin at one moment."""
 _KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -79,7 +81,7 @@ def _servers(bench: Bench) -> Iterator[tuple[str, Server]]:
     if "host" in bench.suite.systems:
         yield "host", bench.host
     if "serve" in bench.suite.systems:
-        yield "serve", bench.served
+        yield "serve", bench.served()
 
 
 def _unloaded(bench: Bench, add: Add) -> None:
@@ -129,7 +131,7 @@ def _on_cores(bench: Bench, system: str, engine: set[int] | None, others: set[in
         server: Server = stack.enter_context(bench.running_host("events", None if engine is None else min(engine)))
         rest = []
     else:
-        server = bench.served
+        server = bench.served()
         roles = server.roles()
         rest = [process for part, processes in roles.items() if part != "engine" for process in processes]
         if engine is not None:
@@ -165,16 +167,12 @@ def _durability(bench: Bench, add: Add) -> None:
 
 def _recovery(bench: Bench, add: Add) -> None:
     """Seconds from `kill -9` to the next decision of every session."""
-    suite = bench.suite
-    alone = [death for death in suite.deaths if "stands by" not in death]
-    in_company = [death for death in suite.deaths if "stands by" in death]
-    for death in alone:
-        add({"death": death} | _die(bench, bench.served, death, 1))
-    if in_company:
-        bench.stop_serve()
-        with bench.running_serve(num_replicas=2, num_gateways=2) as server:
-            for death in in_company:
-                add({"death": death} | _die(bench, server, death, 2))
+    for death in bench.suite.deaths:
+        replicas = 2 if "stands by" in death else 1
+        row = _die(bench, bench.served(replicas), death, replicas)
+        add({"death": death} | row)
+        if row["whole_again_s"] is None:
+            bench.stop_serve()
 
 
 def _die(bench: Bench, server: ServeServer, death: Death, replicas: int) -> dict[str, Any]:
@@ -184,8 +182,7 @@ def _die(bench: Bench, server: ServeServer, death: Death, replicas: int) -> dict
     victims = [whole[part][0].pid for part in parts]
     given = (server.url, opening(bench.suite), bench.footage.embeddings, bench.suite.dying_sessions, victims)
     stays = bench.client(returning.die, *given, _BACK_WITHIN_S)
-    began = time.perf_counter()
-    _await_whole(server, dict.fromkeys(parts, replicas), set(victims))
+    whole_again = _seconds_until_whole(server, dict.fromkeys(parts, replicas), set(victims))
     affected = [stay for stay in stays if stay["affected"]]
     backs = [stay["back_s"] for stay in affected]
     return {
@@ -196,21 +193,25 @@ def _die(bench: Bench, server: ServeServer, death: Death, replicas: int) -> dict
         "lost_frames": sum(stay["lost_frames"] for stay in stays),
         "dropped": sum(stay["dropped"] for stay in stays),
         "stays": stays,
-        "whole_again_s": time.perf_counter() - began,
+        "whole_again_s": whole_again,
     }
 
 
-def _await_whole(server: ServeServer, wanted: dict[str, int], dead: set[int]) -> None:
-    deadline = time.perf_counter() + _BACK_WITHIN_S
-    while time.perf_counter() < deadline:
+def _seconds_until_whole(server: ServeServer, wanted: dict[str, int], dead: set[int]) -> float | None:
+    """Until as many processes as before take sessions, from when the clients were back; None: never."""
+    began = time.perf_counter()
+    while time.perf_counter() - began < _BACK_WITHIN_S:
         roles = server.roles()
         alive = {part: [each for each in roles[part] if each.pid not in dead] for part in wanted}
         if all(len(alive[part]) >= number for part, number in wanted.items()):
-            wait_until_ready(server.url)
-            time.sleep(3.0)  # a replica has its title before it takes sessions
-            return
+            try:
+                wait_until_ready(server.url)
+            except ProspectError:
+                return None
+            time.sleep(_SETTLING_S)
+            return time.perf_counter() - began
         time.sleep(0.2)
-    raise ProspectError(f"benchmark: no new process within {_BACK_WITHIN_S:g} s of a death")
+    return None
 
 
 STAGES: dict[Stage, Callable[[Bench, Add], None]] = {
