@@ -10,6 +10,7 @@ from typing import Any
 EARLIER_DEFAULTS: Mapping[str, Any] = {
     "context.layout": 1,
     "model.projector": "mlp",
+    "model.state_head": "steps",
     "training.clips.draws": 1,
     "training.losses.focal_alpha": None,
 }

@@ -3,9 +3,11 @@
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import psutil
@@ -14,7 +16,7 @@ import uvicorn
 
 from prospect.benchmarks.config import BenchmarkConfig
 from prospect.benchmarks.engine.load import paced
-from prospect.benchmarks.serve import client, neighbour, report, returning
+from prospect.benchmarks.serve import client, neighbour, report, returning, soak, taken
 from prospect.benchmarks.serve.bare import BareEngine
 from prospect.benchmarks.serve.bench import Bench
 from prospect.benchmarks.serve.footage import Footage
@@ -24,7 +26,7 @@ from prospect.benchmarks.serve.processes import CpuMeter, pinned, ray_processes,
 from prospect.benchmarks.serve.record import paced_row, to_record
 from prospect.benchmarks.serve.servers import free_port, wait_until_ready
 from prospect.benchmarks.serve.sessions import opening, session_spec
-from prospect.benchmarks.serve.settings import ServeSuite, StageLimits
+from prospect.benchmarks.serve.settings import ServeSuite, Stage, StageLimits
 from prospect.benchmarks.suites import run_suite
 from prospect.config.load import load
 from prospect.dialogue.prompt import ContextSettings
@@ -219,13 +221,44 @@ def test_the_table_sets_every_system_against_the_bare_engine(tmp_path: Path):
 
 
 def test_every_stage_has_a_limit():
-    assert set(StageLimits.model_fields) == set(ServeSuite().stages)
+    assert set(StageLimits.model_fields) == set(get_args(Stage)) == {*ServeSuite().stages, "soak"}
 
 
 @pytest.mark.parametrize(("sessions", "decisions"), [(4, 60), (16, 1100), (64, 1100)])
 def test_a_paced_measurement_has_decisions_for_p99_where_they_come_in_time(bench: Bench, sessions: int, decisions: int):
     card = Bench(bench.config, ServeSuite(), bench.folder)
     assert decisions <= card.frames(sessions) * sessions < decisions + sessions
+
+
+def test_a_crowd_comes_and_goes_and_what_the_server_takes_is_seen(
+    bench: Bench, server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(soak, "STAYS_S", (0.2, 0.6))
+    monkeypatch.setattr(soak, "AWAY_S", 0.1)
+    before = taken.sample(server, bench.folder / "sessions.db", time.monotonic())
+    counts = soak.crowd(server.url, opening(bench.suite), bench.footage.embeddings, 10.0, 4, 3.0, 0)
+    assert counts["opened"] >= counts["closed"] > 0
+    assert counts["came back"] > 0
+    assert 0 < counts["decided"] + counts.get("dropped", 0) <= counts["frames"]
+    assert not [name for name in counts if name.startswith("error")]
+    after = taken.sample(server, bench.folder / "sessions.db", before["at_s"])
+    assert before["parts"]["host"]["memory_mib"] > 0
+    assert (before["health"], after["health"]) == (200, 200)
+    rows = [before, {"at_s": 1.0, "killed": "engine"}, after, {"counts": counts}]
+    taken.plot(rows, tmp_path / "soak.png")
+    assert (tmp_path / "soak.png").stat().st_size > 10_000
+
+
+def test_the_table_of_a_soak_sets_its_beginning_beside_its_end():
+    def sampled(memory: float) -> dict:
+        part = {"memory_mib": memory, "files": 40, "threads": 9}
+        return {"parts": dict.fromkeys(("gateway", "engine", "proxy"), part), "store_mib": 1.5, "health_ms": 2.0}
+
+    rows = [*map(sampled, (100, 100, 150, 300)), {"at_s": 1.0, "killed": "engine"}, {"counts": {"opened": 3}}]
+    stage = {"status": "done", "seconds": 4, "rows": rows, "error": None}
+    table = report.stage_table({"quick": False, "suite": ServeSuite().model_dump(), "stages": {"soak": stage}}, "soak")
+    assert "| gateway: memory, MiB | 100 | 300 |" in table
+    assert "1 processes killed; 3 opened." in table
 
 
 def test_a_quick_run_writes_its_numbers_as_it_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -240,9 +273,10 @@ def test_a_quick_run_writes_its_numbers_as_it_goes(tmp_path: Path, capsys: pytes
 @pytest.mark.e2e
 @pytest.mark.long
 def test_every_stage_with_ray_and_deaths(tmp_path: Path):
-    stages = "suite.stages=[ready,paced,unloaded,saturation,neighbour,durability,recovery]"
+    stages = "suite.stages=[ready,paced,unloaded,saturation,neighbour,durability,recovery,soak]"
+    crowd = ["suite.soak_s=20", "suite.soak_kill_every_s=8", "suite.soak_sample_every_s=2", "suite.soak_people=3"]
     systems = "suite.systems=[engine,host,serve]"
-    run_suite(load("benchmark", [*QUICK, stages, systems, f"storage.root={tmp_path}"], BenchmarkConfig))
+    run_suite(load("benchmark", [*QUICK, stages, *crowd, systems, f"storage.root={tmp_path}"], BenchmarkConfig))
     [file] = (tmp_path / "benchmarks").glob("serve-quick-*.json")
     assert "NaN" not in file.read_text()
     stages = json.loads(file.read_text())["stages"]
@@ -250,3 +284,7 @@ def test_every_stage_with_ray_and_deaths(tmp_path: Path):
     assert [row["death"] for row in stages["recovery"]["rows"]] == list(ServeSuite().deaths)
     assert all(row["first_s"] for row in stages["recovery"]["rows"])
     assert stages["ready"]["rows"][0]["ready_s"] > 0
+    *_, last = stages["soak"]["rows"]
+    assert [row["killed"] for row in stages["soak"]["rows"] if "killed" in row][:2] == ["engine", "gateway"]
+    assert last["counts"]["decided"] > 0
+    assert not [name for name in last["counts"] if name.startswith("error")]

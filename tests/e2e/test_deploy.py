@@ -154,10 +154,27 @@ def test_a_mistake_in_the_arguments_is_one_sentence_of_the_status(cluster: Clust
     ]
 
 
-def test_a_session_streams_on_while_the_application_changes(cluster: Cluster) -> None:
+@pytest.fixture(scope="module")
+def url(cluster: Cluster) -> str:
+    """Of the application with one engine, which takes sessions."""
     cluster.deploy(1)
     url = f"http://127.0.0.1:{cluster.port}"
     until(lambda: listens(cluster.port) and httpx.get(f"{url}/readyz", trust_env=False, timeout=60).status_code == 200)
+    return url
+
+
+def test_the_application_is_deployed_and_a_session_streams(url: str) -> None:
+    with ProspectClient(url) as client, client.live("Make tea", STEPS) as live:
+        camera = Camera(live)
+        try:
+            camera.goes_on()
+        finally:
+            camera.stop()
+    assert camera.decided == list(range(camera.num_sent)), "each frame is decided once"
+
+
+@pytest.mark.long
+def test_a_session_streams_on_while_the_application_changes(cluster: Cluster, url: str) -> None:
     [first] = cluster.replicas("Engine")
     with ProspectClient(url) as client, client.live("Make tea", STEPS) as live:
         camera = Camera(live)

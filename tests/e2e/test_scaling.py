@@ -88,6 +88,7 @@ class Stream:
         return self._decided
 
 
+@pytest.mark.long
 def test_engines_follow_the_sessions_and_none_of_these_is_lost(client: ProspectClient) -> None:
     assert num_engines() == 1
     streams = [Stream(client.live("Make tea", STEPS, thresholds=NEVER)) for _ in range(2)]

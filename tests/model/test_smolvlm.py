@@ -1,5 +1,6 @@
 """SmolVLM2 as a backbone: transformers' own forward pass, what of it trains, and the earlier project's calls."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,15 +8,30 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 from transformers import DynamicCache, SmolVLMForConditionalGeneration
 
+from prospect.dialogue.state import StepState, TaskState
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import ConfigError
 from prospect.model.adapters import adapt, build_model, build_tokenizer, trainable_parameters
-from prospect.model.checkpoint import load_model, save_model
+from prospect.model.checkpoint import LoadedModel, load_model, save_model
 from prospect.model.heads import BinaryHead
-from prospect.model.losses import TERMS, total_loss
+from prospect.model.losses import TERMS, first_open, label_counts, loss_sums, total_loss, trunk_inputs
 from prospect.model.settings import LoraSettings, LossSettings, ModelSettings
 from prospect.model.smolvlm import DSTSmolVLMWithStrategies
-from tests.factories import claim_trained, tiny_vocabulary
+from prospect.streaming.engine import StreamingEngine
+from prospect.streaming.settings import StreamingSettings
+from tests.factories import (
+    CONTEXT,
+    TEA,
+    TINY,
+    claim_trained,
+    collator,
+    decisions,
+    random_model,
+    run,
+    stream,
+    tea_clip,
+    tiny_vocabulary,
+)
 from tests.smolvlm import WIDTH, save_smolvlm
 
 VOCABULARY = tiny_vocabulary()
@@ -152,3 +168,37 @@ def test_the_earlier_call_feeds_every_token_once(folder: Path):
     again = torch.cat([whole, torch.tensor([[7]]), more], 1)
     assert torch.equal(more[0], model.lm_head(model.trunk(again, frames))[0, whole.shape[1] : -1].argmax(-1))
     assert isinstance(cache, DynamicCache)
+
+
+def test_the_earlier_state_head_learns_the_first_step_that_is_open():
+    """Three outputs on a frame; its label is the state of the first step that is not completed."""
+    chosen = TINY.model_copy(update={"state_head": "frame"})
+    model, batch = random_model(chosen, VOCABULARY), collator(VOCABULARY)([tea_clip()])
+    assert {name: tuple(p.shape) for name, p in model.dst_state_head.named_parameters()} == {
+        "frame.weight": (3, 64), "frame.bias": (3,),
+    }  # fmt: skip
+    states = [tea_clip().states[frame].steps for frame in range(60)]
+    expected = [next((step for step in steps if step != StepState.COMPLETED), StepState.COMPLETED) for steps in states]
+    assert batch.state_labels[first_open(batch)].tolist() == expected
+    assert batch.state_frames[first_open(batch)].tolist() == list(range(60))
+    counts = dict(zip(TERMS, label_counts(batch, "heads", "frame").tolist(), strict=True))
+    assert counts["state"] == 60
+    flat = model.trunk(**trunk_inputs(batch)).flatten(0, 1)
+    logits = model.dst_state_head.frame(flat[batch.decisions])
+    (*_, loss) = loss_sums(model, batch, LossSettings())
+    torch.testing.assert_close(loss, F.cross_entropy(logits, torch.tensor(expected), reduction="sum"))
+
+
+def test_a_session_reads_that_step_alone_off_it():
+    chosen = TINY.model_copy(update={"state_head": "frame"})
+    model = random_model(chosen, VOCABULARY)
+    claim_trained(model)
+    torch.nn.init.constant_(model.dst_state_head.frame.weight, 0.0)
+    model.dst_state_head.frame.bias.data.copy_(torch.tensor([0.0, 1.0, 0.0]))
+    loaded = LoadedModel(model.eval(), VOCABULARY, Path("tiny"), {"model": chosen.model_dump()})
+    engine = StreamingEngine(loaded, CONTEXT, StreamingSettings(speak_threshold=1.0, update_threshold=0.0))
+    engine.open("a", replace(TEA, state=TaskState.from_labels(["completed", "not_started", "not_started"])))
+    stream(engine, "a", "tea", range(1))
+    [decision] = decisions(run(engine)["a"])
+    assert decision.readout is not None
+    assert decision.readout.labels == ("completed", "in_progress", "not_started")

@@ -142,6 +142,13 @@ def test_a_base_that_is_no_llama(tmp_path: Path) -> None:
             [f"training.losses.{name}=0" for name in LossSettings.model_fields if name not in LOSS_KINDS],
             "`training.losses` must have a weight above 0",
         ),
+        (
+            ["vision=smolvlm2", "vision.tokens_per_frame=1377", "context.max_seq_len=2048"],
+            "`vision.tokens_per_frame` (1377) does not fit: with a context of context.max_context_tokens=1024 a frame",
+        ),
+        (["vision=tiny", "vision.tokens_per_frame=7"], "`vision`: tokens_per_frame (7) must be 1, 5 or 10"),
+        (["vision=tiny", "vision.pooling=first"], "`vision`: pooling and connector are settings of backend=smolvlm"),
+        (["model.projector=two"], "`model.projector` ('two') must be 'mlp', 'linear' or 'none'"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_work_together(overrides: list[str], says: str, tmp_path: Path) -> None:

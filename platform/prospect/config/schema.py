@@ -85,6 +85,18 @@ class Config(Settings):
     @model_validator(mode="after")
     def _together(self) -> Self:
         check_settings(self.model, self.training)
+        self._check_room()
         if self.card is not None:
             card_bytes(self.card)
         return self
+
+    def _check_room(self) -> None:
+        """Raise a ConfigError where a frame of many tokens does not fit behind a context."""
+        tokens, context = self.vision.tokens_per_frame, self.context
+        if tokens > 1 and context.max_context_tokens + tokens > context.max_seq_len:
+            raise ConfigError(
+                f"`vision.tokens_per_frame` ({tokens}) does not fit: with a context of context.max_context_tokens="
+                f"{context.max_context_tokens} a frame exceeds context.max_seq_len={context.max_seq_len}; pool to "
+                "fewer tokens, or raise it.",
+                field="vision.tokens_per_frame",
+            )

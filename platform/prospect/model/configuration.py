@@ -19,6 +19,7 @@ class DSTConfig:
     projector: str = "mlp"
     decision_backend: str = "heads"
     decision_head: str = "linear"
+    state_head: str = "steps"
     state_head_size: int = 256
     whiten_frames: bool = False
     frame_noise: float = 0.0
@@ -43,7 +44,10 @@ class DSTConfig:
             vocab_size: of the model; None: the base's.
             given: further fields.
         """
-        parts = ("projector", "decision_backend", "decision_head", "state_head_size", "whiten_frames", "frame_noise")
+        parts = (
+            "projector", "decision_backend", "decision_head", "state_head", "state_head_size", "whiten_frames",
+            "frame_noise",
+        )  # fmt: skip
         kept = {key: value for key, value in base.to_dict().items() if key not in ("model_type", "architectures")}
         config: Any = cls(**{**kept, **{name: getattr(settings, name) for name in parts}, **given})
         if vocab_size is not None:

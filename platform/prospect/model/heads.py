@@ -100,6 +100,7 @@ class StateHead(nn.Module):
 
     def __init__(self, hidden_size: int, width: int) -> None:
         super().__init__()
+        self.width = width
         self.frame = nn.Linear(hidden_size, width)
         self.step = nn.Linear(hidden_size, width)
         self.output = nn.Linear(width, NUM_STEP_STATES)
@@ -119,3 +120,28 @@ class StateHead(nn.Module):
     def forward(self, frame_hidden: Tensor, step_vectors: Tensor) -> Tensor:
         """[*, H] and [*, W], broadcast against each other -> [*, 3] in float32."""
         return self.compare(self.frame_vectors(frame_hidden), step_vectors)
+
+
+class FrameStateHead(nn.Module):
+    """The earlier project's: three classes on a frame, the state of the first step that is not completed.
+
+    It has the calls of `StateHead`, and says the same for every step. A frame at which one step is completed and the
+    next begun shows it no change.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.width = NUM_STEP_STATES
+        self.frame = nn.Linear(hidden_size, NUM_STEP_STATES)
+
+    def step_vectors(self, hidden: Tensor) -> Tensor:
+        """[K, H] -> zeros [K, 3]."""
+        return hidden.new_zeros(len(hidden), NUM_STEP_STATES)
+
+    def frame_vectors(self, hidden: Tensor) -> Tensor:
+        """[*, H] -> [*, 3]."""
+        return self.frame(hidden)
+
+    def compare(self, frames: Tensor, steps: Tensor) -> Tensor:
+        """Of frames and of steps [*, 3], broadcast against each other -> [*, 3] in float32."""
+        return (frames + steps).float()

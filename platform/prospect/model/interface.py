@@ -19,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from prospect.errors import DataError
-from prospect.model.heads import BinaryHead, FrameProjector, StateHead
+from prospect.model.heads import BinaryHead, FrameProjector, FrameStateHead, StateHead
 
 if TYPE_CHECKING:
     Module = PreTrainedModel
@@ -64,7 +64,7 @@ class DSTModel(Module):
     mm_projector: FrameProjector
     speaking_decision_head: BinaryHead
     dst_update_head: BinaryHead
-    dst_state_head: StateHead
+    dst_state_head: StateHead | FrameStateHead
 
     logits_in_chunks = True
     """Whether the text loss computes logits in chunks. False with partitioned weights, as all ranks must gather
@@ -111,7 +111,8 @@ class DSTModel(Module):
         )
         self.speaking_decision_head = BinaryHead(width, config.decision_head)
         self.dst_update_head = BinaryHead(width, config.decision_head)
-        self.dst_state_head = StateHead(width, config.state_head_size)
+        frame_only = config.state_head == "frame"
+        self.dst_state_head = FrameStateHead(width) if frame_only else StateHead(width, config.state_head_size)
 
     def embed(self, input_ids: Tensor, frames: Tensor, *, aligned: bool = False) -> Tensor:
         """Token embeddings [*, H] with projected `frames` in the rows of the image tokens.

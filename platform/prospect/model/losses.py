@@ -14,6 +14,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from prospect.data.batches import IGNORE, Batch
 from prospect.dialogue.sequence import TextTask
+from prospect.dialogue.state import StepState
 from prospect.model.interface import DSTModel
 from prospect.model.packing import ATTENTION, Packing
 from prospect.model.settings import LOSS_PARTS, LossSettings
@@ -29,8 +30,8 @@ MAX_LOGITS = 2**25
 """Most vocabulary logits that are held at once: 128 MiB in float32, 261 tokens of Llama 3."""
 
 
-def label_counts(batch: Batch, backend: str) -> Tensor:
-    """Number of labels of each term in this micro-batch, [8] float64."""
+def label_counts(batch: Batch, backend: str, state_head: str = "steps") -> Tensor:
+    """Number of labels of each term in this micro-batch, [8] float64; of what a model's config says of its heads."""
     speak = spoken_labels(batch, backend)
     return torch.tensor(
         [
@@ -41,7 +42,7 @@ def label_counts(batch: Batch, backend: str) -> Tensor:
             int((speak == 0).sum()),
             int((batch.update == 1).sum()),
             int((batch.update == 0).sum()),
-            len(batch.state_labels),
+            len(batch.state_labels) if state_head == "steps" else int(first_open(batch).sum()),
         ],
         dtype=torch.float64,
     )
@@ -179,5 +180,17 @@ def state_logits(model: DSTModel, flat: Tensor, batch: Batch) -> Tensor:
     return head.compare(frames[batch.state_frames], steps[batch.state_steps])
 
 
+def first_open(batch: Batch) -> Tensor:
+    """Whether a pair of frame and step is of the frame's first step that is not completed, [E].
+
+    Of a frame whose steps are all completed it is the first one.
+    """
+    behind = len(batch.step_positions)
+    order = torch.where(batch.state_labels == StepState.COMPLETED, batch.state_steps + behind, batch.state_steps)
+    first = torch.full_like(batch.decisions, 2 * behind).scatter_reduce(0, batch.state_frames, order, "amin")
+    return order == first[batch.state_frames]
+
+
 def _state(model: DSTModel, flat: Tensor, batch: Batch) -> Tensor:
-    return F.cross_entropy(state_logits(model, flat, batch), batch.state_labels, reduction="sum")
+    losses = F.cross_entropy(state_logits(model, flat, batch), batch.state_labels, reduction="none")
+    return losses.sum() if model.config.state_head == "steps" else (losses * first_open(batch)).sum()

@@ -8,7 +8,7 @@ from torch import Tensor
 from prospect.data.batches import IGNORE, Batch
 from prospect.model.heads import NUM_STEP_STATES
 from prospect.model.interface import DSTModel
-from prospect.model.losses import spoken_labels, state_logits, term_sums, trunk_inputs
+from prospect.model.losses import first_open, spoken_labels, state_logits, term_sums, trunk_inputs
 from prospect.model.settings import LossSettings
 
 
@@ -46,6 +46,8 @@ def _readings(model: DSTModel, flat: Tensor, batch: Batch) -> Readings:
         speak = torch.cat([speak, model.decision_probabilities(flat[batch.after_delta])[0]])
     spoken = spoken_labels(batch, model.config.decision_backend)
     cells = NUM_STEP_STATES * batch.state_labels + state_logits(model, flat, batch).argmax(-1)
+    if model.config.state_head == "frame":
+        cells = cells[first_open(batch)]
     counts = torch.bincount(cells, minlength=NUM_STEP_STATES**2).view(NUM_STEP_STATES, NUM_STEP_STATES)
     return Readings(_labelled(speak, spoken), _labelled(update, batch.update), counts.double().cpu())
 

@@ -67,6 +67,9 @@ class ModelSettings(Settings):
     decision_head: Literal["linear", "mlp", "two_way"] = "linear"
     """`linear`, `mlp` with one hidden layer, for decisions that one layer cannot part, or `two_way`, the earlier
     project's with an output for no and one for yes."""
+    state_head: Literal["steps", "frame"] = "steps"
+    """`steps`: the state of every step, read off a frame; `frame`: the earlier project's, which reads that of the first
+    step that is not completed, and cannot tell it from the next one."""
     state_head_size: int = Field(default=256, ge=1)
     """Width in which a frame and a step are compared."""
     whiten_frames: bool = False

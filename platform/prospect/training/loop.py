@@ -89,9 +89,10 @@ def train_step(backend: TrainingBackend, batch: StepBatch, settings: TrainingSet
     Raises:
         TrainingError: the loss or the gradient is not finite, naming the clips; on every rank alike.
     """
-    micro_batches, step, decisions = batch.micro_batches, batch.step, backend.model.config.decision_backend
+    micro_batches, step, config = batch.micro_batches, batch.step, backend.model.config
+    heads = config.decision_backend, config.state_head
     none = torch.zeros(len(TERMS) + 2, dtype=torch.float64)
-    totals = backend.all_reduce(sum((_totals(micro, decisions) for micro in micro_batches), none))
+    totals = backend.all_reduce(sum((_totals(micro, *heads) for micro in micro_batches), none))
     counts, clips, tokens = totals[:-2], int(totals[-2]), int(totals[-1])
     backend.model.train()
     backend.model.checkpoint_layers(settings.activation_checkpointing)
@@ -125,10 +126,10 @@ def train_step(backend: TrainingBackend, batch: StepBatch, settings: TrainingSet
     )
 
 
-def _totals(micro: MicroBatch, decisions: str) -> Tensor:
+def _totals(micro: MicroBatch, decisions: str, states: str) -> Tensor:
     """[10]: labels of the eight terms, clips, tokens."""
     sizes = torch.tensor([len(micro.batch.clip_ids), micro.batch.num_tokens], dtype=torch.float64)
-    return torch.cat([label_counts(micro.batch, decisions), sizes]) * micro.counts
+    return torch.cat([label_counts(micro.batch, decisions, states), sizes]) * micro.counts
 
 
 def labelled_parts(parts: dict[str, Tensor], counts: Tensor, settings: TrainingSettings) -> dict[str, float]:

@@ -74,7 +74,7 @@ def validate(
     """
     streaming = streaming or StreamingSettings()
     backend.model.eval()
-    decisions = backend.model.config.decision_backend
+    heads = backend.model.config.decision_backend, backend.model.config.state_head
     totals, readings = torch.zeros(2, len(TERMS), dtype=torch.float64), Readings.empty()
     ordered = sorted(clips, key=len)
     at_once = (1 if settings.micro_batch_tokens else settings.micro_batch_size) * backend.world_size
@@ -84,7 +84,7 @@ def validate(
         sums, read = backend.loss_sums_and_readings(batch.to(backend.device), settings.losses)
         if mine:
             totals[0] += sums.double().cpu()
-            totals[1] += label_counts(batch, decisions)
+            totals[1] += label_counts(batch, *heads)
             readings += read
     sums, counts = backend.all_reduce(totals)
     loss, parts = total_loss(sums, counts, settings.losses)

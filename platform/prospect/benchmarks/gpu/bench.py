@@ -31,17 +31,18 @@ class Bench:
 
     Attributes:
         configured: the settings given.
+        folder: as given.
         ends: `time.perf_counter()` at which the stage that runs is ended.
     """
 
     def __init__(self, suite: GpuSuite, streaming: StreamingSettings, folder: Path) -> None:
-        self.suite, self.configured, self._folder = suite, streaming, folder
+        self.suite, self.configured, self.folder = suite, streaming, folder
         self.ends = math.inf
 
     @cached_property
     def loaded(self) -> LoadedModel:
         """The language model, with random weights."""
-        return planted_model(self.suite.engine(), self.suite.device, self._folder)
+        return planted_model(self.suite.engine(), self.suite.device, self.folder)
 
     @cached_property
     def streaming(self) -> StreamingSettings:

@@ -195,6 +195,7 @@ _TABLES: dict[str, tuple[str, Callable[[Sequence[StageResult]], list[str]]]] = {
     "saturation": ("Saturation, {context} tokens a session, speaks at {speak_rate:.0%} of the frames", _saturation),
     "paced": ("Paced at 2 frames/s, {context} tokens a session, speaks at {speak_rate:.0%} of the frames", _paced),
     "lora": ("LoRA step of {lora_tokens} tokens, rank 128", _lora),
+    "smolvlm": ("One session's frame step of {second_base}", _floor),
     "siglip": ("Image encoder at {encoder_size} pixels", _siglip),
 }
 """Title and table of each stage."""

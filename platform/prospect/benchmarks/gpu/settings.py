@@ -8,11 +8,12 @@ from pydantic import Field, model_validator
 from prospect.benchmarks.engine.settings import EngineSuite
 from prospect.settings import Settings
 
-Stage = Literal["missing", "tests", "floor", "attention", "saturation", "paced", "lora", "siglip"]
+Stage = Literal["missing", "tests", "floor", "attention", "saturation", "paced", "lora", "smolvlm", "siglip"]
 """In the order in which they run."""
 
 REHEARSAL: dict[str, Any] = {
     "base": "tiny",
+    "second_base": "tiny:smolvlm",
     "dtype": "float32",
     "limits": dict.fromkeys(get_args(Stage), 300),
     "vision_dim": 16,
@@ -43,7 +44,7 @@ class StageLimits(Settings):
 
     missing: float = Field(default=25, gt=0)
     """What is missing, with the start of the process that the other stages share."""
-    tests: float = Field(default=45, gt=0)
+    tests: float = Field(default=38, gt=0)
     """The CUDA tests."""
     floor: float = Field(default=25, gt=0)
     """One session, with the start of the language model that the next three stages share."""
@@ -51,10 +52,12 @@ class StageLimits(Settings):
     """Attention backends."""
     saturation: float = Field(default=42, gt=0)
     """Sessions in saturation."""
-    paced: float = Field(default=105, gt=0)
+    paced: float = Field(default=88, gt=0)
     """Sessions at 2 frames/s."""
     lora: float = Field(default=37, gt=0)
     """A LoRA step."""
+    smolvlm: float = Field(default=24, gt=0)
+    """One session of the second backbone, with its start."""
     siglip: float = Field(default=33, gt=0)
     """The image encoder."""
 
@@ -76,6 +79,8 @@ class GpuSuite(Settings):
     """Commit of the tree, where git cannot tell."""
     base: str = "meta-llama/Llama-3.2-3B-Instruct"
     """Geometry of the language model, with random weights."""
+    second_base: str = "HuggingFaceTB/SmolVLM2-2.2B-Instruct"
+    """That of the other backbone, whose single session is measured too."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Precision of the language model and of the encoder."""
     vision_dim: int = Field(default=1152, ge=2)

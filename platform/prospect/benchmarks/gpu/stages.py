@@ -125,6 +125,16 @@ def _lora(bench: Bench, add: Add) -> None:
         add(to_json(result))
 
 
+def _smolvlm(bench: Bench, add: Add) -> None:
+    """Stage `floor` with the other backbone."""
+    bench.release()
+    suite = bench.suite.model_copy(update={"base": bench.suite.second_base})
+    other = Bench(suite, bench.configured, bench.folder)
+    other.ends = bench.ends
+    _floor(other, add)
+    other.release()
+
+
 def _siglip(bench: Bench, add: Add) -> None:
     """Images/s of the bare encoder with pictures in memory."""
     bench.release()
@@ -165,5 +175,6 @@ STAGES: dict[Stage, Callable[[Bench, Add], None]] = {
     "saturation": _saturation,
     "paced": pace,
     "lora": _lora,
+    "smolvlm": _smolvlm,
     "siglip": _siglip,
 }

@@ -7,9 +7,11 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from prospect.benchmarks.journal import StageResult
+from prospect.benchmarks.serve.taken import MEASURES
 
 LEAST = {"p50": 20, "p95": 200, "p99": 1000}
 """Fewest values over which a percentile is printed."""
@@ -287,6 +289,24 @@ def _recovery(rows: Sequence[StageResult]) -> list[str]:
     return _lines(columns, cells)
 
 
+def _soak(rows: Sequence[StageResult]) -> list[str]:
+    """The medians of the first and of the last quarter, so that what grows is seen, and what happened."""
+    samples = [row for row in rows if "parts" in row]
+    quarter = max(1, len(samples) // 4)
+    columns = ["of", "first quarter", "last quarter"]
+    cells = []
+    for part in ("gateway", "engine", "proxy"):
+        for name, label in MEASURES.items():
+            found = [row["parts"][part][name] for row in samples if part in row["parts"]]
+            cells.append([f"{part}: {label}", *(f"{median(each):.0f}" for each in (found[:quarter], found[-quarter:]))])
+    for name, label in (("store_mib", "store, MiB"), ("health_ms", "/healthz, ms")):
+        found = [row[name] for row in samples]
+        cells.append([label, *(f"{median(each):.1f}" for each in (found[:quarter], found[-quarter:]))])
+    counts = [f"{number} {name}" for row in rows for name, number in sorted(row.get("counts", {}).items())]
+    deaths = sum("killed" in row for row in rows)
+    return [*_lines(columns, cells), "", f"{deaths} processes killed; {', '.join(counts) or 'not finished'}."]
+
+
 def _ready(rows: Sequence[StageResult]) -> list[str]:
     columns = ["`serve run` until ready, s", "Ctrl-C until ended, s"]
     ends = ["did not end" if row["ended_s"] is None else f"{row['ended_s']:.1f}" for row in rows]
@@ -304,6 +324,7 @@ _TABLES: dict[str, tuple[str, Callable[[Sequence[StageResult]], list[str]]]] = {
         _durability,
     ),
     "recovery": ("Seconds from kill -9 to the next decision", _recovery),
+    "soak": ("{soak_people} clients that come and go for {soak_s:.0f} s on two engines and two gateways", _soak),
 }
 """Title and table of each stage."""
 

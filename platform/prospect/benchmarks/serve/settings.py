@@ -9,8 +9,8 @@ from prospect.benchmarks.engine.settings import EngineSuite
 from prospect.serving.settings import Durability
 from prospect.settings import Settings
 
-Stage = Literal["ready", "paced", "unloaded", "saturation", "neighbour", "durability", "recovery"]
-"""In the order in which they run."""
+Stage = Literal["ready", "paced", "unloaded", "saturation", "neighbour", "durability", "recovery", "soak"]
+"""In the order in which they run; `soak` takes as long as it is told, and only where it is asked for."""
 Kind = Literal["pictures", "embeddings"]
 """What clients send."""
 System = Literal["engine", "host", "serve"]
@@ -54,6 +54,8 @@ class StageLimits(Settings):
     """What the store costs."""
     recovery: float = Field(default=300, gt=0)
     """Deaths of processes."""
+    soak: float = Field(default=4200, gt=0)
+    """A crowd; raise it with `soak_s`."""
 
 
 class ServeSuite(Settings):
@@ -63,7 +65,7 @@ class ServeSuite(Settings):
     """Chosen by suite=serve."""
     quick: bool = False
     """Run on a small scale and without Ray, to try the benchmark. Its numbers are marked, and say little."""
-    stages: tuple[Stage, ...] = Field(default=get_args(Stage), min_length=1)
+    stages: tuple[Stage, ...] = Field(default=get_args(Stage)[:-1], min_length=1)
     """Stages to run, in their own order."""
     limits: StageLimits = StageLimits()
     """Seconds that each stage may take."""
@@ -103,6 +105,16 @@ class ServeSuite(Settings):
     """What is killed, one after the other."""
     dying_sessions: int = Field(default=4, ge=1)
     """Sessions that stream while something is killed, at 4 frames/s."""
+    soak_s: float = Field(default=3600.0, gt=0)
+    """Seconds of stage `soak`."""
+    soak_people: int = Field(default=8, ge=1)
+    """Clients that stream there, one session after the other, on two engines and two gateways."""
+    soak_frames_per_s: float = Field(default=2.0, gt=0)
+    """Frames of each of their sessions."""
+    soak_kill_every_s: float = Field(default=240.0, gt=0)
+    """Between two deaths there, of an engine and of a gateway in turns."""
+    soak_sample_every_s: float = Field(default=10.0, gt=0)
+    """Between two looks at memory, file handles, store and health."""
     speak_rate: float = Field(default=0.08, ge=0, le=0.5)
     """Share of the frames at which the assistant speaks; 8 % in the sample corpus."""
     utterance_tokens: int = Field(default=20, ge=1)

@@ -1,5 +1,6 @@
 """What each stage measures. A stage hands over rows of JSON, each as soon as it is measured."""
 
+import itertools
 import signal
 import subprocess
 import time
@@ -12,7 +13,7 @@ import httpx
 import psutil
 
 from prospect.benchmarks.journal import Add
-from prospect.benchmarks.serve import bare, client, neighbour, returning
+from prospect.benchmarks.serve import bare, client, neighbour, returning, soak, taken
 from prospect.benchmarks.serve.bench import Bench
 from prospect.benchmarks.serve.measure import (
     due_times,
@@ -24,7 +25,15 @@ from prospect.benchmarks.serve.measure import (
 )
 from prospect.benchmarks.serve.processes import pinned, two_cores
 from prospect.benchmarks.serve.record import paced_row
-from prospect.benchmarks.serve.servers import Server, ServeServer, free_port, serve_run, stream_url, wait_until_ready
+from prospect.benchmarks.serve.servers import (
+    Server,
+    ServeServer,
+    free_port,
+    kill,
+    serve_run,
+    stream_url,
+    wait_until_ready,
+)
 from prospect.benchmarks.serve.sessions import opening
 from prospect.benchmarks.serve.settings import Death, Kind, Stage
 from prospect.dialogue.timeline import FPS
@@ -214,6 +223,27 @@ def _seconds_until_whole(server: ServeServer, wanted: dict[str, int], dead: set[
     return None
 
 
+def _soak(bench: Bench, add: Add) -> None:
+    """A crowd for a long time, and what two engines and two gateways take meanwhile; some of them are killed."""
+    suite, store = bench.suite, bench.folder / "sessions.db"
+    server = bench.served(2)
+    whole, began, killed = server.roles(), time.monotonic(), 0.0
+    given = (server.url, opening(suite), bench.footage.embeddings, suite.soak_frames_per_s, suite.soak_people)
+    crowd = bench.client.submit(soak.crowd, *given, suite.soak_s, suite.seed)
+    for part in itertools.cycle(("engine", "gateway")):
+        while not crowd.done() and time.monotonic() - began - killed < suite.soak_kill_every_s:
+            add(taken.sample(server, store, began))
+            time.sleep(suite.soak_sample_every_s)
+        if crowd.done():
+            break
+        killed = time.monotonic() - began
+        victims = server.roles()[part]
+        if len(victims) == len(whole[part]):  # the last one is replaced
+            kill(victims[0])
+            add({"at_s": killed, "killed": part})
+    add({"counts": crowd.result()})
+
+
 STAGES: dict[Stage, Callable[[Bench, Add], None]] = {
     "ready": _ready,
     "paced": _paced,
@@ -222,4 +252,5 @@ STAGES: dict[Stage, Callable[[Bench, Add], None]] = {
     "neighbour": _neighbour,
     "durability": _durability,
     "recovery": _recovery,
+    "soak": _soak,
 }

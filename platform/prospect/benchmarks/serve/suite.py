@@ -5,13 +5,13 @@ moments of speech, in one run, in stages (`prospect.benchmarks.staged`).
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from prospect.benchmarks.config import BenchmarkConfig
 from prospect.benchmarks.journal import Journal
 from prospect.benchmarks.machine import describe_machine
-from prospect.benchmarks.serve import report
-from prospect.benchmarks.serve.settings import ServeSuite
+from prospect.benchmarks.serve import report, taken
+from prospect.benchmarks.serve.settings import ServeSuite, Stage
 from prospect.benchmarks.staged import watch_stages
 from prospect.errors import ConfigError, ProspectError
 from prospect.files import write_json
@@ -37,6 +37,8 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
         raise ConfigError("`storage.root` must be a local folder for this benchmark.", field="storage.root")
     journal = measure(config, suite)
     report.plot(journal.content, journal.file.with_suffix(".png"))
+    if "soak" in journal.content["stages"]:
+        taken.plot(journal.content["stages"]["soak"]["rows"], journal.file.with_suffix(".soak.png"))
     print(f"\nbenchmark written to {journal.file}", flush=True)
     if failed := report.failures(journal.content):
         raise ProspectError(f"suite=serve: {len(failed)} of {len(suite.stages)} stages failed: {', '.join(failed)}.")
@@ -60,7 +62,7 @@ def measure(config: BenchmarkConfig, suite: ServeSuite) -> Journal:
     file = folder / f"{kind}-{commit[:8]}-{fingerprint(head['suite'])[:4]}.json"
     file.with_suffix("").mkdir(parents=True, exist_ok=True)
     write_json(file.with_suffix("") / CONFIG, config.model_dump(mode="json"))
-    stages = [stage for stage in ServeSuite.model_fields["stages"].default if stage in suite.stages]
+    stages = [stage for stage in get_args(Stage) if stage in suite.stages]
     journal = Journal.begin_run(file, head, stages)
     print(report.headline(journal.content), flush=True)
     return watch_stages(

@@ -67,7 +67,7 @@ def checked_cache(
     held = parked["keys"].shape[1] if "keys" in parked and parked["keys"].dim() == 4 else 0
     if held != length:
         raise SessionError(f"session log: its cache holds {held} tokens, its segment has {length}", field="cache")
-    vectors, width = parked.get("step_vectors"), loaded.model.dst_state_head.step.out_features
+    vectors, width = parked.get("step_vectors"), loaded.model.dst_state_head.width
     num_shown = sum(position >= 0 for position in restored.segment.context.step_positions)
     if vectors is not None and vectors.shape != (num_shown, width):
         raise SessionError(

@@ -301,7 +301,12 @@ class Session:
     def _read_out(self, reading: Reading) -> TaskState | None:
         if reading.states is None or not self.spec.tracked:
             return None
-        return read_state(reading.states, self._window.shown, self.state)
+        states, shown = reading.states, self._window.shown
+        if self._parts.model.config.state_head == "frame":
+            labels = [self.state.labels[step] for step in shown]
+            first = next((row for row, label in enumerate(labels) if label != "completed"), len(shown))
+            states, shown = states[first : first + 1], shown[first : first + 1]
+        return read_state(states, shown, self.state)
 
     def _finish(self, embedding: np.ndarray, events: FrameEvents, fast: bool) -> None:
         frame = self.counters.frames
