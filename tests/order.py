@@ -11,9 +11,9 @@ from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
 WHOLE_PATHS = (
-    "test_learning", "test_survival_long", "test_embed", "test_failures", "test_cluster", "test_demo", "test_real",
-    "test_deploy", "test_survival", "test_elastic", "test_autoscaler", "test_scaling", "test_console",
-    "test_train", "test_serve", "test_evaluation", "test_earlier", "test_prepare",
+    "test_learning", "test_survival_long", "test_embed", "test_failures", "test_demo", "test_survival", "test_cluster",
+    "test_real", "test_elastic", "test_autoscaler", "test_scaling", "test_train", "test_deploy", "test_console",
+    "test_serve", "test_evaluation", "test_earlier", "test_prepare",
 )  # fmt: skip
 """Files of tests/e2e by their seconds, longest first."""
 UNIT_TESTS = (

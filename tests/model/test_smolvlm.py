@@ -1,16 +1,21 @@
 """SmolVLM2 as a backbone: transformers' own forward pass, what of it trains, and the earlier project's calls."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 from transformers import DynamicCache, SmolVLMForConditionalGeneration
 
+from prospect.data.clips import clip_context
+from prospect.data.embeddings import EmbeddingStore
+from prospect.dialogue.sequence import SequenceBuilder
 from prospect.dialogue.state import StepState, TaskState
 from prospect.dialogue.vocabulary import Vocabulary
-from prospect.errors import ConfigError
+from prospect.errors import CheckpointError, ConfigError, FingerprintError
 from prospect.model.adapters import adapt, build_model, build_tokenizer, trainable_parameters
 from prospect.model.checkpoint import LoadedModel, load_model, save_model
 from prospect.model.heads import BinaryHead
@@ -19,6 +24,8 @@ from prospect.model.settings import LoraSettings, LossSettings, ModelSettings
 from prospect.model.smolvlm import DSTSmolVLMWithStrategies
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings
+from prospect.vision.fingerprint import encoder_fingerprint
+from prospect.vision.settings import VisionSettings
 from tests.factories import (
     CONTEXT,
     TEA,
@@ -202,3 +209,34 @@ def test_a_session_reads_that_step_alone_off_it():
     [decision] = decisions(run(engine)["a"])
     assert decision.readout is not None
     assert decision.readout.labels == ("completed", "in_progress", "not_started")
+
+
+def test_a_context_stands_in_its_template_of_parts(folder: Path):
+    """SmolVLM2's template loses strings without a word; recipe and state are in the system turn."""
+    tokenizer = build_tokenizer(settings(folder), [], Path())
+    builder = SequenceBuilder(Vocabulary(tokenizer), CONTEXT, 9)
+    context = clip_context(tea_clip(), builder)
+    assert context.text.startswith("<|im_start|>System:")
+    assert "S1 (not_started) boil water" in context.text
+    assert context.text.count("<end_of_utterance>") == 2
+
+
+@pytest.mark.parametrize("kind", ["idefics3", "qwen2_5_vl"])
+def test_another_class_of_vision_model_is_one_sentence(tmp_path: Path, kind: str):
+    save_smolvlm(tmp_path, VOCABULARY)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(CheckpointError, match=f"unknown model_type {kind}; it must be one of these: llama .*SmolVLM2"):
+        build(settings(tmp_path))
+
+
+def test_a_store_of_another_pooling_is_refused_with_both_fingerprints(folder: Path, tmp_path: Path):
+    vision = VisionSettings(backend="smolvlm", model="any", weights=str(folder), image_size=96)
+    store = EmbeddingStore(tmp_path / "embeddings")
+    known = encoder_fingerprint(vision)
+    store.write("tea", np.zeros((4, 1, WIDTH), np.float16), fps=2, source_hash="none", fingerprint=known)
+    store.require(known, ())
+    other = encoder_fingerprint(vision.model_copy(update={"pooling": "first"}))
+    with pytest.raises(FingerprintError) as caught:
+        store.require(other, ())
+    assert known in str(caught.value)
+    assert other in str(caught.value)
