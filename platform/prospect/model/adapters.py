@@ -81,12 +81,12 @@ def build_model(
         model.resize_token_embeddings(vocabulary, mean_resizing=False)
     else:
         model = cast_parameters(backbone.model(config), dtype)
+    model.drop_vision()
     model.config.stop_ids = sorted(Vocabulary(tokenizer, _stop_ids(model)).stop_ids)
     return model
 
 
 def _on_base(name: str, folder: str, backbone: Backbone, config: Any, dtype: torch.dtype) -> DSTModel:
-    config.keeps_vision = config.projector == "linear"  # for its connector
     model, missing = load_weights(name, folder, backbone.model, config, dtype)
     foreign = sorted(weight for weight in missing if weight.split(".")[0] not in NEW_MODULES)
     if foreign:
@@ -96,7 +96,6 @@ def _on_base(name: str, folder: str, backbone: Backbone, config: Any, dtype: tor
         )
     if config.projector == "linear":
         _begin_at_connector(name, model)
-    model.drop_vision()
     if config.whiten_frames:
         model.mm_projector.fix_whitening(torch.zeros(config.vision_dim), torch.eye(config.vision_dim))
     return model

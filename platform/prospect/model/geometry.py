@@ -74,6 +74,8 @@ def empty_model(base: PreTrainedConfig, settings: ModelSettings, vision_dim: int
     torch.set_default_dtype(getattr(torch, settings.dtype))
     try:
         with torch.device("meta"):
-            return backbone.model(config)
+            model = backbone.model(config)
+            model.drop_vision()
+            return model
     finally:
         torch.set_default_dtype(before)

@@ -192,5 +192,7 @@ def first_open(batch: Batch) -> Tensor:
 
 
 def _state(model: DSTModel, flat: Tensor, batch: Batch) -> Tensor:
-    losses = F.cross_entropy(state_logits(model, flat, batch), batch.state_labels, reduction="none")
-    return losses.sum() if model.config.state_head == "steps" else (losses * first_open(batch)).sum()
+    logits, labels = state_logits(model, flat, batch), batch.state_labels
+    if model.config.state_head == "frame":
+        labels = torch.where(first_open(batch), labels, IGNORE)
+    return F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE)

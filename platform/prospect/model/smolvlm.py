@@ -1,6 +1,6 @@
 """`DSTSmolVLMWithStrategies`: SmolVLM2's class as a backbone. Its text trunk is a Llama."""
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +10,14 @@ from transformers import (
     DynamicCache,
     LlamaConfig,
     LlamaModel,
+    PreTrainedConfig,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
 )
 
 from prospect.model.configuration import DSTConfig, tiny_llama
 from prospect.model.interface import DSTModel
-from prospect.model.settings import TinyGeometry
+from prospect.model.settings import ModelSettings, TinyGeometry
 from prospect.vision.smolvlm import TINY_TOWER
 
 
@@ -26,7 +27,15 @@ class DSTSmolVLMConfig(DSTConfig, SmolVLMConfig):
     model_type = "dst_smolvlm"
 
     keeps_vision: bool = False
-    """Whether the model has its vision tower, which is dropped as a rule: frames come from an encoder."""
+    """Whether the model has its vision tower and connector: frames come from an encoder, so that they are dropped once
+    a base is read."""
+
+    @classmethod
+    def from_base(
+        cls, base: PreTrainedConfig, settings: ModelSettings, vocab_size: int | None = None, **given: Any
+    ) -> Self:
+        """See `DSTConfig.from_base`; the connector is read for a projector that begins as it."""
+        return super().from_base(base, settings, vocab_size, keeps_vision=settings.projector == "linear", **given)
 
 
 class DSTSmolVLMWithStrategies(DSTModel, SmolVLMForConditionalGeneration):
