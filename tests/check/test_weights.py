@@ -13,10 +13,12 @@ from prospect.check.config import CheckConfig
 from prospect.check.job import check
 from prospect.check.weights import TOLERANCE, compare_with_transformers
 from prospect.config.load import load
+from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import CheckpointError
 from prospect.model.interface import DSTModel
 from prospect.model.tokenizer import fit_tokenizer
 from tests.needs import skip_without
+from tests.smolvlm import save_smolvlm
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +38,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_llama_predicts_what_it_does_in_transformers(base: Path, tmp_path: Path) -> None:
     assert_agrees(str(base), tmp_path)
+
+
+def test_a_smolvlm_predicts_what_it_does_in_transformers(tmp_path: Path) -> None:
+    save_smolvlm(tmp_path / "base", Vocabulary(fit_tokenizer([weights.TEXT], 300)))
+    assert_agrees(str(tmp_path / "base"), tmp_path)
 
 
 @pytest.mark.long

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from prospect.devices import pick_device
 from prospect.errors import CheckpointError
@@ -81,8 +82,10 @@ def compare_with_transformers(base: str, cache: Path) -> list[Agreement]:
 
 @torch.inference_mode()
 def _reference(folder: str, ids: Sequence[int], device: torch.device) -> Tensor:
-    """Log-probabilities [S, V] of transformers' own class."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    """Log-probabilities [S, V] of the class that the folder's config.json names."""
+    architecture, *_ = AutoConfig.from_pretrained(folder).architectures or ("",)
+    own: Any = getattr(transformers, architecture, AutoModelForCausalLM)
+    model = own.from_pretrained(folder, dtype=torch.float32)
     model.to(device).eval()
     return model(torch.tensor([ids], device=device)).logits[0].log_softmax(-1).cpu()
 
