@@ -30,8 +30,8 @@ from prospect.serving import peers
 from prospect.serving import worker as worker_module
 from prospect.serving.host import SessionHost
 from prospect.serving.local import LocalEngines
-from prospect.serving.settings import Durability, ServingSettings
-from prospect.serving.store import Store
+from prospect.serving.settings import Durability, ServingSettings, SessionLimits
+from prospect.serving.store import Store, StoreUnavailable
 from prospect.serving.sweeper import Sweeper
 from prospect.serving.worker import EngineWorker
 from prospect.streaming.engine import StreamingEngine
@@ -325,6 +325,37 @@ def test_the_death_of_the_store(
     """Meanwhile the session speaks on; when the store is back it has all of it, and a second death loses nothing."""
     events = {12: ["store dies"], 34: ["store is back", *after]}
     same(run(loaded, tmp_path, "events", events, postgres), undisturbed)
+
+
+def test_what_waits_for_a_store_that_is_away_does_not_grow_with_its_frames(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Messages are kept, each of which has to be written; frames only as far back as a refresh."""
+
+    def away(changes: object) -> set[str]:
+        raise StoreUnavailable("the store is away")
+
+    async def story() -> tuple[int, int]:
+        site = Site(loaded, f"sqlite:///{tmp_path}/sessions.db", "frames", None)
+        site.settings = site.settings.model_copy(update={"limits": SessionLimits(max_waiting_frames=4)})
+        site.gateway = site._gateway()
+        handle = (await site.gateway.create(SessionUpdate(session_id="a", steps=STEPS, keep=True), True)).resume
+        ledger = Ledger(SessionUpdate(session_id="a"), True, None)
+        ledger.created = await site.gateway.resume(SessionUpdate(resume=handle))
+        monkeypatch.setattr(site.store, "write", away)
+        stream, most, bases = site.gateway._streams["a"], 0, 0
+        for index in range(150):
+            await site.gateway.push("a", ledger.next_frame(features(index, loaded), index / 2))
+            while stream.inbox.pending:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            most, bases = max(most, len(stream.unwritten.frames)), stream.replay.base["counters"]["frames"]
+        monkeypatch.undo()
+        await site.stop()
+        return most, bases
+
+    most, base = asyncio.run(story())
+    assert base > 75, "it was refreshed"
+    assert most < 110
 
 
 def test_a_gateway_that_slept_asks_before_it_speaks(loaded: LoadedModel, tmp_path: Path, monkeypatch):

@@ -125,7 +125,7 @@ class Stream:
     @property
     def tokens(self) -> tuple[str, ...]:
         """Those with which the session can be resumed."""
-        return tuple(each for each in (self.token, self._earlier_token) if each is not None)
+        return (self.token,) if self._earlier_token is None else (self.token, self._earlier_token)
 
     def recall_tokens(self, tokens: Sequence[str]) -> None:
         """Take back what `tokens` was."""
@@ -289,8 +289,7 @@ class Stream:
     def take_news(self, first: int, events: list[Any], base: Json | None, progress: Json | None) -> None:
         """Take what the engine says of the session: events from number `first` on, each once."""
         if self._early is not None:
-            self._early.append((first, events, base, progress))
-            return
+            return self._early.append((first, events, base, progress))
         for number, packed in enumerate(events, first):
             event = unpack_event(packed)
             if number <= self.number and self._is_repeated(number, event):
@@ -324,9 +323,11 @@ class Stream:
         self.pieces.clear()
 
     def take_base(self, base: Json) -> None:
-        """Keep a log that holds everything so far."""
+        """Keep a log that holds everything so far; frames before it are written no more, however long that waits."""
         self.replay.rebase(base, self.journal.max_decisions)
-        self.unwritten.based = True
+        since = base["counters"]["frames"] - self.journal.max_decisions
+        frames = [each for each in self.unwritten.frames if each.frame >= since]
+        self.unwritten = Unwritten(self.unwritten.events, frames, based=True)
 
     def take_early_news(self) -> None:
         """Take what the engine said while it was being asked for the session."""
@@ -394,7 +395,6 @@ class Stream:
         self.outcomes.fail_all(session_error("closed", reason))
         self.given_up = last is None
         if last is None:
-            self.journal.leave()
-        else:
-            self.say(last)
-            self.journal.finish()
+            return self.journal.leave()
+        self.say(last)
+        self.journal.finish()
