@@ -29,7 +29,7 @@ def note_replicas(deployment: str, replicas: Iterable[str]) -> None:
 
 async def until_leaving(deployment: DeploymentHandle, replica: str) -> None:
     """Return once a replica that has taken requests takes no more: it is on its way out."""
-    deployment = deployment.options()  # makes the router, which is told of all replicas
+    deployment = deployment.options()  # starts its router, and Serve tells that the replicas
     has_been_there = False
     while True:
         is_there = replica in _present.get(str(deployment.deployment_id), frozenset())
@@ -58,7 +58,7 @@ class ServeDirectory:
 
     async def _begin(self) -> None:
         """Learn of the replicas that are there: one that is missing in `addresses` counts as on its way out."""
-        self._deployment = self._deployment.options()  # makes the router, which is told of all replicas
+        self._deployment = self._deployment.options()  # starts its router, and Serve tells that the replicas
         try:
             async with asyncio.timeout(TOLD_WITHIN_S):
                 while True:

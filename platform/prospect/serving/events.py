@@ -59,7 +59,7 @@ def unpack_event(packed: list[Any]) -> HostedEvent:
 
 
 def messages_of(seq: int, decision: Decision) -> list[ServerMessage]:
-    """What a client is told of a decision at its frame `seq`, behind the decision itself."""
+    """The messages that follow the `decision` of frame `seq`: a changed state, and what was said."""
     messages: list[ServerMessage] = []
     if decision.delta:
         state, delta = state_map(decision.state), format_delta(decision.delta)
