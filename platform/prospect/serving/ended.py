@@ -43,7 +43,8 @@ class EndedStreams:
         try:
             yield
         finally:
-            del self._closing[stream.session_id]
+            if self._closing.get(stream.session_id) is written:  # and not a later session's of the same id
+                del self._closing[stream.session_id]
             written.set()
 
     def is_closing(self, session_id: str) -> bool:
