@@ -21,8 +21,9 @@ from prospect.benchmarks.settings import Ablated, AblationSuite
 from prospect.config.load import load
 from prospect.config.schema import Config
 from prospect.evaluation.intervals import draw_runs
+from prospect.evaluation.metrics import METRICS
 from prospect.evaluation.settings import EvaluationSettings
-from prospect.evaluation.tally import METRICS, Tally
+from prospect.evaluation.tally import Tally
 from prospect.training.events import training_seconds
 from tests.conftest import REPOSITORY
 
@@ -60,8 +61,8 @@ def test_other_settings_give_other_runs_and_other_corpora_other_folders(tmp_path
 
 def tally(right: float) -> Tally:
     counts = {"dialogues": 1, "state_frames": 100, "state_right": right, "generated": 4, "reference": 5}
-    counts |= {"correct": 3, "paired": 4}
-    return Tally.from_columns(np.array([counts.get(name, 0.0) for name in Tally.__dataclass_fields__]))
+    counts |= {"correct": 3, "paired": 4, "events_matched": 0, "events_generated": 0, "events_reference": 0}
+    return Tally.of(counts)
 
 
 def scored(name: Ablated, seed: int, shift: float, noise: float = 0.0, videos: int = 30) -> RunScores:

@@ -19,7 +19,7 @@ from prospect.evaluation.baselines import Periodic, TimePrior, oracle, right_tim
 from prospect.evaluation.decision_cache import GroupRow, StreamedModel, cached_decisions, hash_model
 from prospect.evaluation.intervals import Interval
 from prospect.evaluation.lineage import Lineage, counted, is_told, records_fingerprint, seen_videos, video_names
-from prospect.evaluation.metrics import Scores, evaluate, paired_interval
+from prospect.evaluation.metrics import Scores, evaluate, paired_intervals
 from prospect.evaluation.records import Placed, VideoDecisions, View
 from prospect.evaluation.settings import EvaluationSettings
 from prospect.evaluation.thresholds import shown
@@ -125,7 +125,9 @@ def evaluate_model(config: Config, report: ReportLine = print) -> EvaluationResu
     systems = decided | _baselines(records, placed)
     scores = {name: evaluate(videos, settings, encoder) for name, videos in systems.items()}
     rivals = {name: scores[name] for name in RIVALS}
-    advantage = {name: paired_interval(scores[MODEL], rival, settings=settings) for name, rival in rivals.items()}
+    advantage = {
+        name: paired_intervals(scores[MODEL], rival, settings)["joint_goal_accuracy"] for name, rival in rivals.items()
+    }
     fast_share = _fast_share(decided[MODEL])
     report(f"eval   {fast_share:.1%} of the watched frames took the fast path, without lm_head")
     file = root / "evaluations" / str(saved.manifest["run_name"]) / f"{settings.split}-{lineage.key}.json"

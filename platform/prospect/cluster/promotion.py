@@ -5,7 +5,7 @@ from collections.abc import Callable
 from prospect.cluster.common import ReportLine
 from prospect.config.schema import Config
 from prospect.evaluation.lineage import Lineage, seen_videos
-from prospect.evaluation.metrics import Scores, paired_interval
+from prospect.evaluation.metrics import Scores, paired_intervals
 from prospect.evaluation.records import Placed
 from prospect.evaluation.settings import EvaluationSettings
 from prospect.model.saved import SavedModel, read_saved
@@ -54,7 +54,7 @@ def promote_if_better(
                 f"is not promoted: the champion, version {champion}, {standing}; `prospect promote` does it by hand"
             )
             return False
-        difference = paired_interval(scores, standing, metric, settings)
+        difference = paired_intervals(scores, standing, settings)[metric]
         shown = f"{metric} differs by {difference}" if difference else f"{metric} is undefined"
         if difference is None or not difference.low > 0:
             verdict(f"is not better than the champion, version {champion}: {shown}")

@@ -14,6 +14,13 @@ _USER_TEXTS: dict[UserMove, tuple[str, ...]] = {
     "acknowledge": ("Okay.", "Got it."),
 }
 
+_CORRECTION = "No, leave"
+
+
+def is_correction(text: str) -> bool:
+    """Whether an assistant's words step in for a mistake."""
+    return text.startswith(_CORRECTION)
+
 
 def write_dialogue(script: Script, video_id: str, split: str, rng: random.Random) -> Dialogue:
     """The record of one video."""
@@ -56,7 +63,7 @@ def _remark(span: ScriptSpan, script: Script) -> Turn:
     task = script.task
     if span.step is None:
         upcoming = _upcoming(task, _state_at(script, span.start))
-        text = f"No, leave the {span.work.object}. {_sentence(upcoming)}."
+        text = f"{_CORRECTION} the {span.work.object}. {_sentence(upcoming)}."
         return _assistant(script, span.start, text, "initiative|correction")
     state = _state_at(script, span.end)
     if (upcoming := _upcoming(task, state)) is not None:

@@ -40,6 +40,9 @@ class Action(NamedTuple):
         return f"{self.action.capitalize()} the {self.object}"
 
 
+_ACTION = re.compile(rf"\b({'|'.join(TOOLS)}) the ({'|'.join(OBJECTS)})\b")
+
+
 @dataclass(frozen=True)
 class Task:
     """A recipe and the table on which it is carried out."""
@@ -61,6 +64,12 @@ class Task:
 def content_words(text: str) -> frozenset[str]:
     """The objects, actions and tools that a sentence names."""
     return CONTENT & set(re.findall(r"\w+", text.lower()))
+
+
+def named_actions(text: str) -> frozenset[str]:
+    """The names of the steps that a sentence names, such as `Cut the kite`, whether a recipe has them or not."""
+    found = _ACTION.findall(text.lower())
+    return frozenset(Action(name, action).name for action, name in found)
 
 
 def unseen_pairs(settings: CorpusSettings) -> frozenset[Action]:

@@ -20,7 +20,7 @@ def match_events(
     left, right = _by_transition(generated), _by_transition(reference)
     pairs: list[tuple[int, int]] = []
     for transition in left.keys() & right.keys():
-        pairs += _nearest(left[transition], right[transition], tolerance)
+        pairs += nearest_pairs(left[transition], right[transition], tolerance)
     return sorted(pairs)
 
 
@@ -31,7 +31,10 @@ def _by_transition(events: Iterable[TimedEvent]) -> dict[Transition, list[int]]:
     return frames
 
 
-def _nearest(generated: list[int], reference: list[int], tolerance: float) -> list[tuple[int, int]]:
+def nearest_pairs(generated: list[int], reference: list[int], tolerance: float) -> list[tuple[int, int]]:
+    """As many one-to-one pairs of frames as `tolerance` (frames, inclusive) allows, and of those the nearest in sum."""
+    if not generated or not reference:
+        return []
     distance = np.abs(np.subtract.outer(generated, reference)).astype(np.float64)
     # One pair out of tolerance costs more than all pairs within it, so none within it is given up.
     cost = np.where(distance <= tolerance, distance, 1 + tolerance * distance.size)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prospect.errors import DataError
-from prospect.evaluation.tally import METRICS, Floats, Metric, Tally
+from prospect.evaluation.tally import Floats, Ratio, Tally
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,6 @@ class Interval:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def resample(videos: Mapping[str, Tally], samples: int, seed: int) -> Tally:
-    """`samples` draws of as many videos as there are, with replacement; equal for equal names and seed."""
-    columns = np.stack([videos[name].columns() for name in sorted(videos)])
-    return Tally.from_columns(_draws(len(columns), samples, seed) @ columns)
-
-
 def percentile_interval(value: Floats, samples: Floats, confidence: float) -> Interval | None:
     """None where the metric is undefined; samples in which it is undefined are left out."""
     defined = samples[~np.isnan(samples)]
@@ -37,14 +31,8 @@ def percentile_interval(value: Floats, samples: Floats, confidence: float) -> In
     return Interval(float(value), float(low), float(high))
 
 
-def metric_interval(metric: str, videos: Mapping[str, Tally], drawn: Tally, confidence: float) -> Interval | None:
-    """The interval of one metric; `drawn` comes from `resample`."""
-    function = METRICS[metric]
-    return percentile_interval(function(Tally.total(videos.values())), function(drawn), confidence)
-
-
 def draw_runs(
-    metric: Metric, runs: Sequence[Mapping[str, Tally]], samples: int, video_seed: int, run_seed: int
+    metric: Ratio, runs: Sequence[Mapping[str, Tally]], samples: int, video_seed: int, run_seed: int
 ) -> tuple[Floats, Floats]:
     """The mean of a metric over trainings that differ in their seed alone, and `samples` draws of that mean.
 
@@ -58,11 +46,12 @@ def draw_runs(
     if any(sorted(run) != names for run in runs):
         raise DataError("scores: the runs of one configuration were scored on different videos", field="videos")
     columns = np.stack([[run[name].columns() for name in names] for run in runs])
-    videos, trainings = _draws(len(names), samples, video_seed), _draws(len(runs), samples, run_seed)
-    drawn = metric(Tally.from_columns(np.einsum("nv,rvk->nrk", videos, columns)))
-    return metric(Tally.from_columns(columns.sum(1))).mean(), (drawn * trainings).mean(1)
+    sums = runs[0][names[0]].names
+    videos, trainings = draw_counts(len(names), samples, video_seed), draw_counts(len(runs), samples, run_seed)
+    drawn = metric(Tally.from_columns(sums, np.einsum("nv,rvk->nrk", videos, columns)))
+    return metric(Tally.from_columns(sums, columns.sum(1))).mean(), (drawn * trainings).mean(1)
 
 
-def _draws(count: int, samples: int, seed: int) -> Floats:
+def draw_counts(count: int, samples: int, seed: int) -> Floats:
     """[samples, count]: how often each of `count` is drawn; rows add up to `count`."""
     return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=samples).astype(np.float64)

@@ -1,26 +1,35 @@
-"""Scores of streamed dialogues against their references: turns, transitions, states and head decisions."""
+"""Scores of streamed dialogues against their references, with intervals over videos.
+
+What is counted and how it becomes a metric stands in `prospect.evaluation.measures`, one module for each subject.
+"""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from prospect.corpus.tasks import DATASET, content_words
-from prospect.dialogue.state import StatePolicy, TaskState
 from prospect.dialogue.timeline import FPS
 from prospect.errors import DataError
-from prospect.evaluation.events import match_events
-from prospect.evaluation.intervals import Interval, metric_interval, percentile_interval, resample
-from prospect.evaluation.matching import Match, match_turns
+from prospect.evaluation.counted import CountedDialogue, Draws
+from prospect.evaluation.intervals import Interval, percentile_interval
+from prospect.evaluation.measures import decisions, states, transitions, turns, wording
+from prospect.evaluation.measures.turns import correct_pairs, match_video, said
 from prospect.evaluation.records import VideoDecisions
 from prospect.evaluation.settings import EvaluationSettings
-from prospect.evaluation.tally import METRICS, Tally
+from prospect.evaluation.tally import Floats, Ratio, Tally
 from prospect.similarity import SentenceEncoder
 
-INTERVALS = ("turn_f1", "dst_f1", "joint_goal_accuracy", "readout_joint_goal_accuracy")
-"""The metrics that come with a confidence interval."""
+METRICS: dict[str, Ratio] = turns.METRICS | wording.METRICS | transitions.METRICS | states.METRICS | decisions.METRICS
+"""Ratios of sums."""
+
+LATENCIES = {"latency_p50": 0.5, "latency_p90": 0.9}
+"""Quantiles of signed latencies, in seconds."""
+SAMPLED = tuple(f"{head}_{name}" for head in decisions.HEADS for name in [*decisions.RANKED, *LATENCIES])
+"""Metrics of single frames and events: of the probabilities of both heads, and of latencies."""
+
+LENGTHS = ((1, "under 1 minute"), (5, "1 to 5 minutes"), (20, "5 to 20 minutes"), (np.inf, "over 20 minutes"))
 
 
 @dataclass(frozen=True)
@@ -28,11 +37,11 @@ class SliceScores:
     """The scores of some dialogues; `scores["turn_f1"]` is one metric."""
 
     metrics: dict[str, float | None]
-    """All of `METRICS`, and the average precision of both heads; None where undefined."""
+    """All of `METRICS` and `SAMPLED`; None where undefined."""
     intervals: dict[str, Interval | None]
-    """Over videos, for `INTERVALS`."""
-    counts: dict[str, float]
-    """The sums behind the metrics, by the field names of `Tally`."""
+    """Over videos, by metric."""
+    counts: dict[str, float] = field(default_factory=dict)
+    """The sums behind the ratios."""
 
     def __getitem__(self, metric: str) -> float | None:
         return self.metrics[metric]
@@ -43,16 +52,25 @@ class Scores:
     """The result of an evaluation."""
 
     overall: SliceScores
-    by_dataset: dict[str, SliceScores]
-    by_user_type: dict[str, SliceScores]
-    videos: dict[str, Tally]
-    """Sums by video, from which systems are compared pair by pair."""
+    macro: SliceScores
+    """The means over data sets, as in ProAssist's tables; each data set draws its own videos."""
+    by: dict[str, dict[str, SliceScores]]
+    """`dataset`, `user_type` and `length` -> its values -> scores."""
+    recall_by_label: dict[str, Interval]
+    """Share of the reference's utterances with a label that a correct one meets."""
+    curves: dict[str, Any]
+    """Points of plots: `similarity`, `tolerance`, and by head `reliability` and `precision_recall`."""
+    counted: tuple[CountedDialogue, ...] = ()
+    """What was counted, from which systems are compared pair by pair."""
 
     @property
-    def macro_turn_f1(self) -> float | None:
-        """The mean over datasets, as in ProAssist's tables."""
-        values = [found for scores in self.by_dataset.values() if (found := scores["turn_f1"]) is not None]
-        return float(np.mean(values)) if values else None
+    def by_dataset(self) -> dict[str, SliceScores]:
+        return self.by["dataset"]
+
+    @property
+    def videos(self) -> dict[str, Tally]:
+        """Sums by video."""
+        return {name: Tally.total(tallies) for name, tallies in _grouped(self.counted).items()}
 
     def logged(self) -> dict[str, float]:
         """The defined overall metrics by stable name, for a tracker."""
@@ -62,17 +80,21 @@ class Scores:
         """Plain values for JSON; an undefined metric is null."""
         return {
             "overall": asdict(self.overall),
-            "macro_turn_f1": self.macro_turn_f1,
-            "by_dataset": {name: asdict(scores) for name, scores in self.by_dataset.items()},
-            "by_user_type": {name: asdict(scores) for name, scores in self.by_user_type.items()},
-            "videos": {name: {m: _number(METRICS[m](tally)) for m in INTERVALS} for name, tally in self.videos.items()},
+            "macro": asdict(self.macro),
+            "by": {key: {name: asdict(scores) for name, scores in found.items()} for key, found in self.by.items()},
+            "recall_by_label": {label: asdict(interval) for label, interval in self.recall_by_label.items()},
+            "curves": self.curves,
+            "videos": {
+                name: {metric: number(function(tally)) for metric, function in METRICS.items()}
+                for name, tally in self.videos.items()
+            },
         }
 
 
 def evaluate(
     videos: Sequence[VideoDecisions], settings: EvaluationSettings | None = None, encoder: SentenceEncoder | None = None
 ) -> Scores:
-    """Scores every dialogue once and sums up: overall, by dataset and by user type.
+    """Count every dialogue once and sum up: overall, and by data set, user type and length.
 
     Args:
         videos: the streamed dialogues, in any order.
@@ -85,166 +107,184 @@ def evaluate(
     """
     settings = settings or EvaluationSettings()
     videos = sorted(videos, key=lambda video: (video.video, video.dialogue.dialogue_id))
-    counted = [(video, tally_video(video, settings, encoder)) for video in videos]
+    known = wording.Wording.of(videos, encoder)
+    counted = tuple(_count(video, settings, encoder, known) for video in videos)
 
-    def grouped(key: Callable[[VideoDecisions], str]) -> dict[str, SliceScores]:
+    def by(key: Callable[[VideoDecisions], str]) -> dict[str, SliceScores]:
         names = sorted({key(video) for video in videos})
-        return {name: _slice([pair for pair in counted if key(pair[0]) == name], settings) for name in names}
+        return {name: _slice([one for one in counted if key(one.video) == name], settings) for name in names}
 
+    datasets = sorted({video.dialogue.dataset for video in videos})
+    draws = [_drawn([one for one in counted if one.video.dialogue.dataset == name], settings) for name in datasets] or [
+        _drawn([], settings)
+    ]
+    overall = _drawn(counted, settings)
     return Scores(
-        overall=_slice(counted, settings),
-        by_dataset=grouped(lambda video: video.dialogue.dataset),
-        by_user_type=grouped(lambda video: video.dialogue.user_type or "unknown"),
-        videos=_by_video(counted),
+        overall=_scored(*overall, settings, Draws.whole(counted).tally),
+        macro=_scored(_mean([value for value, _ in draws]), _mean([drawn for _, drawn in draws]), settings),
+        by={
+            "dataset": by(lambda video: video.dialogue.dataset),
+            "user_type": by(lambda video: video.dialogue.user_type or "unknown"),
+            "length": by(_length),
+        },
+        recall_by_label=_label_recall(counted, settings),
+        curves=_curves(Draws.whole(counted)),
+        counted=counted,
     )
 
 
-def paired_interval(
-    first: Scores, second: Scores, metric: str = "joint_goal_accuracy", settings: EvaluationSettings | None = None
-) -> Interval | None:
-    """By how much `first` is better than `second`, each draw taking the same videos of both; None if undefined.
+def paired_intervals(
+    first: Scores, second: Scores, settings: EvaluationSettings | None = None
+) -> dict[str, Interval | None]:
+    """By how much `first` is better than `second`, by metric, each draw taking the same videos of both.
+
+    None where a metric is undefined for either.
 
     Raises:
         DataError: the two were not scored on the same videos.
     """
     settings = settings or EvaluationSettings()
-    if first.videos.keys() != second.videos.keys():
-        only = sorted(first.videos.keys() ^ second.videos.keys())[0]
+    names = [{one.video.video for one in scores.counted} for scores in (first, second)]
+    if names[0] != names[1]:
+        only = sorted(names[0] ^ names[1])[0]
         raise DataError(f"scores: video {only!r} was scored for one of the two systems only", field="videos")
-    if not first.videos:
-        return None
-    function = METRICS[metric]
-    value = function(Tally.total(first.videos.values())) - function(Tally.total(second.videos.values()))
-    drawn = [resample(scores.videos, settings.bootstrap_samples, settings.seed) for scores in (first, second)]
-    return percentile_interval(value, function(drawn[0]) - function(drawn[1]), settings.confidence)
+    (value, drawn), (other, others) = (_drawn(scores.counted, settings) for scores in (first, second))
+    return {
+        name: percentile_interval(value[name][0] - other[name][0], drawn[name] - others[name], settings.confidence)
+        for name in value
+    }
 
 
-def tally_video(video: VideoDecisions, settings: EvaluationSettings, encoder: SentenceEncoder | None) -> Tally:
-    """The sums of one dialogue."""
-    frames = video.frames
+def average_precision(probabilities: Sequence[float], labels: Sequence[bool]) -> float | None:
+    """Area under precision over recall, each distinct probability one threshold; None without a positive label."""
+    readings = decisions.Readings(np.asarray(probabilities, float), np.asarray(labels, bool), np.zeros(0))
+    return number(decisions.average_precision(decisions.rank([readings], np.ones((1, 1))))[0])
+
+
+def number(value: Any) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _count(
+    video: VideoDecisions,
+    settings: EvaluationSettings,
+    encoder: SentenceEncoder | None,
+    known: wording.Wording,
+) -> CountedDialogue:
+    frames, matches = video.frames, match_video(video, settings, encoder)
     sums = {
         "dialogues": 1,
         "frames": len(frames),
         "undecided": sum(frame not in video.by_frame for frame in frames),
         "seconds": len(frames) / FPS,
-        **_turn_sums(video, settings, encoder),
-        **_event_sums(video, settings),
-        **_state_sums(video, settings.state_policy),
+        **turns.count_turns(video, matches, settings, encoder),
+        **known.count(video, settings),
+        **transitions.count_transitions(video, settings),
+        **states.count_states(video, settings),
+        **decisions.count_decisions(video, settings),
     }
-    return Tally.from_columns(np.array([sums[field.name] for field in fields(Tally)], dtype=np.float64))
-
-
-def _turn_sums(
-    video: VideoDecisions, settings: EvaluationSettings, encoder: SentenceEncoder | None
-) -> dict[str, float]:
-    generated, reference = video.utterances, video.reference_utterances
-    if settings.matching.mode == "compat":
-        generated = {frame: text for frame, text in generated.items() if text.strip() != "."}
-    drawn = video.dialogue.dataset == DATASET  # elsewhere nobody knows which words carry the content
-    sums = dict.fromkeys(("paired", "correct", "similarity", "distance", "exact", "content_right"), 0.0)
-    if generated and reference:
-        if encoder is None:
-            raise DataError("evaluation: utterances cannot be compared without a sentence encoder", field="encoder")
-        dataset, total = video.dialogue.dataset, video.timeline.num_frames
-        pairs = match_turns(generated, reference, total, encoder, settings.matching, dataset).matched
-        correct = [pair for pair in pairs if pair.similarity > settings.similarity_threshold]
-        sums = {
-            "paired": len(pairs),
-            "correct": len(correct),
-            "similarity": sum(pair.similarity for pair in correct),
-            "distance": sum(abs(pair.generated - pair.reference) for pair in correct) / FPS,
-            "exact": sum(pair.generated == pair.reference for pair in correct),
-            "content_right": drawn * sum(_same_content(generated, reference, pair) for pair in correct),
-        }
-    spoken = {"generated": len(generated), "reference": len(reference)}
-    return sums | spoken | {"content_spoken": drawn * sum(spoken.values())}
-
-
-def _same_content(generated: Mapping[int, str], reference: Mapping[int, str], pair: Match) -> bool:
-    return content_words(generated[pair.generated]) == content_words(reference[pair.reference])
-
-
-def _event_sums(video: VideoDecisions, settings: EvaluationSettings) -> dict[str, float]:
-    generated, reference = video.events(), video.reference_events(settings.state_policy)
-    pairs = match_events(generated, reference, settings.event_tolerance * FPS)
-    return {
-        "events_generated": len(generated),
-        "events_reference": len(reference),
-        "events_matched": len(pairs),
-        "latency": sum(decided - due for decided, due in pairs) / FPS,
-    }
-
-
-def _state_sums(video: VideoDecisions, policy: StatePolicy) -> dict[str, float]:
-    """A recipe that is empty or without times leaves every sum at zero, and so the state metrics undefined."""
-    steps = video.timeline.num_steps if video.dialogue.has_dst_labels else 0
-    frames = video.frames if steps else range(0)
-    reference = video.timeline.states(policy)
-    tracked = {frame: decision.state for frame, decision in video.by_frame.items()}
-    readouts = {f: decision.readout for f, decision in video.by_frame.items() if decision.readout is not None}
-    return {
-        "state_frames": len(frames),
-        "state_right": sum(tracked.get(frame) == reference[frame] for frame in frames),
-        "slots": steps * len(frames),
-        "slots_right": sum(_equal_slots(tracked.get(frame), reference[frame]) for frame in frames),
-        "readout_frames": len(frames) if readouts else 0,
-        "readout_right": sum(readouts.get(frame) == reference[frame] for frame in frames),
-    }
-
-
-def _equal_slots(state: TaskState | None, reference: TaskState) -> int:
-    return 0 if state is None else sum(a == b for a, b in zip(state.steps, reference.steps, strict=False))
-
-
-def average_precision(probabilities: Sequence[float], labels: Sequence[bool]) -> float | None:
-    """Area under precision over recall, each distinct probability one threshold; None without a positive label."""
-    truth = np.asarray(labels, dtype=bool)
-    if not truth.any():
-        return None
-    from sklearn.metrics import average_precision_score
-
-    return float(average_precision_score(truth, probabilities))
-
-
-def _head_precisions(videos: Iterable[VideoDecisions], policy: StatePolicy) -> dict[str, float | None]:
-    """Average precision of both heads over all decided frames, against the reference's very frames."""
-    speak: list[tuple[float, bool]] = []
-    update: list[tuple[float, bool]] = []
-    for video in videos:
-        updated = {frame for frame, _ in video.reference_events(policy)}
-        decided = [(frame, video.by_frame[frame]) for frame in video.frames if frame in video.by_frame]
-        speak += [(decision.p_speak, frame in video.reference_utterances) for frame, decision in decided]
-        update += [(decision.p_update, frame in updated) for frame, decision in decided]
-    return {
-        "speak_average_precision": average_precision([p for p, _ in speak], [label for _, label in speak]),
-        "update_average_precision": average_precision([p for p, _ in update], [label for _, label in update]),
-    }
-
-
-def _by_video(counted: Sequence[tuple[VideoDecisions, Tally]]) -> dict[str, Tally]:
-    groups: dict[str, list[Tally]] = defaultdict(list)
-    for video, tally in counted:
-        groups[video.video].append(tally)
-    return {name: Tally.total(tallies) for name, tallies in sorted(groups.items())}
-
-
-def _slice(counted: Sequence[tuple[VideoDecisions, Tally]], settings: EvaluationSettings) -> SliceScores:
-    total = Tally.total(tally for _, tally in counted)
-    metrics = {name: _number(function(total)) for name, function in METRICS.items()}
-    heads = _head_precisions((video for video, _ in counted), settings.state_policy)
-    return SliceScores(
-        metrics=metrics | heads,
-        intervals=_intervals(_by_video(counted), settings),
-        counts={field.name: float(getattr(total, field.name)) for field in fields(Tally)},
+    correct = correct_pairs(matches, settings)
+    texts, reference = said(video, settings), video.reference_utterances
+    met = {pair.reference for pair in correct}
+    return CountedDialogue(
+        video=video,
+        tally=Tally.of(sums),
+        readings=decisions.read_decisions(video, settings),
+        labels=turns.count_labels(video, met),
+        pairs=tuple((texts[pair.generated], reference[pair.reference]) for pair in correct),
     )
 
 
-def _intervals(videos: Mapping[str, Tally], settings: EvaluationSettings) -> dict[str, Interval | None]:
-    if not videos:
-        return dict.fromkeys(INTERVALS)
-    drawn = resample(videos, settings.bootstrap_samples, settings.seed)
-    return {metric: metric_interval(metric, videos, drawn, settings.confidence) for metric in INTERVALS}
+Values = dict[str, Floats]
+"""By metric, [B]."""
 
 
-def _number(value: Any) -> float | None:
-    return None if np.isnan(value) else float(value)
+def _values(draws: Draws) -> Values:
+    """All metrics."""
+    ratios = {name: metric(draws.tally) for name, metric in METRICS.items()}
+    parts = [_sampled(part) for part in draws.parts()]
+    return ratios | {name: np.concatenate([part[name] for part in parts]) for name in SAMPLED}
+
+
+def _sampled(draws: Draws) -> Values:
+    found: Values = {}
+    for head in decisions.HEADS:
+        ranked, latencies = draws.ranked(head), draws.latencies(head)
+        found |= {f"{head}_{name}": metric(ranked) for name, metric in decisions.RANKED.items()}
+        found |= {f"{head}_{name}": decisions.weighted_quantile(*latencies, q) for name, q in LATENCIES.items()}
+    return found
+
+
+def _drawn(counted: Sequence[CountedDialogue], settings: EvaluationSettings) -> tuple[Values, Values]:
+    """All metrics of dialogues, and of the draws of their videos."""
+    if not counted:
+        nothing = {name: np.full(1, np.nan) for name in [*METRICS, *SAMPLED]}
+        return nothing, nothing
+    drawn = Draws.of_videos(counted, settings.bootstrap_samples, settings.seed)
+    return _values(Draws.whole(counted)), _values(drawn)
+
+
+def _slice(counted: Sequence[CountedDialogue], settings: EvaluationSettings) -> SliceScores:
+    return _scored(*_drawn(counted, settings), settings, Draws.whole(counted).tally)
+
+
+def _scored(value: Values, drawn: Values, settings: EvaluationSettings, tally: Tally | None = None) -> SliceScores:
+    return SliceScores(
+        metrics={name: number(found[0]) for name, found in value.items()},
+        intervals={
+            name: percentile_interval(value[name][0], found, settings.confidence) for name, found in drawn.items()
+        },
+        counts={name: float(tally[name][0]) for name in tally.names} if tally is not None else {},
+    )
+
+
+def _mean(values: Sequence[Values]) -> Values:
+    """By metric, the mean over data sets in which it is defined."""
+    return {name: _defined_mean(np.stack([found[name] for found in values])) for name in values[0]}
+
+
+def _defined_mean(values: Floats) -> Floats:
+    defined = ~np.isnan(values)
+    count = defined.sum(axis=0)
+    total = np.where(defined, values, 0.0).sum(axis=0)
+    return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
+
+
+def _length(video: VideoDecisions) -> str:
+    minutes = len(video.frames) / FPS / 60
+    return next(name for most, name in LENGTHS if minutes < most)
+
+
+def _label_recall(counted: Sequence[CountedDialogue], settings: EvaluationSettings) -> dict[str, Interval]:
+    labels = sorted({label for one in counted for label in one.labels})
+    weights = (
+        Draws.of_videos(counted, settings.bootstrap_samples, settings.seed).weights if counted else np.zeros((0, 0))
+    )
+    found = {}
+    for label in labels:
+        sums = np.array([one.labels.get(label, (0, 0)) for one in counted], dtype=np.float64)
+        due, met = np.moveaxis(weights @ sums, -1, 0)
+        drawn = np.divide(met, due, out=np.full(due.shape, np.nan), where=due > 0)
+        interval = percentile_interval(sums[:, 1].sum() / sums[:, 0].sum(), drawn, settings.confidence)
+        if interval is not None:
+            found[label] = interval
+    return found
+
+
+def _curves(whole: Draws) -> dict[str, Any]:
+    if not whole.counted:
+        return {}
+    tally = Tally({name: whole.tally[name][0] for name in whole.tally.names})
+    return {
+        "similarity": turns.similarity_curve(tally),
+        "tolerance": turns.tolerance_curve(tally),
+        "reliability": {head: decisions.reliability(whole.ranked(head)) for head in decisions.HEADS},
+        "precision_recall": {head: decisions.precision_recall_curve(whole.ranked(head)) for head in decisions.HEADS},
+    }
+
+
+def _grouped(counted: Iterable[CountedDialogue]) -> dict[str, list[Tally]]:
+    groups: dict[str, list[Tally]] = defaultdict(list)
+    for one in counted:
+        groups[one.video.video].append(one.tally)
+    return dict(sorted(groups.items()))

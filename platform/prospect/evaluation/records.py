@@ -37,6 +37,8 @@ class VideoDecisions:
     decisions: Sequence[Decision]
     first_frame: int = 0
     """Frame of the video that was frame 0 of the stream."""
+    refreshes: Sequence[int] = ()
+    """Frames of the stream before which its context was rebuilt."""
 
     def __post_init__(self) -> None:
         if len(self.by_frame) != len(self.decisions):

@@ -32,28 +32,33 @@ def _with_interval(metric: str) -> Callable[[SliceScores], str | Text]:
 
 
 _COLUMNS: dict[str, Callable[[SliceScores], str | Text]] = {
-    "turn F1": _with_interval("turn_f1"),
     "words": _number("content_f1"),
+    "turn F1": _with_interval("turn_f1"),
+    "step": _number("step_correctness"),
     "off s": _number("time_diff"),
     "DST F1": _with_interval("dst_f1"),
     "goal acc.": _with_interval("joint_goal_accuracy"),
-    "readout": _number("readout_joint_goal_accuracy"),
     "/min": _number("utterances_per_minute", 1),
 }
 
 
+def _rank(scores: SliceScores) -> tuple[float, float]:
+    return scores["content_f1"] or 0.0, scores["turn_f1"] or 0.0
+
+
 def render_table(rows: Mapping[str, Scores], title: str = "Held-out videos") -> Table:
-    """One entry a system, in the order given.
+    """One entry a system, best words first, and without words to compare best turn F1 first.
 
     `words` is the turn F1 that counts an utterance as right only where it names the reference's objects, actions and
-    tools (sample corpus), `off s` the mean time between an utterance and its reference, `goal acc.` the joint goal
-    accuracy of the tracked state, `readout` that of the state head, `/min` utterances a minute; `-` is undefined.
+    tools (sample corpus), `step` the share of utterances about a step that name a relevant one, `off s` the mean time
+    between an utterance and its reference, `goal acc.` the joint goal accuracy of the tracked state, `/min` utterances
+    a minute; `-` is undefined.
     """
     caption = "below a score: its confidence interval over videos"
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     table.add_column("system", no_wrap=True)
     for name in _COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
-    for system, scores in rows.items():
+    for system, scores in sorted(rows.items(), key=lambda row: _rank(row[1].overall), reverse=True):
         table.add_row(system, *(cell(scores.overall) for cell in _COLUMNS.values()))
     return table

@@ -17,8 +17,9 @@ from prospect.benchmarks.ablation.variants import VARIANTS, Pass
 from prospect.benchmarks.settings import Ablated, AblationSuite
 from prospect.config.schema import Config
 from prospect.evaluation.intervals import Interval, draw_runs, percentile_interval
+from prospect.evaluation.metrics import METRICS
 from prospect.evaluation.settings import EvaluationSettings
-from prospect.evaluation.tally import METRICS, Floats, Metric, Tally
+from prospect.evaluation.tally import Floats, Ratio, Tally
 from prospect.files import write_json
 from prospect.hashing import derived_seed
 
@@ -29,7 +30,7 @@ WIDTH = 220
 class Measure:
     """A column of the table: one metric of one pass."""
 
-    metric: Metric
+    metric: Ratio
     streamed: Pass = "own"
 
 
@@ -68,7 +69,7 @@ class RunScores:
 def read_scores(file: Path) -> RunScores:
     values: dict[str, Any] = json.loads(file.read_text())
     videos: dict[Pass, dict[str, Tally]] = {
-        streamed: {name: Tally.from_columns(np.array(columns)) for name, columns in scores["videos"].items()}
+        streamed: {name: Tally.of(sums) for name, sums in scores["videos"].items()}
         for streamed, scores in values["scores"].items()
     }
     return RunScores(values["configuration"], values["seed"], values["minutes"], videos)

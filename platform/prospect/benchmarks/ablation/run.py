@@ -52,7 +52,7 @@ def measure(run: AblationRun) -> dict[str, Any]:
         systems = stream_views(model, placed, config.cluster, print, views=["watched"])
         videos = systems[MODEL]
         found = evaluate(videos, config.evaluation, encoder)
-        tallies = {video: tally.columns().tolist() for video, tally in found.videos.items()}
+        tallies = {video: tally.to_dict() for video, tally in found.videos.items()}
         scores[name] = {"metrics": found.overall.metrics, "videos": tallies}
     events = read_events(root / "runs" / trained.run_name / "metrics.jsonl")
     return {
