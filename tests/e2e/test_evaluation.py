@@ -1,6 +1,10 @@
 """One evaluation is one result, which says what it is of; see tests/fixtures for the model."""
 
 import json
+import pickle
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ from prospect.errors import DataError, FingerprintError
 from prospect.evaluation.lineage import TRAINED_ON
 from prospect.tracking.tracking import Tracking
 from prospect.vision.settings import VisionSettings
+from tests.e2e.training_runs import wait_for
 from tests.earlier import config_of, unpack
 
 pytestmark = pytest.mark.e2e
@@ -62,6 +67,39 @@ def test_each_evaluation_has_a_file_and_an_mlflow_run_below_the_trainings(local_
     score = first.scores["trained model"].overall["turn_f1"]
     assert parent.data.metrics["eval/turn_f1"] == pytest.approx(score)
     assert all(run.data.tags["mlflow.note.content"].startswith(first.lineage.model) for run in runs)
+
+
+JOB = """
+import pickle, ray, sys
+from prospect.cluster.evaluate import evaluate_model
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+with open(sys.argv[1], "rb") as config:
+    evaluate_model(pickle.load(config))
+"""
+
+
+@pytest.mark.long
+def test_a_killed_evaluation_goes_on_and_streams_nothing_twice(local_ray: None, root: Path, tmp_path: Path) -> None:
+    says_trained_on(root, [])
+    config, kept = config_of(root), root / "cache" / "decisions"
+    more = {"model": f"{root}/runs/finished/model", "also": ("untracked", "told"), "sweep": (0.25, 0.75)}
+    config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=more)})
+    before = {*kept.glob("*.json")} if kept.is_dir() else set()
+    (tmp_path / "config.pickle").write_bytes(pickle.dumps(config))
+    driver = subprocess.Popen([sys.executable, "-c", JOB, str(tmp_path / "config.pickle")])
+    try:
+        wait_for(lambda: len({*kept.glob("*.json")} - before) >= 2)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    finished = {file: file.stat().st_mtime_ns for file in {*kept.glob("*.json")} - before}
+    result = evaluate_model(config, lambda line: None)
+    assert {file: file.stat().st_mtime_ns for file in finished} == finished, "what was decided is not decided again"
+    assert result.scores["told the state"].overall["joint_goal_accuracy"] == 1.0
+    assert [point.threshold for point in result.sweep["update"]["default"]] == [0.25, 0.75]
+    written = json.loads(result.file.read_text())
+    assert written["sweep"]["speak"]["toy"][1]["threshold"] == 0.75
+    assert {"no task state", "told the state"} < written["scores"].keys()
 
 
 def test_videos_of_the_training_are_refused_or_marked(local_ray: None, root: Path) -> None:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,17 +16,18 @@ from prospect.data.prepare import Records, read_records
 from prospect.data.sources import split_name
 from prospect.errors import ConfigError, DataError, ProspectError
 from prospect.evaluation.baselines import Periodic, TimePrior, oracle, right_time_wrong_step, silence
+from prospect.evaluation.calibration import Curves, Decides, threshold_curves
 from prospect.evaluation.decision_cache import GroupRow, StreamedModel, cached_decisions, hash_model
 from prospect.evaluation.intervals import Interval
 from prospect.evaluation.lineage import Lineage, counted, is_told, records_fingerprint, seen_videos, video_names
 from prospect.evaluation.metrics import Scores, evaluate, paired_intervals
-from prospect.evaluation.records import Placed, VideoDecisions, View
+from prospect.evaluation.records import Placed, Variant, VideoDecisions, View
 from prospect.evaluation.settings import EvaluationSettings
 from prospect.evaluation.thresholds import shown
 from prospect.files import write_json
 from prospect.model.saved import SavedModel, read_saved
 from prospect.model.settings import HEADS
-from prospect.similarity import SentenceSimilarity
+from prospect.similarity import SentenceEncoder, SentenceSimilarity
 from prospect.streaming.settings import StreamingSettings
 from prospect.terminal import console
 from prospect.tracking.settings import NOTE
@@ -36,8 +37,15 @@ if TYPE_CHECKING:
     from prospect.tracking.tracking import Tracking
 
 MODEL = "trained model"
-VIEWS: dict[View, str] = {"watched": MODEL, "shuffled": "shuffled frames", "blank": "blank frames"}
+VIEWS: dict[View, str] = {
+    "watched": MODEL,
+    "shuffled": "shuffled frames",
+    "blank": "blank frames",
+    "untracked": "no task state",
+    "told": "told the state",
+}
 """What the model is shown -> name of the system in the table of scores."""
+ALWAYS: tuple[View, ...] = ("watched", "shuffled", "blank")
 RIVALS = ("silence", "time prior", "shuffled frames", "blank frames")
 """Systems that a model that watches must beat in joint goal accuracy; silence stays in the initial state."""
 GROUPS_PER_ACTOR = 12
@@ -58,6 +66,8 @@ class EvaluationResult:
     """Share of watched frames that were decided without `lm_head`."""
     manifest: dict[str, Any]
     """Of the model: its run, its encoder."""
+    sweep: dict[Decides, Curves] = field(default_factory=dict)
+    """Scores over thresholds, as `evaluation.sweep` asks for them."""
     champion: bool = False
     """Whether the model was promoted."""
 
@@ -117,11 +127,14 @@ def evaluate_model(config: Config, report: ReportLine = print) -> EvaluationResu
     report_earlier_decoder(store, "eval", report)
     lineage = _lineage(config, model, saved, records, placed, store)
     _refuse_seen(lineage, settings)
+    views = (*ALWAYS, *settings.also)
     report(f"eval   {_thresholds(saved, config.streaming, {dialogue.dataset for dialogue, _ in placed})}")
-    report(f"eval   {model}: streaming {counted(len(placed), 'dialogue')} of {lineage.count}, {len(VIEWS)} views each")
+    report(f"eval   {model}: streaming {counted(len(placed), 'dialogue')} of {lineage.count}, {len(views)} views each")
     for mark in lineage.marks():
         report(f"eval   ATTENTION: {mark}")
-    decided = stream_views(_streamed(config, saved, store), placed, config.cluster, report)
+    streamed = _streamed(config, saved, store)
+    decided = stream_views(streamed, placed, config.cluster, report, views)
+    sweep = _sweep(partial(_stream_variants, streamed, placed, config.cluster, report), settings, encoder)
     systems = decided | _baselines(records, placed)
     scores = {name: evaluate(videos, settings, encoder) for name, videos in systems.items()}
     rivals = {name: scores[name] for name in RIVALS}
@@ -131,7 +144,7 @@ def evaluate_model(config: Config, report: ReportLine = print) -> EvaluationResu
     fast_share = _fast_share(decided[MODEL])
     report(f"eval   {fast_share:.1%} of the watched frames took the fast path, without lm_head")
     file = root / "evaluations" / str(saved.manifest["run_name"]) / f"{settings.split}-{lineage.key}.json"
-    result = EvaluationResult(lineage, scores, advantage, file, fast_share, saved.manifest)
+    result = EvaluationResult(lineage, scores, advantage, file, fast_share, saved.manifest, sweep)
     _write(result)
     _record(tracking, result)
     report(f"eval   written to {result.file}")
@@ -236,7 +249,7 @@ def stream_views(
     placed: Sequence[Placed],
     cluster: ClusterSettings,
     report: ReportLine,
-    views: Sequence[View] = tuple(VIEWS),
+    views: Sequence[View] = ALWAYS,
 ) -> dict[str, list[VideoDecisions]]:
     """Stream dialogues through the model once for each view; returns decisions by the system's name.
 
@@ -244,8 +257,36 @@ def stream_views(
         DataError: a dialogue cannot be streamed.
         ConfigError: the cluster never has `cluster.gpus`, a node's GPU is missing, or an actor cannot load the model.
     """
-    found = cached_decisions(model, placed, views, partial(_stream_groups, model, cluster, report), report)
-    return {VIEWS[view]: decisions for view, decisions in found.items()}
+    found = _stream_variants(model, placed, cluster, report, [Variant(view) for view in views])
+    return {VIEWS[variant.view]: decisions for variant, decisions in found.items()}
+
+
+def _stream_variants(
+    model: StreamedModel,
+    placed: Sequence[Placed],
+    cluster: ClusterSettings,
+    report: ReportLine,
+    variants: Sequence[Variant],
+) -> dict[Variant, list[VideoDecisions]]:
+    return cached_decisions(model, placed, variants, partial(_stream_groups, model, cluster, report), report)
+
+
+def _sweep(
+    stream: Callable[[Sequence[Variant]], dict[Variant, list[VideoDecisions]]],
+    settings: EvaluationSettings,
+    encoder: SentenceEncoder,
+) -> dict[Decides, Curves]:
+    """Scores at every threshold of `settings.sweep` for one decision, at the model's own for the other."""
+    grid = settings.sweep
+    variants_of: dict[Decides, list[Variant]] = {
+        "update": [Variant(update=threshold) for threshold in grid],
+        "speak": [Variant(speak=threshold) for threshold in grid],
+    }
+    found: dict[Decides, Curves] = {}
+    for name, variants in variants_of.items() if grid else ():
+        streamed = stream(variants)
+        found[name] = threshold_curves(name, grid, [streamed[variant] for variant in variants], settings, encoder)
+    return found
 
 
 def _stream_groups(
@@ -294,6 +335,10 @@ def _write(result: EvaluationResult) -> None:
         "manifest": result.manifest,
         "scores": {name: scores.to_dict() for name, scores in result.scores.items()},
         "advantage": {name: interval and asdict(interval) for name, interval in result.advantage.items()},
+        "sweep": {
+            name: {dataset: [asdict(point) for point in points] for dataset, points in curves.items()}
+            for name, curves in result.sweep.items()
+        },
     }
     write_json(result.file, values)
 

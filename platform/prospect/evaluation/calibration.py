@@ -127,7 +127,8 @@ class Calibrator:
                 batch = picked[len(streamed) : len(streamed) + self._dialogues_at_once]
                 streamed += self._stream(name, batch, calibration.thresholds)
                 yield f"{name}: {len(streamed)}/{len(picked)} dialogues at {len(self.settings.grid)} thresholds"
-            curves = self._curves(name, streamed)
+            by_threshold = [*zip(*streamed, strict=True)]
+            curves = threshold_curves(name, self.settings.grid, by_threshold, self.evaluation, self.encoder)
             chosen, refused = choose(curves, self.settings)
             calibration = _extended(calibration, name, curves, chosen, refused)
         yield calibration
@@ -165,14 +166,22 @@ class Calibrator:
         streamed = stream_dialogues(self.engine, [pair for pair in batch for _ in grid], read, specs)
         return (streamed[at : at + len(grid)] for at in range(0, len(streamed), len(grid)))
 
-    def _curves(self, name: Decides, streamed: Sequence[Sequence[VideoDecisions]]) -> Curves:
-        curves: Curves = {}
-        settings = self.evaluation.model_copy(update={"bootstrap_samples": 1})
-        for threshold, videos in zip(self.settings.grid, zip(*streamed, strict=True), strict=True):
-            scores = evaluate(videos, settings, self.encoder)
-            for dataset, part in {**scores.by_dataset, DEFAULT: scores.overall}.items():
-                curves.setdefault(dataset, []).append(_point(name, threshold, part))
-        return curves
+
+def threshold_curves(
+    name: Decides,
+    grid: Sequence[float],
+    streamed: Sequence[Sequence[VideoDecisions]],
+    settings: EvaluationSettings,
+    encoder: SentenceEncoder,
+) -> Curves:
+    """Score the dialogues that were streamed at each threshold of `grid`, by data set and all together."""
+    curves: Curves = {}
+    settings = settings.model_copy(update={"bootstrap_samples": 1})
+    for threshold, videos in zip(grid, streamed, strict=True):
+        scores = evaluate(videos, settings, encoder)
+        for dataset, part in {**scores.by_dataset, DEFAULT: scores.overall}.items():
+            curves.setdefault(dataset, []).append(_point(name, threshold, part))
+    return curves
 
 
 def _with_thresholds(spec: SessionSpec, thresholds: Mapping[str, float]) -> SessionSpec:

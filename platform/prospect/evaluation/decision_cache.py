@@ -16,7 +16,7 @@ import prospect
 from prospect.data.embeddings import FIRST_DECODER, EmbeddingStore, StoredVideo
 from prospect.dialogue.prompt import ContextSettings
 from prospect.errors import DataError
-from prospect.evaluation.records import Placed, VideoDecisions, View, scored_frames
+from prospect.evaluation.records import Placed, Variant, VideoDecisions, scored_frames
 from prospect.files import write_text
 from prospect.hashing import fingerprint, hash_file
 from prospect.streaming.settings import StreamingSettings
@@ -26,7 +26,8 @@ SESSIONS_PER_GROUP = 8
 """Dialogues that one engine streams at once; a worker gets one such group at a time."""
 
 GroupRow = dict[str, str]
-"""A group sent to a worker (`view`, `dialogues`, `key`), or its result (`key`, `decisions`, `error`, `engine`)."""
+"""A group sent to a worker (`view`, `speak`, `update`, `dialogues`, `key`), or its result (`key`, `decisions`,
+`error`, `engine`)."""
 
 DECISIONS = TypeAdapter(list[Decision])
 
@@ -47,16 +48,16 @@ class StreamedModel:
 def cached_decisions(
     model: StreamedModel,
     placed: Sequence[Placed],
-    views: Sequence[View],
+    variants: Sequence[Variant],
     stream: Callable[[list[GroupRow]], Iterable[GroupRow]],
     report: Callable[[str], None],
-) -> dict[View, list[VideoDecisions]]:
-    """The model's decisions on dialogues by view, streaming only those that are not in the cache.
+) -> dict[Variant, list[VideoDecisions]]:
+    """The model's decisions on dialogues by variant, streaming only those that are not in the cache.
 
     Args:
         model: what is streamed.
         placed: the dialogues.
-        views: what the model is shown.
+        variants: what the model is shown, and at which thresholds it acts.
         stream: decides the dialogues of missing groups.
         report: takes one line of progress at a time.
 
@@ -67,8 +68,8 @@ def cached_decisions(
     settings = [model.context.model_dump(mode="json"), model.streaming.decisive()]
     same = [hash_model(model.folder), _code_hash(), *settings, store.fingerprint]
     groups = [
-        _DialogueGroup.of(view, placed[start : start + SESSIONS_PER_GROUP], same, store)
-        for view in views
+        _DialogueGroup.of(variant, placed[start : start + SESSIONS_PER_GROUP], same, store)
+        for variant in variants
         for start in range(0, len(placed), SESSIONS_PER_GROUP)
     ]
     finished = _DecisionFiles(model.cache / "decisions", len(groups), report)
@@ -78,10 +79,10 @@ def cached_decisions(
             if row["error"]:
                 raise DataError(f"evaluation: a held-out dialogue cannot be streamed: {row['error']}")
             finished.add(row["key"], row["decisions"])
-    found: dict[View, list[VideoDecisions]] = {view: [] for view in views}
+    found: dict[Variant, list[VideoDecisions]] = {variant: [] for variant in variants}
     for group in groups:
         decided = [DECISIONS.validate_json(text) for text in finished.get(group.row["key"])]
-        found[group.view] += [
+        found[group.variant] += [
             VideoDecisions(dialogue, timeline, decisions, scored_frames(dialogue, timeline).start)
             for (dialogue, timeline), decisions in zip(group.placed, decided, strict=True)
         ]
@@ -92,15 +93,18 @@ def cached_decisions(
 class _DialogueGroup:
     """Dialogues that one engine streams at once, and the row that carries them to a worker."""
 
-    view: View
+    variant: Variant
     placed: Sequence[Placed]
     row: dict[str, str]
 
     @classmethod
-    def of(cls, view: View, placed: Sequence[Placed], same: list[Any], store: EmbeddingStore) -> "_DialogueGroup":
-        row = {"view": view, "dialogues": json.dumps([dialogue.model_dump_json() for dialogue, _ in placed])}
+    def of(cls, variant: Variant, placed: Sequence[Placed], same: list[Any], store: EmbeddingStore) -> "_DialogueGroup":
+        dialogues = json.dumps([dialogue.model_dump_json() for dialogue, _ in placed])
+        thresholds = {"speak": variant.speak, "update": variant.update}
+        given = {name: "" if threshold is None else repr(threshold) for name, threshold in thresholds.items()}
+        row = {"view": variant.view, **given, "dialogues": dialogues}
         sources = [_source(store.stored(dialogue.video_id)) for dialogue, _ in placed]
-        return cls(view, placed, {**row, "key": fingerprint([*same, row, sources])})
+        return cls(variant, placed, {**row, "key": fingerprint([*same, row, sources])})
 
 
 def _source(video: StoredVideo) -> str:

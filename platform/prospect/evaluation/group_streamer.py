@@ -12,8 +12,8 @@ from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.timeline import place
 from prospect.errors import ProspectError
 from prospect.evaluation.decision_cache import DECISIONS, SESSIONS_PER_GROUP, GroupRow, StreamedModel
-from prospect.evaluation.records import View
-from prospect.evaluation.stream import stream_dialogues, view_of
+from prospect.evaluation.records import Variant, View
+from prospect.evaluation.stream import spec_of, stream_dialogues, view_of
 from prospect.model.checkpoint import load_model
 from prospect.streaming.engine import StreamingEngine
 
@@ -43,14 +43,18 @@ class GroupStreamer:
         dialogues = [Dialogue.model_validate_json(text) for text in json.loads(row["dialogues"])]
         placed = [(dialogue, place(dialogue, self._store.num_frames(dialogue.video_id))) for dialogue in dialogues]
 
+        variant = Variant(
+            cast(View, row["view"]), *(float(row[name]) if row[name] else None for name in ("speak", "update"))
+        )
+
         def read(dialogue: Dialogue, start: int, stop: int) -> np.ndarray:
             frames = self._store.read(dialogue.video_id, start, stop)
-            return view_of(frames, cast(View, row["view"]), blank, f"{dialogue.video_id}/{dialogue.dialogue_id}")
+            return view_of(frames, variant.view, blank, f"{dialogue.video_id}/{dialogue.dialogue_id}")
 
         self._engine.forget_prefixes()  # what a group decides does not depend on the groups before it
         try:
             with explain_device_failure():
-                streamed = stream_dialogues(self._engine, placed, read)
+                streamed = stream_dialogues(self._engine, placed, read, [spec_of(*pair, variant) for pair in placed])
         except ProspectError as error:  # as a value: an exception in an actor would arrive as a stack trace
             return {"key": row["key"], "decisions": "", "error": str(error), "engine": self._about}
         decisions = [DECISIONS.dump_json(list(one.decisions)).decode() for one in streamed]

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.state import Delta, StatePolicy, TaskState, Transition
@@ -14,8 +14,19 @@ from prospect.streaming.types import Decision
 
 Placed = tuple[Dialogue, Timeline]
 
-View = Literal["watched", "shuffled", "blank"]
-"""What the model is shown: the video, its frames in random order, or the same empty frame all along."""
+View = Literal["watched", "shuffled", "blank", "untracked", "told"]
+"""What the model has: the video, its frames in random order, or the same empty frame all along; the video and no task
+state, or the video and the reference's state instead of its own."""
+
+
+class Variant(NamedTuple):
+    """One way of streaming a dialogue."""
+
+    view: View = "watched"
+    speak: float | None = None
+    """Threshold; None: the model's."""
+    update: float | None = None
+
 
 TimedEvent = tuple[int, Transition]
 """A frame and a transition decided there."""

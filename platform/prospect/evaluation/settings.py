@@ -71,6 +71,12 @@ class EvaluationSettings(Settings):
     """A folder, `models:/NAME@ALIAS` or `models:/NAME/VERSION`; default: the newest candidate of `model.name`."""
     split: str = "test"
     """The dialogues that are streamed."""
+    also: tuple[Literal["untracked", "told"], ...] = ()
+    """More rows in the table, each of which streams all dialogues once more: the model without a task state, and the
+    model with the reference's state instead of its own."""
+    sweep: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
+    """Thresholds at which the dialogues are streamed too, for curves of F1, precision and recall over the threshold;
+    each one streams all dialogues twice."""
     allow_seen: bool = False
     """Score videos that the model was trained or validated on: the result is marked, and promotes nothing."""
     matching: MatchingSettings = MatchingSettings()

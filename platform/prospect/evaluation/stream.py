@@ -10,7 +10,7 @@ from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.state import format_delta
 from prospect.dialogue.timeline import FPS, Timeline
 from prospect.errors import SessionError
-from prospect.evaluation.records import Placed, VideoDecisions, View, scored_frames
+from prospect.evaluation.records import Placed, Variant, VideoDecisions, View, scored_frames
 from prospect.hashing import derived_seed
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.types import Decision, Failed, SessionSpec
@@ -19,7 +19,7 @@ ReadDialogue = Callable[[Dialogue, int, int], np.ndarray]
 """(dialogue, start, stop) -> features [stop - start, I, D]."""
 
 
-def spec_of(dialogue: Dialogue, timeline: Timeline) -> SessionSpec:
+def spec_of(dialogue: Dialogue, timeline: Timeline, variant: Variant = Variant()) -> SessionSpec:  # noqa: B008
     """What a session about this dialogue starts from, at the first frame that the dialogue uses.
 
     The summary and the reference's deltas are there for the context strategies that ask for them.
@@ -30,7 +30,9 @@ def spec_of(dialogue: Dialogue, timeline: Timeline) -> SessionSpec:
         steps=dialogue.step_names,
         knowledge=dialogue.knowledge,
         state=timeline.state_before(span.start),
-        track=dialogue.has_dst_labels,
+        track=dialogue.has_dst_labels and variant.view != "untracked",
+        speak_threshold=variant.speak,
+        update_threshold=variant.update,
         dataset=dialogue.dataset,
         summary=dialogue.progress,
         oracle=tuple(
@@ -38,6 +40,7 @@ def spec_of(dialogue: Dialogue, timeline: Timeline) -> SessionSpec:
             for frame, events in sorted(timeline.events.items())
             if events.delta and frame in span
         ),
+        told=variant.view == "told",
     )
 
 

@@ -37,6 +37,8 @@ class SessionSpec:
     oracle: tuple[tuple[int, str], ...] = ()
     """(frame, delta) of the reference, which `summarize_with_dst` tells the model if `context.published` is set; for
     evaluation only."""
+    told: bool = False
+    """Whether the state follows `oracle` at every frame instead of the model; for evaluation only."""
 
     @property
     def tracked(self) -> bool:

@@ -23,6 +23,7 @@ from prospect.streaming.session.decisions import DecisionGate, DecisionPolicy, r
 from prospect.streaming.session.log import QueuedFrame, Segment, SessionLog, Settled, progress_json
 from prospect.streaming.session.sampling import RandomState
 from prospect.streaming.session.shared import Counters, SessionParts
+from prospect.streaming.session.strategies import oracle_state
 from prospect.streaming.session.window import ContextWindow
 from prospect.streaming.session.writer import Writer
 from prospect.streaming.types import Decision, EngineEvent, SessionSpec
@@ -272,9 +273,10 @@ class Session:
         frame, tracked, lm_head_before = self.counters.frames, self.spec.tracked, self.counters.lm_head_calls
         p_speak, p_update = reading.p_speak, reading.p_update if tracked else 0.0
         readout = self._read_out(reading)
-        wanted = None if self.policy.dst_decoder == "generate" else readout or self.state
+        wanted = self._wanted_state(frame, readout)
         delta: Delta = ()
-        updates = tracked and self._gate.allows_update(p_update) and self._writer.can_write_delta(self.state, wanted)
+        allowed = self._gate.allows_update(p_update) or self.spec.told
+        updates = tracked and allowed and self._writer.can_write_delta(self.state, wanted)
         if updates:
             self.cache.truncate(behind)
             delta, after = yield from self._update(wanted)
@@ -288,6 +290,12 @@ class Session:
         self._finish(embedding, FrameEvents(texts, delta, utterance), fast)
         self.outbox.append(Decision(frame, p_speak, p_update, self.state, delta, utterance, readout, fast, silence))
         return updates or silence is None
+
+    def _wanted_state(self, frame: int, readout: TaskState | None) -> TaskState | None:
+        """Return the state after a frame, before the model is asked; None: it writes the delta itself."""
+        if self.spec.told:
+            return oracle_state(self.spec, frame + 1, self._parts.policy)
+        return None if self.policy.dst_decoder == "generate" else readout or self.state
 
     def _update(self, wanted: TaskState | None) -> Generator[Feed, Reply, tuple[Delta, Tensor]]:
         """Update the state by a delta that the model generates, or to `wanted`, which the state head read."""
