@@ -13,6 +13,11 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def one_line(text: str) -> str:
+    """Text of a record as a prompt quotes it, where each line means something."""
+    return " ".join(text.split())
+
+
 class CachedAnswer(Record):
     """One chat completion, as far as it is used."""
 

@@ -25,6 +25,10 @@ class Usage:
         tokens = sum(answer.input_tokens for answer in answers), sum(answer.output_tokens for answer in answers)
         return cls(len(attempts), *tokens, settings.cost(*tokens))
 
+    def __str__(self) -> str:
+        tokens = f"{self.input_tokens:,} input and {self.output_tokens:,} output tokens"
+        return f"{self.requests:,} request{'' if self.requests == 1 else 's'}, {tokens}, cost {self.price}"
+
     @property
     def price(self) -> str:
         """The cost as tables show it."""

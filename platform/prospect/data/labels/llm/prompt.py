@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from prospect.dialogue.schema import Annotation
+from prospect.llm.exchange import one_line
 from prospect.llm.settings import Message
 
 SYSTEM = """\
@@ -35,18 +36,14 @@ class MappingRequest:
 
 def opening(request: MappingRequest) -> tuple[Message, ...]:
     """The first two messages of a video's conversation."""
-    steps = "\n".join(f"S{number}: {_one_line(name)}" for number, name in enumerate(request.steps, 1))
+    steps = "\n".join(f"S{number}: {one_line(name)}" for number, name in enumerate(request.steps, 1))
     blocks = "\n".join(f"B{number} {_block(block)}" for number, block in enumerate(request.blocks, 1))
-    content = f"Goal: {_one_line(request.goal) or 'not given'}\n\nSteps:\n{steps}\n\nBlocks:\n{blocks}"
+    content = f"Goal: {one_line(request.goal) or 'not given'}\n\nSteps:\n{steps}\n\nBlocks:\n{blocks}"
     return {"role": "system", "content": SYSTEM}, {"role": "user", "content": content}
 
 
 def _block(block: Annotation) -> str:
     end = "" if block.end is None else f"-{block.end:.1f}s"
     part = "- " if block.depth else ""
-    mistake = f" (mistake: {_one_line(block.mistake)})" if block.mistake else ""
-    return f"[{block.start:.1f}s{end}] {part}{_one_line(block.text)}{mistake}"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    mistake = f" (mistake: {one_line(block.mistake)})" if block.mistake else ""
+    return f"[{block.start:.1f}s{end}] {part}{one_line(block.text)}{mistake}"
