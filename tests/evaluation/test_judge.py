@@ -7,13 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 from rich.console import Console
 
 from prospect.config.load import load
 from prospect.errors import ConfigError, DataError
+from prospect.evaluation import judge
 from prospect.evaluation.baselines import oracle, silence
+from prospect.evaluation.intervals import mean_intervals
 from prospect.evaluation.judge import judge_systems, require_judge
 from prospect.evaluation.judge_prompt import CRITERIA, SYSTEM, opening, read_scores
 from prospect.evaluation.judge_report import JudgeReport
@@ -76,8 +79,7 @@ def decided(references: list[Any]) -> list[VideoDecisions]:
 def run(
     settings: JudgeSettings, root: Path, videos: list[VideoDecisions], lines: list[str] | None = None, **changes: Any
 ) -> JudgeReport:
-    judge = settings.model_copy(update=changes)
-    evaluation = EvaluationSettings(judge=judge, bootstrap_samples=200)
+    evaluation = EvaluationSettings(judge=settings.model_copy(update=changes), bootstrap_samples=200)
     return judge_systems({"model": videos}, evaluation, str(root), (lines if lines is not None else []).append)
 
 
@@ -138,6 +140,22 @@ def test_nothing_is_asked_twice(server, settings, tmp_path, decided, monkeypatch
     again = run(settings, tmp_path, decided, timeout_s=9, price_input=3.0, concurrency=4)
     assert (len(server.bodies), again.spent.requests, again.cached.requests) == (9, 0, 9)
     assert again.systems == first.systems
+
+
+def test_progress_says_what_is_spent_so_far(settings, tmp_path, tea, monkeypatch) -> None:
+    monkeypatch.setattr(judge, "PROGRESS_S", 0)
+    lines: list[str] = []
+    run(settings, tmp_path, [oracle(*tea)], lines)
+    assert "eval   judge: 2/3 ratings, 2 requests, 200 input and 20 output tokens, cost 0.0006" in lines
+    run(settings, tmp_path / "unpriced", [oracle(*tea)], lines, price_input=None)
+    assert lines[-1].endswith("30 output tokens, cost unknown")
+
+
+def test_a_video_of_more_dialogues_weighs_more() -> None:
+    videos = {"one": np.array([[5.0, 1.0]]), "three": np.array([[1.0, 1.0]] * 3)}
+    first, second = mean_intervals(videos, samples=200, seed=0, confidence=0.95)
+    assert (first.value, first.low, first.high) == (2.0, 1.0, 5.0)
+    assert (second.value, second.low, second.high) == (1.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize(

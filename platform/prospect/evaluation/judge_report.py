@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -113,7 +114,8 @@ class JudgeReport:
 
     def __rich__(self) -> Table:
         caption = "1 to 5, with confidence intervals over videos; ±: between ratings of the same dialogue"
-        table = Table("system", title=Text(f"Judged by {self.model} (prompt {self.rules['prompt']})"), caption=caption)
+        title = Text(f"Judged by {self.model} (prompt {self.rules['prompt']})")
+        table = Table("system", title=title, caption=caption, box=box.SIMPLE_HEAD, show_edge=False)
         for column in (*CRITERIA, "dialogues"):
             table.add_column(column, justify="right")
         for name, system in self.systems.items():
