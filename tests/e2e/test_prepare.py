@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,8 @@ from mlflow import MlflowClient
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.sources import DataSettings, file_stem, load_dialogues
 from tests.conftest import REPOSITORY
-from tests.data.labels.llm.misbehaving import KEY, KEY_VARIABLE, FakeEndpoint
+from tests.data.labels.llm.videos import right_answer
+from tests.llm.misbehaving import KEY, KEY_VARIABLE, serve
 from tests.vision.test_features import write_features
 
 pytestmark = pytest.mark.e2e
@@ -97,16 +97,14 @@ def test_a_language_model_maps_lines_to_steps_and_is_asked_once(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(KEY_VARIABLE, KEY)
-    endpoint = FakeEndpoint()
-    threading.Thread(target=endpoint.serve_forever, daemon=True).start()
-    options = (
-        "labels=llm",
-        f"labels.llm.base_url={endpoint.base_url}",
-        f"labels.llm.api_key_env={KEY_VARIABLE}",
-        "labels.llm.model=tiny",
-    )
-    first, again = (run("label", tree, tmp_path, *options) for _ in range(2))
-    endpoint.close()
+    with serve(right_answer) as endpoint:
+        options = (
+            "labels=llm",
+            f"labels.llm.base_url={endpoint.base_url}",
+            f"labels.llm.api_key_env={KEY_VARIABLE}",
+            "labels.llm.model=tiny",
+        )
+        first, again = (run("label", tree, tmp_path, *options) for _ in range(2))
     assert first.returncode == again.returncode == 0, first.stderr + again.stderr
     assert "LLM mapping by tiny: 2 of 2 videos" in first.stdout
     corpus = load_dialogues(DataSettings(source="dialogues", path=tmp_path / "labels/dialogues.jsonl"))

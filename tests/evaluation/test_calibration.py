@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from prospect.dialogue.schema import Dialogue
-from prospect.evaluation.calibration import Calibration, Calibrator, Point, choose, first_maximum
+from prospect.evaluation.calibration import Calibration, Calibrator, choose, first_maximum
 from prospect.evaluation.metrics import evaluate
 from prospect.evaluation.settings import CalibrationSettings, EvaluationSettings
 from prospect.evaluation.stream import pick_dialogues, spec_of, stream_dialogues
+from prospect.evaluation.sweep import Point
 from prospect.evaluation.thresholds import shown
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings

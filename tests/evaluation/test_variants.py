@@ -2,11 +2,11 @@
 
 import pytest
 
-from prospect.evaluation.calibration import threshold_curves
 from prospect.evaluation.metrics import evaluate
 from prospect.evaluation.records import Variant
 from prospect.evaluation.settings import EvaluationSettings
 from prospect.evaluation.stream import spec_of, stream_dialogues
+from prospect.evaluation.sweep import threshold_curves
 from prospect.evaluation.thresholds import DEFAULT
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings

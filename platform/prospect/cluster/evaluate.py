@@ -16,13 +16,15 @@ from prospect.data.prepare import Records, read_records
 from prospect.data.sources import split_name
 from prospect.errors import ConfigError, DataError, ProspectError
 from prospect.evaluation.baselines import Periodic, TimePrior, oracle, right_time_wrong_step, silence
-from prospect.evaluation.calibration import Curves, Decides, threshold_curves
 from prospect.evaluation.decision_cache import GroupRow, StreamedModel, cached_decisions, hash_model
 from prospect.evaluation.intervals import Interval
+from prospect.evaluation.judge import judge_systems, require_judge
+from prospect.evaluation.judge_report import JudgeReport
 from prospect.evaluation.lineage import Lineage, counted, is_told, records_fingerprint, seen_videos, video_names
 from prospect.evaluation.metrics import Scores, evaluate, paired_intervals
 from prospect.evaluation.records import Placed, Variant, VideoDecisions, View
 from prospect.evaluation.settings import EvaluationSettings
+from prospect.evaluation.sweep import Curves, Decides, threshold_curves
 from prospect.evaluation.thresholds import shown
 from prospect.files import write_json
 from prospect.model.saved import SavedModel, read_saved
@@ -70,6 +72,8 @@ class EvaluationResult:
     """Scores over thresholds, as `evaluation.sweep` asks for them."""
     champion: bool = False
     """Whether the model was promoted."""
+    judge: JudgeReport | None = None
+    """What `evaluation.judge` says of the model, and of the other systems that it names."""
 
 
 def evaluate_and_show(config: Config) -> None:
@@ -79,9 +83,10 @@ def evaluate_and_show(config: Config) -> None:
     result = evaluate_model(config)
     lineage = result.lineage
     title = f"{lineage.model} on {lineage.split}, {lineage.count}"
-    console(100).print(
-        render_table(result.scores, "\n".join([title, *(f"ATTENTION: {mark}" for mark in lineage.marks())]))
-    )
+    out = console(100)
+    out.print(render_table(result.scores, "\n".join([title, *(f"ATTENTION: {mark}" for mark in lineage.marks())])))
+    if result.judge is not None:
+        out.print(result.judge)
 
 
 def evaluate_model(config: Config, report: ReportLine = print) -> EvaluationResult:
@@ -99,7 +104,8 @@ def evaluate_model(config: Config, report: ReportLine = print) -> EvaluationResu
         CheckpointError: the model is missing.
         UntrainedHeadError: its heads were never trained.
         FingerprintError: the embeddings were made by another encoder than the model's, or than `config.vision`.
-        ConfigError: the sentence encoder is missing, or see `stream_views`.
+        ConfigError: the sentence encoder is missing, or see `stream_views` and `require_judge`.
+        EndpointError: the judge does not answer.
     """
     settings, root = config.evaluation, Path(config.storage.root)
     store = EmbeddingStore(str(root / "embeddings"))
@@ -132,10 +138,13 @@ def evaluate_model(config: Config, report: ReportLine = print) -> EvaluationResu
     report(f"eval   {model}: streaming {counted(len(placed), 'dialogue')} of {lineage.count}, {len(views)} views each")
     for mark in lineage.marks():
         report(f"eval   ATTENTION: {mark}")
+    baselines = _baselines(records, placed)
+    if settings.judge is not None:
+        require_judge(settings.judge, [*(VIEWS[view] for view in views), *baselines], report)
     streamed = _streamed(config, saved, store)
     decided = stream_views(streamed, placed, config.cluster, report, views)
     sweep = _sweep(partial(_stream_variants, streamed, placed, config.cluster, report), settings, encoder)
-    systems = decided | _baselines(records, placed)
+    systems = decided | baselines
     scores = {name: evaluate(videos, settings, encoder) for name, videos in systems.items()}
     rivals = {name: scores[name] for name in RIVALS}
     advantage = {
@@ -144,7 +153,8 @@ def evaluate_model(config: Config, report: ReportLine = print) -> EvaluationResu
     fast_share = _fast_share(decided[MODEL])
     report(f"eval   {fast_share:.1%} of the watched frames took the fast path, without lm_head")
     file = root / "evaluations" / str(saved.manifest["run_name"]) / f"{settings.split}-{lineage.key}.json"
-    result = EvaluationResult(lineage, scores, advantage, file, fast_share, saved.manifest, sweep)
+    judged = _judge(systems, settings, config.storage.root, report)
+    result = EvaluationResult(lineage, scores, advantage, file, fast_share, saved.manifest, sweep, judge=judged)
     _write(result)
     _record(tracking, result)
     report(f"eval   written to {result.file}")
@@ -192,7 +202,7 @@ def _lineage(
         seen=seen_videos(saved.manifest, dialogues),
         told=is_told(context),
         rules={
-            "evaluation": config.evaluation.model_dump(mode="json", exclude={"model", "split", "allow_seen"}),
+            "evaluation": config.evaluation.rules(),
             "context": context.model_dump(mode="json"),
             "streaming": config.streaming.decisive(),
             "thresholds": {name: config.streaming.thresholds(saved.thresholds, name) for name in datasets},
@@ -327,6 +337,15 @@ def _baselines(records: Records, placed: Sequence[Placed]) -> dict[str, list[Vid
     return {name: [system(dialogue, timeline) for dialogue, timeline in placed] for name, system in systems.items()}
 
 
+def _judge(
+    systems: dict[str, list[VideoDecisions]], settings: EvaluationSettings, root: str, report: ReportLine
+) -> JudgeReport | None:
+    if settings.judge is None:
+        return None
+    chosen = dict.fromkeys((MODEL, *settings.judge.systems))
+    return judge_systems({name: systems[name] for name in chosen}, settings, root, report)
+
+
 def _write(result: EvaluationResult) -> None:
     values = {
         "lineage": result.lineage.to_dict(),
@@ -339,6 +358,7 @@ def _write(result: EvaluationResult) -> None:
             name: {dataset: [asdict(point) for point in points] for dataset, points in curves.items()}
             for name, curves in result.sweep.items()
         },
+        "judge": result.judge and result.judge.to_dict(),
     }
     write_json(result.file, values)
 
@@ -347,7 +367,8 @@ def _record(tracking: "Tracking", result: EvaluationResult) -> None:
     """Log the evaluation to an MLflow run of its own, and its scores on the test split to the model's training run."""
     lineage = result.lineage
     training = tracking.find_run(result.manifest.get("mlflow_run", ""))
-    logged = {**result.scores[MODEL].logged(), "fast_share": result.fast_share}
+    judged = result.judge.logged(MODEL) if result.judge else {}
+    logged = {**result.scores[MODEL].logged(), **judged, "fast_share": result.fast_share}
     metrics = {f"eval/{name}": value for name, value in logged.items()}
     name = f"{result.manifest['run_name']} on {lineage.split}"
     run = tracking.open_evaluation(lineage.key, name, training)

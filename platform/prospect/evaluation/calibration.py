@@ -8,40 +8,19 @@ right state, F1 falls when the model updates too often and when it updates too s
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from prospect.dialogue.schema import Dialogue
-from prospect.evaluation.metrics import SliceScores, evaluate
 from prospect.evaluation.records import Placed, VideoDecisions
 from prospect.evaluation.settings import CalibrationSettings, EvaluationSettings
 from prospect.evaluation.stream import ReadDialogue, pick_dialogues, spec_of, stream_dialogues
+from prospect.evaluation.sweep import Curves, Decides, threshold_curves
 from prospect.evaluation.thresholds import DEFAULT
 from prospect.similarity import SentenceEncoder
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.types import SessionSpec
-
-Decides = Literal["speak", "update"]
-
-
-_METRIC, _REFERENCE = {"speak": "turn", "update": "dst"}, {"speak": "reference", "update": "events_reference"}
-
-
-@dataclass(frozen=True)
-class Point:
-    """Scores at one threshold."""
-
-    threshold: float
-    f1: float
-    precision: float
-    recall: float
-    events: int
-    """Turns or transitions of the reference."""
-
-
-Curves = dict[str, list[Point]]
-"""Data set, or `DEFAULT` for all of them -> points in the order of the grid."""
 
 
 @dataclass(frozen=True)
@@ -167,30 +146,8 @@ class Calibrator:
         return (streamed[at : at + len(grid)] for at in range(0, len(streamed), len(grid)))
 
 
-def threshold_curves(
-    name: Decides,
-    grid: Sequence[float],
-    streamed: Sequence[Sequence[VideoDecisions]],
-    settings: EvaluationSettings,
-    encoder: SentenceEncoder,
-) -> Curves:
-    """Score the dialogues that were streamed at each threshold of `grid`, by data set and all together."""
-    curves: Curves = {}
-    settings = settings.model_copy(update={"bootstrap_samples": 1})
-    for threshold, videos in zip(grid, streamed, strict=True):
-        scores = evaluate(videos, settings, encoder)
-        for dataset, part in {**scores.by_dataset, DEFAULT: scores.overall}.items():
-            curves.setdefault(dataset, []).append(_point(name, threshold, part))
-    return curves
-
-
 def _with_thresholds(spec: SessionSpec, thresholds: Mapping[str, float]) -> SessionSpec:
     return replace(spec, speak_threshold=thresholds.get("speak"), update_threshold=thresholds.get("update"))
-
-
-def _point(name: Decides, threshold: float, scores: SliceScores) -> Point:
-    f1, precision, recall = (scores[f"{_METRIC[name]}_{part}"] or 0.0 for part in ("f1", "precision", "recall"))
-    return Point(threshold, f1, precision, recall, int(scores.counts[_REFERENCE[name]]))
 
 
 def _extended(

@@ -31,6 +31,22 @@ def percentile_interval(value: Floats, samples: Floats, confidence: float) -> In
     return Interval(float(value), float(low), float(high))
 
 
+def mean_intervals(videos: Mapping[str, Floats], samples: int, seed: int, confidence: float) -> list[Interval | None]:
+    """The mean of each column over all rows, and its interval over videos.
+
+    Args:
+        videos: [rows, columns] of each; a video of more rows weighs more.
+        samples: draws, each of as many videos as there are.
+        seed: of the draws.
+        confidence: share of the draws that an interval holds.
+    """
+    names = sorted(videos)
+    sums = np.stack([np.append(videos[name].sum(0), len(videos[name])) for name in names])
+    drawn = draw_counts(len(names), samples, seed) @ sums
+    values, means = sums.sum(0)[:-1] / sums.sum(0)[-1], drawn[:, :-1] / drawn[:, -1:]
+    return [percentile_interval(value, mean, confidence) for value, mean in zip(values, means.T, strict=True)]
+
+
 def draw_runs(
     metric: Ratio, runs: Sequence[Mapping[str, Tally]], samples: int, video_seed: int, run_seed: int
 ) -> tuple[Floats, Floats]:

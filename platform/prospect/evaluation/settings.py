@@ -1,10 +1,11 @@
 """Settings of scores and of the calibration of thresholds. Imports no scipy: every job's configuration loads it."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from prospect.dialogue.state import StatePolicy
+from prospect.llm.settings import EndpointSettings
 from prospect.settings import Place, Settings
 from prospect.similarity import SimilaritySettings
 
@@ -64,6 +65,35 @@ def _letters(name: str) -> str:
     return "".join(filter(str.isalnum, name.lower()))
 
 
+JUDGE_PROMPT = 1
+"""Version of the judge's prompt, which is part of every result: raise it with any change of its words."""
+
+
+ASKED = ("base_url", "model", "temperature", "max_tokens", "extra_body")
+"""The settings on which a single rating depends."""
+
+
+class JudgeSettings(EndpointSettings):
+    """A language model that rates dialogues beside their references."""
+
+    section: ClassVar[str] = "evaluation.judge"
+    subjects: ClassVar[str] = "ratings"
+
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = 0.5
+    """Above 0, so that repetitions differ. None: not sent, for models that refuse it."""
+    max_tokens: Annotated[int, Field(gt=0)] | None = 2048
+    """Longest answer, in tokens: a comparison in words, and four numbers. None: not sent, for models that refuse it."""
+    repetitions: Annotated[int, Field(ge=1)] = 3
+    """How often each dialogue is rated; its scores are averaged."""
+    systems: tuple[str, ...] = ()
+    """Systems of the table that are rated beside the model, as `[oracle,periodic]`."""
+
+    def rules(self) -> dict[str, Any]:
+        """What ratings depend on; limits, retries of requests and prices change none."""
+        decisive = {*ASKED, "max_retries", "repetitions", "systems"}
+        return {**self.model_dump(mode="json", include=decisive), "prompt": JUDGE_PROMPT}
+
+
 class EvaluationSettings(Settings):
     """What is scored, and how."""
 
@@ -95,6 +125,14 @@ class EvaluationSettings(Settings):
     """Share of the draws that an interval holds."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the draws."""
+    judge: JudgeSettings | None = None
+    """A language model that rates the dialogues, by the name that its endpoint gives it in `evaluation.judge.model`.
+    None: nothing is rated."""
+
+    def rules(self) -> dict[str, Any]:
+        """What scores depend on, beside model and data. Without a judge, as before there was one."""
+        rules = self.model_dump(mode="json", exclude={"model", "split", "allow_seen", "judge"})
+        return rules if self.judge is None else {**rules, "judge": self.judge.rules()}
 
 
 class CalibrationSettings(Settings):

@@ -17,8 +17,9 @@ from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.timeline import place
 from prospect.errors import ProspectError
-from prospect.evaluation.calibration import Calibration, Calibrator, Decides
+from prospect.evaluation.calibration import Calibration, Calibrator
 from prospect.evaluation.settings import CalibrationSettings, EvaluationSettings
+from prospect.evaluation.sweep import Decides
 from prospect.evaluation.thresholds import shown
 from prospect.files import write_json
 from prospect.hashing import fingerprint, hash_file

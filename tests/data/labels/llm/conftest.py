@@ -1,22 +1,18 @@
 """The endpoint that the tests ask, and settings that know its address."""
 
-import threading
 from collections.abc import Iterator
 
 import pytest
 
 from prospect.data.labels.llm.settings import LLMSettings
-from tests.data.labels.llm.misbehaving import KEY, KEY_VARIABLE, FakeEndpoint
+from tests.data.labels.llm.videos import right_answer
+from tests.llm.misbehaving import KEY, KEY_VARIABLE, FakeEndpoint, serve
 
 
 @pytest.fixture
 def server() -> Iterator[FakeEndpoint]:
-    endpoint = FakeEndpoint()
-    thread = threading.Thread(target=endpoint.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield endpoint
-    endpoint.close()
-    thread.join()
+    with serve(right_answer) as endpoint:
+        yield endpoint
 
 
 @pytest.fixture

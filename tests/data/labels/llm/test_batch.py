@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from prospect.data.labels.llm.errors import BatchError, EndpointError
+from prospect.data.labels.llm.batch import BatchError
 from prospect.data.labels.llm.mapping import map_videos
 from prospect.data.labels.llm.settings import LLMSettings
-from tests.data.labels.llm.misbehaving import KEY, Absent, Hang, Says, Status, killed_when_hanging, mapping, request
+from prospect.llm.errors import EndpointError
+from tests.data.labels.llm.videos import mapping, mapping_killed_when_hanging, request
+from tests.llm.misbehaving import KEY, Absent, Hang, Says, Status
 
 RIGHT = (0, 1, 2, 2, 2)
 
@@ -97,7 +99,7 @@ def test_an_unknown_model_stops_the_run_after_all_lines_are_kept(server, setting
 
 def test_a_driver_killed_while_it_waits_waits_for_the_same_batch(server, settings, tmp_path):
     server.statuses = ["in_progress"]
-    killed_when_hanging(server, settings, tmp_path, "tea", "soup")
+    mapping_killed_when_hanging(server, settings, tmp_path, "tea", "soup")
     server.statuses = ["in_progress", "completed"]
     report = run(settings, tmp_path, "tea", "cake")
     assert [result.assignment for result in report.results] == [RIGHT] * 2
@@ -109,7 +111,7 @@ def test_a_driver_killed_while_it_waits_waits_for_the_same_batch(server, setting
 
 def test_a_driver_killed_before_it_knows_the_batch_finds_it(server, settings, tmp_path):
     server.create_hangs = True
-    killed_when_hanging(server, settings, tmp_path, "tea")
+    mapping_killed_when_hanging(server, settings, tmp_path, "tea")
     [submission] = submissions(tmp_path)
     assert submission["batch_id"] == ""
     server.create_hangs = False
@@ -119,7 +121,7 @@ def test_a_driver_killed_before_it_knows_the_batch_finds_it(server, settings, tm
 
 def test_a_driver_killed_before_the_batch_was_made_submits_it(server, settings, tmp_path):
     server.create_hangs = True
-    killed_when_hanging(server, settings, tmp_path, "tea")
+    mapping_killed_when_hanging(server, settings, tmp_path, "tea")
     server.create_hangs = False
     server.batches.clear()
     assert run(settings, tmp_path, "tea").results[0].assignment == RIGHT
@@ -128,7 +130,7 @@ def test_a_driver_killed_before_the_batch_was_made_submits_it(server, settings, 
 
 def test_a_batch_that_the_endpoint_forgot_is_named(server, settings, tmp_path):
     server.statuses = ["in_progress"]
-    killed_when_hanging(server, settings, tmp_path, "tea")
+    mapping_killed_when_hanging(server, settings, tmp_path, "tea")
     server.batches.clear()
     with pytest.raises(BatchError, match=r"does not know batch batch_0 any more: delete .*batches/.*\.json"):
         run(settings, tmp_path, "tea")

@@ -1,33 +1,24 @@
 """Mapping by chat completions, against a server that does everything a server can do wrong."""
 
+import base64
 import json
 import os
 import time
 from email.utils import formatdate
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from pydantic import ValidationError
 from rich.console import Console
 
-from prospect.data.labels.llm.errors import EndpointError
 from prospect.data.labels.llm.mapping import map_videos
 from prospect.data.labels.llm.settings import LLMSettings
 from prospect.errors import ConfigError, DataError
+from prospect.llm.errors import EndpointError
 from scripts.cluster import free_port
-from tests.data.labels.llm.misbehaving import (
-    KEY,
-    KEY_VARIABLE,
-    Hang,
-    Raw,
-    Reset,
-    Says,
-    Status,
-    Trickle,
-    killed_when_hanging,
-    mapping,
-    request,
-)
+from tests.data.labels.llm.videos import mapping, mapping_killed_when_hanging, request
+from tests.llm.misbehaving import KEY, KEY_VARIABLE, Hang, Raw, Reset, Says, Status, Trickle
 
 RIGHT = (0, 1, 2, 2, 2)
 
@@ -258,6 +249,15 @@ def test_the_key_is_written_nowhere(server, settings, tmp_path, caplog, capfd):
         assert KEY not in text
 
 
+def test_the_key_is_written_nowhere_in_another_spelling(server, settings, tmp_path):
+    encoded = quote(base64.b64encode(KEY.encode()).decode())
+    server.plan["tea"] = [Status(500, error={"message": encoded}), Raw(encoded.encode()), Says(encoded)]
+    run(settings, tmp_path, "tea")
+    written = "".join(file.read_text() for file in tmp_path.rglob("*.json"))
+    assert "***" in written
+    assert encoded.rstrip("=%3D") not in written
+
+
 @pytest.mark.parametrize(
     "values",
     [{"api_key_env": KEY}, {"base_url": f"https://user:{KEY}@host/v1"}, {"base_url": f"https://host/v1?key={KEY}"}],
@@ -322,7 +322,7 @@ def test_the_root_may_be_a_url(server, settings):
 def test_killed_between_retries_it_goes_on_where_it_was(server, settings, tmp_path):
     settings = settings.model_copy(update={"concurrency": 1})
     server.plan["soup"] = [Says(mapping(S1="B1")), Status(500), Hang()]
-    killed_when_hanging(server, settings, tmp_path, "tea", "soup", "cake")
+    mapping_killed_when_hanging(server, settings, tmp_path, "tea", "soup", "cake")
     assert len(server.bodies) == 4
 
     report = run(settings, tmp_path, "tea", "soup", "cake")

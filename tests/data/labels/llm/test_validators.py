@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prospect.data.labels.llm.validators import InvalidAnswer, read_mapping
+from prospect.data.labels.llm.validators import read_mapping
+from prospect.llm.exchange import InvalidAnswer
 
 RIGHT = '{"mapping": {"S1": ["B1", "B2"], "S2": ["B3"], "S3": ["B4", "B5"]}}'
 

@@ -16,16 +16,25 @@ from typing import Any, Final
 import openai
 from openai.types import Batch
 
-from prospect.data.labels.llm.cache import Cache, CachedAnswer, LLMExchange, now
-from prospect.data.labels.llm.client import Endpoint
-from prospect.data.labels.llm.errors import BatchError, EndpointError, LostRequest
+from prospect.data.labels.llm.cache import LLMExchange
+from prospect.data.labels.llm.settings import LLMSettings
 from prospect.dialogue.schema import Record
+from prospect.llm.cache import Cache
+from prospect.llm.client import Endpoint
+from prospect.llm.errors import EndpointError, LostRequest
+from prospect.llm.exchange import CachedAnswer, now
 
 log = logging.getLogger(__name__)
 PATH: Final = "/v1/chat/completions"
 TERMINAL = ("completed", "failed", "expired", "cancelled")
 CLOCK_SKEW_S = 3600
 """How far the endpoint's clock may lie behind ours when a batch of ours is looked for."""
+
+
+class BatchError(EndpointError):
+    """A batch failed, expired or was cancelled; its answers are kept."""
+
+    code = "batch"
 
 
 class Submission(Record):
@@ -47,7 +56,11 @@ class Submission(Record):
 
 
 async def settle_in_batches(
-    conversations: Sequence[LLMExchange], endpoint: Endpoint, cache: Cache, settled: Callable[[LLMExchange], None]
+    settings: LLMSettings,
+    conversations: Sequence[LLMExchange],
+    endpoint: Endpoint,
+    cache: Cache[LLMExchange],
+    settled: Callable[[LLMExchange], None],
 ) -> None:
     """Continues every conversation to its end, one round of batches for each answer.
 
@@ -55,7 +68,7 @@ async def settle_in_batches(
         BatchError: a batch failed, expired or was cancelled.
         EndpointError: the endpoint cannot be used.
     """
-    rounds = _Rounds(conversations, endpoint, cache)
+    rounds = _Rounds(settings, conversations, endpoint, cache)
     submissions = await rounds.resume()
     while True:
         for submission in submissions:
@@ -68,9 +81,15 @@ async def settle_in_batches(
 
 
 class _Rounds:
-    def __init__(self, conversations: Sequence[LLMExchange], endpoint: Endpoint, cache: Cache) -> None:
+    def __init__(
+        self,
+        settings: LLMSettings,
+        conversations: Sequence[LLMExchange],
+        endpoint: Endpoint,
+        cache: Cache[LLMExchange],
+    ) -> None:
         self.open = {conversation.key: conversation for conversation in conversations}
-        self.endpoint, self.settings, self.cache = endpoint, endpoint.settings, cache
+        self.endpoint, self.settings, self.cache = endpoint, settings, cache
         self.client = endpoint.client.with_options(max_retries=self.settings.transport_retries)
         self.times_lost: Counter[str] = Counter()
         self.hopeless: set[str] = set()

@@ -2,19 +2,17 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
-from anyio.from_thread import start_blocking_portal
-
-from prospect.data.labels.llm.cache import Cache, LLMExchange
+from prospect.data.labels.llm.cache import LLMExchange, mapping_cache
 from prospect.data.labels.llm.prompt import MappingRequest
-from prospect.data.labels.llm.report import MappingReport, MappingResult, Usage, failure_kinds
+from prospect.data.labels.llm.report import MappingReport, MappingResult
 from prospect.data.labels.llm.settings import LLMSettings
+from prospect.llm.cache import Cache
+from prospect.llm.usage import Usage, failure_kinds
 
 MappingCallback = Callable[[MappingResult], None]
 """Called once a video, when it is settled."""
-READERS = 16
-"""Files of the cache read at the same time: on an object store each takes a round trip."""
 
 
 def map_videos(
@@ -39,7 +37,8 @@ def map_videos(
     """
     results: dict[int, MappingResult] = {}
     done: dict[str, LLMExchange] = {}
-    conversations, places = _conversations(requests, settings, Cache(root))
+    cache = mapping_cache(root)
+    conversations, places = _conversations(requests, settings, cache)
     earlier = {conversation.key: len(conversation.attempts) for conversation in conversations}
 
     def finish(index: int, result: MappingResult) -> None:
@@ -63,12 +62,12 @@ def map_videos(
         else:
             still_open.append(conversation)
     if still_open:
-        _ask(still_open, settings, Cache(root), settled)
+        _ask(still_open, settings, cache, settled)
     return _report(settings, [results[index] for index in range(len(requests))], done.values(), earlier)
 
 
 def _conversations(
-    requests: Sequence[MappingRequest], settings: LLMSettings, cache: Cache
+    requests: Sequence[MappingRequest], settings: LLMSettings, cache: Cache[LLMExchange]
 ) -> tuple[list[LLMExchange], dict[str, list[int]]]:
     """One conversation for each different content, as far as the cache has it, and the requests it answers."""
     begun: dict[str, LLMExchange] = {}
@@ -78,22 +77,21 @@ def _conversations(
             conversation = LLMExchange.begin(request, settings)
             begun.setdefault(conversation.key, conversation)
             places[conversation.key].append(index)
-    with ThreadPoolExecutor(READERS) as readers:
-        return [*readers.map(cache.recall, begun.values())], places
+    return cache.recall(begun.values()), places
 
 
 def _ask(
-    conversations: list[LLMExchange], settings: LLMSettings, cache: Cache, settled: Callable[[LLMExchange], None]
+    conversations: list[LLMExchange],
+    settings: LLMSettings,
+    cache: Cache[LLMExchange],
+    settled: Callable[[LLMExchange], None],
 ) -> None:
     # openai takes a second to import, which a run that the cache answers, or the aligner, has no use for.
     from prospect.data.labels.llm.batch import settle_in_batches
-    from prospect.data.labels.llm.client import Endpoint
-    from prospect.data.labels.llm.single import settle_one_by_one
+    from prospect.llm.asking import ask_all
 
-    endpoint = Endpoint(settings)
-    settle = settle_in_batches if settings.mode == "batch" else settle_one_by_one
-    with start_blocking_portal() as portal:  # a loop of its own: a notebook's thread runs one already
-        portal.call(settle, conversations, endpoint, cache, settled)
+    settle = partial(settle_in_batches, settings) if settings.mode == "batch" else None
+    ask_all(conversations, settings, cache, settled, settle)
 
 
 def _without_asking(request: MappingRequest, settings: LLMSettings) -> MappingResult | None:

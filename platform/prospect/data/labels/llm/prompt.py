@@ -1,12 +1,10 @@
 """The prompt: it asks for a mapping between given ids, never for times."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prospect.dialogue.schema import Annotation
-
-Message = dict[str, str]
-"""`role` and `content`, as the wire has them."""
+from prospect.llm.exchange import one_line
+from prospect.llm.settings import Message
 
 SYSTEM = """\
 You match the steps of a task with the lines that annotators wrote while they watched a video of it.
@@ -19,6 +17,8 @@ Decide for every block which step it belongs to:
 - Steps follow each other in order: all blocks of S1 come before all blocks of S2, and so on.
 Answer with one JSON object and nothing else, using only the ids given:
 {"mapping": {"S1": ["B1", "B2"], "S2": ["B3"]}}"""
+
+REMINDER = "Answer with the whole corrected JSON object only."
 
 
 @dataclass(frozen=True)
@@ -36,24 +36,14 @@ class MappingRequest:
 
 def opening(request: MappingRequest) -> tuple[Message, ...]:
     """The first two messages of a video's conversation."""
-    steps = "\n".join(f"S{number}: {_one_line(name)}" for number, name in enumerate(request.steps, 1))
+    steps = "\n".join(f"S{number}: {one_line(name)}" for number, name in enumerate(request.steps, 1))
     blocks = "\n".join(f"B{number} {_block(block)}" for number, block in enumerate(request.blocks, 1))
-    content = f"Goal: {_one_line(request.goal) or 'not given'}\n\nSteps:\n{steps}\n\nBlocks:\n{blocks}"
+    content = f"Goal: {one_line(request.goal) or 'not given'}\n\nSteps:\n{steps}\n\nBlocks:\n{blocks}"
     return {"role": "system", "content": SYSTEM}, {"role": "user", "content": content}
-
-
-def correction(answer: str, feedback: Sequence[str]) -> tuple[Message, Message]:
-    """The messages that ask again: the wrong answer, and what was wrong with it."""
-    complaint = f"This mapping cannot be used. {' '.join(feedback)} Answer with the whole corrected JSON object only."
-    return {"role": "assistant", "content": answer or "(no answer)"}, {"role": "user", "content": complaint}
 
 
 def _block(block: Annotation) -> str:
     end = "" if block.end is None else f"-{block.end:.1f}s"
     part = "- " if block.depth else ""
-    mistake = f" (mistake: {_one_line(block.mistake)})" if block.mistake else ""
-    return f"[{block.start:.1f}s{end}] {part}{_one_line(block.text)}{mistake}"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    mistake = f" (mistake: {one_line(block.mistake)})" if block.mistake else ""
+    return f"[{block.start:.1f}s{end}] {part}{one_line(block.text)}{mistake}"

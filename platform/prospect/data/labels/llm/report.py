@@ -2,15 +2,13 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from rich.table import Table
 from rich.text import Text
 
-from prospect.data.labels.llm.cache import Attempt
-from prospect.data.labels.llm.settings import LLMSettings
+from prospect.llm.usage import Usage
 
 Outcome = Literal["mapped", "quarantine", "aligner"]
 
@@ -32,24 +30,6 @@ class MappingResult:
     """Requests about this video, those of earlier runs included."""
     cached: bool = False
     """Whether this run sent no request for it."""
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Requests, tokens and their price."""
-
-    requests: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost: float | None = None
-    """In the currency of the settings' prices; None where they are not given."""
-
-    @classmethod
-    def of(cls, attempts: Iterable[Attempt], settings: LLMSettings) -> "Usage":
-        attempts = [*attempts]
-        answers = [attempt.answer for attempt in attempts if attempt.answer is not None]
-        tokens = sum(answer.input_tokens for answer in answers), sum(answer.output_tokens for answer in answers)
-        return cls(len(attempts), *tokens, settings.cost(*tokens))
 
 
 @dataclass(frozen=True)
@@ -92,17 +72,9 @@ class MappingReport:
         for column in ("requests", "input tokens", "output tokens", "cost"):
             table.add_column(column, justify="right")
         for name, usage in (("this run", self.spent), ("earlier runs", self.cached)):
-            cost = "unknown" if usage.cost is None else f"{usage.cost:,.4f}"
-            table.add_row(name, f"{usage.requests:,}", f"{usage.input_tokens:,}", f"{usage.output_tokens:,}", cost)
+            table.add_row(
+                name, f"{usage.requests:,}", f"{usage.input_tokens:,}", f"{usage.output_tokens:,}", usage.price
+            )
         if self.failures:
             table.caption = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.failures.items()))
         return table
-
-
-def failure_kinds(attempts: Iterable[Attempt]) -> Counter[str]:
-    """How many attempts failed in each way: the kinds of the validators, and `no answer`."""
-    kinds: Counter[str] = Counter()
-    for attempt in attempts:
-        kinds.update({failure.kind for failure in attempt.failures})
-        kinds.update(["no answer"] if attempt.error else [])
-    return kinds

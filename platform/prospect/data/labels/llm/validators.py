@@ -1,33 +1,13 @@
 """Reads an answer as a mapping, or lists what is wrong in words that the model can act on."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import Any, Literal
 
-from prospect.dialogue.schema import Record
+from prospect.llm.exchange import AnswerFailure, InvalidAnswer
+from prospect.llm.json_answer import json_error, json_objects
 
-FailureKind = Literal[
-    "empty", "length", "json", "structure", "unknown", "duplicate", "missing", "consecutive", "sequential"
-]
 SHOWN_IDS = 20
-
-
-class AnswerFailure(Record):
-    """One fault of an answer."""
-
-    kind: FailureKind
-    feedback: str
-    """One sentence, told to the model."""
-
-
-class InvalidAnswer(Exception):  # noqa: N818 - the answer is at fault, not the program
-    """An answer that is not a valid mapping; `failures` is never empty."""
-
-    def __init__(self, *failures: AnswerFailure) -> None:
-        super().__init__(" ".join(failure.feedback for failure in failures))
-        self.failures = failures
 
 
 def read_mapping(answer: str, num_steps: int, num_blocks: int, finish_reason: str = "stop") -> tuple[int, ...]:
@@ -46,7 +26,8 @@ def read_mapping(answer: str, num_steps: int, num_blocks: int, finish_reason: st
         mapping = _mapping(answer)
     except InvalidAnswer as invalid:
         if finish_reason == "length":
-            raise _invalid("length", "The answer was cut off; write the object alone, without spaces.") from invalid
+            feedback = "The answer was cut off; write the object alone, without spaces."
+            raise InvalidAnswer.of("length", feedback) from invalid
         raise
     steps = {f"S{number}": number - 1 for number in range(1, num_steps + 1)}
     blocks = {f"B{number}": number - 1 for number in range(1, num_blocks + 1)}
@@ -61,61 +42,21 @@ def read_mapping(answer: str, num_steps: int, num_blocks: int, finish_reason: st
 def _mapping(answer: str) -> dict[str, list[str]]:
     """The value of `mapping` in the last object that has one: a model that thinks aloud ends with what it means."""
     if not answer.strip():
-        raise _invalid("empty", "The answer was empty.")
-    objects = [*_objects(answer)]
+        raise InvalidAnswer.of("empty", "The answer was empty.")
+    objects = [*json_objects(answer)]
     if not objects:
-        raise _invalid("json", f"The answer is not valid JSON: {_json_error(answer)}.")
+        raise InvalidAnswer.of("json", f"The answer is not valid JSON: {json_error(answer)}.")
     mapping = next((value["mapping"] for value in reversed(objects) if "mapping" in value), None)
     if mapping is None and '"mapping"' in answer:  # only the inside of the object that is meant can be read
-        raise _invalid("json", f"The answer is not valid JSON: {_json_error(answer)}.")
+        raise InvalidAnswer.of("json", f"The answer is not valid JSON: {json_error(answer)}.")
     if not isinstance(mapping, dict):
-        raise _invalid("structure", 'The object must have one key, "mapping", with an object of step ids.')
+        raise InvalidAnswer.of("structure", 'The object must have one key, "mapping", with an object of step ids.')
     for step, blocks in mapping.items():
         if not isinstance(blocks, list) or not all(isinstance(block, str) for block in blocks):
-            raise _invalid("structure", f'The value of "{step}" must be a list of block ids such as ["B1", "B2"].')
+            raise InvalidAnswer.of(
+                "structure", f'The value of "{step}" must be a list of block ids such as ["B1", "B2"].'
+            )
     return mapping
-
-
-class _RepeatedKeyError(ValueError):
-    """A repeated key in an object, of which `json` would keep the last one alone."""
-
-
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    repeated = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
-    if repeated:
-        raise _RepeatedKeyError(repeated[0])
-    return dict(pairs)
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_pairs)
-
-
-def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """All JSON objects in a text, whatever stands around them; objects inside others are not repeated."""
-    position = text.find("{")
-    while position >= 0:
-        try:
-            value, end = _DECODER.raw_decode(text, position)
-        except _RepeatedKeyError as repeated:
-            raise _invalid("duplicate", f"{repeated} appears twice as a key; each key once.") from repeated
-        except (ValueError, RecursionError):
-            end = position + 1
-        else:
-            yield value
-        position = text.find("{", end)
-
-
-def _json_error(text: str) -> str:
-    start = text.find("{")
-    if start < 0:
-        return "there is no object in it"
-    try:
-        _DECODER.raw_decode(text, start)
-    except json.JSONDecodeError as error:
-        return f"{error.msg} in line {error.lineno}, column {error.colno}"
-    except RecursionError:
-        return "it is nested too deeply"
-    return "there is no object in it"
 
 
 def _id_failures(
@@ -163,7 +104,3 @@ def _listed(ids: Iterable[str]) -> str:
     ids = [*ids]
     more = f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else ""
     return ", ".join(ids[:SHOWN_IDS]) + more
-
-
-def _invalid(kind: FailureKind, feedback: str) -> InvalidAnswer:
-    return InvalidAnswer(AnswerFailure(kind=kind, feedback=feedback))

@@ -7,19 +7,17 @@ import socket
 import struct
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from prospect.data.labels.llm.prompt import MappingRequest
-from prospect.data.labels.llm.settings import LLMSettings
-from prospect.dialogue.schema import Annotation
-
+REPOSITORY = Path(__file__).parents[2]
 KEY = "sk-secret-0123456789"
 KEY_VARIABLE = "PROSPECT_TEST_LLM_KEY"
 
@@ -65,25 +63,20 @@ class Absent:
 
 
 def goal_of(body: dict[str, Any]) -> str:
-    return re.match(r"Goal: (.*)", body["messages"][1]["content"])[1]
-
-
-def right_answer(body: dict[str, Any]) -> str:
-    prompt = body["messages"][1]["content"]
-    steps, blocks = len(re.findall(r"^S\d+: ", prompt, re.M)), len(re.findall(r"^B\d+ \[", prompt, re.M))
-    mapping = {f"S{step}": [f"B{step}"] for step in range(1, steps)}
-    mapping[f"S{steps}"] = [f"B{block}" for block in range(steps, blocks + 1)]
-    return json.dumps({"mapping": mapping})
+    """What a request is about; `OK` for a probe, which is about nothing."""
+    found = re.search(r"^Goal: (.*)", "\n".join(message["content"] for message in body["messages"]), re.MULTILINE)
+    return found[1] if found else "OK"
 
 
 class FakeEndpoint(ThreadingHTTPServer):
-    """`plan[goal]` lists what happens to successive requests about a video; then all goes well."""
+    """`plan[goal]` lists what happens to successive requests about a goal; then `default`, or the right answer."""
 
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self) -> None:
+    def __init__(self, right_answer: Callable[[dict[str, Any]], str]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.right_answer = right_answer
         self.base_url = f"http://127.0.0.1:{self.server_address[1]}/v1"
         self.plan: dict[str, list[Any]] = defaultdict(list)
         self.default: Any = None
@@ -108,7 +101,7 @@ class FakeEndpoint(ThreadingHTTPServer):
                 return Status(429, {"Retry-After": str(self.seconds_between)})
             self.answered_at = time.monotonic()
             planned = self.plan[goal_of(body)]
-            return planned.pop(0) if planned else self.default or Says(right_answer(body))
+            return planned.pop(0) if planned else self.default or Says(self.right_answer(body))
 
     def asked(self, goal: str) -> list[dict[str, Any]]:
         return [body for body in self.bodies if goal_of(body) == goal]
@@ -261,34 +254,19 @@ class Handler(BaseHTTPRequestHandler):
                 batch[f"{name}_file_id"] = file_id
 
 
-def request(goal: str, steps: int = 3, blocks: int = 5) -> MappingRequest:
-    return MappingRequest(
-        video=f"video of {goal}",
-        goal=goal,
-        steps=tuple(f"step {number}" for number in range(1, steps + 1)),
-        blocks=tuple(Annotation(start=10.0 * n, end=10.0 * n + 5, text=f"line {n}") for n in range(blocks)),
-    )
+@contextmanager
+def serve(right_answer: Callable[[dict[str, Any]], str] = lambda body: "OK") -> Iterator[FakeEndpoint]:
+    endpoint = FakeEndpoint(right_answer)
+    thread = threading.Thread(target=endpoint.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield endpoint
+    endpoint.close()
+    thread.join()
 
 
-def mapping(**steps: str) -> str:
-    """`mapping(S1="B1 B2")` as the wire has it."""
-    return json.dumps({"mapping": {step: blocks.split() for step, blocks in steps.items()}})
-
-
-SCRIPT = textwrap.dedent("""
-    import sys
-    from prospect.data.labels.llm.mapping import map_videos
-    from prospect.data.labels.llm.settings import LLMSettings
-    from tests.data.labels.llm.misbehaving import request
-    settings, root, *goals = sys.argv[1:]
-    map_videos([request(goal) for goal in goals], LLMSettings.model_validate_json(settings), root)
-""")
-
-
-def killed_when_hanging(server: FakeEndpoint, settings: LLMSettings, root: Path, *goals: str) -> None:
-    """Runs it in a process of its own and kills that with SIGKILL when the server hangs."""
-    arguments = [sys.executable, "-c", SCRIPT, settings.model_dump_json(), str(root), *goals]
-    process = subprocess.Popen(arguments, cwd=Path(__file__).parents[4], start_new_session=True)
+def killed_when_hanging(server: FakeEndpoint, script: str, *arguments: str) -> None:
+    """Run a script in a process of its own and kill that with SIGKILL when the server hangs."""
+    process = subprocess.Popen([sys.executable, "-c", script, *arguments], cwd=REPOSITORY, start_new_session=True)
     try:
         assert server.hanging.wait(60)
     finally:

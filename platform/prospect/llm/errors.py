@@ -4,15 +4,9 @@ from prospect.errors import ProspectError
 
 
 class EndpointError(ProspectError):
-    """The endpoint cannot be used; finished videos are kept, and the next run continues."""
+    """The endpoint cannot be used; finished answers are kept, and the next run continues."""
 
     code = "endpoint"
-
-
-class BatchError(EndpointError):
-    """A batch failed, expired or was cancelled; its answers are kept."""
-
-    code = "batch"
 
 
 class LostRequest(Exception):  # noqa: N818 - a fault of the endpoint

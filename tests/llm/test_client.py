@@ -2,21 +2,20 @@
 
 import base64
 import json
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
-from prospect.data.labels.llm.client import Endpoint
-from prospect.data.labels.llm.errors import LostRequest
-from prospect.data.labels.llm.mapping import map_videos
-from prospect.data.labels.llm.settings import LLMSettings
 from prospect.errors import ConfigError
-from tests.data.labels.llm.misbehaving import KEY, KEY_VARIABLE, Raw, Says, Status, request
+from prospect.llm.asking import probe
+from prospect.llm.client import Endpoint
+from prospect.llm.errors import EndpointError, LostRequest
+from tests.llm.conftest import AskingSettings
+from tests.llm.misbehaving import KEY, KEY_VARIABLE, Hang, Reset, Status
 
 MAPPING = '{"mapping": {"S1": ["B1"]}}'
-OFFLINE = LLMSettings(base_url="http://127.0.0.1:9/v1", model="m", api_key_env="")
+OFFLINE = AskingSettings(base_url="http://127.0.0.1:9/v1", model="m", api_key_env="")
 NO_PROXY = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
@@ -55,10 +54,9 @@ def test_a_content_that_is_no_text_is_no_answer(content: Any) -> None:
 
 
 @pytest.mark.parametrize("around", ["{}\n", "{}\r\n", "\n {}\t"])
-def test_white_space_around_a_key_is_stripped(server, settings, tmp_path, monkeypatch, around: str) -> None:
+def test_white_space_around_a_key_is_stripped(settings, monkeypatch, around: str) -> None:
     monkeypatch.setenv(KEY_VARIABLE, around.format(KEY))
-    report = map_videos([request("tea")], settings, str(tmp_path))
-    assert report.results[0].outcome == "mapped"
+    probe(settings)
 
 
 @pytest.mark.parametrize("key", ["sk-live-1234\n5678", "sk-live-schlüssel", "sk live 12345678", "sk-live-\x00"])
@@ -70,7 +68,7 @@ def test_a_key_that_no_header_can_hold_is_refused_without_repeating_it(monkeypat
     with pytest.raises(ConfigError, match=f"{KEY_VARIABLE} must hold a key of printable ASCII") as error:
         Endpoint(OFFLINE.model_copy(update={"api_key_env": KEY_VARIABLE}))
     assert "live" not in str(error.value)
-    assert error.value.field == "labels.llm.api_key_env"
+    assert error.value.field == "tests.asking.api_key_env"
 
 
 @pytest.mark.parametrize("blank", ["", " \n"])
@@ -80,7 +78,7 @@ def test_a_blank_key_is_missing(monkeypatch, blank: str) -> None:
         Endpoint(OFFLINE.model_copy(update={"api_key_env": KEY_VARIABLE}))
 
 
-def test_a_key_is_redacted_in_any_spelling(server, settings, tmp_path, monkeypatch) -> None:
+def test_a_key_is_redacted_in_any_spelling(settings, monkeypatch) -> None:
     key = 'sk/live+"quoted"\\12345678'
     spelt = [key, json.dumps(key), repr(key), quote(key, safe=""), base64.b64encode(key.encode()).decode(), key.upper()]
     monkeypatch.setenv(KEY_VARIABLE, key)
@@ -88,13 +86,6 @@ def test_a_key_is_redacted_in_any_spelling(server, settings, tmp_path, monkeypat
     for text in spelt:
         assert "12345678" not in endpoint.clean(f"Incorrect API key provided: {text}.")
         assert "***" in endpoint.clean(f"Incorrect API key provided: {text}.")
-    monkeypatch.setenv(KEY_VARIABLE, KEY)
-    encoded = quote(base64.b64encode(KEY.encode()).decode())
-    server.plan["tea"] = [Status(500, error={"message": encoded}), Raw(encoded.encode()), Says(encoded)]
-    map_videos([request("tea")], settings, str(tmp_path))
-    written = "".join(file.read_text() for file in Path(tmp_path).rglob("*.json"))
-    assert "***" in written
-    assert encoded.rstrip("=%3D") not in written
 
 
 @pytest.mark.parametrize(
@@ -121,3 +112,32 @@ def test_proxies_and_certificates_that_cannot_be_used_are_one_sentence(
 def test_a_proxy_that_works_is_used(monkeypatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:3128")
     Endpoint(OFFLINE)
+
+
+@pytest.mark.parametrize("trouble", [Status(503), Status(429, {"Retry-After": "0.01"}), Reset()])
+def test_a_probe_outlives_a_passing_trouble(server, settings, trouble) -> None:
+    server.plan["OK"] = [trouble, trouble]
+    probe(settings)
+    assert len(server.bodies) == 3
+
+
+@pytest.mark.parametrize(
+    ("trouble", "sentence"),
+    [
+        (
+            Status(404, error={"message": "no model `tiny`"}),
+            r"\(model tiny\) answered HTTP 404 \(no model `tiny`\); check",
+        ),
+        (
+            Status(400, error={"message": "temperature must be 1"}),
+            r"HTTP 400 \(temperature must be 1\); check the settings",
+        ),
+        (Status(500), r"gave no answer: HTTP 500"),
+        (Hang(), r"gave no answer: no answer within 0.2 s"),
+    ],
+)
+def test_a_probe_says_in_one_sentence_what_does_not_work(server, settings, trouble, sentence: str) -> None:
+    server.default = trouble
+    with pytest.raises(EndpointError, match=sentence) as error:
+        probe(settings.model_copy(update={"timeout_s": 0.2}))
+    assert error.value.field == "tests.asking.base_url"

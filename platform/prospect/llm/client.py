@@ -15,10 +15,10 @@ from urllib.parse import quote, quote_plus
 import openai
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
-from prospect.data.labels.llm.cache import CachedAnswer
-from prospect.data.labels.llm.errors import EndpointError, LostRequest
-from prospect.data.labels.llm.settings import LLMSettings
 from prospect.errors import ConfigError
+from prospect.llm.errors import EndpointError, LostRequest
+from prospect.llm.exchange import CachedAnswer
+from prospect.llm.settings import EndpointSettings, Message
 from prospect.messages import first_line
 
 T = TypeVar("T")
@@ -28,15 +28,18 @@ SHORTEST_SPACING_S = 0.05
 SHOWN_CHARACTERS = 300
 REPEATABLE = (408, 409, 425, 429)
 """Status codes below 500 that may pass by themselves."""
-THIS_VIDEO_ONLY = ("context_length_exceeded", "content_filter", "string_above_max_length")
+THIS_REQUEST_ONLY = ("context_length_exceeded", "content_filter", "string_above_max_length")
 """Error codes of a 400 that speak of the content, not of how it is asked for."""
+
+
+PROBE: Message = {"role": "user", "content": "Answer with the word OK."}
 
 
 class RateLimit:
     """Spaces requests evenly: as the settings say, and further while the endpoint says that they are too many.
 
     A 429 pauses all requests for as long as it asks and doubles the spacing; each answer shrinks the spacing by a
-    twentieth. Without this all videos would return together after the pause, and all but one be refused again.
+    twentieth. Without this all requests would return together after the pause, and all but one be refused again.
     """
 
     def __init__(self, per_minute: float | None) -> None:
@@ -70,7 +73,7 @@ class Endpoint:
             a proxy or certificates that cannot be used.
     """
 
-    def __init__(self, settings: LLMSettings) -> None:
+    def __init__(self, settings: EndpointSettings) -> None:
         self.settings = settings
         key = _read_key(settings)
         self._secret = _spellings(key) if key else None
@@ -79,10 +82,10 @@ class Endpoint:
                 base_url=settings.base_url, api_key=key or "none", timeout=settings.timeout_s, max_retries=0
             )
         except Exception as error:  # the HTTP library reads the environment, and has errors of its own for it
-            raise _unusable_environment(error) from None
+            raise _unusable_environment(error, settings.section) from None
         self._limit = RateLimit(settings.requests_per_minute)
         self._reached = False
-        self._lost_videos = 0
+        self._lost_in_a_row = 0
         self.answers = 0
         """How many requests were answered."""
 
@@ -112,8 +115,24 @@ class Endpoint:
         answer = self.answer(response.text)
         self._limit.answered()
         self.answers += 1
-        self._lost_videos = 0
+        self._lost_in_a_row = 0
         return answer
+
+    async def probe(self) -> CachedAnswer:
+        """One short request with the options of all others, sent again as often as they are.
+
+        Raises:
+            EndpointError: no request can succeed, or none has brought an answer.
+        """
+        body, times = self.settings.body([PROBE]), 0
+        while True:
+            try:
+                return await self.ask(body)
+            except LostRequest as lost:
+                times += 1
+                if not lost.again or times > self.settings.transport_retries:
+                    raise self._stop(f"gave no answer: {lost}") from lost
+                await self.back_off(lost, times)
 
     def answer(self, completion: str | Mapping[str, Any]) -> CachedAnswer:
         """The answer in a chat completion, as text or as decoded JSON.
@@ -152,7 +171,7 @@ class Endpoint:
                     f"asks to wait {wait:.0f} s, longer than `max_wait_s`, with {reason}; run again later"
                 )
             return LostRequest(reason, retry_after=wait, busy=status == 429)
-        if status in (400, 413, 422) and (self._reached or code in THIS_VIDEO_ONLY or "context length" in message):
+        if status in (400, 413, 422) and (self._reached or code in THIS_REQUEST_ONLY or "context length" in message):
             return LostRequest(reason, again=False)
         advice = {
             401: f"check the key in {self.settings.api_key_env or 'api_key_env'}",
@@ -170,19 +189,20 @@ class Endpoint:
             await asyncio.sleep(wait)
 
     def give_up(self, lost: LostRequest) -> None:
-        """Count a video without an answer.
+        """Count a conversation without an answer.
 
         Raises:
-            EndpointError: no server listens, or too many videos in a row had no answer.
+            EndpointError: no server listens, or too many conversations in a row had no answer.
         """
         if lost.unreachable:
             raise self._stop(f"cannot be reached: {lost}; check `base_url`") from lost
-        self._lost_videos += 1
-        if self._lost_videos >= self.settings.stop_after:
-            raise self._stop(f"gave no answer for {self._lost_videos} videos in a row, the last time: {lost}") from lost
+        self._lost_in_a_row += 1
+        if self._lost_in_a_row >= self.settings.stop_after:
+            many = f"{self._lost_in_a_row} {self.settings.subjects} in a row"
+            raise self._stop(f"gave no answer for {many}, the last time: {lost}") from lost
 
     async def management(self, call: Awaitable[T]) -> T:
-        """Await a call about files or batches, on which every video depends.
+        """Await a call about files or batches, on which every request depends.
 
         Raises:
             EndpointError: the call failed.
@@ -209,7 +229,7 @@ class Endpoint:
 
     def _stop(self, what: str) -> EndpointError:
         sentence = f"{self.settings.base_url} (model {self.settings.model}) {what}."
-        return EndpointError(sentence, field="labels.llm.base_url")
+        return EndpointError(sentence, field=f"{self.settings.section}.base_url")
 
     def _about(self, error: Exception) -> str:
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
@@ -252,7 +272,7 @@ class _Completion(_Lenient):
     usage: _Usage | None = None
 
 
-def _read_key(settings: LLMSettings) -> str:
+def _read_key(settings: EndpointSettings) -> str:
     """The key of the environment, without white space around it, such as the line break of a mounted file."""
     variable = settings.api_key_env
     if not variable:
@@ -264,8 +284,8 @@ def _read_key(settings: LLMSettings) -> str:
     elif not re.fullmatch(r"[!-~]+", key):
         wrong = "must hold a key of printable ASCII characters without spaces, which a header can carry"
     if wrong:
-        sentence = f"labels.llm.api_key_env: the environment variable {variable} {wrong}."
-        raise ConfigError(sentence, field="labels.llm.api_key_env")
+        sentence = f"{settings.section}.api_key_env: the environment variable {variable} {wrong}."
+        raise ConfigError(sentence, field=f"{settings.section}.api_key_env")
     return key
 
 
@@ -277,7 +297,7 @@ def _spellings(key: str) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(spelt, key=len, reverse=True))), re.IGNORECASE)
 
 
-def _unusable_environment(error: Exception) -> ConfigError:
+def _unusable_environment(error: Exception, section: str) -> ConfigError:
     """What to change about proxies and certificates; their values may hold a password and are not repeated."""
     there = {name.upper(): name for name in os.environ if os.environ[name]}
     proxies = [there[name] for name in ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY") if name in there]
@@ -291,7 +311,7 @@ def _unusable_environment(error: Exception) -> ConfigError:
     else:
         names = " or ".join(proxies) or "the environment"
         what = f"{names} names a proxy that cannot be used; write http://HOST:PORT, or unset it"
-    return ConfigError(f"labels.llm: {what}.", field="labels.llm")
+    return ConfigError(f"{section}: {what}.", field=section)
 
 
 def _error_of(body: object) -> tuple[str, str]:
