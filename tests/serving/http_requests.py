@@ -1,0 +1,22 @@
+"""Requests that the tests of HTTP share."""
+
+from fastapi.testclient import TestClient
+
+from prospect.protocol.messages import FrameAppend
+from tests.serving.models import STEPS, picture
+
+
+def open_session(http: TestClient, **fields: object) -> str:
+    answer = http.post("/v1/sessions", json={"goal": "Make tea", "steps": STEPS, **fields})
+    assert answer.status_code == 201, answer.text
+    return answer.json()["session_id"]
+
+
+def frame(seed: int, **fields: object) -> dict:
+    return FrameAppend(image=picture(seed), **fields).model_dump(mode="json", exclude_none=True)
+
+
+def refused(answer) -> dict:
+    assert set(answer.json()) == {"error"}
+    assert set(answer.json()["error"]) == {"code", "message", "field"}
+    return answer.json()["error"]
