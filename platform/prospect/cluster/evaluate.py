@@ -26,7 +26,7 @@ from prospect.evaluation.thresholds import shown
 from prospect.files import write_json
 from prospect.model.saved import SavedModel, read_saved
 from prospect.model.settings import HEADS
-from prospect.similarity import SentenceSimilarity
+from prospect.similarity import Identity, SentenceSimilarity
 from prospect.streaming.settings import StreamingSettings
 from prospect.terminal import console
 from prospect.tracking.settings import NOTE
@@ -40,6 +40,8 @@ VIEWS: dict[View, str] = {"watched": MODEL, "shuffled": "shuffled frames", "blan
 """What the model is shown -> name of the system in the table of scores."""
 RIVALS = ("silence", "time prior", "shuffled frames", "blank frames")
 """Systems that a model that watches must beat in joint goal accuracy; silence stays in the initial state."""
+_ELSEWHERE = {"model", "split", "allow_seen", "similarity"}
+"""Settings of an evaluation that its lineage has elsewhere: the encoder by its files and not by its place."""
 GROUPS_PER_ACTOR = 12
 """Groups of dialogues that are worth another actor, which must import torch and load the model first."""
 
@@ -103,7 +105,7 @@ def evaluate_model(config: Config, report: ReportLine = print) -> EvaluationResu
             "with data.holdout=1",
             field="evaluation.split",
         )
-    encoder = SentenceSimilarity(settings.similarity)
+    encoder = SentenceSimilarity(settings.similarity, cache=root / "cache" / "sentences")
     from prospect.cluster.promotion import promote_if_better  # with MLflow
     from prospect.tracking.tracking import Tracking
 
@@ -115,7 +117,7 @@ def evaluate_model(config: Config, report: ReportLine = print) -> EvaluationResu
         store.require(encoder_fingerprint(config.vision), config.vision.equivalent_to)
     store.require(saved.fingerprint, config.vision.equivalent_to)
     report_earlier_decoder(store, "eval", report)
-    lineage = _lineage(config, model, saved, records, placed, store)
+    lineage = _lineage(config, model, saved, records, placed, store, encoder.identity)
     _refuse_seen(lineage, settings)
     report(f"eval   {_thresholds(saved, config.streaming, {dialogue.dataset for dialogue, _ in placed})}")
     report(f"eval   {model}: streaming {counted(len(placed), 'dialogue')} of {lineage.count}, {len(VIEWS)} views each")
@@ -160,6 +162,7 @@ def _lineage(
     records: Records,
     placed: Sequence[Placed],
     store: EmbeddingStore,
+    encoder: Identity,
 ) -> Lineage:
     dialogues = [dialogue for dialogue, _ in placed]
     split = split_name(config.evaluation.split)
@@ -177,7 +180,9 @@ def _lineage(
         seen=seen_videos(saved.manifest, dialogues),
         told=is_told(context),
         rules={
-            "evaluation": config.evaluation.model_dump(mode="json", exclude={"model", "split", "allow_seen"}),
+            "evaluation": config.evaluation.model_dump(mode="json", exclude=_ELSEWHERE),
+            "encoder": encoder,
+            "windows": {name: config.evaluation.matching.window(name) for name in datasets},
             "context": context.model_dump(mode="json"),
             "streaming": config.streaming.decisive(),
             "thresholds": {name: config.streaming.thresholds(saved.thresholds, name) for name in datasets},
