@@ -1,7 +1,7 @@
 """Evaluate a model with Ray Data: stream held-out videos, score them beside baselines, promote the better model."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -125,6 +125,8 @@ def evaluate_model(config: Config, report: ReportLine = print) -> EvaluationResu
         report(f"eval   ATTENTION: {mark}")
     decided = stream_views(_streamed(config, saved, store), placed, config.cluster, report)
     systems = decided | _baselines(records, placed)
+    if sentences := _sentences(systems.values()):
+        encoder.embed(sentences)  # in batches, before dialogues ask for a few each
     scores = {name: evaluate(videos, settings, encoder) for name, videos in systems.items()}
     rivals = {name: scores[name] for name in RIVALS}
     advantage = {name: paired_interval(scores[MODEL], rival, settings=settings) for name, rival in rivals.items()}
@@ -188,6 +190,13 @@ def _lineage(
             "thresholds": {name: config.streaming.thresholds(saved.thresholds, name) for name in datasets},
         },
     )
+
+
+def _sentences(systems: Iterable[Sequence[VideoDecisions]]) -> list[str]:
+    """All that any system or its reference says, each once."""
+    said = (text for videos in systems for video in videos for text in video.utterances.values())
+    wanted = (text for videos in systems for video in videos for text in video.reference_utterances.values())
+    return sorted({*said, *wanted})
 
 
 def _refuse_seen(lineage: Lineage, settings: EvaluationSettings) -> None:
