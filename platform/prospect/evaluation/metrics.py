@@ -72,6 +72,11 @@ class Scores:
         """Sums by video."""
         return {name: Tally.total(tallies) for name, tallies in _grouped(self.counted).items()}
 
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Correct pairs of texts (system's, reference's)."""
+        return [pair for one in self.counted for pair in one.pairs]
+
     def logged(self) -> dict[str, float]:
         """The defined overall metrics by stable name, for a tracker."""
         return {name: value for name, value in self.overall.metrics.items() if value is not None}

@@ -130,8 +130,8 @@ class EvaluationSettings(Settings):
     None: nothing is rated."""
 
     def rules(self) -> dict[str, Any]:
-        """What scores depend on, beside model and data. Without a judge, as before there was one."""
-        rules = self.model_dump(mode="json", exclude={"model", "split", "allow_seen", "judge"})
+        """What scores depend on, beside model, data and sentence encoder."""
+        rules = self.model_dump(mode="json", exclude={"model", "split", "allow_seen", "similarity", "judge"})
         return rules if self.judge is None else {**rules, "judge": self.judge.rules()}
 
 
