@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from prospect.benchmarks.engine.measure import Paced, Percentiles
+from prospect.benchmarks.engine.measure import Paced
 from prospect.benchmarks.gpu import bench, machine, paced, stages, suite, worker
 from prospect.benchmarks.gpu.cuda_tests import REPOSITORY, cuda_files, run_cuda_tests
 from prospect.benchmarks.gpu.journal import Journal
@@ -20,6 +20,7 @@ from prospect.benchmarks.gpu.settings import GpuSuite, Stage, StageLimits
 from prospect.benchmarks.journal import Add
 from prospect.errors import ConfigError, OutOfPagesError
 from prospect.streaming.settings import StreamingSettings
+from prospect.streaming.stats import Percentiles
 
 ALL = GpuSuite.model_fields["stages"].default
 ABSENT = {
