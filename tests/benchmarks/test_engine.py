@@ -12,8 +12,8 @@ from prospect.benchmarks.engine.model import planted_model
 from prospect.benchmarks.engine.peers import LoopSystem, PaddedSystem
 from prospect.benchmarks.engine.settings import EngineSuite
 from prospect.benchmarks.engine.suite import measure
+from prospect.percentiles import Percentiles
 from prospect.streaming.settings import StreamingSettings
-from prospect.streaming.stats import Percentiles
 
 TINY = EngineSuite(
     base="tiny",

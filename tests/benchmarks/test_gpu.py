@@ -19,8 +19,8 @@ from prospect.benchmarks.gpu.report import LEAST, percentile, stage_table, to_ma
 from prospect.benchmarks.gpu.settings import GpuSuite, Stage, StageLimits
 from prospect.benchmarks.journal import Add
 from prospect.errors import ConfigError, OutOfPagesError
+from prospect.percentiles import Percentiles
 from prospect.streaming.settings import StreamingSettings
-from prospect.streaming.stats import Percentiles
 
 ALL = GpuSuite.model_fields["stages"].default
 ABSENT = {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from prospect.cluster.common import ReportLine, report_earlier_decoder
 from prospect.cluster.gpus import allot
+from prospect.cluster.paced import stream_live
 from prospect.cluster.runtime import reserved_device
 from prospect.config.schema import ClusterSettings, Config
 from prospect.data.embeddings import EmbeddingStore
@@ -20,6 +21,7 @@ from prospect.evaluation.decision_cache import GroupRow, StreamedModel, cached_d
 from prospect.evaluation.intervals import Interval
 from prospect.evaluation.lineage import Lineage, counted, is_told, records_fingerprint, seen_videos, video_names
 from prospect.evaluation.metrics import Scores, evaluate, paired_interval
+from prospect.evaluation.pace_record import PacedRun
 from prospect.evaluation.records import Placed, VideoDecisions, View
 from prospect.evaluation.settings import EvaluationSettings
 from prospect.evaluation.thresholds import shown
@@ -58,6 +60,8 @@ class EvaluationResult:
     """Share of watched frames that were decided without `lm_head`."""
     manifest: dict[str, Any]
     """Of the model: its run, its encoder."""
+    paced: PacedRun | None = None
+    """The latency-aware run behind the model's scores."""
     champion: bool = False
     """Whether the model was promoted."""
 
@@ -118,18 +122,25 @@ def evaluate_model(config: Config, report: ReportLine = print) -> EvaluationResu
     lineage = _lineage(config, model, saved, records, placed, store)
     _refuse_seen(lineage, settings)
     report(f"eval   {_thresholds(saved, config.streaming, {dialogue.dataset for dialogue, _ in placed})}")
-    report(f"eval   {model}: streaming {counted(len(placed), 'dialogue')} of {lineage.count}, {len(VIEWS)} views each")
+    views = 1 if settings.paced else len(VIEWS)
+    report(f"eval   {model}: streaming {counted(len(placed), 'dialogue')} of {lineage.count}, {counted(views, 'view')}")
     for mark in lineage.marks():
         report(f"eval   ATTENTION: {mark}")
-    decided = stream_views(_streamed(config, saved, store), placed, config.cluster, report)
+    streamed, paced = _streamed(config, saved, store), None
+    if settings.paced is None:
+        decided = stream_views(streamed, placed, config.cluster, report)
+        fast_share = _fast_share(decided[MODEL])
+    else:
+        paced = stream_live(streamed, placed, settings.paced, config.cluster, report)
+        lineage = replace(lineage, paced={**settings.paced.model_dump(mode="json"), **paced.where()})
+        decided, fast_share = {MODEL: paced.known()}, paced.fast_share
     systems = decided | _baselines(records, placed)
     scores = {name: evaluate(videos, settings, encoder) for name, videos in systems.items()}
-    rivals = {name: scores[name] for name in RIVALS}
+    rivals = {name: scores[name] for name in RIVALS if name in scores}
     advantage = {name: paired_interval(scores[MODEL], rival, settings=settings) for name, rival in rivals.items()}
-    fast_share = _fast_share(decided[MODEL])
     report(f"eval   {fast_share:.1%} of the watched frames took the fast path, without lm_head")
     file = root / "evaluations" / str(saved.manifest["run_name"]) / f"{settings.split}-{lineage.key}.json"
-    result = EvaluationResult(lineage, scores, advantage, file, fast_share, saved.manifest)
+    result = EvaluationResult(lineage, scores, advantage, file, fast_share, saved.manifest, paced)
     _write(result)
     _record(tracking, result)
     report(f"eval   written to {result.file}")
@@ -177,11 +188,12 @@ def _lineage(
         seen=seen_videos(saved.manifest, dialogues),
         told=is_told(context),
         rules={
-            "evaluation": config.evaluation.model_dump(mode="json", exclude={"model", "split", "allow_seen"}),
+            "evaluation": config.evaluation.model_dump(mode="json", exclude={"model", "split", "allow_seen", "paced"}),
             "context": context.model_dump(mode="json"),
             "streaming": config.streaming.decisive(),
             "thresholds": {name: config.streaming.thresholds(saved.thresholds, name) for name in datasets},
         },
+        paced=None if config.evaluation.paced is None else config.evaluation.paced.model_dump(mode="json"),
     )
 
 
@@ -292,6 +304,7 @@ def _write(result: EvaluationResult) -> None:
         "manifest": result.manifest,
         "scores": {name: scores.to_dict() for name, scores in result.scores.items()},
         "advantage": {name: interval and asdict(interval) for name, interval in result.advantage.items()},
+        "paced": result.paced and result.paced.to_dict(),
     }
     write_json(result.file, values)
 
@@ -300,11 +313,12 @@ def _record(tracking: "Tracking", result: EvaluationResult) -> None:
     """Log the evaluation to an MLflow run of its own, and its scores on the test split to the model's training run."""
     lineage = result.lineage
     training = tracking.find_run(result.manifest.get("mlflow_run", ""))
-    logged = {**result.scores[MODEL].logged(), "fast_share": result.fast_share}
+    measured = result.paced.metrics() if result.paced else {}
+    logged = {**result.scores[MODEL].logged(), "fast_share": result.fast_share, **measured}
     metrics = {f"eval/{name}": value for name, value in logged.items()}
     name = f"{result.manifest['run_name']} on {lineage.split}"
     run = tracking.open_evaluation(lineage.key, name, training)
-    run.log_parameters({"model": lineage.model, "split": lineage.split, **lineage.rules})
+    run.log_parameters({"model": lineage.model, "split": lineage.split, "paced": lineage.paced, **lineage.rules})
     run.log_metrics(metrics)
     run.set_tags({NOTE: _described(result), "marks": "; ".join(lineage.marks())})
     run.log_file(result.file, "evaluation")

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from prospect.dialogue.state import StatePolicy
 from prospect.settings import Place, Settings
 from prospect.similarity import SimilaritySettings
+from prospect.streaming.waiting import WaitingSettings
 
 MatcherMode = Literal["compat", "corrected"]
 
@@ -64,6 +65,15 @@ def _letters(name: str) -> str:
     return "".join(filter(str.isalnum, name.lower()))
 
 
+class PacedSettings(WaitingSettings):
+    """The latency-aware mode: frames arrive as in live sessions, and wait or are dropped while the engine is busy."""
+
+    speed: Annotated[float, Field(gt=0)] = 1.0
+    """How many times faster than in life the videos run: 2 shows what half as fast a machine would do."""
+    sessions: Annotated[int, Field(ge=1)] = 1
+    """Sessions that run at once, all of them until the last dialogue has ended."""
+
+
 class EvaluationSettings(Settings):
     """What is scored, and how."""
 
@@ -73,6 +83,8 @@ class EvaluationSettings(Settings):
     """The dialogues that are streamed."""
     allow_seen: bool = False
     """Score videos that the model was trained or validated on: the result is marked, and promotes nothing."""
+    paced: PacedSettings | None = None
+    """The latency-aware mode, whose scores depend on this machine's speed: nothing is cached or promoted; null: off."""
     matching: MatchingSettings = MatchingSettings()
     """Assignment of utterances to references."""
     similarity: SimilaritySettings = SimilaritySettings()

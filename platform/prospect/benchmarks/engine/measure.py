@@ -19,8 +19,8 @@ from prospect.dialogue.timeline import FPS
 from prospect.errors import OutOfPagesError
 from prospect.model.checkpoint import LoadedModel
 from prospect.model.interface import DSTModel
+from prospect.percentiles import Percentiles
 from prospect.streaming.settings import StreamingSettings
-from prospect.streaming.stats import Percentiles
 
 MIB, GIB = 1 << 20, 1 << 30
 _HOPELESS = 0.9

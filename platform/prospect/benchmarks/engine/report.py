@@ -9,7 +9,7 @@ from rich.table import Table
 
 from prospect.benchmarks.engine.measure import Cell, Minute, Paced
 from prospect.benchmarks.engine.settings import EngineSuite
-from prospect.streaming.stats import Percentiles
+from prospect.percentiles import Percentiles
 
 NAMES = {
     "engine": "engine",

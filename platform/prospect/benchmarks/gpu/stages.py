@@ -18,9 +18,9 @@ from prospect.benchmarks.gpu.settings import GpuSuite, Stage
 from prospect.benchmarks.journal import Add, StageResult
 from prospect.errors import OutOfPagesError, SessionError
 from prospect.messages import first_line
+from prospect.percentiles import Percentiles
 from prospect.streaming.attention.select import BACKENDS, deviation
 from prospect.streaming.settings import AttentionName, StreamingSettings
-from prospect.streaming.stats import Percentiles
 
 _SATURATED_S = 6.0
 """Seconds of a measurement in saturation; one that keeps up with 2 frames/s goes on until all frames are decided."""

@@ -15,7 +15,7 @@ from prospect.benchmarks.serve.record import paced_row, to_json, to_record
 from prospect.benchmarks.serve.servers import Server
 from prospect.benchmarks.serve.settings import Kind
 from prospect.dialogue.timeline import FPS
-from prospect.streaming.stats import Percentiles
+from prospect.percentiles import Percentiles
 
 SATURATED_FRAMES = 4096
 """Of a session at most."""

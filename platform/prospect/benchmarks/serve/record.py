@@ -6,7 +6,7 @@ import numpy as np
 
 from prospect.benchmarks.engine.load import LoadRecord
 from prospect.dialogue.timeline import FPS
-from prospect.streaming.stats import Percentiles
+from prospect.percentiles import Percentiles
 
 
 def to_record(heard: dict[str, Any], speaks: np.ndarray) -> LoadRecord:
