@@ -10,6 +10,7 @@ from prospect.cluster.evaluate import EvaluationResult, evaluate_model
 from prospect.config.schema import Config
 from prospect.errors import DataError, FingerprintError
 from prospect.evaluation.lineage import TRAINED_ON
+from prospect.evaluation.settings import PacedSettings
 from prospect.tracking.tracking import Tracking
 from prospect.vision.settings import VisionSettings
 from tests.earlier import config_of, unpack
@@ -62,6 +63,27 @@ def test_each_evaluation_has_a_file_and_an_mlflow_run_below_the_trainings(local_
     score = first.scores["trained model"].overall["turn_f1"]
     assert parent.data.metrics["eval/turn_f1"] == pytest.approx(score)
     assert all(run.data.tags["mlflow.note.content"].startswith(first.lineage.model) for run in runs)
+
+
+def test_a_latency_aware_evaluation_is_a_result_of_its_own_and_caches_nothing(local_ray: None, root: Path) -> None:
+    says_trained_on(root, ["toy/v0", "toy/v6"])
+    plain, _ = evaluated(root)
+    kept = sorted((root / "cache/decisions").iterdir())
+    files = []
+    for speed in (2, 4):
+        result, lines = evaluated(root, paced=PacedSettings(speed=speed, sessions=3))
+        assert any("ms behind their frames" in line for line in lines)
+        written = json.loads(result.file.read_text())
+        assert written["lineage"]["marks"][0].startswith(f"latency-aware at {speed}x speed, 3 sessions at once")
+        assert written["lineage"]["paced"]["dtype"] == written["paced"]["machine"]["dtype"] == "float32"
+        assert written["paced"]["frames"] == written["paced"]["latency_ms"]["number"] + written["paced"]["dropped"]
+        assert set(written["scores"]).isdisjoint({"shuffled frames", "blank frames"})
+        files.append(result.file)
+    assert len({plain.file, *files}) == 3
+    assert sorted((root / "cache/decisions").iterdir()) == kept
+    run = Tracking(config_of(root).tracking, root).client.get_run(plain.manifest["mlflow_run"])
+    assert run.data.metrics["eval/turn_f1"] == pytest.approx(plain.scores["trained model"].overall["turn_f1"])
+    assert not any("paced" in name for name in run.data.metrics), "the training's run keeps the plain scores"
 
 
 def test_videos_of_the_training_are_refused_or_marked(local_ray: None, root: Path) -> None:

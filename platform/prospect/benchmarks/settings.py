@@ -5,6 +5,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field
 
 from prospect.benchmarks.engine.settings import EngineSuite
+from prospect.benchmarks.evaluate.settings import EvaluateSuite
 from prospect.benchmarks.gpu.settings import GpuSuite
 from prospect.benchmarks.serve.settings import ServeSuite
 from prospect.corpus.settings import CorpusSettings
@@ -116,6 +117,14 @@ class AblationSuite(Settings):
 
 
 Suite = Annotated[
-    EmbedSuite | LabelsSuite | ClipsSuite | TrainSuite | AblationSuite | EngineSuite | GpuSuite | ServeSuite,
+    EmbedSuite
+    | LabelsSuite
+    | ClipsSuite
+    | TrainSuite
+    | AblationSuite
+    | EngineSuite
+    | EvaluateSuite
+    | GpuSuite
+    | ServeSuite,
     Field(discriminator="name"),
 ]

@@ -48,23 +48,23 @@ class PacedDialogue:
     def known(self, speed: float) -> VideoDecisions:
         """What a user of the session knew at each frame, for scoring.
 
-        An utterance counts at the frame during which its first token came, which is what a user sees begin (at most one
-        a frame, as in a reference: `prospect.dialogue.timeline.place`). State, transitions, readout and probabilities
-        count at the frame during which the whole decision came. At a frame at which nothing new came, the state stands,
-        and the probabilities are 0: the session was silent there. What comes before the next frame is due counts at its
-        own frame, so that a model that is fast enough scores as without latency.
+        An utterance and its probability count at the frame during which its first token came, which is what a user sees
+        begin (at most one a frame, as in a reference: `prospect.dialogue.timeline.place`). All else, the state and its
+        transitions above all, counts at the frame during which the whole decision came. At a frame at which nothing new
+        came, the state stands, and the probabilities are 0: the session was silent there. What comes before the next
+        frame is due counts at its own frame, so that a model that is fast enough scores as without latency.
         """
         span = scored_frames(self.dialogue, self.timeline)
         decided: dict[int, list[Decision]] = defaultdict(list)
-        said: dict[int, str | None] = {}
+        said: dict[int, Decision] = {}
         for timed in self.decisions:
             decided[timed.frame_of(timed.decided, speed)].append(timed.decision)
             if timed.spoken is not None:
-                said[max(timed.frame_of(timed.spoken, speed), max(said, default=-1) + 1)] = timed.decision.utterance
+                said[max(timed.frame_of(timed.spoken, speed), max(said, default=-1) + 1)] = timed.decision
         standing = Decision(0, 0.0, 0.0, self.timeline.state_before(span.start))
         known = []
         for frame in range(max([len(span), *(1 + last for last in (*decided, *said))])):
-            standing = _merge(replace(standing, frame=frame, utterance=said.get(frame)), decided[frame])
+            standing = _merge(replace(standing, frame=frame), decided[frame], said.get(frame))
             known.append(standing)
         return VideoDecisions(self.dialogue, self.timeline, known, span.start)
 
@@ -82,15 +82,17 @@ class PacedDialogue:
         return {**named, "decided": frames, "dropped": list(self.dropped)}
 
 
-def _merge(standing: Decision, fresh: Sequence[Decision]) -> Decision:
-    """What is known at a frame, of what was known before it and of the decisions that came during it."""
+def _merge(standing: Decision, fresh: Sequence[Decision], said: Decision | None) -> Decision:
+    """What is known at a frame, of what stood before it, the decisions that came during it, and who began to speak."""
     latest = fresh[-1] if fresh else standing
+    silent = [decision.p_speak for decision in fresh if decision.utterance is None]
     return replace(
         standing,
-        p_speak=max((decision.p_speak for decision in fresh), default=0.0),
+        p_speak=max(silent, default=0.0) if said is None else said.p_speak,
         p_update=max((decision.p_update for decision in fresh), default=0.0),
         state=latest.state,
         delta=tuple(transition for decision in fresh for transition in decision.delta),
+        utterance=None if said is None else said.utterance,
         readout=latest.readout,
         fast=all(decision.fast for decision in fresh),
         silence=fresh[-1].silence if fresh else None,
