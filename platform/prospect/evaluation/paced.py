@@ -223,4 +223,5 @@ class _PacedStreaming:
         del self._sessions[session.name]
         if session.position is not None:
             self._finished[session.position] = session.record()
-        self._begin(self._now)
+        if len(self._finished) < len(self._placed):
+            self._begin(self._now)

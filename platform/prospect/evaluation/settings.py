@@ -69,7 +69,7 @@ class PacedSettings(WaitingSettings):
     """The latency-aware mode: frames arrive as in live sessions, and wait or are dropped while the engine is busy."""
 
     speed: Annotated[float, Field(gt=0)] = 1.0
-    """How many times faster than in life the videos run: 2 shows what half as fast a machine would do."""
+    """How many times faster than in life the videos run; the limits of waiting stay in seconds of the clock."""
     sessions: Annotated[int, Field(ge=1)] = 1
     """Sessions that run at once, all of them until the last dialogue has ended."""
 
