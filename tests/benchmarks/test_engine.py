@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from prospect.benchmarks.engine.load import Happening, LoadRecord, Workload, saturated
-from prospect.benchmarks.engine.measure import Percentiles, build_system, largest
+from prospect.benchmarks.engine.measure import build_system, largest
 from prospect.benchmarks.engine.model import planted_model
 from prospect.benchmarks.engine.peers import LoopSystem, PaddedSystem
 from prospect.benchmarks.engine.settings import EngineSuite
 from prospect.benchmarks.engine.suite import measure
+from prospect.percentiles import Percentiles
 from prospect.streaming.settings import StreamingSettings
 
 TINY = EngineSuite(

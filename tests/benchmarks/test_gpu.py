@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from prospect.benchmarks.engine.measure import Paced, Percentiles
+from prospect.benchmarks.engine.measure import Paced
 from prospect.benchmarks.gpu import bench, machine, paced, stages, suite, worker
 from prospect.benchmarks.gpu.cuda_tests import REPOSITORY, cuda_files, run_cuda_tests
 from prospect.benchmarks.gpu.journal import Journal
@@ -19,6 +19,7 @@ from prospect.benchmarks.gpu.report import LEAST, percentile, stage_table, to_ma
 from prospect.benchmarks.gpu.settings import GpuSuite, Stage, StageLimits
 from prospect.benchmarks.journal import Add
 from prospect.errors import ConfigError, OutOfPagesError
+from prospect.percentiles import Percentiles
 from prospect.streaming.settings import StreamingSettings
 
 ALL = GpuSuite.model_fields["stages"].default

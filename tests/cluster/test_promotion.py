@@ -91,6 +91,7 @@ def test_as_good_is_not_better_nor_is_what_may_be_chance(registry: Registry) -> 
         ({"told": True}, "it was told the reference's state"),
         ({"seen": ("toy/v0",)}, "it was trained on 1 of the videos"),
         ({"seen": None}, "its manifest does not say which videos it was trained on"),
+        ({"paced": {"speed": 1, "sessions": 1}}, "its score depends on this machine's speed"),
     ],
 )
 def test_a_score_that_flatters_promotes_nothing(registry: Registry, change: dict[str, Any], why: str) -> None:
@@ -98,6 +99,14 @@ def test_a_score_that_flatters_promotes_nothing(registry: Registry, change: dict
     promoted, line = registry.judge(version, EVERYTHING, **change)
     assert (promoted, line) == (False, f"eval   models:/dst/{version} is not promoted: {why}")
     assert registry.tracking.champion("dst") is None
+
+
+def test_a_latency_aware_score_leaves_the_version_s_own_score(registry: Registry) -> None:
+    version = registry.register([])
+    registry.judge(version, NOTHING)
+    registry.judge(version, EVERYTHING, paced={"speed": 1, "sessions": 1})
+    tags = registry.tracking.client.get_model_version("dst", str(version)).tags
+    assert float(tags["eval.joint_goal_accuracy"]) == NOTHING.overall["joint_goal_accuracy"]
 
 
 def test_a_champion_that_cannot_be_compared_stays(registry: Registry) -> None:

@@ -14,6 +14,7 @@ from prospect.cluster.evaluate import EvaluationResult, evaluate_model
 from prospect.config.schema import Config
 from prospect.errors import DataError, FingerprintError
 from prospect.evaluation.lineage import TRAINED_ON
+from prospect.evaluation.settings import PacedSettings
 from prospect.tracking.tracking import Tracking
 from prospect.vision.settings import VisionSettings
 from tests.e2e.training_runs import wait_for
@@ -100,6 +101,27 @@ def test_a_killed_evaluation_goes_on_and_streams_nothing_twice(local_ray: None, 
     written = json.loads(result.file.read_text())
     assert written["sweep"]["speak"]["toy"][1]["threshold"] == 0.75
     assert {"no task state", "told the state"} < written["scores"].keys()
+
+
+def test_a_latency_aware_evaluation_is_a_result_of_its_own_and_caches_nothing(local_ray: None, root: Path) -> None:
+    says_trained_on(root, ["toy/v0", "toy/v6"])
+    plain, _ = evaluated(root)
+    kept = sorted((root / "cache/decisions").iterdir())
+    files = []
+    for speed in (2, 4):
+        result, lines = evaluated(root, paced=PacedSettings(speed=speed, sessions=3))
+        assert any("ms behind their frames" in line for line in lines)
+        written = json.loads(result.file.read_text())
+        assert written["lineage"]["marks"][0].startswith(f"latency-aware at {speed}x speed, 3 sessions at once")
+        assert written["lineage"]["paced"]["dtype"] == written["paced"]["machine"]["dtype"] == "float32"
+        assert written["paced"]["frames"] == written["paced"]["latency_ms"]["number"] + written["paced"]["dropped"]
+        assert set(written["scores"]).isdisjoint({"shuffled frames", "blank frames"})
+        files.append(result.file)
+    assert len({plain.file, *files}) == 3
+    assert sorted((root / "cache/decisions").iterdir()) == kept
+    run = Tracking(config_of(root).tracking, root).client.get_run(plain.manifest["mlflow_run"])
+    assert run.data.metrics["eval/turn_f1"] == pytest.approx(plain.scores["trained model"].overall["turn_f1"])
+    assert not any("paced" in name for name in run.data.metrics), "the training's run keeps the plain scores"
 
 
 def test_videos_of_the_training_are_refused_or_marked(local_ray: None, root: Path) -> None:

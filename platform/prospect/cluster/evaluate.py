@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from prospect.cluster.common import ReportLine, report_earlier_decoder
 from prospect.cluster.gpus import allot
+from prospect.cluster.paced import stream_live
 from prospect.cluster.runtime import reserved_device
 from prospect.config.schema import ClusterSettings, Config
 from prospect.data.embeddings import EmbeddingStore
@@ -22,6 +23,7 @@ from prospect.evaluation.judge import judge_systems, require_judge
 from prospect.evaluation.judge_report import JudgeReport
 from prospect.evaluation.lineage import Lineage, counted, is_told, records_fingerprint, seen_videos, video_names
 from prospect.evaluation.metrics import Scores, evaluate, paired_intervals
+from prospect.evaluation.pace_record import PacedRun
 from prospect.evaluation.records import Placed, Variant, VideoDecisions, View
 from prospect.evaluation.settings import EvaluationSettings
 from prospect.evaluation.sweep import Curves, Decides, threshold_curves
@@ -73,10 +75,12 @@ class EvaluationResult:
     """Scores over thresholds, as `evaluation.sweep` asks for them."""
     texts: dict[str, dict[str, float | None]] = field(default_factory=dict)
     """Scores of the words of correct pairs, by system and full name."""
-    champion: bool = False
-    """Whether the model was promoted."""
     judge: JudgeReport | None = None
     """What `evaluation.judge` says of the model, and of the other systems that it names."""
+    paced: PacedRun | None = None
+    """The latency-aware run behind the model's scores."""
+    champion: bool = False
+    """Whether the model was promoted."""
 
 
 def evaluate_and_show(config: Config) -> None:
@@ -136,31 +140,38 @@ def evaluate_model(config: Config, report: ReportLine = print) -> EvaluationResu
     report_earlier_decoder(store, "eval", report)
     lineage = _lineage(config, model, saved, records, placed, store, encoder.identity)
     _refuse_seen(lineage, settings)
-    views = (*ALWAYS, *settings.also)
+    views: tuple[View, ...] = ("watched",) if settings.paced else (*ALWAYS, *settings.also)
     report(f"eval   {_thresholds(saved, config.streaming, {dialogue.dataset for dialogue, _ in placed})}")
-    report(f"eval   {model}: streaming {counted(len(placed), 'dialogue')} of {lineage.count}, {len(views)} views each")
+    report(
+        f"eval   {model}: streaming {counted(len(placed), 'dialogue')} of {lineage.count}, {counted(len(views), 'view')} each"
+    )
     for mark in lineage.marks():
         report(f"eval   ATTENTION: {mark}")
     baselines = _baselines(records, placed)
     if settings.judge is not None:
         require_judge(settings.judge, [*(VIEWS[view] for view in views), *baselines], report)
-    streamed = _streamed(config, saved, store)
-    decided = stream_views(streamed, placed, config.cluster, report, views)
+    streamed, paced = _streamed(config, saved, store), None
+    if settings.paced is None:
+        decided = stream_views(streamed, placed, config.cluster, report, views)
+        fast_share = _fast_share(decided[MODEL])
+    else:
+        paced = stream_live(streamed, placed, settings.paced, config.cluster, report)
+        lineage = replace(lineage, paced={**settings.paced.model_dump(mode="json"), **paced.where()})
+        decided, fast_share = {MODEL: paced.known()}, paced.fast_share
     systems = decided | baselines
     if sentences := _sentences(systems.values()):
         encoder.embed(sentences)  # in batches, before dialogues ask for a few each
     sweep = _sweep(partial(_stream_variants, streamed, placed, config.cluster, report), settings, encoder)
     scores = {name: evaluate(videos, settings, encoder) for name, videos in systems.items()}
-    rivals = {name: scores[name] for name in RIVALS}
+    rivals = {name: scores[name] for name in RIVALS if name in scores}
     advantage = {
         name: paired_intervals(scores[MODEL], rival, settings)["joint_goal_accuracy"] for name, rival in rivals.items()
     }
     texts = {name: text_scores(found.pairs) for name, found in scores.items()}
-    fast_share = _fast_share(decided[MODEL])
     report(f"eval   {fast_share:.1%} of the watched frames took the fast path, without lm_head")
     file = root / "evaluations" / str(saved.manifest["run_name"]) / f"{settings.split}-{lineage.key}.json"
     judged = _judge(systems, settings, config.storage.root, report)
-    result = EvaluationResult(lineage, scores, advantage, file, fast_share, saved.manifest, sweep, texts, judge=judged)
+    result = EvaluationResult(lineage, scores, advantage, file, fast_share, saved.manifest, sweep, texts, judged, paced)
     _write(result)
     _record(tracking, result)
     report(f"eval   written to {result.file}")
@@ -216,6 +227,7 @@ def _lineage(
             "streaming": config.streaming.decisive(),
             "thresholds": {name: config.streaming.thresholds(saved.thresholds, name) for name in datasets},
         },
+        paced=None if config.evaluation.paced is None else config.evaluation.paced.model_dump(mode="json"),
     )
 
 
@@ -376,6 +388,7 @@ def _write(result: EvaluationResult) -> None:
         },
         "texts": result.texts,
         "judge": result.judge and result.judge.to_dict(),
+        "paced": result.paced and result.paced.to_dict(),
     }
     write_json(result.file, values)
 
@@ -387,11 +400,12 @@ def _record(tracking: "Tracking", result: EvaluationResult) -> None:
     more = result.judge.logged(MODEL) if result.judge else {}
     texts = {short: result.texts[MODEL][name] for short, name in score_names().items()}
     more |= {short: value for short, value in texts.items() if value is not None}
+    more |= result.paced.metrics() if result.paced else {}
     logged = {**result.scores[MODEL].logged(), **more, "fast_share": result.fast_share}
     metrics = {f"eval/{name}": value for name, value in logged.items()}
     name = f"{result.manifest['run_name']} on {lineage.split}"
     run = tracking.open_evaluation(lineage.key, name, training)
-    run.log_parameters({"model": lineage.model, "split": lineage.split, **lineage.rules})
+    run.log_parameters({"model": lineage.model, "split": lineage.split, "paced": lineage.paced, **lineage.rules})
     run.log_metrics(metrics)
     run.set_tags({NOTE: _described(result), "marks": "; ".join(lineage.marks())})
     run.log_file(result.file, "evaluation")

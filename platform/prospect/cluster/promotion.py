@@ -35,7 +35,9 @@ def promote_if_better(
     """
     name, version = tracking.version_of(lineage.model)
     metric = "joint_goal_accuracy" if scores.overall["joint_goal_accuracy"] is not None else "turn_f1"
-    tracking.tag_version(name, version, {f"eval.{metric}": repr(scores.overall[metric] or 0.0), "eval": lineage.key})
+    if lineage.paced is None:  # the version's tags are of its words and states, not of a machine
+        score_tag = {f"eval.{metric}": repr(scores.overall[metric] or 0.0), "eval": lineage.key}
+        tracking.tag_version(name, version, score_tag)
 
     def verdict(sentence: str) -> None:
         report(f"eval   models:/{name}/{version} {sentence}")

@@ -76,6 +76,11 @@ def reserved_device() -> str:
     return "cuda"
 
 
+def engine_threads(engines: int = 1) -> int:
+    """Threads of torch in each of a node's `engines`: a share of its cores, one of which is left to other processes."""
+    return max(1, len(os.sched_getaffinity(0)) // engines - 1)
+
+
 def disconnect() -> None:
     """Stop Ray Data's executors, then disconnect from Ray; does nothing where Ray is not imported.
 

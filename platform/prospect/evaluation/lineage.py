@@ -65,11 +65,16 @@ class Lineage:
     """Whether the model was told the reference's state."""
     rules: Mapping[str, Any]
     """Settings of matching, context and streaming, and the thresholds in force."""
+    paced: Mapping[str, Any] | None = None
+    """Settings of the latency-aware mode, and the machine that it ran on; None: no frame waited for the model."""
 
     @property
     def key(self) -> str:
         """Of the result: equal for equal models, data and rules, whatever the model was called."""
-        return fingerprint({**asdict(self), "model": None})
+        values = {**asdict(self), "model": None}
+        if self.paced is None:  # as before there was this mode
+            del values["paced"]
+        return fingerprint(values)
 
     @property
     def count(self) -> str:
@@ -79,6 +84,9 @@ class Lineage:
 
     def marks(self) -> Iterator[str]:
         """What stands beside the scores wherever they are shown."""
+        if self.paced is not None:
+            speed, sessions = self.paced["speed"], counted(self.paced["sessions"], "session")
+            yield f"latency-aware at {speed:g}x speed, {sessions} at once: the scores depend on this machine's speed"
         if self.told:
             yield "told the reference's state"
         if self.seen is None:
@@ -91,6 +99,8 @@ class Lineage:
     @property
     def obstacle(self) -> str | None:
         """Why the score may not make the model the champion."""
+        if self.paced is not None:
+            return "its score depends on this machine's speed"
         if self.told:
             return "it was told the reference's state"
         if self.seen is None:

@@ -8,6 +8,7 @@ from prospect.dialogue.state import StatePolicy
 from prospect.llm.settings import EndpointSettings
 from prospect.settings import Place, Settings
 from prospect.similarity import SimilaritySettings
+from prospect.streaming.waiting import WaitingSettings
 
 MatcherMode = Literal["compat", "corrected"]
 
@@ -94,6 +95,15 @@ class JudgeSettings(EndpointSettings):
         return {**self.model_dump(mode="json", include=decisive), "prompt": JUDGE_PROMPT}
 
 
+class PacedSettings(WaitingSettings):
+    """The latency-aware mode: frames arrive as in live sessions, and wait or are dropped while the engine is busy."""
+
+    speed: Annotated[float, Field(gt=0)] = 1.0
+    """How many times faster than in life the videos run; the limits of waiting stay in seconds of the clock."""
+    sessions: Annotated[int, Field(ge=1)] = 1
+    """Sessions that run at once, all of them until the last dialogue has ended."""
+
+
 class EvaluationSettings(Settings):
     """What is scored, and how."""
 
@@ -109,6 +119,8 @@ class EvaluationSettings(Settings):
     each one streams all dialogues twice."""
     allow_seen: bool = False
     """Score videos that the model was trained or validated on: the result is marked, and promotes nothing."""
+    paced: PacedSettings | None = None
+    """The latency-aware mode, whose scores depend on this machine's speed: nothing is cached or promoted; null: off."""
     matching: MatchingSettings = MatchingSettings()
     """Assignment of utterances to references."""
     similarity: SimilaritySettings = SimilaritySettings()
@@ -129,9 +141,15 @@ class EvaluationSettings(Settings):
     """A language model that rates the dialogues, by the name that its endpoint gives it in `evaluation.judge.model`.
     None: nothing is rated."""
 
+    @model_validator(mode="after")
+    def _paced_alone(self) -> Self:
+        if self.paced is not None and (self.also or self.sweep):
+            raise ValueError("paced streams each dialogue once, in real time: leave out `also` and `sweep`")
+        return self
+
     def rules(self) -> dict[str, Any]:
-        """What scores depend on, beside model, data and sentence encoder."""
-        rules = self.model_dump(mode="json", exclude={"model", "split", "allow_seen", "similarity", "judge"})
+        """What scores depend on, beside model, data, sentence encoder and pace."""
+        rules = self.model_dump(mode="json", exclude={"model", "split", "allow_seen", "similarity", "paced", "judge"})
         return rules if self.judge is None else {**rules, "judge": self.judge.rules()}
 
 

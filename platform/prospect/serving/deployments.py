@@ -4,7 +4,6 @@ The process that builds the application, and the gateways, run no model: the oth
 """
 
 import asyncio
-import os
 import time
 import warnings
 from contextlib import suppress
@@ -21,7 +20,7 @@ from ray.serve.schema import LoggingConfig
 
 from prospect.cluster.common import ReportLine
 from prospect.cluster.gpus import allot, largest, present, probe_gpu
-from prospect.cluster.runtime import reserved_device
+from prospect.cluster.runtime import engine_threads, reserved_device
 from prospect.earlier import read_saved as read_earlier
 from prospect.errors import FingerprintError
 from prospect.model.saved import SavedModel, read_saved
@@ -102,7 +101,7 @@ class Engine:
         from prospect.serving.worker import EngineWorker
 
         config, device = site.config, reserved_device()
-        torch.set_num_threads(_threads(most_engines(config)))
+        torch.set_num_threads(engine_threads(most_engines(config)))
         folder = find_model(config)
         loaded = load_model(folder, cache=Path(config.storage.root) / "cache", device=device)
         context = config.context.over(loaded.manifest.get("context", {}))
@@ -135,7 +134,7 @@ class Encoder:
         from prospect.serving.live_encoder import EncoderWorker, LiveEncoder, encoder_of
 
         device = reserved_device()
-        torch.set_num_threads(_threads(most_engines(site.config)))
+        torch.set_num_threads(engine_threads(most_engines(site.config)))
         encoder = encoder_of(read_saved(find_model(site.config)), site.config.vision.equivalent_to, device)
         assert encoder is not None, "deployed where the model names its encoder"
         self._listening = _Listening(site, EncoderWorker(LiveEncoder(encoder)))
@@ -226,11 +225,6 @@ _PINNED = _router(PinnedRouter, num_virtual_nodes=100, num_fallback_replicas=2)
 EngineDeployment = _deployment(Engine, "Engine", _PINNED)
 EncoderDeployment = _deployment(Encoder, "Encoder", _PINNED)
 GatewayDeployment = _deployment(serve.ingress()(Gateway), "Gateway", _router(GatewayRouter))
-
-
-def _threads(replicas: int) -> int:
-    """A replica's share of its node's cores, one of which is left to gateway and proxy; Ray itself gives it one."""
-    return max(1, len(os.sched_getaffinity(0)) // replicas - 1)
 
 
 def _encoder_settings(saved: SavedModel) -> VisionSettings | None:

@@ -11,6 +11,7 @@ import numpy as np
 from prospect.protocol.messages import FrameAppend
 from prospect.serving.frame_order import FrameOrder
 from prospect.serving.replay import SentFrame
+from prospect.streaming.waiting import drop_oldest, send_ahead
 
 Text = tuple[str, str]
 """(id, text) of what the user said; the id is empty where the client gave none."""
@@ -101,26 +102,15 @@ class Inbox:
 
     def send_ahead(self, most: int) -> list[SentFrame]:
         """Return the next frames for an engine that may have `most` at once; they count as its own then."""
-        ahead = sum(frame.in_engine for frame in self.pending)
-        ready = [frame for frame in self.pending if not frame.in_engine][: max(most - ahead, 0)]
-        for frame in ready:
-            frame.in_engine = True
-        return [frame.sent for frame in ready]
+        return [frame.sent for frame in send_ahead(self.pending, most)]
 
     def drop(self, most: int, since: float | None) -> SentFrame | None:
-        """Drop the oldest frame that no engine has and no request waits for, if it has to go; its texts stay.
-
-        Args:
-            most: frames that may wait.
-            since: time at which a frame may have arrived at the earliest; None: at any.
-        """
-        dropped = next((each for each in self.pending if each.droppable and not each.in_engine), None)
-        if dropped is None or not (len(self.pending) > most or (since is not None and dropped.arrived < since)):
+        """Drop the oldest frame if it has to go, as `drop_oldest` says; its texts stay."""
+        found = drop_oldest(self.pending, most, since)
+        if found is None:
             return None
-        at = self.pending.index(dropped)
-        self.pending.remove(dropped)
-        if at < len(self.pending):
-            behind = self.pending[at]
+        dropped, behind = found
+        if behind is not None:
             behind.sent = replace(behind.sent, texts=dropped.sent.texts + behind.sent.texts)
             behind.text_ids = dropped.text_ids + behind.text_ids
         elif dropped.texts:

@@ -5,12 +5,13 @@ from typing import Literal
 from pydantic import Field
 
 from prospect.settings import Place, Settings
+from prospect.streaming.waiting import WaitingSettings
 
 Durability = Literal["none", "events", "frames"]
 """What the store keeps of a session: nothing, what was said and the state, or its frames too."""
 
 
-class SessionLimits(Settings):
+class SessionLimits(WaitingSettings):
     """Limits of the served sessions; those of the engine are its own."""
 
     idle_timeout_s: float = Field(default=300.0, gt=0)
@@ -20,10 +21,6 @@ class SessionLimits(Settings):
     says where to; its next frame brings them back."""
     max_unread_messages: int = Field(default=2000, ge=1)
     """Messages that wait for a client that does not read; with one more it is cut off."""
-    max_waiting_frames: int = Field(default=120, ge=1)
-    """Most frames of one stream that are not decided; with one more the oldest is dropped."""
-    max_delay_s: float = Field(default=10.0, gt=0)
-    """Seconds that a frame of a stream may wait for the engine before it is dropped."""
 
 
 class AutoscalingSettings(Settings):

@@ -39,10 +39,7 @@ from prospect.serving.store import EventRow
 from prospect.serving.wire import LostConnectionError
 from prospect.streaming.features import checked_features, foreign_encoder
 from prospect.streaming.types import Decision, Refreshed, TextPiece
-
-IN_ENGINE = 16
-"""Frames of a session that are sent ahead of their decisions: two chunks of a catch-up. Later ones wait here, where
-they can still be dropped."""
+from prospect.streaming.waiting import FRAMES_AHEAD
 
 
 @dataclass
@@ -245,7 +242,7 @@ class Stream:
 
     @property
     def _most_ahead(self) -> int:
-        return min(IN_ENGINE, self.model.max_waiting)
+        return min(FRAMES_AHEAD, self.model.max_waiting)
 
     def await_adoption(self, link: EngineLink) -> None:
         """Keep what an engine says until `take_early_news`."""

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from prospect.benchmarks.config import BenchmarkConfig
-from prospect.benchmarks.machine import describe_machine
 from prospect.cluster.cutting import cut_clips
 from prospect.cluster.runtime import connect, disconnect
 from prospect.data.clips import Clip
@@ -20,6 +19,7 @@ from prospect.data.prepare import training_texts
 from prospect.data.sources import load_dialogues, place_all
 from prospect.dialogue.sequence import SequenceBuilder
 from prospect.dialogue.vocabulary import Vocabulary
+from prospect.machine import describe_machine
 from prospect.model.adapters import build_tokenizer
 
 

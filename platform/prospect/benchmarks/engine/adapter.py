@@ -9,6 +9,7 @@ from prospect.benchmarks.engine.model import DIGIT
 from prospect.dialogue.prompt import ContextSettings, build_context
 from prospect.dialogue.state import TaskState
 from prospect.dialogue.timeline import FPS
+from prospect.dialogue.vocabulary import Vocabulary
 from prospect.errors import ConfigError, ProspectError
 from prospect.model.checkpoint import LoadedModel
 from prospect.streaming.engine import StreamingEngine
@@ -20,6 +21,28 @@ _WARM_UP = 2
 """Frames of every session before frame 0."""
 
 
+def planned_engine(
+    loaded: LoadedModel, workload: Workload, settings: StreamingSettings, sessions: int
+) -> StreamingEngine:
+    """An engine for `sessions` sessions at once that speaks as the workload plans, and rebuilds contexts as long."""
+    context = ContextSettings(
+        max_seq_len=workload.context,
+        max_context_tokens=workload.rebuilt,
+        last_utterances=0,
+        tail_seconds=TAIL_FRAMES / FPS,
+        max_utterance_tokens=workload.suite.utterance_tokens,
+        max_delta_tokens=_MIN_DELTA_TOKENS,
+    )
+    update = {
+        "max_sessions": sessions,
+        "max_waiting_frames": 1 << 20,
+        "cooldown_frames": 0,
+        "speak_hysteresis": None,
+        "speak_threshold": 0.5,
+    }
+    return StreamingEngine(loaded, context, settings.model_copy(update=update))
+
+
 class EngineSystem:
     """Sessions without a recipe: they speak or are silent, and track nothing.
 
@@ -29,22 +52,7 @@ class EngineSystem:
 
     def __init__(self, loaded: LoadedModel, workload: Workload, settings: StreamingSettings) -> None:
         self._workload, self._vocabulary = workload, loaded.vocabulary
-        context = ContextSettings(
-            max_seq_len=workload.context,
-            max_context_tokens=workload.rebuilt,
-            last_utterances=0,
-            tail_seconds=TAIL_FRAMES / FPS,
-            max_utterance_tokens=workload.suite.utterance_tokens,
-            max_delta_tokens=_MIN_DELTA_TOKENS,
-        )
-        update = {
-            "max_sessions": workload.sessions,
-            "max_waiting_frames": 1 << 20,
-            "cooldown_frames": 0,
-            "speak_hysteresis": None,
-            "speak_threshold": 0.5,
-        }
-        self._engine = StreamingEngine(loaded, context, settings.model_copy(update=update))
+        self._engine = planned_engine(loaded, workload, settings, workload.sessions)
         self._ids: list[str] = []
         self._offsets: list[int] = []
         self._opened = 0
@@ -101,13 +109,8 @@ class EngineSystem:
         rng = np.random.default_rng([self._workload.suite.seed, self._opened])
         session_id = f"{session}.{self._opened}"
         self._opened += 1
-        empty = self._context_length("")
-        if (background := self._workload.rebuilt - empty) < 0:
-            raise ConfigError(
-                f"`suite.contexts` has {self._workload.context}: a quarter of it has to hold {empty} tokens of prompt.",
-                field="suite.contexts",
-            )
-        self._engine.open(session_id, SessionSpec(knowledge=_digits(rng, background)))
+        knowledge = background(rng, self._vocabulary, self._engine.context.layout, self._workload)
+        self._engine.open(session_id, SessionSpec(knowledge=knowledge))
         missing = length - self._workload.rebuilt - BLOCK_TOKENS - _WARM_UP
         if missing > 0:
             self._engine.push_text(session_id, _digits(rng, missing))
@@ -117,13 +120,21 @@ class EngineSystem:
         for _ in range(_WARM_UP):
             self._engine.push_frame(session_id, silent)
 
-    def _context_length(self, knowledge: str) -> int:
-        """Tokens of the context around `knowledge`."""
-        state, layout = TaskState(()), self._engine.context.layout
-        one = build_context(
-            self._vocabulary, goal="", steps=(), state=state, knowledge=knowledge or DIGIT, layout=layout
+
+def background(rng: np.random.Generator, vocabulary: Vocabulary, layout: int, workload: Workload) -> str:
+    """Digits with which a context is as long as a rebuilt one.
+
+    Raises:
+        ConfigError: the prompt alone is longer.
+    """
+    one = build_context(vocabulary, goal="", steps=(), state=TaskState(()), knowledge=DIGIT, layout=layout)
+    empty = one.num_text - 1
+    if workload.rebuilt < empty:
+        raise ConfigError(
+            f"`suite.contexts` has {workload.context}: a quarter of it has to hold {empty} tokens of prompt.",
+            field="suite.contexts",
         )
-        return one.num_text - (0 if knowledge else 1)
+    return _digits(rng, workload.rebuilt - empty)
 
 
 def _digits(rng: np.random.Generator, number: int) -> str:

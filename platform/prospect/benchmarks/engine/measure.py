@@ -5,7 +5,7 @@ import gc
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import psutil
@@ -19,6 +19,7 @@ from prospect.dialogue.timeline import FPS
 from prospect.errors import OutOfPagesError
 from prospect.model.checkpoint import LoadedModel
 from prospect.model.interface import DSTModel
+from prospect.percentiles import Percentiles
 from prospect.streaming.settings import StreamingSettings
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -26,23 +27,6 @@ _HOPELESS = 0.9
 """Share of the frames/s that pacing needs: a system that is slower in saturation is not paced."""
 _FINE = 16
 """Relative width of the interval at which the search ends."""
-
-
-class Percentiles(NamedTuple):
-    """Milliseconds over `number` frames; NaN over none."""
-
-    p50: float
-    p95: float
-    p99: float
-    number: int
-    mean: float
-
-    @classmethod
-    def of(cls, seconds: np.ndarray) -> "Percentiles":
-        if not len(seconds):
-            return cls(float("nan"), float("nan"), float("nan"), 0, float("nan"))
-        p50, p95, p99 = (float(value) for value in 1000 * np.percentile(seconds, (50, 95, 99)))
-        return cls(p50, p95, p99, len(seconds), float(1000 * seconds.mean()))
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from prospect.benchmarks.engine.measure import Cell, Minute, Paced, Percentiles
+from prospect.benchmarks.engine.measure import Cell, Minute, Paced
 from prospect.benchmarks.engine.settings import EngineSuite
+from prospect.percentiles import Percentiles
 
 NAMES = {
     "engine": "engine",

@@ -36,9 +36,9 @@ from prospect.benchmarks.engine.measure import (
 )
 from prospect.benchmarks.engine.model import planted_model
 from prospect.benchmarks.engine.settings import EngineSuite
-from prospect.benchmarks.machine import describe_machine
 from prospect.devices import pick_device
 from prospect.errors import ConfigError, OutOfPagesError
+from prospect.machine import describe_machine
 from prospect.model.checkpoint import LoadedModel
 from prospect.streaming.settings import StreamingSettings
 

@@ -1,23 +1,47 @@
-"""suite=evaluate: what scoring takes, in stages; each is a function here in `STAGES`, and its rows are its table."""
+"""suite=evaluate: the parts of an evaluation, in stages; each is an entry of `STAGES`, and its rows are its table."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
+from rich.console import Console
+
 from prospect.benchmarks.config import BenchmarkConfig
 from prospect.benchmarks.evaluate.encoder import measure_encoder
 from prospect.benchmarks.evaluate.matcher import measure_matcher
 from prospect.benchmarks.evaluate.settings import EvaluateSuite, Stage
-from prospect.benchmarks.journal import Add, Journal
-from prospect.benchmarks.machine import describe_machine
+from prospect.benchmarks.evaluate.streaming import measure_streaming, table
+from prospect.benchmarks.journal import Add, Journal, StageResult
 from prospect.errors import ConfigError
+from prospect.machine import describe_machine
 from prospect.tracking.code_version import code_version
 
-STAGES: dict[Stage, tuple[str, Callable[[BenchmarkConfig, EvaluateSuite, Add], None]]] = {
-    "encoder": ("Sentence vectors, rounds of {sentences} sentences", measure_encoder),
-    "matcher": ("Turn matcher, {videos} videos of {frames} frames with {utterances} utterances", measure_matcher),
+Measure = Callable[[BenchmarkConfig, EvaluateSuite, Add], None]
+
+
+def _measure_streaming(config: BenchmarkConfig, suite: EvaluateSuite, add: Add) -> None:
+    for row in measure_streaming(suite.streaming, config.streaming, Path(config.storage.root) / "cache"):
+        add(row)
+
+
+def _print_markdown(rows: list[StageResult]) -> None:
+    print(to_markdown(rows), flush=True)
+
+
+def _print_streaming(rows: list[StageResult]) -> None:
+    Console(width=150).print(table(rows))
+
+
+STAGES: dict[Stage, tuple[str, Measure, Callable[[list[StageResult]], None]]] = {
+    "encoder": ("Sentence vectors, rounds of {sentences} sentences", measure_encoder, _print_markdown),
+    "matcher": (
+        "Turn matcher, {videos} videos of {frames} frames with {utterances} utterances",
+        measure_matcher,
+        _print_markdown,
+    ),
+    "streaming": ("Streaming", _measure_streaming, _print_streaming),
 }
-"""Title of a stage's table, with the suite's settings in braces, and what measures it."""
+"""Title of a stage's table, with the suite's settings in braces, what measures it and what prints its rows."""
 
 
 def run(config: BenchmarkConfig) -> dict[str, Any]:
@@ -37,11 +61,12 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
     stages: list[Stage] = [stage for stage in get_args(Stage) if stage in suite.stages]
     journal = Journal.begin_run(Path(config.storage.root) / "benchmarks" / "evaluate.json", head, stages)
     for stage in stages:
-        title, measure = STAGES[stage]
+        title, measure, show = STAGES[stage]
         journal.begin(stage)
         measure(config, suite, lambda row, stage=stage: journal.add(stage, row))  # type: ignore[misc]
         journal.end(stage)
-        print(f"\n{title.format(**settings)}\n\n{to_markdown(journal.stage(stage)['rows'])}", flush=True)
+        print(f"\n{title.format(**settings)}\n", flush=True)
+        show(journal.stage(stage)["rows"])
     print(f"\nbenchmark written to {journal.file}")
     return journal.content
 

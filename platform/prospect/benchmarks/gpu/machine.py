@@ -13,8 +13,8 @@ import torch
 
 from prospect.benchmarks.gpu.settings import GpuSuite
 from prospect.benchmarks.journal import StageResult
-from prospect.benchmarks.machine import describe_machine
 from prospect.errors import ConfigError
+from prospect.machine import describe_machine
 from prospect.messages import first_line
 from prospect.tracking.code_version import code_version
 

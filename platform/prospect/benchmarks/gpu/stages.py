@@ -9,7 +9,7 @@ import torch
 from prospect.benchmarks.engine.adapter import EngineSystem
 from prospect.benchmarks.engine.bounds import bound_seconds, copy_bandwidth, weight_bytes, weight_floor_seconds
 from prospect.benchmarks.engine.load import Workload, saturated
-from prospect.benchmarks.engine.measure import MIB, Percentiles, saturated_cell, to_json
+from prospect.benchmarks.engine.measure import MIB, saturated_cell, to_json
 from prospect.benchmarks.gpu.bench import Bench
 from prospect.benchmarks.gpu.cuda_tests import run_cuda_tests
 from prospect.benchmarks.gpu.machine import inventory
@@ -18,6 +18,7 @@ from prospect.benchmarks.gpu.settings import GpuSuite, Stage
 from prospect.benchmarks.journal import Add, StageResult
 from prospect.errors import OutOfPagesError, SessionError
 from prospect.messages import first_line
+from prospect.percentiles import Percentiles
 from prospect.streaming.attention.select import BACKENDS, deviation
 from prospect.streaming.settings import AttentionName, StreamingSettings
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from prospect.benchmarks.engine.measure import Percentiles
 from prospect.benchmarks.journal import StageResult
 from prospect.benchmarks.serve import bare, client
 from prospect.benchmarks.serve.bench import Bench
@@ -16,6 +15,7 @@ from prospect.benchmarks.serve.record import paced_row, to_json, to_record
 from prospect.benchmarks.serve.servers import Server
 from prospect.benchmarks.serve.settings import Kind
 from prospect.dialogue.timeline import FPS
+from prospect.percentiles import Percentiles
 
 SATURATED_FRAMES = 4096
 """Of a session at most."""

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from prospect.benchmarks.engine.load import LoadRecord
-from prospect.benchmarks.engine.measure import Percentiles
 from prospect.dialogue.timeline import FPS
+from prospect.percentiles import Percentiles
 
 
 def to_record(heard: dict[str, Any], speaks: np.ndarray) -> LoadRecord:

@@ -9,13 +9,13 @@ from typing import Any, get_args
 
 from prospect.benchmarks.config import BenchmarkConfig
 from prospect.benchmarks.journal import Journal
-from prospect.benchmarks.machine import describe_machine
 from prospect.benchmarks.serve import report, taken
 from prospect.benchmarks.serve.settings import ServeSuite, Stage
 from prospect.benchmarks.staged import watch_stages
 from prospect.errors import ConfigError, ProspectError
 from prospect.files import write_json
 from prospect.hashing import fingerprint
+from prospect.machine import describe_machine
 from prospect.tracking.code_version import code_version
 
 CONFIG = "config.json"

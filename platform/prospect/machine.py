@@ -1,4 +1,4 @@
-"""What a benchmark says of the machine that it ran on."""
+"""What a measurement says of the machine that it ran on."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ import torch
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """Processor or GPU, cores, memory, torch and load, for the record of a run on `device` (`cpu` or `cuda`)."""
+    """Processor or GPU, cores, memory, torch and load, for the record of what ran on `device` (`cpu` or `cuda`)."""
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
