@@ -142,9 +142,8 @@ def evaluate_model(config: Config, report: ReportLine = print) -> EvaluationResu
     _refuse_seen(lineage, settings)
     views: tuple[View, ...] = ("watched",) if settings.paced else (*ALWAYS, *settings.also)
     report(f"eval   {_thresholds(saved, config.streaming, {dialogue.dataset for dialogue, _ in placed})}")
-    report(
-        f"eval   {model}: streaming {counted(len(placed), 'dialogue')} of {lineage.count}, {counted(len(views), 'view')} each"
-    )
+    shown = f"{counted(len(placed), 'dialogue')} of {lineage.count}, {counted(len(views), 'view')} each"
+    report(f"eval   {model}: streaming {shown}")
     for mark in lineage.marks():
         report(f"eval   ATTENTION: {mark}")
     baselines = _baselines(records, placed)
