@@ -1,7 +1,7 @@
 """Evaluate a model with Ray Data: stream held-out videos, score them beside baselines, promote the better model."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,14 @@ from prospect.evaluation.decision_cache import GroupRow, StreamedModel, cached_d
 from prospect.evaluation.intervals import Interval
 from prospect.evaluation.lineage import Lineage, counted, is_told, records_fingerprint, seen_videos, video_names
 from prospect.evaluation.metrics import Scores, evaluate, paired_interval
+from prospect.evaluation.predictions import Predictions, predictions_file, save_predictions
 from prospect.evaluation.records import Placed, VideoDecisions, View
 from prospect.evaluation.settings import EvaluationSettings
 from prospect.evaluation.thresholds import shown
 from prospect.files import write_json
 from prospect.model.saved import SavedModel, read_saved
 from prospect.model.settings import HEADS
+from prospect.reports.evaluation.page import write_page
 from prospect.similarity import SentenceSimilarity
 from prospect.streaming.settings import StreamingSettings
 from prospect.terminal import console
@@ -56,17 +58,27 @@ class EvaluationResult:
     """This result as JSON."""
     fast_share: float
     """Share of watched frames that were decided without `lm_head`."""
-    manifest: dict[str, Any]
+    manifest: Mapping[str, Any]
     """Of the model: its run, its encoder."""
+    page: Path | None = None
+    """The HTML page on it, if there is one."""
     champion: bool = False
     """Whether the model was promoted."""
 
 
 def evaluate_and_show(config: Config) -> None:
-    """Run `evaluate_model` and print its table."""
+    """Run `evaluate_model` and print its table; with `rescore` or `compare` the same of results that there are."""
+    if config.rescore is not None or config.compare is not None:
+        from prospect.cluster.rescore import compare_and_show, rescore
+
+        if config.compare is not None:
+            compare_and_show(config)
+            return
+        result = rescore(config)
+    else:
+        result = evaluate_model(config)
     from prospect.reports.tables import render_table  # with scipy
 
-    result = evaluate_model(config)
     lineage = result.lineage
     title = f"{lineage.model} on {lineage.split}, {lineage.count}"
     console(100).print(
@@ -122,17 +134,11 @@ def evaluate_model(config: Config, report: ReportLine = print) -> EvaluationResu
     for mark in lineage.marks():
         report(f"eval   ATTENTION: {mark}")
     decided = stream_views(_streamed(config, saved, store), placed, config.cluster, report)
-    systems = decided | _baselines(records, placed)
-    scores = {name: evaluate(videos, settings, encoder) for name, videos in systems.items()}
-    rivals = {name: scores[name] for name in RIVALS}
-    advantage = {name: paired_interval(scores[MODEL], rival, settings=settings) for name, rival in rivals.items()}
-    fast_share = _fast_share(decided[MODEL])
-    report(f"eval   {fast_share:.1%} of the watched frames took the fast path, without lm_head")
-    file = root / "evaluations" / str(saved.manifest["run_name"]) / f"{settings.split}-{lineage.key}.json"
-    result = EvaluationResult(lineage, scores, advantage, file, fast_share, saved.manifest)
-    _write(result)
-    _record(tracking, result)
-    report(f"eval   written to {result.file}")
+    predictions = Predictions(lineage, saved.manifest, decided | _baselines(records, placed), records.videos)
+    result = score_predictions(predictions, settings, encoder, root)
+    report(f"eval   {result.fast_share:.1%} of the watched frames took the fast path, without lm_head")
+    record_result(tracking, result)
+    report(f"eval   written to {result.file}" + (f", page {result.page}" if result.page else ""))
     if not model.startswith("models:/"):
         return result
 
@@ -143,8 +149,31 @@ def evaluate_model(config: Config, report: ReportLine = print) -> EvaluationResu
         watched = stream_views(_streamed(config, champion, store), placed, config.cluster, report, ["watched"])
         return evaluate(watched[MODEL], settings, encoder)
 
-    promoted = promote_if_better(tracking, lineage, scores[MODEL], placed, settings, score, report)
+    promoted = promote_if_better(tracking, lineage, result.scores[MODEL], placed, settings, score, report)
     return replace(result, champion=promoted)
+
+
+def score_predictions(
+    predictions: Predictions, settings: EvaluationSettings, encoder: SentenceSimilarity, root: Path
+) -> EvaluationResult:
+    """Score what the systems decided, and write result, predictions and page below `root`.
+
+    They lie in `evaluations/RUN/` as `SPLIT-KEY.json`, `SPLIT-KEY.predictions.jsonl.gz` and `SPLIT-KEY.html`.
+    """
+    lineage = predictions.lineage
+    scores = {name: evaluate(videos, settings, encoder) for name, videos in predictions.systems.items()}
+    rivals = {name: scores[name] for name in RIVALS if name in scores}
+    advantage = {name: paired_interval(scores[MODEL], rival, settings=settings) for name, rival in rivals.items()}
+    run = str(predictions.manifest["run_name"])
+    file = root / "evaluations" / run / f"{lineage.split}-{lineage.key}.json"
+    fast_share = _fast_share(predictions.systems[MODEL])
+    result = EvaluationResult(lineage, scores, advantage, file, fast_share, predictions.manifest)
+    save_predictions(predictions_file(file), predictions)
+    if settings.report.enabled:
+        page = write_page(file.with_suffix(".html"), predictions, scores, settings, encoder, advantage)
+        result = replace(result, page=page)
+    _write(result)
+    return result
 
 
 def _streamed(config: Config, saved: SavedModel, store: EmbeddingStore) -> StreamedModel:
@@ -177,12 +206,17 @@ def _lineage(
         seen=seen_videos(saved.manifest, dialogues),
         told=is_told(context),
         rules={
-            "evaluation": config.evaluation.model_dump(mode="json", exclude={"model", "split", "allow_seen"}),
+            "evaluation": scoring_rules(config.evaluation),
             "context": context.model_dump(mode="json"),
             "streaming": config.streaming.decisive(),
             "thresholds": {name: config.streaming.thresholds(saved.thresholds, name) for name in datasets},
         },
     )
+
+
+def scoring_rules(settings: EvaluationSettings) -> dict[str, Any]:
+    """The settings that a score depends on, beside its data."""
+    return settings.model_dump(mode="json", exclude={"model", "split", "allow_seen", "report"})
 
 
 def _refuse_seen(lineage: Lineage, settings: EvaluationSettings) -> None:
@@ -289,27 +323,31 @@ def _write(result: EvaluationResult) -> None:
         "lineage": result.lineage.to_dict(),
         "model": result.lineage.model,
         "fast_share": result.fast_share,
-        "manifest": result.manifest,
+        "manifest": dict(result.manifest),
         "scores": {name: scores.to_dict() for name, scores in result.scores.items()},
         "advantage": {name: interval and asdict(interval) for name, interval in result.advantage.items()},
     }
     write_json(result.file, values)
 
 
-def _record(tracking: "Tracking", result: EvaluationResult) -> None:
-    """Log the evaluation to an MLflow run of its own, and its scores on the test split to the model's training run."""
+def record_result(tracking: "Tracking", result: EvaluationResult, rescored: bool = False) -> None:
+    """Log the evaluation to an MLflow run of its own, and its scores on the test split to the model's training run.
+
+    The training run keeps its scores where an evaluation is `rescored` by other rules.
+    """
     lineage = result.lineage
     training = tracking.find_run(result.manifest.get("mlflow_run", ""))
     logged = {**result.scores[MODEL].logged(), "fast_share": result.fast_share}
     metrics = {f"eval/{name}": value for name, value in logged.items()}
     name = f"{result.manifest['run_name']} on {lineage.split}"
     run = tracking.open_evaluation(lineage.key, name, training)
-    run.log_parameters({"model": lineage.model, "split": lineage.split, **lineage.rules})
+    run.log_parameters({"split": lineage.split, **lineage.rules})
     run.log_metrics(metrics)
-    run.set_tags({NOTE: _described(result), "marks": "; ".join(lineage.marks())})
-    run.log_file(result.file, "evaluation")
+    run.set_tags({NOTE: _described(result), "model": lineage.model, "marks": "; ".join(lineage.marks())})
+    for file in filter(None, (result.file, result.page)):
+        run.log_file(file, "evaluation")
     run.finish()
-    if training is not None and lineage.split == "test" and not lineage.obstacle:
+    if training is not None and lineage.split == "test" and not lineage.obstacle and not rescored:
         training.log_metrics(metrics)
         training.log_file(result.file, "evaluation")
 

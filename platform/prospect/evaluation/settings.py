@@ -64,6 +64,23 @@ def _letters(name: str) -> str:
     return "".join(filter(str.isalnum, name.lower()))
 
 
+class ReportSettings(Settings):
+    """The HTML page that an evaluation writes."""
+
+    enabled: bool = True
+    """False: no page."""
+    worst: int = Field(default=5, ge=0)
+    """Dialogues with the lowest scores that are shown with pictures."""
+    best: int = Field(default=3, ge=0)
+    """Dialogues with the highest scores that are shown with pictures."""
+    timelines: int = Field(default=40, ge=0)
+    """Most dialogues that have a timeline; all are in the list."""
+    pictures: int = Field(default=24, ge=1)
+    """Most pictures of one dialogue."""
+    megabytes: float = Field(default=6.0, ge=0)
+    """Most that all pictures of the page take; 0: a page without pictures."""
+
+
 class EvaluationSettings(Settings):
     """What is scored, and how."""
 
@@ -89,6 +106,8 @@ class EvaluationSettings(Settings):
     """Share of the draws that an interval holds."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the draws."""
+    report: ReportSettings = ReportSettings()
+    """The HTML page beside the result; it changes no score."""
 
 
 class CalibrationSettings(Settings):
