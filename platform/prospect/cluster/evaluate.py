@@ -68,12 +68,14 @@ class EvaluationResult:
 
 def evaluate_and_show(config: Config) -> None:
     """Run `evaluate_model` and print its table; with `rescore` or `compare` the same of results that there are."""
-    if config.rescore is not None or config.compare is not None:
-        from prospect.cluster.rescore import compare_and_show, rescore
+    if config.compare is not None:
+        from prospect.cluster.compare import compare_and_show
 
-        if config.compare is not None:
-            compare_and_show(config)
-            return
+        compare_and_show(config)
+        return
+    if config.rescore is not None:
+        from prospect.cluster.rescore import rescore
+
         result = rescore(config)
     else:
         result = evaluate_model(config)

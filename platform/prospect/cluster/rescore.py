@@ -1,4 +1,4 @@
-"""Results that there are: score saved predictions again by other rules, and compare two evaluations."""
+"""Score saved predictions again by other rules, without the model."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +50,3 @@ def rescore(config: Config, report: ReportLine = print) -> EvaluationResult:
     record_result(Tracking(config.tracking, root), result, rescored=True)
     report(f"eval   written to {result.file}" + (f", page {result.page}" if result.page else ""))
     return result
-
-
-def compare_and_show(config: Config, report: ReportLine = print) -> None:
-    raise NotImplementedError

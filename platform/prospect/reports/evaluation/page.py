@@ -7,12 +7,12 @@ leave a machine, neither may a page with pictures of them.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import jinja2
 
 from prospect.dialogue.timeline import FPS
+from prospect.evaluation.comparison import RANKED_BY, rank
 from prospect.evaluation.intervals import Interval
 from prospect.evaluation.lineage import counted
 from prospect.evaluation.metrics import Scores, SliceScores, evaluate
@@ -30,9 +30,6 @@ from prospect.similarity import SentenceEncoder
 
 HEADLINES = ("joint_goal_accuracy", "readout_joint_goal_accuracy", "turn_f1", "content_f1", "dst_f1", "time_diff")
 """Metrics at the head of the page, as far as they are defined."""
-
-RANKED_BY = ("turn_f1", "joint_goal_accuracy")
-"""A dialogue's rank is the mean of those that are defined."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +148,8 @@ def evaluation_page(
         advantage=advantage or {},
         charts=charts_of(getattr(own, "curves", {})),
         dialogues=[
-            ListedDialogue(name_of(video), len(video.frames) / FPS, rank, found, _place(shown, index))
-            for index, (video, rank, found) in enumerate(ranked)
+            ListedDialogue(name_of(video), len(video.frames) / FPS, ranks, found, _place(shown, index))
+            for index, (video, ranks, found) in enumerate(ranked)
         ],
         timelines=timelines,
         rules={
@@ -179,8 +176,7 @@ def _ranked(videos: Sequence[VideoDecisions], settings: EvaluationSettings, enco
     found = []
     for video in videos:
         scores = evaluate([video], alone, encoder).overall.metrics
-        defined = [value for name in RANKED_BY if (value := scores.get(name)) is not None]
-        found.append((video, fmean(defined) if defined else None, scores))
+        found.append((video, rank(scores), scores))
     return sorted(found, key=lambda each: (each[1] is None, each[1] or 0.0, name_of(each[0])))
 
 
