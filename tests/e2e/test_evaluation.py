@@ -44,7 +44,7 @@ def test_each_evaluation_has_a_file_and_an_mlflow_run_below_the_trainings(local_
     again, lines = evaluated(root)
     assert first.file == again.file != looser.file
     assert not any("streamed" in line for line in lines), "decisions are kept"
-    assert sorted(path.name for path in (root / "evaluations/finished").iterdir()) == sorted(
+    assert sorted(path.name for path in (root / "evaluations/finished").glob("*.json")) == sorted(
         [first.file.name, looser.file.name]
     )
     told = json.loads(first.file.read_text())["lineage"]

@@ -77,7 +77,7 @@ def _results(config: Config, name: str) -> list[StoredResult]:
     path, folder = Path(name).expanduser(), Path(config.storage.root) / "evaluations"
     if path.is_file():
         return [_read(path.with_name(path.name.removesuffix(SUFFIX) + ".json") if name.endswith(SUFFIX) else path)]
-    if (folder / name).is_dir() and name not in ("", ".", ".."):
+    if name in _runs(folder):
         found = [_read(file) for file in (folder / name).glob("*.json")]
     elif name.startswith("models:/") or (path / MANIFEST).is_file():
         from prospect.tracking.tracking import Tracking  # with MLflow
@@ -88,14 +88,18 @@ def _results(config: Config, name: str) -> list[StoredResult]:
             result for file in (folder / run).glob("*.json") if (result := _read(file)).lineage["weights"] == weights
         ]
     else:
-        runs = [each.name for each in folder.iterdir()] if folder.is_dir() else []
         raise ConfigError(
-            f"{unknown('result', name, runs, of='compare', most=5)} Give a run of {folder}, a file or a model.",
+            f"{unknown('result', name, _runs(folder), of='compare', most=5)} Give a run, a file or a model.",
             field="compare",
         )
     if not found:
         raise ConfigError(f"`compare` ({name}) has no result in {folder}; evaluate it first.", field="compare")
     return found
+
+
+def _runs(folder: Path) -> list[str]:
+    """Names of the runs that have results."""
+    return [each.name for each in folder.iterdir() if each.is_dir()] if folder.is_dir() else []
 
 
 def _read(file: Path) -> StoredResult:

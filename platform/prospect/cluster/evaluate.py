@@ -28,6 +28,7 @@ from prospect.files import write_json
 from prospect.model.saved import SavedModel, read_saved
 from prospect.model.settings import HEADS
 from prospect.reports.evaluation.page import write_page
+from prospect.reports.model_card import add_evaluation, without_head
 from prospect.similarity import SentenceSimilarity
 from prospect.streaming.settings import StreamingSettings
 from prospect.terminal import console
@@ -141,8 +142,11 @@ def evaluate_model(config: Config, report: ReportLine = print) -> EvaluationResu
     report(f"eval   {result.fast_share:.1%} of the watched frames took the fast path, without lm_head")
     record_result(tracking, result)
     report(f"eval   written to {result.file}" + (f", page {result.page}" if result.page else ""))
+    card = complete_card(result, root)
     if not model.startswith("models:/"):
         return result
+    if card:
+        tracking.describe_version(*tracking.version_of(model), without_head(card))
 
     def score(champion: SavedModel) -> Scores | None:
         if champion.fingerprint not in {store.fingerprint, *config.vision.equivalent_to}:
@@ -338,7 +342,8 @@ def record_result(tracking: "Tracking", result: EvaluationResult, rescored: bool
     The training run keeps its scores where an evaluation is `rescored` by other rules.
     """
     lineage = result.lineage
-    training = tracking.find_run(result.manifest.get("mlflow_run", ""))
+    trained_in = result.manifest.get("mlflow_run")
+    training = tracking.find_run(trained_in) if trained_in else None
     logged = {**result.scores[MODEL].logged(), "fast_share": result.fast_share}
     metrics = {f"eval/{name}": value for name, value in logged.items()}
     name = f"{result.manifest['run_name']} on {lineage.split}"
@@ -352,6 +357,17 @@ def record_result(tracking: "Tracking", result: EvaluationResult, rescored: bool
     if training is not None and lineage.split == "test" and not lineage.obstacle and not rescored:
         training.log_metrics(metrics)
         training.log_file(result.file, "evaluation")
+
+
+def complete_card(result: EvaluationResult, root: Path) -> str:
+    """Add the scores to the card in the run's model folder; returns the card, or '' where there is no such folder."""
+    folder = root / "runs" / str(result.manifest["run_name"]) / "model"
+    if not (folder / "config.json").is_file() or hash_model(folder) != result.lineage.weights:
+        return ""
+    try:
+        return add_evaluation(folder, result.lineage, result.scores[MODEL].overall)
+    except OSError:  # somebody else's run, which this user may only read
+        return ""
 
 
 def _described(result: EvaluationResult) -> str:

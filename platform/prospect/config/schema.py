@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
@@ -75,7 +75,7 @@ class Config(Settings):
     rescore: LocalPath | None = None
     """A result of an evaluation, or its predictions: scores them again by the rules of `evaluation`, without the
     model."""
-    compare: tuple[str, str] | None = None
+    compare: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None
     """Two results of evaluations, each by its file, its run's name or its model: compares them video by video."""
     plan: bool = False
     """Print what the run would train and how much memory it would take, and end: nothing is loaded or trained."""

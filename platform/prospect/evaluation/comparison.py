@@ -83,6 +83,15 @@ def rank(scores: Mapping[str, float | None]) -> float | None:
     return fmean(defined) if defined else None
 
 
+def scores_of(
+    videos: Sequence[VideoDecisions], settings: EvaluationSettings, encoder: SentenceEncoder | None
+) -> dict[str, float | None]:
+    """The metrics of a few dialogues, without intervals; where nobody speaks, turn F1 is undefined instead of 0."""
+    metrics = evaluate(videos, settings.model_copy(update={"bootstrap_samples": 1}), encoder).overall.metrics
+    silent = not any(video.utterances or video.reference_utterances for video in videos)
+    return metrics | ({"turn_f1": None} if silent else {})
+
+
 def require_same_data(first: Predictions, second: Predictions) -> None:
     """Raise a DataError unless both were scored on the same dialogues."""
     if first.lineage.records != second.lineage.records:
@@ -138,5 +147,4 @@ def _by_video(
     groups: dict[str, list[VideoDecisions]] = defaultdict(list)
     for video in videos:
         groups[video.video].append(video)
-    alone = settings.model_copy(update={"bootstrap_samples": 1})
-    return {name: evaluate(group, alone, encoder).overall.metrics for name, group in groups.items()}
+    return {name: scores_of(group, settings, encoder) for name, group in groups.items()}

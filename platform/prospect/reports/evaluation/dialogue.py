@@ -130,7 +130,7 @@ class DialogueTimeline:
         """(index, box) of one side's turns, each with room up to the next."""
         placed = [(i, e) for i, e in enumerate(self.events) if e.side == side and e.kind == "turn"]
         starts = [self.share(event) for _, event in placed]
-        ends = [*starts[1:], 1.0]
+        ends = [*starts, 1.0][1:]
         return [(i, Box(a, max(b - a, 0.0), e.text)) for (i, e), a, b in zip(placed, starts, ends, strict=True)]
 
     def count(self, side: Side, kind: str, *verdicts: Verdict) -> int:

@@ -12,10 +12,10 @@ from typing import Any
 import jinja2
 
 from prospect.dialogue.timeline import FPS
-from prospect.evaluation.comparison import RANKED_BY, rank
+from prospect.evaluation.comparison import RANKED_BY, rank, scores_of
 from prospect.evaluation.intervals import Interval
 from prospect.evaluation.lineage import counted
-from prospect.evaluation.metrics import Scores, SliceScores, evaluate
+from prospect.evaluation.metrics import Scores, SliceScores
 from prospect.evaluation.predictions import Predictions
 from prospect.evaluation.records import VideoDecisions
 from prospect.evaluation.settings import EvaluationSettings
@@ -172,10 +172,9 @@ Ranked = tuple[VideoDecisions, float | None, Mapping[str, float | None]]
 
 def _ranked(videos: Sequence[VideoDecisions], settings: EvaluationSettings, encoder: Any) -> list[Ranked]:
     """All dialogues, lowest rank first; those without a rank last."""
-    alone = settings.model_copy(update={"bootstrap_samples": 1})
     found = []
     for video in videos:
-        scores = evaluate([video], alone, encoder).overall.metrics
+        scores = scores_of([video], settings, encoder)
         found.append((video, rank(scores), scores))
     return sorted(found, key=lambda each: (each[1] is None, each[1] or 0.0, name_of(each[0])))
 
