@@ -10,11 +10,12 @@ import pytest
 
 from prospect.cli import load_config
 from prospect.cluster.compare import compare_results
-from prospect.cluster.evaluate import MODEL, score_predictions, scoring_rules
+from prospect.cluster.evaluate import MODEL, complete_card, score_predictions, scoring_rules
 from prospect.cluster.rescore import rescore
 from prospect.config.schema import Config
 from prospect.errors import ConfigError, DataError
 from prospect.evaluation.baselines import oracle, oracle_shifted, silence
+from prospect.evaluation.decision_cache import hash_model
 from prospect.evaluation.lineage import Lineage
 from prospect.evaluation.predictions import Predictions, predictions_file
 from prospect.evaluation.settings import EvaluationSettings
@@ -71,6 +72,23 @@ def test_predictions_are_scored_again_by_other_rules(root: Path) -> None:
 def test_what_predictions_have_by_now_is_refused_beside_them(root: Path, given: str) -> None:
     with pytest.raises(ConfigError, match=rf"^`{given.partition('=')[0]}` must not be set beside rescore"):
         rescore(config(root, f"rescore={evaluated(root, 'a')}", given))
+
+
+def test_only_the_card_of_the_model_that_was_evaluated_is_completed(root: Path) -> None:
+    folder = root / "runs" / "a" / "model"
+    folder.mkdir(parents=True)
+    (folder / "prospect.json").write_text(json.dumps({"run_name": "a"}))
+    (folder / "config.json").write_text("{}")
+
+    def card(weights: str) -> str:
+        videos = {MODEL: [oracle(*pair) for pair in PLACED]}
+        predictions = Predictions(replace(LINEAGE, weights=weights), {"run_name": "a"}, videos, {})
+        return complete_card(score_predictions(predictions, EvaluationSettings(), SharedWords(), root), root)
+
+    assert card("another training's") == ""
+    assert not (folder / "README.md").exists()
+    assert "| turn F1 | 1.000 | 1.000 to 1.000 |" in card(hash_model(folder))
+    assert (folder / "README.md").is_file()
 
 
 def test_a_name_means_a_run_a_file_or_a_model(root: Path) -> None:

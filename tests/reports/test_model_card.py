@@ -78,6 +78,7 @@ def test_each_evaluation_has_a_section_which_the_same_one_replaces(folder: Path,
         f"### test, {LINEAGE.key}",
         f"### validation, {other.key}",
     ]
+    assert "40 dialogues of 23 videos; records `r`, context state_refresh." in card.splitlines()
     assert card.count("## Evaluation") == 1
     assert "Not evaluated yet" not in card
     assert "| turn F1 | 1.000 | 1.000 to 1.000 |" in card.splitlines()

@@ -141,7 +141,7 @@ def _data(data: Mapping[str, Any] | None, manifest: Mapping[str, Any]) -> Iterat
 def _scores(lineage: Lineage, scores: SliceScores) -> Iterator[str]:
     yield f"### {_plain(lineage.split)}, {lineage.key}"
     yield ""
-    yield f"{counted(lineage.dialogues, 'dialogue')} of {lineage.count}; records `{lineage.records}`."
+    yield f"{counted(lineage.dialogues, 'dialogue')} of {lineage.count}; records `{lineage.records}`{_rules(lineage)}."
     yield from (f"**ATTENTION: {_plain(mark)}.**" for mark in lineage.marks())
     yield from ("", "| metric | value | interval |", "|---|--:|---|")
     for name, value in scores.metrics.items():
@@ -149,6 +149,17 @@ def _scores(lineage: Lineage, scores: SliceScores) -> Iterator[str]:
             interval = scores.intervals.get(name)
             told = f"{number(interval.low)} to {number(interval.high)}" if interval else ""
             yield f"| {words(name)} | {number(value)} | {told} |"
+
+
+def _rules(lineage: Lineage) -> str:
+    """The rules by which most scores differ, as far as they are known."""
+    context, matching = lineage.rules.get("context", {}), lineage.rules.get("evaluation", {}).get("matching", {})
+    known = (
+        (context.get("strategy"), "context {}"),
+        (context.get("max_seq_len"), "of {} tokens"),
+        (matching.get("mode"), "matching {}"),
+    )
+    return "".join(f", {_plain(told.format(value))}" for value, told in known if value)
 
 
 def _table(values: Mapping[str, object]) -> Iterator[str]:

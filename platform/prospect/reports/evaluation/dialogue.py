@@ -178,8 +178,11 @@ def dialogue_timeline(
 
 
 def name_of(video: VideoDecisions) -> str:
-    """Data set, video, dialogue and user type."""
-    return ", ".join(filter(None, (video.video, video.dialogue.dialogue_id, video.dialogue.user_type)))
+    """Data set, video, dialogue and user type, without repetition."""
+    dialogue = video.dialogue
+    own = "" if dialogue.dialogue_id == dialogue.video_id else dialogue.dialogue_id
+    user_type = "" if dialogue.user_type in own else dialogue.user_type
+    return ", ".join(filter(None, (video.video, own, user_type)))
 
 
 def _turn_events(
