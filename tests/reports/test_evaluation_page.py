@@ -32,9 +32,11 @@ from tests.vision.videos import write_video
 SETTINGS = EvaluationSettings(bootstrap_samples=20)
 NASTY = "<script>alert('x')</script> $x_1$ 🫖 & \"quotes\" `code` </style>"
 CURVES = {
-    "turn_f1_by_similarity": {"similarity": [0.0, 0.5, 1.0], "turn_f1": [0.9, 0.5, 0.1]},
-    "accuracy_by_tolerance": {"seconds": [0, 1, 2, 3], "accuracy": [0.1, 0.2, 0.3, 0.4]},
-    "speak_reliability": {"confidence": [0.2, None, 0.8], "frequency": [0.1, None, 0.9], "count": [5, 0, 3]},
+    "similarity": [(0.0, 0.9), (0.5, 0.5), (1.0, 0.1)],
+    "tolerance": [(0.0, 0.1), (1.0, 0.2), (2.0, None), (3.0, 0.4)],
+    "reliability": {"speak": [{"probability": 0.2, "positives": 0.1, "frames": 9}], "update": []},
+    "precision_recall": {"speak": {"recall": [0.5, 1.0], "precision": [1.0, 0.4], "share": [0.1]}, "update": {}},
+    "sweep": {"speak": {"default": [{"threshold": 0.5, "f1": 0.4, "precision": 0.3, "recall": 0.6, "events": 9}]}},
 }
 
 
@@ -150,7 +152,7 @@ def test_users_texts_are_texts(tea, words) -> None:
         update={"goal": NASTY, "turns": turns, "steps": steps, "video_id": NASTY, "dataset": NASTY, "user_type": NASTY}
     )
     page = page_of([oracle(dialogue, timeline_of(dialogue))], words=words)
-    page = replace(page, title=NASTY, charts=charts_of({NASTY: {NASTY: [0, 1], "y": [0, 1]}}))
+    page = replace(page, title=NASTY, charts=charts_of({NASTY: CURVES}))
     html = Page(render(page))
     assert [tag for tag, _ in html.elements].count("script") == 1
     assert html.text.count("<script>alert('x')</script> $x_1$ 🫖") > 8
@@ -186,11 +188,25 @@ def test_a_missing_or_broken_video_is_said(tea, toy, words, tmp_path: Path) -> N
 
 
 def test_curves_are_drawn_as_far_as_they_are_there() -> None:
-    charts = charts_of({**CURVES, "empty": {}, "odd": {"x": []}})
-    assert [chart.title for chart in charts] == ["turn F1 by similarity", "accuracy by tolerance", "speak reliability"]
-    assert [len(line.points) for chart in charts for line in chart.lines] == [3, 4, 2]
-    assert (charts[1].x_ticks, charts[1].diagonal, charts[2].diagonal) == ([0, 1, 2, 3], False, True)
-    assert charts_of({}) == []
+    silent = {"similarity": [(0.0, 0.0), (1.0, 0.0)]}
+    charts = {chart.title: chart for chart in charts_of({"model": CURVES, "periodic": CURVES, "silence": silent})}
+    assert list(charts) == [
+        "Turn F1 over the similarity that a match needs",
+        "Utterances in time",
+        "Reliability of p_speak",
+        "Precision and recall of p_speak",
+        "Threshold of speak, default",
+    ]
+    assert [line.name for line in charts["Turn F1 over the similarity that a match needs"].lines] == [
+        "model",
+        "periodic",
+    ]
+    assert charts["Utterances in time"].lines[0].points == ((0.0, 0.1), (1.0, 0.2), (3.0, 0.4))
+    assert charts["Utterances in time"].x_ticks == [0, 1, 2, 3]
+    assert charts["Reliability of p_speak"].diagonal
+    assert charts["Precision and recall of p_speak"].level == 0.1
+    assert [line.name for line in charts["Threshold of speak, default"].lines] == ["F1", "precision", "recall"]
+    assert charts_of({}) == charts_of({"model": {}}) == []
 
 
 def test_a_long_video_keeps_its_peaks_and_a_small_page(words) -> None:

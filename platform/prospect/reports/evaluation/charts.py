@@ -1,7 +1,8 @@
 """Curves of an evaluation as charts that a page draws as SVG, in the colours of its theme."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prospect.reports.evaluation.words import words
@@ -10,6 +11,9 @@ WIDTH, HEIGHT = 340, 220
 """Of a chart's picture, px."""
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 38, 10, 8, 34
+MOST_LINES = 6
+"""As many as a page has colours for."""
+
 _TICKS = 5
 _MOST_NUMBERS = 40
 _NICE = (1, 2, 2.5, 5, 10)
@@ -36,6 +40,8 @@ class Chart:
     title: str
     across: str
     lines: tuple[Line, ...]
+    level: float | None = None
+    """Height of a dashed line: what guessing at random gives."""
     diagonal: bool = False
     """Whether the line of perfect agreement is drawn."""
 
@@ -75,42 +81,70 @@ class Chart:
 def _ticks(low: float, high: float) -> list[float]:
     """Round numbers from `low` to `high`, about `_TICKS` of them."""
     rough = (high - low) / _TICKS
-    scale = 10.0 ** _floor_log10(rough)
+    scale = 10.0 ** math.floor(math.log10(rough))
     step = next(scale * nice for nice in _NICE if scale * nice >= rough * 0.999)
     first = -(-low // step) * step
     return [first + step * number for number in range(int((high - first) / step + 1.001))]
 
 
-def _floor_log10(value: float) -> int:
-    return int(f"{value:e}".partition("e")[2])
+def charts_of(curves: Mapping[str, Mapping[str, Any]]) -> list[Chart]:
+    """The charts of an evaluation, as far as there are curves for them.
 
-
-def charts_of(curves: Mapping[str, Any]) -> list[Chart]:
-    """A chart for every curve: a mapping of equally long lists, the first of which is the horizontal axis.
-
-    Lists of counts are left out of the picture, points without a value are too. A reliability curve gets the line of
-    perfect agreement.
+    Args:
+        curves: by system, the model first. `similarity` and `tolerance` are (x, y) points, of which every system that
+            has any has a line; of the model alone, `reliability` has bins (`probability`, `positives`) by head,
+            `precision_recall` lists (`recall`, `precision`, `share`) by head, and `sweep` points (`threshold`, `f1`,
+            `precision`, `recall`) by decision and data set.
     """
-    charts = []
-    for name, curve in curves.items():
-        columns = {key: values for key, values in curve.items() if _is_column(values)}
-        axis, *others = columns or [""]
-        lines = tuple(
-            line for key in others if key not in _COUNTS and (line := _line(key, columns[axis], columns[key])).points
-        )
-        if lines:
-            charts.append(Chart(words(name), words(axis), lines, "reliability" in name or "calibration" in name))
-    return charts
+    own = next(iter(curves.values()), {})
+    lines = {name: _of_systems(curves, name) for name in ("similarity", "tolerance")}
+    charts = [
+        Chart("Turn F1 over the similarity that a match needs", "similarity", lines["similarity"]),
+        Chart("Utterances in time", "seconds of tolerance", lines["tolerance"]),
+        *(
+            Chart(f"Reliability of p_{head}", "probability", (_line("share of positives", bins, *_BIN),), diagonal=True)
+            for head, bins in own.get("reliability", {}).items()
+        ),
+        *(
+            Chart(f"Precision and recall of p_{head}", "recall", (_columns("precision", found),), _share(found))
+            for head, found in own.get("precision_recall", {}).items()
+        ),
+        *(
+            Chart(f"Threshold of {decides}, {dataset}", "threshold", _sweep(points))
+            for decides, datasets in own.get("sweep", {}).items()
+            for dataset, points in datasets.items()
+        ),
+    ]
+    kept = (replace(chart, lines=tuple(line for line in chart.lines if line.points)) for chart in charts)
+    return [chart for chart in kept if chart.lines]
 
 
-_COUNTS = frozenset({"count", "counts", "frames", "events", "labels", "positives", "threshold", "thresholds"})
-"""Columns that say how sure a point is, or where it comes from; as an axis (the first column) they are drawn."""
+_BIN = ("probability", "positives")
 
 
-def _is_column(values: Any) -> bool:
-    return isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0
+def _of_systems(curves: Mapping[str, Mapping[str, Any]], name: str) -> tuple[Line, ...]:
+    """One line a system, without those that are 0 everywhere."""
+    lines = (Line(system, _defined(found.get(name, ()))) for system, found in curves.items())
+    return tuple(line for line in lines if any(y for _, y in line.points))[:MOST_LINES]
 
 
-def _line(name: str, across: Sequence[float | None], up: Sequence[float | None]) -> Line:
-    points = tuple((float(x), float(y)) for x, y in zip(across, up, strict=False) if x is not None and y is not None)
-    return Line(words(name), points)
+def _line(name: str, rows: Sequence[Mapping[str, float | None]], across: str, up: str) -> Line:
+    return Line(name, _defined([(row[across], row[up]) for row in rows]))
+
+
+def _columns(name: str, found: Mapping[str, Sequence[float | None]]) -> Line:
+    return Line(name, _defined([*zip(found.get("recall", ()), found.get(name, ()), strict=True)]))
+
+
+def _sweep(points: Sequence[Mapping[str, float | None]]) -> tuple[Line, ...]:
+    return tuple(_line(words(part), points, "threshold", part) for part in ("f1", "precision", "recall"))
+
+
+def _share(found: Mapping[str, Sequence[float]]) -> float | None:
+    """Precision of guessing at random."""
+    return next(iter(found.get("share", ())), None)
+
+
+def _defined(points: Sequence[tuple[float | None, float | None]]) -> tuple[tuple[float, float], ...]:
+    known = ((x, y) for x, y in points if x is not None and y is not None)
+    return tuple((float(x), float(y)) for x, y in known if not (math.isnan(x) or math.isnan(y)))

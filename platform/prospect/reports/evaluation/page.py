@@ -71,7 +71,7 @@ class EvaluationPage:
     """Overall scores by system, the model first."""
     slices: Mapping[str, SliceScores]
     """The model's scores overall, by data set and by user type."""
-    advantage: Mapping[str, Interval | None]
+    advantage: Mapping[str, Interval]
     charts: Sequence[Chart]
     dialogues: Sequence[ListedDialogue]
     """Lowest rank first."""
@@ -145,8 +145,8 @@ def evaluation_page(
             **{f"data set {name}": each for name, each in own.by_dataset.items()},
             **{f"user type {name}": each for name, each in own.by_user_type.items()},
         },
-        advantage=advantage or {},
-        charts=charts_of(getattr(own, "curves", {})),
+        advantage={name: interval for name, interval in (advantage or {}).items() if interval is not None},
+        charts=charts_of({name: getattr(each, "curves", {}) for name, each in scores.items()}),
         dialogues=[
             ListedDialogue(name_of(video), len(video.frames) / FPS, ranks, found, _place(shown, index))
             for index, (video, ranks, found) in enumerate(ranked)

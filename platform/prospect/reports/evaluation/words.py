@@ -1,7 +1,5 @@
 """Names of metrics and numbers as a page writes them."""
 
-import re
-
 _SPELT = {"f1": "F1", "dst": "DST", "auc": "AUC", "roc": "ROC", "bleu": "BLEU", "rouge": "ROUGE", "cider": "CIDEr"}
 _SPELT |= {"meteor": "METEOR", "p50": "p50", "p90": "p90"}
 
@@ -16,8 +14,3 @@ def number(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
-
-
-def slug(text: str) -> str:
-    """An HTML id for any text."""
-    return re.sub(r"[^\w-]", lambda found: f".{ord(found[0]):x}.", text)
