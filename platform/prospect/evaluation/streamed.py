@@ -15,13 +15,13 @@ from prospect.streaming.types import Decision, Refreshed
 class StreamedVideo(VideoDecisions):
     """The decisions of a dialogue, and when its context was rebuilt."""
 
-    refreshes: Sequence[Refreshed] = ()
+    refreshed: Sequence[Refreshed] = ()
     """Their frames are the stream's, as those of the decisions are."""
 
 
 def refreshes_of(video: VideoDecisions) -> Sequence[Refreshed]:
     """The refreshes of a streamed dialogue; a baseline has none."""
-    return video.refreshes if isinstance(video, StreamedVideo) else ()
+    return video.refreshed if isinstance(video, StreamedVideo) else ()
 
 
 @dataclass(frozen=True)
