@@ -142,7 +142,7 @@ def evaluation_page(
         systems={name: each.overall for name, each in scores.items()},
         slices={
             "all": own.overall,
-            **{f"data set {name}": each for name, each in own.by_dataset.items()},
+            **{f"dataset {name}": each for name, each in own.by_dataset.items()},
             **{f"user type {name}": each for name, each in own.by_user_type.items()},
         },
         advantage={name: interval for name, interval in (advantage or {}).items() if interval is not None},
