@@ -170,6 +170,10 @@ def test_a_model_is_registered_once_and_says_what_it_takes_and_gives(tracking: T
     [made] = tracking.client.search_model_versions("name = 'signed'")
     [output] = tracking.client.get_run(run.id).outputs.model_outputs
     assert (made.tags, made.description, output.step) == (tags, about, 20)
+    tracking.describe_version("signed", version, "# Card\n" + "x" * 9000)
+    [described] = tracking.client.search_model_versions("name = 'signed'")
+    assert described.description.startswith("# Card\nx")
+    assert len(described.description) == 5000, "MLflow takes no more"
     assert made.source == tracking.client.get_logged_model(output.model_id).artifact_location
     signature = Model.load(str(tracking.resolve("models:/signed@candidate"))).signature
     assert signature.inputs.input_names() == ["embedding"]

@@ -16,9 +16,11 @@ from prospect.benchmarks.memory import PeakMemory
 from prospect.client import LiveSession, ProspectClient
 from prospect.cluster.common import draw_sample, embeddings_root
 from prospect.cluster.embed import embed
-from prospect.cluster.evaluate import MODEL, EvaluationResult, evaluate_model
+from prospect.cluster.evaluate import evaluate_model
+from prospect.cluster.evaluation_result import EvaluationResult
 from prospect.cluster.label import make_labels
 from prospect.cluster.runtime import connect, disconnect
+from prospect.cluster.stream_views import MODEL
 from prospect.cluster.train import train
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.sources import load_dialogues

@@ -67,10 +67,15 @@ def write_file(filesystem: "fs.FileSystem", path: str, data: bytes | Iterable[by
 
 def write_text(file: Path, text: str) -> None:
     """`write_file` on the local file system; needs no pyarrow."""
+    write_bytes(file, text.encode())
+
+
+def write_bytes(file: Path, data: bytes) -> None:
+    """`write_text` of bytes."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.parent / f".{uuid.uuid4().hex}.partial"
     try:
-        temporary.write_bytes(text.encode())
+        temporary.write_bytes(data)
         os.replace(temporary, file)
     except BaseException:
         temporary.unlink(missing_ok=True)

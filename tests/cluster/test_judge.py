@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from prospect.cluster.evaluate import MODEL, EvaluationResult, evaluate_model
+from prospect.cluster.evaluate import evaluate_model
+from prospect.cluster.evaluation_result import EvaluationResult
+from prospect.cluster.stream_views import MODEL
 from prospect.errors import ConfigError
 from prospect.evaluation.settings import JudgeSettings
 from prospect.llm.errors import EndpointError

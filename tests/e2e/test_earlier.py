@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from prospect.cluster.evaluate import MODEL, evaluate_model
+from prospect.cluster.evaluate import evaluate_model
+from prospect.cluster.stream_views import MODEL
 from prospect.cluster.train import train
 from prospect.model.saved import read_saved
 from prospect.tracking.tracking import Tracking

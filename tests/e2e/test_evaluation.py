@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from prospect.cluster.evaluate import EvaluationResult, evaluate_model
+from prospect.cluster.evaluate import evaluate_model
+from prospect.cluster.evaluation_result import EvaluationResult
+from prospect.cluster.stream_views import MODEL
 from prospect.config.schema import Config
 from prospect.errors import DataError, FingerprintError
 from prospect.evaluation.lineage import TRAINED_ON
@@ -50,7 +52,7 @@ def test_each_evaluation_has_a_file_and_an_mlflow_run_below_the_trainings(local_
     again, lines = evaluated(root)
     assert first.file == again.file != looser.file
     assert not any("streamed" in line for line in lines), "decisions are kept"
-    assert sorted(path.name for path in (root / "evaluations/finished").iterdir()) == sorted(
+    assert sorted(path.name for path in (root / "evaluations/finished").glob("*.json")) == sorted(
         [first.file.name, looser.file.name]
     )
     told = json.loads(first.file.read_text())["lineage"]
@@ -97,9 +99,9 @@ def test_a_killed_evaluation_goes_on_and_streams_nothing_twice(local_ray: None, 
     result = evaluate_model(config, lambda line: None)
     assert {file: file.stat().st_mtime_ns for file in finished} == finished, "what was decided is not decided again"
     assert result.scores["told the state"].overall["joint_goal_accuracy"] == 1.0
-    assert [point.threshold for point in result.sweep["update"]["default"]] == [0.25, 0.75]
     written = json.loads(result.file.read_text())
-    assert written["sweep"]["speak"]["toy"][1]["threshold"] == 0.75
+    sweep = written["scores"][MODEL]["curves"]["sweep"]
+    assert [point["threshold"] for point in sweep["update"]["default"]] == [0.25, 0.75]
     assert {"no task state", "told the state"} < written["scores"].keys()
 
 

@@ -5,7 +5,6 @@ import io
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -34,38 +33,10 @@ from prospect.reports.preview.tracks import (
 from prospect.vision.pictures import decode_picture
 from tests.factories import tea_dialogue
 from tests.needs import needs
+from tests.reports.parsed import Page
 from tests.vision.videos import flat_picture, index_of, write_video
 
 SCRIPT = "<script>alert('x')</script> & \"quotes\""
-VOID = {"meta", "img", "br"}
-
-
-class Page(HTMLParser):
-    """Checks that tags nest, and collects elements and text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(html)
-        self.close()
-        assert not self._open, f"never closed: {self._open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag, f"</{tag}> closes another element"
-
-    def handle_data(self, data: str) -> None:
-        if self._open[-1:] not in (["style"], ["script"]):
-            self.text += data
-
-    def of_class(self, *names: str) -> list[dict[str, str]]:
-        return [a for _, a in self.elements if set(names) <= set(a.get("class", "").split())]
 
 
 def written(path: str) -> Page:

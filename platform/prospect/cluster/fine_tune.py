@@ -26,6 +26,8 @@ from prospect.errors import ConfigError
 from prospect.evaluation.lineage import TRAINED_ON, video_names
 from prospect.files import write_json
 from prospect.model.adapters import build_tokenizer
+from prospect.model.licence import licence_of_base
+from prospect.reports.model_card import without_head, write_card
 from prospect.tracking.retry import retry_until_available
 from prospect.tracking.run import TrackedRun
 from prospect.tracking.settings import NOTE
@@ -74,8 +76,10 @@ def fine_tune(
         summary = fit(job, data, root, allotment, partial(upload_events, run), report)
         upload_reports(run, folder, summary["model_step"], report)
         about = describe(manifest, summary)
+        licence = licence_of_base(config.model.base, root / "cache")
+        card = write_card(folder / "model", manifest, licence, about)
         version = retry_until_available(
-            lambda: register(tracking, config.model.name, run, folder / "model", summary, about), report
+            lambda: register(tracking, config.model.name, run, folder / "model", summary, without_head(card)), report
         )
         retry_until_available(lambda: run.set_tags({NOTE: about}), report)
         retry_until_available(run.finish, report)

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
@@ -13,7 +13,7 @@ from prospect.dialogue.prompt import ContextSettings
 from prospect.errors import ConfigError
 from prospect.evaluation.settings import EvaluationSettings
 from prospect.model.settings import ModelSettings
-from prospect.settings import Place, Settings, is_given
+from prospect.settings import LocalPath, Place, Settings, is_given
 from prospect.streaming.settings import StreamingSettings
 from prospect.tracking.settings import TrackingSettings
 from prospect.training.checks import card_bytes, check_settings
@@ -72,6 +72,11 @@ class Config(Settings):
     tracking: TrackingSettings = Field(default_factory=TrackingSettings)
     preview: str | None = None
     """A video id: writes one HTML page on this video's labels, and labels nothing."""
+    rescore: LocalPath | None = None
+    """A result of an evaluation, or its predictions: scores them again by the rules of `evaluation`, without the
+    model."""
+    compare: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None
+    """Two results of evaluations, each by its file, its run's name or its model: compares them video by video."""
     plan: bool = False
     """Print what the run would train and how much memory it would take, and end: nothing is loaded or trained."""
     card: str | None = None

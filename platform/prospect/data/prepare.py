@@ -34,6 +34,8 @@ class Records:
     quarantined: list[QuarantinedRecord]
     lost: list[Dialogue] = field(default_factory=list)
     """Those whose video could not be embedded."""
+    videos: dict[str, str] = field(default_factory=dict)
+    """Path or URL of the video file by video id, where one was found."""
 
     def split(self, name: str) -> list[tuple[Dialogue, Timeline]]:
         return [(dialogue, timeline) for dialogue, timeline in self.placed if dialogue.split == split_name(name)]
@@ -82,7 +84,7 @@ def read_records(data: DataSettings, labels: Path, store: EmbeddingStore) -> Rec
     placed, misplaced = place_all(usable, store.num_frames)
     if not placed:
         raise DataError(f"data.path: {data.path} holds no dialogue that can be used", field="data.path")
-    return Records(placed, [*corpus.quarantined, *broken, *misplaced], lost)
+    return Records(placed, [*corpus.quarantined, *broken, *misplaced], lost, corpus.videos)
 
 
 def _labelled(dialogues: Sequence[Dialogue], labels: Path) -> list[Dialogue]:

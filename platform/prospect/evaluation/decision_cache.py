@@ -10,17 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 import prospect
 from prospect.data.embeddings import FIRST_DECODER, EmbeddingStore, StoredVideo
 from prospect.dialogue.prompt import ContextSettings
 from prospect.errors import DataError
-from prospect.evaluation.records import Placed, Variant, VideoDecisions, scored_frames
+from prospect.evaluation.records import Placed, Variant, VideoDecisions
+from prospect.evaluation.streamed import Stream
 from prospect.files import write_text
 from prospect.hashing import fingerprint, hash_file
 from prospect.streaming.settings import StreamingSettings
-from prospect.streaming.types import Decision
 
 SESSIONS_PER_GROUP = 8
 """Dialogues that one engine streams at once; a worker gets one such group at a time."""
@@ -28,8 +26,6 @@ SESSIONS_PER_GROUP = 8
 GroupRow = dict[str, str]
 """A group sent to a worker (`view`, `speak`, `update`, `dialogues`, `key`), or its result (`key`, `decisions`,
 `error`, `engine`)."""
-
-DECISIONS = TypeAdapter(list[Decision])
 
 
 @dataclass(frozen=True)
@@ -81,11 +77,8 @@ def cached_decisions(
             finished.add(row["key"], row["decisions"])
     found: dict[Variant, list[VideoDecisions]] = {variant: [] for variant in variants}
     for group in groups:
-        decided = [DECISIONS.validate_json(text) for text in finished.get(group.row["key"])]
-        found[group.variant] += [
-            VideoDecisions(dialogue, timeline, decisions, scored_frames(dialogue, timeline).start)
-            for (dialogue, timeline), decisions in zip(group.placed, decided, strict=True)
-        ]
+        streams = map(Stream.from_json, finished.get(group.row["key"]))
+        found[group.variant] += [one.beside(pair) for pair, one in zip(group.placed, streams, strict=True)]
     return found
 
 
@@ -145,4 +138,5 @@ def _code_hash() -> str:
     """Hash of the code that decides, so that the cache of another version is not used."""
     package = Path(prospect.__file__).parent
     files = [file for part in ("dialogue", "model", "streaming") for file in sorted((package / part).rglob("*.py"))]
-    return fingerprint([hash_file(file) for file in [*files, package / "evaluation" / "stream.py"]])
+    files += [package / "evaluation" / name for name in ("stream.py", "streamed.py")]
+    return fingerprint([hash_file(file) for file in files])

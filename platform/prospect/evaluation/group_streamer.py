@@ -11,9 +11,10 @@ from prospect.devices import explain_device_failure
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.timeline import place
 from prospect.errors import ProspectError
-from prospect.evaluation.decision_cache import DECISIONS, SESSIONS_PER_GROUP, GroupRow, StreamedModel
+from prospect.evaluation.decision_cache import SESSIONS_PER_GROUP, GroupRow, StreamedModel
 from prospect.evaluation.records import Variant, View
 from prospect.evaluation.stream import spec_of, stream_dialogues, view_of
+from prospect.evaluation.streamed import Stream
 from prospect.model.checkpoint import load_model
 from prospect.streaming.engine import StreamingEngine
 
@@ -57,5 +58,5 @@ class GroupStreamer:
                 streamed = stream_dialogues(self._engine, placed, read, [spec_of(*pair, variant) for pair in placed])
         except ProspectError as error:  # as a value: an exception in an actor would arrive as a stack trace
             return {"key": row["key"], "decisions": "", "error": str(error), "engine": self._about}
-        decisions = [DECISIONS.dump_json(list(one.decisions)).decode() for one in streamed]
+        decisions = [Stream.of(one).to_json() for one in streamed]
         return {"key": row["key"], "decisions": json.dumps(decisions), "error": "", "engine": self._about}

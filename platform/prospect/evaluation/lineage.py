@@ -7,7 +7,9 @@ from typing import Any
 from prospect.data.sources import recording_of
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.schema import Dialogue
+from prospect.evaluation.settings import EvaluationSettings
 from prospect.hashing import fingerprint
+from prospect.similarity import Identity
 from prospect.streaming.session.strategies import strategy_of
 
 TRAINED_ON = "trained_on"
@@ -109,6 +111,15 @@ class Lineage:
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "marks": list(self.marks())}
+
+
+def scoring_rules(settings: EvaluationSettings, encoder: Identity, datasets: Iterable[str]) -> dict[str, Any]:
+    """What scores depend on, beside model, data and stream."""
+    return {
+        "evaluation": settings.rules(),
+        "encoder": encoder,
+        "windows": {name: settings.matching.window(name) for name in sorted(set(datasets))},
+    }
 
 
 def records_fingerprint(dialogues: Sequence[Dialogue]) -> str:

@@ -10,7 +10,7 @@ from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.state import Delta, StatePolicy, TaskState, Transition
 from prospect.dialogue.timeline import Timeline
 from prospect.errors import DataError
-from prospect.streaming.types import Decision
+from prospect.streaming.types import Decision, Refreshed
 
 Placed = tuple[Dialogue, Timeline]
 
@@ -48,8 +48,8 @@ class VideoDecisions:
     decisions: Sequence[Decision]
     first_frame: int = 0
     """Frame of the video that was frame 0 of the stream."""
-    refreshes: Sequence[int] = ()
-    """Frames of the stream before which its context was rebuilt."""
+    refreshes: Sequence[Refreshed] = ()
+    """When its context was rebuilt; frames of the stream, as those of the decisions."""
 
     def __post_init__(self) -> None:
         if len(self.by_frame) != len(self.decisions):

@@ -104,6 +104,27 @@ class PacedSettings(WaitingSettings):
     """Sessions that run at once, all of them until the last dialogue has ended."""
 
 
+class ReportSettings(Settings):
+    """The HTML page that an evaluation writes."""
+
+    enabled: bool = True
+    """False: no page."""
+    worst: int = Field(default=5, ge=0)
+    """Dialogues with the lowest scores that are shown with pictures."""
+    best: int = Field(default=3, ge=0)
+    """Dialogues with the highest scores that are shown with pictures."""
+    timelines: int = Field(default=40, ge=0)
+    """Most dialogues that have a timeline; all are in the list."""
+    pictures: int = Field(default=24, ge=1)
+    """Most pictures of one dialogue."""
+    megabytes: float = Field(default=6.0, ge=0)
+    """Most that all pictures of the page take; 0: a page without pictures."""
+
+
+_NO_RULES = {"model", "split", "allow_seen", "similarity", "paced", "judge", "report"}
+"""Settings of an evaluation that change no score, or that its lineage has elsewhere."""
+
+
 class EvaluationSettings(Settings):
     """What is scored, and how."""
 
@@ -137,6 +158,8 @@ class EvaluationSettings(Settings):
     """Share of the draws that an interval holds."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the draws."""
+    report: ReportSettings = ReportSettings()
+    """The HTML page beside the result; it changes no score."""
     judge: JudgeSettings | None = None
     """A language model that rates the dialogues, by the name that its endpoint gives it in `evaluation.judge.model`.
     None: nothing is rated."""
@@ -149,7 +172,7 @@ class EvaluationSettings(Settings):
 
     def rules(self) -> dict[str, Any]:
         """What scores depend on, beside model, data, sentence encoder and pace."""
-        rules = self.model_dump(mode="json", exclude={"model", "split", "allow_seen", "similarity", "paced", "judge"})
+        rules = self.model_dump(mode="json", exclude=_NO_RULES)
         return rules if self.judge is None else {**rules, "judge": self.judge.rules()}
 
 

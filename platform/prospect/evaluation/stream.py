@@ -11,9 +11,10 @@ from prospect.dialogue.state import format_delta
 from prospect.dialogue.timeline import FPS, Timeline
 from prospect.errors import SessionError
 from prospect.evaluation.records import Placed, Variant, VideoDecisions, View, scored_frames
+from prospect.evaluation.streamed import Stream
 from prospect.hashing import derived_seed
 from prospect.streaming.engine import StreamingEngine
-from prospect.streaming.types import Decision, Failed, SessionSpec
+from prospect.streaming.types import Decision, Failed, Refreshed, SessionSpec
 
 ReadDialogue = Callable[[Dialogue, int, int], np.ndarray]
 """(dialogue, start, stop) -> features [stop - start, I, D]."""
@@ -95,16 +96,13 @@ def stream_dialogues(
         SessionError: a dialogue does not fit the engine's context, or a session met a defect.
     """
     names = {f"{index}": pair for index, pair in enumerate(placed)}
-    decisions: dict[str, list[Decision]] = {name: [] for name in names}
+    streams = {name: Stream([], []) for name in names}
     try:
-        _stream(engine, names, read, specs or [spec_of(*pair) for pair in placed], decisions)
+        _stream(engine, names, read, specs or [spec_of(*pair) for pair in placed], streams)
     finally:
-        for name in decisions.keys() & set(engine.session_ids):
+        for name in streams.keys() & set(engine.session_ids):
             engine.close(name)
-    return [
-        VideoDecisions(dialogue, timeline, decisions[name], scored_frames(dialogue, timeline).start)
-        for name, (dialogue, timeline) in names.items()
-    ]
+    return [streams[name].beside(pair) for name, pair in names.items()]
 
 
 def _stream(
@@ -112,9 +110,9 @@ def _stream(
     names: Mapping[str, Placed],
     read: ReadDialogue,
     specs: Sequence[SessionSpec],
-    decisions: Mapping[str, list[Decision]],
+    streams: Mapping[str, Stream],
 ) -> None:
-    """Open a session by each name, push all of its frames, and collect its decisions."""
+    """Open a session by each name, push all of its frames, and collect its decisions and refreshes."""
     for (name, (dialogue, timeline)), spec in zip(names.items(), specs, strict=True):
         engine.open(name, spec)
         span = scored_frames(dialogue, timeline)
@@ -127,4 +125,6 @@ def _stream(
             if isinstance(event, Failed):
                 raise SessionError(f"dialogue {names[name][0].dialogue_id!r} cannot be streamed: {event.reason}")
             if isinstance(event, Decision):
-                decisions[name].append(event)
+                streams[name].decisions.append(event)
+            elif isinstance(event, Refreshed):
+                streams[name].refreshes.append(event)

@@ -42,6 +42,9 @@ from prospect.tracking.settings import (
 )
 
 CANDIDATE, CHAMPION = "candidate", "champion"
+_MAX_DESCRIPTION = 5000
+"""MLflow's limit for a version's description, in characters."""
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -219,7 +222,7 @@ class Tracking:
             interface: of the model.
             step: optimizer step of the weights.
             tags: of the version.
-            about: one sentence on data, steps and scores.
+            about: what its page says of it, in Markdown.
 
         Returns:
             The version.
@@ -235,7 +238,8 @@ class Tracking:
             version = known[0].version
         else:
             made = model.artifact_location, run.id, dict(tags or {})
-            version = self.client.create_model_version(name, *made, model_id=model.model_id, description=about).version
+            told = about[:_MAX_DESCRIPTION]
+            version = self.client.create_model_version(name, *made, model_id=model.model_id, description=told).version
         versions = json.dumps([{"name": name, "version": str(version)}])
         self.client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": versions})  # the UI's link to it
         self.client.set_registered_model_alias(name, CANDIDATE, str(version))
@@ -257,6 +261,10 @@ class Tracking:
         """Give a registered version tags."""
         for key, value in tags.items():
             self.client.set_model_version_tag(name, str(version), key, value)
+
+    def describe_version(self, name: str, version: int, about: str) -> None:
+        """Replace what the page of a registered version says of it, in Markdown."""
+        self.client.update_model_version(name, str(version), about[:_MAX_DESCRIPTION])
 
     def champion(self, name: str) -> int | None:
         """The version that is served by default; None where there is none yet."""

@@ -8,6 +8,7 @@ from prospect.evaluation.baselines import oracle, oracle_shifted, silence
 from prospect.evaluation.metrics import evaluate
 from prospect.evaluation.records import VideoDecisions
 from prospect.evaluation.settings import EvaluationSettings
+from prospect.streaming.types import Refreshed
 
 SETTINGS = EvaluationSettings(bootstrap_samples=50)
 
@@ -45,7 +46,7 @@ def test_states_around_a_refresh(tea, words):
     decisions = [
         replace(d, state=silence(*tea).decisions[0].state) if 40 <= d.frame < 50 else d for d in oracle(*tea).decisions
     ]
-    scores = score(VideoDecisions(*tea, decisions, refreshes=(40,)), words)
+    scores = score(VideoDecisions(*tea, decisions, refreshes=(Refreshed(40, 400, 90),)), words)
     assert (scores["goal_accuracy_before_refresh"], scores["goal_accuracy_after_refresh"]) == (1.0, 0.5)
     assert score(VideoDecisions(*tea, decisions), words)["goal_accuracy_after_refresh"] is None
 

@@ -14,8 +14,8 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from prospect.benchmarks.ablation.variants import AblationRun
-from prospect.cluster.evaluate import MODEL, stream_views
 from prospect.cluster.runtime import connect, disconnect
+from prospect.cluster.stream_views import MODEL, stream_views
 from prospect.cluster.train import train
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.prepare import read_records

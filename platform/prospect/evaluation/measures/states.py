@@ -59,7 +59,7 @@ def _settled_frames(video: VideoDecisions, settings: EvaluationSettings) -> list
 
 def _around_refreshes(video: VideoDecisions, frames: range) -> tuple[list[int], list[int]]:
     span = int(AROUND_REFRESH * FPS)
-    starts = [video.first_frame + frame for frame in video.refreshes]
+    starts = [video.first_frame + refreshed.frame for refreshed in video.refreshes]
     before = {f for start in starts for f in range(max(start - span, frames.start), start) if f in frames}
     after = {f for start in starts for f in range(start, start + span) if f in frames}
     return sorted(before), sorted(after)

@@ -31,13 +31,16 @@ from prospect.model.settings import TinyGeometry
 from prospect.model.tokenizer import fit_tokenizer
 from prospect.reports.preview.thumbnails import Thumbnail, pictures_of, thumbnails
 from prospect.reports.preview.tracks import (
+    OVERVIEW,
     Box,
     StepRow,
     TrackMark,
     annotation_boxes,
+    axis_ticks,
     clip_boxes,
     clock,
     events_of,
+    max_zoom,
     step_rows,
     turn_boxes,
 )
@@ -46,12 +49,6 @@ MAX_THUMBNAILS = 48
 
 MAX_EVENT_PICTURES = 400
 """Frames with events that have a picture of their own; of more, as many are chosen evenly."""
-
-OVERVIEW = 4
-"""Of so many pictures or ticks one is shown while the whole video fits into the window."""
-
-_TICKS_S = (0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200)
-_MOST_TICKS = 14
 
 
 @dataclass(frozen=True)
@@ -101,18 +98,11 @@ class Page:
 
     @property
     def ticks(self) -> list[tuple[int, float]]:
-        """(level, seconds): level 0 fits into the window, each further one is for four times the magnification."""
-        levels: dict[float, int] = {}
-        for level in (3, 2, 1, 0):
-            most = _MOST_TICKS * OVERVIEW**level
-            every = next((s for s in _TICKS_S if self.duration / s <= most), _TICKS_S[-1])
-            levels |= {number * every: level for number in range(math.floor(self.duration / every) + 1)}
-        return sorted((level, seconds) for seconds, level in levels.items())
+        return axis_ticks(self.duration)
 
     @property
     def max_zoom(self) -> int:
-        """The power of two at which a frame is wide enough to read its events."""
-        return 2 ** max(2, math.ceil(math.log2(max(1.0, self.num_frames / 40))))
+        return max_zoom(self.num_frames)
 
 
 def preview_video(

@@ -56,8 +56,13 @@ def thumbnails(video: str | Path, most: int) -> tuple[int, list[Thumbnail]]:
     return info.num_frames, shown
 
 
-def pictures_of(video: str | Path, frames: Collection[int]) -> dict[int, str]:
+def pictures_of(video: str | Path, frames: Collection[int], side: int = SIDE) -> dict[int, str]:
     """The pictures of some of the model's frames, as `Thumbnail.uri`; reads the video up to the last of them.
+
+    Args:
+        video: path or URL of its file.
+        frames: which; those past the end are left out.
+        side: longer side of a picture, px.
 
     Raises:
         DataError: as `thumbnails`.
@@ -65,16 +70,16 @@ def pictures_of(video: str | Path, frames: Collection[int]) -> dict[int, str]:
     if not frames:
         return {}
     wanted, last = set(frames), max(frames)
-    size = _size(probe(video))
-    sampled = itertools.islice(sample_frames(video, fps=FPS, size=SIDE, crop="squash"), last + 1)
+    size = _size(probe(video), side)
+    sampled = itertools.islice(sample_frames(video, fps=FPS, size=side, crop="squash"), last + 1)
     return {
         frame: _jpeg(Image.fromarray(picture).resize(size)) for frame, picture in enumerate(sampled) if frame in wanted
     }
 
 
-def _size(info: VideoInfo) -> tuple[int, int]:
+def _size(info: VideoInfo, side: int = SIDE) -> tuple[int, int]:
     """Of a picture in the video's own aspect ratio."""
-    scale = SIDE / max(info.width, info.height)
+    scale = side / max(info.width, info.height)
     return max(1, round(info.width * scale)), max(1, round(info.height * scale))
 
 

@@ -3,6 +3,7 @@
 Positions are shares of the axis, whose length is the video's: 0 is the first picture, 1 the end of frame T - 1.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,12 @@ MAX_LANES = 4
 
 SHOWN_STATES = 12
 """Most steps of a state that are written out; longer ones become numbers."""
+
+OVERVIEW = 4
+"""Of so many pictures or ticks one is shown while the whole video fits into the window."""
+
+_TICKS_S = (0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200)
+_MOST_TICKS = 14
 
 _SIGNS = {StepState.NOT_STARTED: "\N{MIDDLE DOT}", StepState.IN_PROGRESS: "\N{BLACK RIGHT-POINTING SMALL TRIANGLE}"}
 _SIGNS[StepState.COMPLETED] = "\N{CHECK MARK}"
@@ -86,6 +93,21 @@ def clock(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     text = f"{rest // 10:02d}" + (f".{rest % 10}" if rest % 10 else "")
     return f"{hours}:{minutes:02d}:{text}" if hours else f"{minutes}:{text}"
+
+
+def axis_ticks(duration: float) -> list[tuple[int, float]]:
+    """(level, seconds): level 0 fits into the window, each further one is for four times the magnification."""
+    levels: dict[float, int] = {}
+    for level in (3, 2, 1, 0):
+        most = _MOST_TICKS * OVERVIEW**level
+        every = next((s for s in _TICKS_S if duration / s <= most), _TICKS_S[-1])
+        levels |= {number * every: level for number in range(math.floor(duration / every) + 1)}
+    return sorted((level, seconds) for seconds, level in levels.items())
+
+
+def max_zoom(num_frames: int) -> int:
+    """The power of two at which a frame is wide enough to read its events."""
+    return 2 ** max(2, math.ceil(math.log2(max(1.0, num_frames / 40))))
 
 
 def events_of(dialogue: Dialogue, timeline: Timeline, policy: StatePolicy = "strict") -> list[TrackMark]:

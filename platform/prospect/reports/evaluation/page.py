@@ -1,0 +1,221 @@
+"""One HTML page on an evaluation: scores with intervals, curves, the worst and best dialogues with their timelines.
+
+The page holds everything that it shows: it opens from disk, without a network. Where the evaluated videos may not
+leave a machine, neither may a page with pictures of them.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from prospect.dialogue.timeline import FPS
+from prospect.evaluation.comparison import RANKED_BY, rank, scores_of
+from prospect.evaluation.intervals import Interval
+from prospect.evaluation.lineage import counted
+from prospect.evaluation.metrics import Scores, SliceScores
+from prospect.evaluation.predictions import Predictions
+from prospect.evaluation.records import VideoDecisions
+from prospect.evaluation.settings import EvaluationSettings
+from prospect.files import write_text
+from prospect.reports.evaluation.charts import HEIGHT, WIDTH, Chart, charts_of
+from prospect.reports.evaluation.dialogue import DialogueTimeline, dialogue_timeline, name_of, signed
+from prospect.reports.evaluation.pictures import add_pictures
+from prospect.reports.evaluation.words import number, words
+from prospect.reports.preview.tracks import OVERVIEW, clock
+from prospect.settings import flatten
+from prospect.similarity import SentenceEncoder
+
+HEADLINES = ("joint_goal_accuracy", "readout_joint_goal_accuracy", "turn_f1", "content_f1", "dst_f1", "time_diff")
+"""Metrics at the head of the page, as far as they are defined."""
+
+
+@dataclass(frozen=True)
+class ScoreTile:
+    """A metric of the model at the head of the page."""
+
+    name: str
+    value: float
+    interval: Interval | None
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it lies between 0 and 1, so that a scale can show it."""
+        interval = self.interval
+        return interval is not None and interval.low >= 0 and max(interval.high, self.value) <= 1
+
+
+@dataclass(frozen=True)
+class ListedDialogue:
+    """One line of the list of all dialogues."""
+
+    name: str
+    seconds: float
+    rank: float | None
+    scores: Mapping[str, float | None]
+    timeline: int | None
+    """Index of its timeline, if it has one."""
+
+
+@dataclass(frozen=True)
+class EvaluationPage:
+    """Content of the page."""
+
+    title: str
+    about: str
+    marks: Sequence[str]
+    tiles: Sequence[ScoreTile]
+    systems: Mapping[str, SliceScores]
+    """Overall scores by system, the model first."""
+    slices: Mapping[str, SliceScores]
+    """The model's scores overall, by data set and by user type."""
+    advantage: Mapping[str, Interval]
+    charts: Sequence[Chart]
+    dialogues: Sequence[ListedDialogue]
+    """Lowest rank first."""
+    timelines: Sequence[DialogueTimeline]
+    rules: Mapping[str, Any]
+    notes: Sequence[str] = field(default_factory=list)
+
+    @property
+    def metrics(self) -> list[str]:
+        """Those that any system has."""
+        return list(dict.fromkeys(name for scores in self.systems.values() for name in scores.metrics))
+
+    @property
+    def columns(self) -> list[str]:
+        """Metrics of the tables of systems and dialogues."""
+        return [name for name in HEADLINES if any(s.metrics.get(name) is not None for s in self.systems.values())]
+
+
+def write_page(
+    file: Path,
+    predictions: Predictions,
+    scores: Mapping[str, Scores],
+    settings: EvaluationSettings,
+    encoder: SentenceEncoder | None,
+    advantage: Mapping[str, Interval | None] | None = None,
+) -> Path:
+    """Write the page of an evaluation.
+
+    Args:
+        file: where it is written.
+        predictions: of all systems; the first is the model, whose timelines are drawn.
+        scores: by system.
+        settings: how turns and transitions are matched, and `report`.
+        encoder: sentence vectors for the turn matcher, as in `evaluate`.
+        advantage: difference in joint goal accuracy between the model and its rivals.
+    """
+    write_text(file, render(evaluation_page(predictions, scores, settings, encoder, advantage)))
+    return file
+
+
+def evaluation_page(
+    predictions: Predictions,
+    scores: Mapping[str, Scores],
+    settings: EvaluationSettings,
+    encoder: SentenceEncoder | None,
+    advantage: Mapping[str, Interval | None] | None = None,
+) -> EvaluationPage:
+    """Content of the page; arguments as in `write_page`."""
+    lineage, model = predictions.lineage, next(iter(predictions.systems))
+    own = scores[model]
+    ranked = _ranked(predictions.systems[model], settings, encoder)
+    shown, order = _shown(len(ranked), settings)
+    thresholds = lineage.rules.get("thresholds", {})
+    timelines = [
+        dialogue_timeline(video, found, settings, encoder, thresholds.get(video.dialogue.dataset))
+        for video, _, found in (ranked[index] for index in shown)
+    ]
+    by_index = dict(zip(shown, timelines, strict=True))
+    note = add_pictures([by_index[index] for index in order], predictions.videos, settings.report)
+    for index in shown:
+        if index not in order:
+            by_index[index].no_pictures = "only the worst and best dialogues have some (evaluation.report)"
+    return EvaluationPage(
+        title=f"{predictions.manifest.get('run_name', lineage.model)} on {lineage.split}",
+        about=f"{lineage.model}: {counted(lineage.dialogues, 'dialogue')} of {lineage.count}",
+        marks=[*lineage.marks()],
+        tiles=[*_tiles(own.overall)],
+        systems={name: each.overall for name, each in scores.items()},
+        slices={
+            "all": own.overall,
+            **{f"dataset {name}": each for name, each in own.by_dataset.items()},
+            **{f"user type {name}": each for name, each in own.by["user_type"].items()},
+            **{f"length {name}": each for name, each in own.by["length"].items()},
+        },
+        advantage={name: interval for name, interval in (advantage or {}).items() if interval is not None},
+        charts=charts_of({name: getattr(each, "curves", {}) for name, each in scores.items()}),
+        dialogues=[
+            ListedDialogue(name_of(video), len(video.frames) / FPS, ranks, found, _place(shown, index))
+            for index, (video, ranks, found) in enumerate(ranked)
+        ],
+        timelines=timelines,
+        rules={
+            "weights": lineage.weights, "records": lineage.records, "embeddings": lineage.embeddings,
+            **flatten(lineage.rules),
+        },
+        notes=[note] if note else [],
+    )  # fmt: skip
+
+
+def _tiles(scores: SliceScores) -> Iterator[ScoreTile]:
+    for name in HEADLINES:
+        if (value := scores.metrics.get(name)) is not None:
+            yield ScoreTile(name, value, scores.intervals.get(name))
+
+
+Ranked = tuple[VideoDecisions, float | None, Mapping[str, float | None]]
+"""A dialogue with its rank and its scores."""
+
+
+def _ranked(videos: Sequence[VideoDecisions], settings: EvaluationSettings, encoder: Any) -> list[Ranked]:
+    """All dialogues, lowest rank first; those without a rank last."""
+    found = []
+    for video in videos:
+        scores = scores_of([video], settings, encoder)
+        found.append((video, rank(scores), scores))
+    return sorted(found, key=lambda each: (each[1] is None, each[1] or 0.0, name_of(each[0])))
+
+
+def _shown(total: int, settings: EvaluationSettings) -> tuple[list[int], list[int]]:
+    """(dialogues with a timeline, in order of rank; those with pictures, worst and best in turn)."""
+    report = settings.report
+    worst = list(range(min(report.worst, total)))
+    best = [index for index in range(total - 1, max(total - report.best, 0) - 1, -1) if index not in worst]
+    pictured = [index for pair in _alternate(worst, best) for index in pair][: report.timelines]
+    others = [index for index in range(total) if index not in pictured][: report.timelines - len(pictured)]
+    return sorted([*pictured, *others]), pictured
+
+
+def _alternate(first: Sequence[int], second: Sequence[int]) -> Iterator[Sequence[int]]:
+    for index in range(max(len(first), len(second))):
+        yield [*first[index : index + 1], *second[index : index + 1]]
+
+
+def _place(shown: Sequence[int], index: int) -> int | None:
+    return shown.index(index) if index in shown else None
+
+
+def render(page: EvaluationPage) -> str:
+    """The page as HTML."""
+    return environment().get_template("evaluation.html").render(page=page)
+
+
+def environment() -> jinja2.Environment:
+    """Templates of the pages on evaluations, which share the style of the page on labels."""
+    made = jinja2.Environment(
+        loader=jinja2.ChoiceLoader(
+            [jinja2.PackageLoader("prospect.reports.evaluation"), jinja2.PackageLoader("prospect.reports.preview")]
+        ),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters: dict[str, Any] = {"clock": clock, "words": words, "number": number, "signed": signed}
+    made.filters |= filters | {"percent": lambda share: f"{100 * share:.4f}%"}
+    made.globals |= {"fps": FPS, "overview": OVERVIEW, "chart_size": (WIDTH, HEIGHT), "ranked_by": RANKED_BY}
+    return made
