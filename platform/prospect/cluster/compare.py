@@ -38,18 +38,19 @@ class StoredResult:
 
 def compare_and_show(config: Config, report: ReportLine = print) -> None:
     """Run `compare_results` and print its table."""
-    comparison, page = compare_results(config)
+    comparison, page = compare_results(config, report)
     console(100).print(comparison_table(comparison))
     report(f"eval   written to {page}")
 
 
-def compare_results(config: Config) -> tuple[Comparison, Path]:
+def compare_results(config: Config, report: ReportLine = print) -> tuple[Comparison, Path]:
     """Compare the two results that `config.compare` names, by the rules of the first.
 
     Of several results of a run or model, the newest two of the same data are taken.
 
     Args:
-        config: sections storage and tracking, and `compare`.
+        config: sections storage and tracking, `evaluation.similarity`, and `compare`.
+        report: takes one line of progress at a time.
 
     Returns:
         The comparison, and its HTML page beside the first result.
@@ -63,7 +64,15 @@ def compare_results(config: Config) -> tuple[Comparison, Path]:
     first, second = _newest_pair(*found)
     before, after = (load_predictions(_predictions(result)) for result in (first, second))
     settings = _rules(first)
-    comparison = compare(before, after, settings, SentenceSimilarity(settings.similarity))
+    root = Path(config.storage.root)
+    encoder = SentenceSimilarity(config.evaluation.similarity, cache=root / "cache" / "sentences")
+    known = first.lineage["rules"].get("encoder") or {}
+    if known.get("hash") != encoder.identity["hash"]:
+        report(
+            f"eval   ATTENTION: both are compared by {encoder.identity['name']}, and {first.file.name} was scored by "
+            f"{known.get('name', 'an encoder that it does not name')}; evaluation.similarity chooses another"
+        )
+    comparison = compare(before, after, settings, encoder)
     file = first.file.with_name(f"{first.file.stem}-vs-{second.file.parent.name}-{after.lineage.key}.html")
     return comparison, write_comparison(file, comparison, settings.bootstrap_samples)
 
@@ -136,7 +145,8 @@ def _predictions(result: StoredResult) -> Path:
 
 def _rules(result: StoredResult) -> EvaluationSettings:
     try:
-        return EvaluationSettings.model_validate(result.rules)
+        rules = {name: value for name, value in result.rules.items() if name != "judge"}
+        return EvaluationSettings.model_validate(rules)
     except (ValidationError, KeyError) as error:
         raise DataError(
             f"`compare` ({result.file}): its rules are another version's ({first_line(error)}); score it again with "
