@@ -194,7 +194,7 @@ def test_curves_are_drawn_as_far_as_they_are_there() -> None:
         "Utterances in time",
         "Reliability of p_speak",
         "Precision and recall of p_speak",
-        "Threshold of speak, default",
+        "Threshold of speak, all",
     ]
     assert [line.name for line in charts["Turn F1 over the similarity that a match needs"].lines] == [
         "model",
@@ -204,7 +204,7 @@ def test_curves_are_drawn_as_far_as_they_are_there() -> None:
     assert charts["Utterances in time"].x_ticks == [0, 1, 2, 3]
     assert charts["Reliability of p_speak"].diagonal
     assert charts["Precision and recall of p_speak"].level == 0.1
-    assert [line.name for line in charts["Threshold of speak, default"].lines] == ["F1", "precision", "recall"]
+    assert [line.name for line in charts["Threshold of speak, all"].lines] == ["F1", "precision", "recall"]
     assert charts_of({}) == charts_of({"model": {}}) == []
 
 

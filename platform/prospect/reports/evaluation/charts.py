@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from prospect.evaluation.thresholds import DEFAULT
 from prospect.reports.evaluation.words import words
 
 WIDTH, HEIGHT = 340, 220
@@ -49,8 +50,10 @@ class Chart:
     def _wide(self) -> tuple[float, float]:
         values = [x for line in self.lines for x, _ in line.points]
         low, high = min(values), max(values)
-        shares = low >= 0 and high <= 1
-        return (0.0, 1.0) if shares else (min(low, 0.0), high if high > low else low + 1)
+        if low >= 0 and high <= 1:
+            whole = self.diagonal or self.level is not None or high - low > 0.5 or high == low
+            return (0.0, 1.0) if whole else (low, high)
+        return min(low, 0.0), high if high > low else low + 1
 
     @property
     def _high(self) -> tuple[float, float]:
@@ -110,9 +113,10 @@ def charts_of(curves: Mapping[str, Mapping[str, Any]]) -> list[Chart]:
             for head, found in own.get("precision_recall", {}).items()
         ),
         *(
-            Chart(f"Threshold of {decides}, {dataset}", "threshold", _sweep(points))
+            Chart(f"Threshold of {decides}, {'all' if dataset == DEFAULT else dataset}", "threshold", _sweep(points))
             for decides, datasets in own.get("sweep", {}).items()
             for dataset, points in datasets.items()
+            if dataset == DEFAULT or len(datasets) > 2  # of one data set the sum is itself
         ),
     ]
     kept = (replace(chart, lines=tuple(line for line in chart.lines if line.points)) for chart in charts)
