@@ -17,9 +17,10 @@ from prospect.config.schema import Config
 from prospect.errors import ConfigError, DataError
 from prospect.evaluation.baselines import oracle, oracle_shifted, silence
 from prospect.evaluation.decision_cache import hash_model
-from prospect.evaluation.lineage import Lineage
+from prospect.evaluation.lineage import Lineage, scoring_rules
 from prospect.evaluation.predictions import Predictions, predictions_file
 from prospect.evaluation.settings import EvaluationSettings
+from prospect.similarity import SentenceSimilarity
 from tests.evaluation.encoders import SharedWords
 from tests.evaluation.test_lineage import LINEAGE
 from tests.factories import timeline_of, toy_dialogue
@@ -36,7 +37,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def evaluated(root: Path, run: str, system=oracle, age: int = 0, **lineage) -> Path:
     """The result of a run, `age` seconds old."""
     settings = EvaluationSettings(bootstrap_samples=20)
-    rules = {"evaluation": settings.rules()}
+    datasets = {dialogue.dataset for dialogue, _ in PLACED}
+    rules = scoring_rules(settings, SentenceSimilarity().identity, datasets)
     videos = {MODEL: [system(*pair) for pair in PLACED], "silence": [silence(*pair) for pair in PLACED]}
     of: Lineage = replace(LINEAGE, model=f"/runs/{run}", **{"weights": run, "rules": rules, **lineage})
     file = score_predictions(Predictions(of, {"run_name": run}, videos, {}), settings, SharedWords(), root).file

@@ -147,7 +147,7 @@ def evaluation_page(
             **{f"length {name}": each for name, each in own.by["length"].items()},
         },
         advantage={name: interval for name, interval in (advantage or {}).items() if interval is not None},
-        charts=charts_of({name: getattr(each, "curves", {}) for name, each in scores.items()}),
+        charts=charts_of({name: each.curves for name, each in scores.items()}),
         dialogues=[
             ListedDialogue(name_of(video), len(video.frames) / FPS, ranks, found, _place(shown, index))
             for index, (video, ranks, found) in enumerate(ranked)
