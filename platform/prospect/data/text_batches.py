@@ -43,8 +43,9 @@ class TextCollator(Collator):
 
     def sequence(self, clip: Clip) -> FrameSequence:
         sequence = without_frames(clip_sequence(clip, self.builder))
-        tasks = [TextTask.NONE if task is TextTask.DST else task for task in sequence.text_tasks]
-        sequence.text_tasks = tasks
+        for position, task in enumerate(sequence.text_tasks):
+            if task is TextTask.DST:
+                sequence.text_tasks[position] = TextTask.NONE
         return sequence
 
     def features(self, clip: Clip) -> np.ndarray:
