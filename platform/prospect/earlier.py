@@ -13,6 +13,8 @@ EARLIER_DEFAULTS: Mapping[str, Any] = {
     "model.state_head": "steps",
     "training.clips.draws": 1,
     "training.losses.focal_alpha": None,
+    "training.losses.lookup": 0.0,
+    "training.text_share": 0.0,
 }
 """Dotted name of each setting that came later -> what the program did before."""
 

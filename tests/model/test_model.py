@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from prospect.data.batches import IGNORE, sampled_frames
 from prospect.data.clips import whole_clip
+from prospect.data.lookups import LookupFinder
 from prospect.data.settings import LabelSamplingSettings
 from prospect.errors import CheckpointError, DataError, UntrainedHeadError
 from prospect.model.adapters import add_lora, build_model, build_tokenizer, trainable_parameters, unwrap
@@ -181,6 +182,33 @@ def test_attention_follows_the_call():
     assert torch.allclose(first, packed, rtol=1e-5)
 
 
+@pytest.mark.each_backbone
+def test_a_lookup_is_the_attention_of_one_head_and_reaches_every_layer_below():
+    """The loss is -log of the last layer's attention, as transformers itself computes it for one clip."""
+    collate, model = collator(VOCABULARY), tiny_model(VOCABULARY).model
+    collate.finder = LookupFinder(VOCABULARY)
+    batch, term = collate([tea_clip()]), TERMS.index("lookup")
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        attention = model.text(inputs_embeds=model.embed(batch.input_ids, batch.frames), output_attentions=True)
+    expected = -attention.attentions[-1][0, 0, batch.lookups, batch.looked_up].log().sum()
+    gradients = []
+    for recompute in (False, True):
+        model.checkpoint_layers(recompute)
+        model.zero_grad()
+        model.train()
+        twice = collate([tea_clip(), tea_clip()])
+        sums = loss_sums(model, twice, LossSettings())
+        assert label_counts(twice, "heads")[term] == 2 * len(batch.lookups) > 0
+        assert sums[term].item() == pytest.approx(2 * expected.item(), rel=1e-4)
+        sums[term].backward()
+        reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+        assert all(any(f"layers.{layer}." in name for name in reached) for layer in range(len(model.text.layers)))
+        assert not any("_head" in name for name in reached - {"lm_head.weight"})
+    assert torch.allclose(*gradients, atol=1e-6)
+
+
 def test_lm_head_runs_at_labelled_positions_only():
     model, batch = tiny_model(VOCABULARY).model, collator(VOCABULARY)([tea_clip()])
     rows = []
@@ -212,7 +240,7 @@ def test_text_and_decisions_are_learned_in_any_batch_that_holds_them():
         batch = collator(VOCABULARY, LabelSamplingSettings())(tea_clips(VOCABULARY, CONTEXT, summaries=summaries))
         counts = label_counts(batch, "heads")
         assert [name for name, count in zip(TERMS, counts, strict=True) if not count] == (
-            [] if summaries else ["summary_text"]
+            ["lookup"] if summaries else ["summary_text", "lookup"]
         )
 
 

@@ -16,6 +16,7 @@ from prospect.training.backend import PlainBackend, TrainingBackend
 from prospect.training.loop import Collate, MicroBatch, StepBatch, StepResult, lr_at, step_batches, train_step
 from prospect.training.settings import TrainingError, TrainingSettings
 from prospect.training.validation import validate
+from tests.data.test_text_batches import text_collator
 from tests.factories import TOY_CONTEXT, ToyCorpus, clips_of, features
 
 SETTINGS = TrainingSettings(batch_size=4, micro_batch_size=4, epochs=2, learning_rate=3e-3, warmup_steps=2)
@@ -108,7 +109,7 @@ def test_a_clip_that_exceeds_the_token_budget_is_named(toys: ToyCorpus) -> None:
 
 def test_each_loss_comes_with_its_number_of_labels(toys: ToyCorpus) -> None:
     [result, *_] = train_steps(PlainBackend(toys.model(), SETTINGS), toys.clips, toys.collator(), SETTINGS)
-    assert result.labels.keys() == set(TERMS) - {"summary_text"}  # nobody asks for one
+    assert result.labels.keys() == set(TERMS) - {"summary_text", "lookup"}  # nobody asks for them
     assert result.labels["speak_positive"] == 4 * 2
     assert all(result.labels.values())
 
@@ -147,6 +148,41 @@ def test_a_run_that_starts_in_the_middle_continues_the_uninterrupted_one(toys: T
     first = [result.loss for result in islice(train_steps(backend, toys.clips, collate, SETTINGS), 2)]
     rest = [result.loss for result in train_steps(backend, toys.clips, collate, SETTINGS, start=2)]
     assert first + rest == pytest.approx(whole, rel=1e-6)
+
+
+def test_the_first_steps_show_text_alone_and_train_no_head(toys: ToyCorpus) -> None:
+    """Interrupted among them, a run repeats their draws."""
+    settings = SETTINGS.model_copy(update={"max_steps": 8, "text_share": 0.5})
+    text = text_collator(toys)
+
+    def steps(backend: TrainingBackend, start: int = 0) -> Iterator[StepResult]:
+        batches = step_batches(backend, toys.clips, toys.collator(), settings, start=start, collate_text=text)
+        return (train_step(backend, batch, settings) for batch in batches)
+
+    model = toys.model()
+    heads = [model.speaking_decision_head, model.dst_update_head, model.dst_state_head]
+    before = [parameter.detach().clone() for head in heads for parameter in head.parameters()]
+    backend = PlainBackend(model, settings.model_copy(update={"weight_decay": 0.0}))
+    whole = []
+    for result in steps(backend):
+        whole.append(result)
+        if result.step == 3:
+            after = [parameter for head in heads for parameter in head.parameters()]
+            assert all(map(torch.equal, before, after))
+    assert [set(result.parts) for result in whole[:4]] == [{"speaking_text"}] * 4
+    assert not any(any(result.trained.values()) for result in whole[:4])
+    assert all(all(result.trained.values()) for result in whole[4:])
+    assert max(result.tokens for result in whole[:4]) < min(result.tokens for result in whole[4:])
+
+    backend = PlainBackend(toys.model(), settings.model_copy(update={"weight_decay": 0.0}))
+    first = list(islice(steps(backend), 2))
+    assert [each.loss for each in [*first, *steps(backend, 2)]] == pytest.approx([each.loss for each in whole])
+
+
+def test_a_run_keeps_a_step_that_shows_frames() -> None:
+    assert TrainingSettings(text_share=0.9).text_steps(1) == 0
+    assert TrainingSettings(text_share=0.5).text_steps(900) == 450
+    assert TrainingSettings().text_steps(900) == 0
 
 
 def test_data_without_steps_trains_speaking_only(toys: ToyCorpus) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from prospect.data.clips import Clip, clip_sequence
+from prospect.data.lookups import LookupFinder
 from prospect.data.settings import LabelSamplingSettings
 from prospect.dialogue.sequence import FrameSequence, SequenceBuilder, TextTask
 from prospect.errors import DataError
@@ -41,6 +42,8 @@ class Batch:
         text_positions: [P] flat positions that predict a text token; `text_targets`, `text_tasks` [P].
         step_positions: [Q] flat positions of steps' lines.
         state_frames, state_steps, state_labels: [E] index into `decisions`, index into `step_positions`, class.
+        lookups, looked_up: [L] flat positions that predict a word of a step's name, and of that word in the step's
+            line; empty where nobody asked for them.
     """
 
     clip_ids: list[str]
@@ -60,6 +63,8 @@ class Batch:
     state_frames: Tensor
     state_steps: Tensor
     state_labels: Tensor
+    lookups: Tensor
+    looked_up: Tensor
 
     @property
     def num_tokens(self) -> int:
@@ -109,17 +114,27 @@ class Collator:
         read_frames: ReadFrames,
         sampling: LabelSamplingSettings | None,
         packed: bool = True,
+        lookups: bool = False,
     ) -> None:
-        """`sampling=None` labels every frame, as evaluation does; `packed=False` makes padded batches."""
+        """Choose what the batches hold.
+
+        Args:
+            builder: tokenizer, context and tokens a frame.
+            read_frames: reads embeddings.
+            sampling: None labels every frame, as evaluation does.
+            packed: False makes padded batches.
+            lookups: whether packed batches say where the words of a step's name stand in its line.
+        """
         self.builder = builder
         self.read_frames = read_frames
         self.sampling = sampling
         self.packed = packed
+        self.finder = LookupFinder(builder.vocabulary) if lookups and packed else None
 
     def sequence(self, clip: Clip) -> FrameSequence:
         return clip_sequence(clip, self.builder)
 
-    def _view(self, clip: Clip, epoch: int) -> tuple[Clip, set[int] | None]:
+    def view(self, clip: Clip, epoch: int) -> tuple[Clip, set[int] | None]:
         """The clip as this epoch shows it, and the frames whose decisions count (None: all)."""
         if clip.dialogue.summary_only:  # when the assistant spoke has been taken out
             return clip, set()
@@ -139,7 +154,7 @@ class Collator:
         return frames.reshape(-1, frames.shape[-1])
 
     def __call__(self, clips: Sequence[Clip], epoch: int = 0) -> Batch:
-        views = [self._view(clip, epoch) for clip in clips]
+        views = [self.view(clip, epoch) for clip in clips]
         sequences = [self.sequence(clip) for clip, _ in views]
         lengths = tuple(len(sequence.ids) for sequence in sequences)
         stride = max(lengths)
@@ -150,6 +165,8 @@ class Collator:
             ids[base : base + len(sequence.ids)] = torch.tensor(sequence.ids)
             labels.add_decisions(base, clip, sequence, seen)
             labels.add_text(base, sequence)
+            if self.finder:
+                labels.add_lookups(base, self.finder.find(sequence, clip.dialogue.step_names))
         ids = ids.view(1 if self.packed else len(clips), -1)
         frames = torch.from_numpy(np.concatenate([self.features(clip) for clip in clips]))
         return Batch([clip.id for clip in clips], self.packed, lengths, ids, frames, **labels.tensors())
@@ -160,7 +177,7 @@ class _LabelLists:
 
     FIELDS = (
         "decisions", "speak", "update", "after_delta", "after_delta_speak", "text_positions", "text_targets",
-        "text_tasks", "step_positions", "state_frames", "state_steps", "state_labels",
+        "text_tasks", "step_positions", "state_frames", "state_steps", "state_labels", "lookups", "looked_up",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -171,12 +188,13 @@ class _LabelLists:
         first_decision, first_step = len(lists["decisions"]), len(lists["step_positions"])
         shown = [(step, position) for step, position in enumerate(sequence.step_positions) if position >= 0]
         lists["step_positions"] += [base + position for _, position in shown]
-        for index, frame in enumerate(range(clip.start, clip.stop)):
+        decided = zip(range(clip.start, clip.stop), sequence.decision_positions, strict=False)  # none without frames
+        for index, (frame, decision) in enumerate(decided):
             events = clip.events.get(frame)
             counts = seen is None or frame in seen
             speaks = int(events is not None and events.utterance is not None)
             updates = int(events is not None and bool(events.delta))
-            lists["decisions"].append(base + sequence.decision_positions[index])
+            lists["decisions"].append(base + decision)
             lists["speak"].append(speaks if counts else IGNORE)
             lists["update"].append(updates if counts and has_dst else IGNORE)
             if (after := sequence.after_delta_positions[index]) >= 0:
@@ -194,6 +212,10 @@ class _LabelLists:
                 self.lists["text_positions"].append(base + position - 1)
                 self.lists["text_targets"].append(sequence.ids[position])
                 self.lists["text_tasks"].append(int(task))
+
+    def add_lookups(self, base: int, found: Sequence[tuple[int, int]]) -> None:
+        self.lists["lookups"] += [base + position for position, _ in found]
+        self.lists["looked_up"] += [base + position for _, position in found]
 
     def tensors(self) -> dict[str, Tensor]:
         return {name: torch.tensor(values, dtype=torch.long) for name, values in self.lists.items()}

@@ -4,6 +4,7 @@ A rank computes the sums of its micro-batch; the counts come from the labels and
 before the backward pass. World size therefore changes neither loss nor gradient.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,14 +17,14 @@ from prospect.data.batches import IGNORE, Batch
 from prospect.dialogue.sequence import TextTask
 from prospect.dialogue.state import StepState
 from prospect.model.interface import DSTModel
-from prospect.model.packing import ATTENTION, Packing
+from prospect.model.packing import ATTENTION, AttentionGuide, Packing
 from prospect.model.settings import LOSS_PARTS, LossSettings
 
 TERMS = (
     "speaking_text", "dst_text", "summary_text", "speak_positive", "speak_negative", "update_positive",
-    "update_negative", "state",
+    "update_negative", "state", "lookup",
 )  # fmt: skip
-"""Loss terms, in the order of all [8] tensors here: text by task, decisions by class, the state head."""
+"""Loss terms, in the order of all [9] tensors here: text by task, decisions by class, the state head, lookups."""
 
 
 MAX_LOGITS = 2**25
@@ -31,7 +32,7 @@ MAX_LOGITS = 2**25
 
 
 def label_counts(batch: Batch, backend: str, state_head: str = "steps") -> Tensor:
-    """Number of labels of each term in this micro-batch, [8] float64; of what a model's config says of its heads."""
+    """Number of labels of each term in this micro-batch, [9] float64; of what a model's config says of its heads."""
     speak = spoken_labels(batch, backend)
     return torch.tensor(
         [
@@ -43,19 +44,29 @@ def label_counts(batch: Batch, backend: str, state_head: str = "steps") -> Tenso
             int((batch.update == 1).sum()),
             int((batch.update == 0).sum()),
             len(batch.state_labels) if state_head == "steps" else int(first_open(batch).sum()),
+            len(batch.lookups),
         ],
         dtype=torch.float64,
     )
 
 
 def loss_sums(model: DSTModel, batch: Batch, settings: LossSettings) -> Tensor:
-    """Sum of each loss term over this micro-batch, [8], differentiable."""
-    return term_sums(model, model.trunk(**trunk_inputs(batch)).flatten(0, 1), batch, settings)
+    """Sum of each loss term over this micro-batch, [9], differentiable."""
+    flat, lookup = read_trunk(model, batch)
+    return term_sums(model, flat, batch, settings, lookup)
 
 
-def term_sums(model: DSTModel, flat: Tensor, batch: Batch, settings: LossSettings) -> Tensor:
-    """Sum of each loss term, [8], from hidden states [B * S, H]."""
-    return torch.stack([*text_sums(model, flat, batch), *decision_sums(model, flat, batch, settings)])
+def read_trunk(model: DSTModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Hidden states [B * S, H], and the sum of the lookup losses of the batch."""
+    inputs = trunk_inputs(batch)
+    flat = model.trunk(**inputs).flatten(0, 1)
+    guide = inputs["packing"].guide if batch.packed else None
+    return flat, flat.new_zeros(()) if guide is None else guide.loss
+
+
+def term_sums(model: DSTModel, flat: Tensor, batch: Batch, settings: LossSettings, lookup: Tensor) -> Tensor:
+    """Sum of each loss term, [9], from hidden states [B * S, H] and the sum of the lookup losses."""
+    return torch.stack([*text_sums(model, flat, batch), *decision_sums(model, flat, batch, settings), lookup])
 
 
 def decision_sums(model: DSTModel, flat: Tensor, batch: Batch, settings: LossSettings) -> list[Tensor]:
@@ -70,11 +81,13 @@ def trunk_inputs(batch: Batch) -> dict[str, Any]:
     if not batch.packed:
         return {**inputs, "attention_mask": batch.attention_mask}
     packing = Packing.of(batch.lengths, batch.input_ids.device)
+    if len(batch.lookups):
+        packing = replace(packing, guide=AttentionGuide(batch.lookups, batch.looked_up))
     return {**inputs, "attention": ATTENTION, "packing": packing, "position_ids": packing.position_ids}
 
 
 def total_loss(sums: Tensor, counts: Tensor, settings: LossSettings) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted loss, and its parts by name, from sums and the global batch's counts, both [8].
+    """The weighted loss, and its parts by name, from sums and the global batch's counts, both [9].
 
     A decision's loss averages the means of its two classes, or is the mean of the only class with labels. With
     `focal_alpha` it is the weighted mean over both (Lin et al. 2017, equation 5).
@@ -98,7 +111,7 @@ def total_loss(sums: Tensor, counts: Tensor, settings: LossSettings) -> tuple[Te
 
 
 def trained_heads(counts: Tensor, settings: LossSettings) -> dict[str, bool]:
-    """Which heads a batch with `counts` [8] trains: a decision needs positives and text with weights above zero."""
+    """Which heads a batch with `counts` [9] trains: a decision needs positives and text with weights above zero."""
     n = dict(zip(TERMS, counts.tolist(), strict=True))
     return {
         "speaking": min(n["speak_positive"], n["speaking_text"], settings.speak, settings.speaking_text) > 0,

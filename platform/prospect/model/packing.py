@@ -6,7 +6,7 @@ Shapes: N tokens of all clips together, Hq and Hkv query and key heads, Dh head 
 import inspect
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -22,6 +22,33 @@ _GQA = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).pa
 """Torch before 2.12 supports grouped-query attention without an argument."""
 
 
+@dataclass
+class AttentionGuide:
+    """Measures where the first head of the last layer looks, for the loss that guides it.
+
+    Guided alignment (Chen et al. 2016, "Guided Alignment Training for Topic-Aware Neural Machine Translation", section
+    3.2): the cross-entropy between the head's attention and the place where the word stands that comes next.
+
+    Attributes:
+        lookups, looked_up: [L] positions that look, and where each of them should look.
+        loss: sum over all lookups, after the layer's forward pass.
+    """
+
+    lookups: Tensor
+    looked_up: Tensor
+    loss: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def measure(self, module: LlamaAttention, query: Tensor, key: Tensor, scaling: float, offsets: Tensor) -> None:
+        """Set `loss` in the last layer, from queries [1, Hq, N, Dh] and keys [1, Hkv, N, Dh]."""
+        if module.layer_idx != module.config.num_hidden_layers - 1:
+            return
+        scores = (query[0, 0, self.lookups] @ key[0, 0].T).float() * scaling
+        first = offsets[torch.searchsorted(offsets, self.lookups.int(), right=True) - 1]
+        columns = torch.arange(key.shape[2], device=key.device)
+        hidden = (columns < first[:, None]) | (columns > self.lookups[:, None])
+        self.loss = F.cross_entropy(scores.masked_fill(hidden, -torch.inf), self.looked_up, reduction="sum")
+
+
 @dataclass(frozen=True)
 class Packing:
     """Boundaries of the clips in a row of N tokens.
@@ -30,11 +57,13 @@ class Packing:
         lengths: tokens of each clip; their sum is N.
         offsets: [clips + 1] int32, the first token of each clip, then N.
         position_ids: [1, N], from 0 in each clip.
+        guide: what one head is guided by, if anything.
     """
 
     lengths: tuple[int, ...]
     offsets: Tensor
     position_ids: Tensor
+    guide: AttentionGuide | None = None
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device | str) -> "Packing":
@@ -58,6 +87,8 @@ def packed_attention(
 
     On CUDA in half precision one kernel for all clips, otherwise one call for each clip.
     """
+    if packing.guide is not None:
+        packing.guide.measure(module, query, key, scaling, packing.offsets)
     query, key = query.to(value.dtype), key.to(value.dtype)  # rotary embedding under autocast makes them float32
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         return _in_one_kernel(query, key, value, scaling, packing), None

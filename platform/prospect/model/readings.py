@@ -8,7 +8,7 @@ from torch import Tensor
 from prospect.data.batches import IGNORE, Batch
 from prospect.model.heads import NUM_STEP_STATES
 from prospect.model.interface import DSTModel
-from prospect.model.losses import first_open, spoken_labels, state_logits, term_sums, trunk_inputs
+from prospect.model.losses import first_open, read_trunk, spoken_labels, state_logits, term_sums
 from prospect.model.settings import LossSettings
 
 
@@ -36,8 +36,8 @@ class Readings:
 
 def loss_sums_and_readings(model: DSTModel, batch: Batch, settings: LossSettings) -> tuple[Tensor, Readings]:
     """`losses.loss_sums`, and the decisions of the same forward pass on the CPU."""
-    flat = model.trunk(**trunk_inputs(batch)).flatten(0, 1)
-    return term_sums(model, flat, batch, settings), _readings(model, flat, batch)
+    flat, lookup = read_trunk(model, batch)
+    return term_sums(model, flat, batch, settings, lookup), _readings(model, flat, batch)
 
 
 def _readings(model: DSTModel, flat: Tensor, batch: Batch) -> Readings:

@@ -87,7 +87,7 @@ class ModelSettings(Settings):
         return (model_type or "llama") if kind == "tiny" else None
 
 
-LOSS_PARTS = ("speaking_text", "dst_text", "summary_text", "speak", "update", "state")
+LOSS_PARTS = ("speaking_text", "dst_text", "summary_text", "speak", "update", "state", "lookup")
 """Parts of the weighted loss, by the names of their weights in `LossSettings`."""
 
 
@@ -113,3 +113,6 @@ class LossSettings(Settings):
     """Weight of the decisions to update the state."""
     state: float = Field(default=1.0, ge=0)
     """Weight of the state head over all frames; 0 leaves it untrained."""
+    lookup: float = Field(default=0.0, ge=0)
+    """Weight of looking up what a step is called: where an utterance names a step, a head of the last layer learns to
+    attend to the same word in the step's line. For a model that is trained from scratch; a pretrained one can copy."""

@@ -127,7 +127,7 @@ def train_step(backend: TrainingBackend, batch: StepBatch, settings: TrainingSet
 
 
 def _totals(micro: MicroBatch, decisions: str, states: str) -> Tensor:
-    """[10]: labels of the eight terms, clips, tokens."""
+    """[11]: labels of the nine terms, clips, tokens."""
     sizes = torch.tensor([len(micro.batch.clip_ids), micro.batch.num_tokens], dtype=torch.float64)
     return torch.cat([label_counts(micro.batch, decisions, states), sizes]) * micro.counts
 
@@ -153,8 +153,11 @@ def step_batches(
     settings: TrainingSettings,
     *,
     start: int = 0,
+    collate_text: Collate | None = None,
 ) -> Iterator[StepBatch]:
     """This rank's batches of the steps from `start` to the last one, each made while the step before it computes.
+
+    `collate_text` makes the batches of the first steps, as many as `settings.text_share` says.
 
     Every random draw is seeded by `training.seed`, the step and the clips, so that a resumed run repeats the draws of
     an uninterrupted one.
@@ -165,10 +168,13 @@ def step_batches(
     sampler = make_sampler(clips, settings)
     total = settings.total_steps(sampler)
 
+    text_steps = settings.text_steps(total) if collate_text else 0
+
     def collated(step: int) -> list[MicroBatch] | DataError:
         shares = _shares(sampler, settings, step, backend)
+        make = collate_text if collate_text and step < text_steps else collate
         try:
-            return [_micro_batch(share, clips, collate, sampler.epoch(step)) for share in shares]
+            return [_micro_batch(share, clips, make, sampler.epoch(step)) for share in shares]
         except DataError as error:
             return error
 

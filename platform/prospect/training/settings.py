@@ -98,6 +98,10 @@ class TrainingSettings(Settings):
     """Passes over the training clips, where `max_steps` is not set."""
     max_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps; instead of `epochs`."""
+    text_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the optimizer steps, the first ones, that show clips without their frames: context, user turns, deltas
+    and utterances, of which utterances alone are learned. They are cheap, and teach a model that is trained from
+    scratch to read the recipe; a pretrained one can read."""
     batch_size: int = Field(default=16, ge=1)
     """Clips of one optimizer step, over all workers."""
     micro_batch_size: int = Field(default=4, ge=1)
@@ -156,3 +160,7 @@ class TrainingSettings(Settings):
 
     def total_steps(self, sampler: ClipSampler) -> int:
         return self.max_steps or self.epochs * sampler.steps_per_epoch
+
+    def text_steps(self, total_steps: int) -> int:
+        """How many of the run's steps show text alone."""
+        return min(round(self.text_share * total_steps), total_steps - 1)

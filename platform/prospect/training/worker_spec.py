@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from prospect.data.batches import Collator
 from prospect.data.clips import Clip
 from prospect.data.embeddings import EmbeddingStore
+from prospect.data.text_batches import TextCollator
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.sequence import SequenceBuilder
 from prospect.dialogue.vocabulary import Vocabulary
@@ -75,6 +76,8 @@ class WorkerParts:
     collate: Collator
     collate_all: Collator
     """Labels every frame, for validation."""
+    collate_text: Collator
+    """Shows no frames, for the first steps of `training.text_share`."""
 
 
 def build_parts(job: WorkerJob, data: TrainingData) -> WorkerParts | ProspectError:
@@ -86,8 +89,10 @@ def build_parts(job: WorkerJob, data: TrainingData) -> WorkerParts | ProspectErr
             streaming = StreamingValidation(
                 data.validation, store, builder, job.streaming, job.evaluation, job.training
             )
-            collate, collate_all = (Collator(builder, store.read, each) for each in (job.training.sampling, None))
-            return WorkerParts(tokenizer, _build(job, data, tokenizer, store), streaming, collate, collate_all)
+            sampling, lookups = job.training.sampling, job.training.losses.lookup > 0
+            collate, collate_all = (Collator(builder, store.read, each, lookups=lookups) for each in (sampling, None))
+            text = TextCollator(builder, store.dim, sampling.seed, lookups)
+            return WorkerParts(tokenizer, _build(job, data, tokenizer, store), streaming, collate, collate_all, text)
     except ProspectError as error:
         return error
 

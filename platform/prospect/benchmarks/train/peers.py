@@ -71,7 +71,7 @@ def usual_loss(model: DSTModel, batch: Batch, labels: Tensor) -> Tensor:
     text = model.loss_function(model.lm_head(hidden), labels, model.config.vocab_size)
     settings = LossSettings()
     texts = [text.new_zeros(())] * sum(name.endswith("_text") for name in TERMS)
-    sums = [*texts, *decision_sums(model, hidden.flatten(0, 1), batch, settings)]
+    sums = [*texts, *decision_sums(model, hidden.flatten(0, 1), batch, settings), text.new_zeros(())]
     others, _ = total_loss(torch.stack(sums), label_counts(batch, model.config.decision_backend), settings)
     return text + others
 
