@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from prospect.cluster import evaluate
+from prospect.cluster import stream_views
 from prospect.cluster.train import train
 from prospect.data.embeddings import EmbeddingStore
 from prospect.data.prepare import read_records
@@ -157,13 +157,13 @@ def test_every_way_to_load_it_asks_for_the_device_of_its_process(root: Path, mon
     load_model(folder)
     assert asked == ["auto"] * 2
     asked.clear()
-    for module in (deployments, evaluate):
+    for module in (deployments, stream_views):
         monkeypatch.setattr(module, "reserved_device", lambda: "cuda")
     model = StreamedModel(folder, root / "cache", str(root / "embeddings"), TOY_CONTEXT, StreamingSettings())
     tiny = VisionSettings(model="prospect-tiny", weights="random:0", image_size=64)
     Engine(site_of(root))
     Encoder(site_of(root))
-    evaluate._StreamerActor(model)
+    stream_views._StreamerActor(model)
     assert callable(encoding.EncodeBatch(tiny, encoder_fingerprint(tiny), 1, lambda: "cuda")._encode)
     assert asked == ["cuda"] * 4  # the served model and its encoder
 
@@ -181,7 +181,10 @@ def test_an_evaluations_worker_keeps_its_engine(root: Path, monkeypatch: pytest.
     folder = root / "runs/finished/model"
     model = StreamedModel(folder, root / "cache", str(root / "embeddings"), TOY_CONTEXT, StreamingSettings())
     dialogues = json.dumps([toy_dialogue(number).model_dump_json() for number in (6, 7)])
-    rows = [{"key": view, "view": view, "dialogues": dialogues} for view in ("watched", "blank", "watched")]
+    rows = [
+        {"key": view, "view": view, "speak": "", "update": "", "dialogues": dialogues}
+        for view in ("watched", "blank", "watched")
+    ]
     streamer = group_streamer.GroupStreamer(model)
     first, _, again = (streamer(row)["decisions"] for row in rows)
     assert first == again

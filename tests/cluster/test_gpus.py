@@ -12,10 +12,9 @@ import yaml
 
 from prospect.cluster import gpus
 from prospect.cluster.gpus import Allotment, Capacity, allot, launchable
-from prospect.cluster.runtime import reserved_device
+from prospect.cluster.runtime import engine_threads, reserved_device
 from prospect.config.schema import ClusterSettings
 from prospect.errors import ConfigError
-from prospect.serving import deployments
 from prospect.streaming.kv_cache.sizing import page_size
 from prospect.streaming.settings import StreamingSettings
 from tests.conftest import REPOSITORY
@@ -150,7 +149,7 @@ def test_an_engine_computes_with_its_share_of_the_cores(
 ) -> None:
     """Ray itself would give it one thread."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(cores))
-    assert deployments._threads(replicas) == threads
+    assert engine_threads(replicas) == threads
 
 
 @pytest.mark.parametrize(
