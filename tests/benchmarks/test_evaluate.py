@@ -12,7 +12,7 @@ from prospect.config.load import load
 
 
 def test_both_stages_measure_against_their_alternative(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["rounds=1", "sentences=6", "videos=2", "frames=60", "utterances=9"]
+    small = ["stages=[encoder,matcher]", "rounds=1", "sentences=6", "videos=2", "frames=60", "utterances=9"]
     overrides = ["suite=evaluate", f"storage.root={tmp_path}", *(f"suite.{setting}" for setting in small)]
     run_suite(load("benchmark", overrides, BenchmarkConfig))
     stages = json.loads((tmp_path / "benchmarks" / "evaluate.json").read_text())["stages"]
