@@ -149,7 +149,7 @@ class EvaluationSettings(Settings):
     similarity_threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
     """A paired utterance counts as correct above this."""
     event_tolerance: Annotated[float, Field(ge=0)] = 2.5
-    """WindowSeconds by which a transition may miss its reference."""
+    """Seconds by which a transition may miss its reference."""
     state_policy: StatePolicy = "strict"
     """How the reference's transitions are replayed."""
     bootstrap_samples: Annotated[int, Field(gt=0)] = 1000
