@@ -34,6 +34,7 @@ from tests.llm.misbehaving import (
     Says,
     Status,
     killed_when_hanging,
+    reaching,
     serve,
 )
 
@@ -56,12 +57,7 @@ def server() -> Iterator[FakeEndpoint]:
 def settings(server: FakeEndpoint, monkeypatch: pytest.MonkeyPatch) -> JudgeSettings:
     monkeypatch.setenv(KEY_VARIABLE, KEY)
     return JudgeSettings(
-        base_url=server.base_url,
-        model="tiny",
-        api_key_env=KEY_VARIABLE,
-        timeout_s=5,
-        transport_retries=2,
-        backoff_s=0.01,
+        **reaching(server),
         concurrency=1,
         price_input=2.0,
         price_output=8.0,

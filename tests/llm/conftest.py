@@ -6,7 +6,7 @@ from typing import ClassVar
 import pytest
 
 from prospect.llm.settings import EndpointSettings
-from tests.llm.misbehaving import KEY, KEY_VARIABLE, FakeEndpoint, serve
+from tests.llm.misbehaving import KEY, KEY_VARIABLE, FakeEndpoint, reaching, serve
 
 
 class AskingSettings(EndpointSettings):
@@ -26,11 +26,4 @@ def server() -> Iterator[FakeEndpoint]:
 @pytest.fixture
 def settings(server: FakeEndpoint, monkeypatch: pytest.MonkeyPatch) -> AskingSettings:
     monkeypatch.setenv(KEY_VARIABLE, KEY)
-    return AskingSettings(
-        base_url=server.base_url,
-        model="tiny",
-        api_key_env=KEY_VARIABLE,
-        timeout_s=5,
-        transport_retries=2,
-        backoff_s=0.01,
-    )
+    return AskingSettings(**reaching(server))

@@ -254,6 +254,18 @@ class Handler(BaseHTTPRequestHandler):
                 batch[f"{name}_file_id"] = file_id
 
 
+def reaching(server: FakeEndpoint) -> dict[str, Any]:
+    """Values of endpoint settings that reach `server` and give up soon."""
+    return {
+        "base_url": server.base_url,
+        "model": "tiny",
+        "api_key_env": KEY_VARIABLE,
+        "timeout_s": 5,
+        "transport_retries": 2,
+        "backoff_s": 0.01,
+    }
+
+
 @contextmanager
 def serve(right_answer: Callable[[dict[str, Any]], str] = lambda body: "OK") -> Iterator[FakeEndpoint]:
     endpoint = FakeEndpoint(right_answer)

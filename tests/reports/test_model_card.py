@@ -63,7 +63,7 @@ def test_the_card_of_a_training_says_what_the_model_is(folder: Path) -> None:
         assert line in card.splitlines()
     assert "fingerprint `f1`" in card
     assert "Not evaluated yet" in card
-    assert hash_model(folder) == before, "the card is no part of the model"
+    assert hash_model(folder) == before, "the hash of a model does not cover its card"
     assert without_head(card).startswith("# kitchen 1")
 
 

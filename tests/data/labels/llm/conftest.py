@@ -6,7 +6,7 @@ import pytest
 
 from prospect.data.labels.llm.settings import LLMSettings
 from tests.data.labels.llm.videos import right_answer
-from tests.llm.misbehaving import KEY, KEY_VARIABLE, FakeEndpoint, serve
+from tests.llm.misbehaving import KEY, KEY_VARIABLE, FakeEndpoint, reaching, serve
 
 
 @pytest.fixture
@@ -19,12 +19,7 @@ def server() -> Iterator[FakeEndpoint]:
 def settings(server, monkeypatch) -> LLMSettings:
     monkeypatch.setenv(KEY_VARIABLE, KEY)
     return LLMSettings(
-        base_url=server.base_url,
-        model="tiny",
-        api_key_env=KEY_VARIABLE,
-        timeout_s=5,
-        transport_retries=2,
-        backoff_s=0.01,
+        **reaching(server),
         poll_s=0.01,
         price_input=2.0,
         price_output=8.0,
