@@ -72,8 +72,13 @@ class Server:
         until(lambda: self._server.started)
 
     async def _run(self) -> None:
+        self._loop = asyncio.get_running_loop()
         await self._server.serve()
         await self.host.stop()
+
+    def stop_host(self) -> None:
+        """End the streams, as a gateway does before its process ends."""
+        asyncio.run_coroutine_threadsafe(self.host.stop(), self._loop).result(WITHIN_S)
 
     def stop(self) -> None:
         self._server.should_exit = True

@@ -48,6 +48,22 @@ def test_a_session_from_first_to_last(http):
     assert refused(http.get(path))["code"] == "unknown_session"
 
 
+@pytest.fixture
+def calibrated(loaded, monkeypatch):
+    thresholds = {"default": {"speak": 0.7, "update": 0.6}, "kitchen": {"speak": 0.8}}
+    monkeypatch.setattr(loaded.model.config, "thresholds", thresholds)
+
+
+def test_thresholds_that_a_session_leaves_out_are_the_models(calibrated, http):
+    for opening, expected in (
+        ({}, {"speak": 0.7, "update": 0.6}),
+        ({"dataset": "kitchen", "thresholds": {"update": 0.1}}, {"speak": 0.8, "update": 0.1}),
+    ):
+        created = http.post("/v1/sessions", json=opening).json()
+        assert created["thresholds"] == expected
+        assert http.get(f"/v1/sessions/{created['session_id']}").json()["thresholds"] == expected
+
+
 def test_an_utterance_comes_with_its_frame(http):
     path = f"/v1/sessions/{open_session(http, thresholds=ALWAYS)}/frames"
     (outcome,) = http.post(path, json=frame(0)).json()["frames"]

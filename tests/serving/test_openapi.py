@@ -38,7 +38,8 @@ IDLE_S = 1.0
 class HalfAtOne:
     """Sends half of the requests about sessions that never were to one that is there."""
 
-    _PATH = re.compile(r"/v1/sessions/([^/]+)(.*)")
+    _PATH = re.compile(r"/v1/sessions/([^/]+)((?!/events$).*)")
+    """All but its stream of events, which would end with it."""
 
     def __init__(self, app: ASGIApp, host: SessionHost) -> None:
         self._app, self._host = app, host

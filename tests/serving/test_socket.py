@@ -48,6 +48,7 @@ def opened(http, **fields: object) -> Iterator[tuple[WebSocketTestSession, Serve
 def test_a_stream_from_first_to_last(http):
     with opened(http, thresholds=NEVER) as (socket, created):
         assert (created.type, created.fps, created.next_seq) == ("session.created", 2, 0)
+        assert created.thresholds.model_dump() == NEVER
         say(socket, {"type": "input_text.append", "text": "Hello."})
         for seq in range(5):
             push(socket, seq, pts=seq / 2)

@@ -185,7 +185,7 @@ def test_a_gateway_that_slept_asks_before_it_speaks(loaded: LoadedModel, tmp_pat
         created = await awake.resume(SessionUpdate(resume=handle, last_event=0, decided=-1))
         stale = asleep._streams["a"]
         stale.say(SessionMoved(decided_to=0))  # what it was about to say, which no store holds back
-        asleep._lease._held_at -= 60
+        asleep.lease._held_at -= 60
         assert [message async for message in asleep.events("a", handle)] == []
         assert asleep.open_sessions == []
         await awake.push("a", FrameAppend(embedding=EmbeddingMessage.of(features(0, loaded), loaded.fingerprint)))

@@ -32,8 +32,15 @@ class DurableMessage(ServerModel):
 
 TAKEN_OVER = 4001
 """Close code of a stream whose session goes on in another one."""
-CAPABILITIES = ("resume_from_event", "event_ack", "session_streams", "webp")
+CAPABILITIES = ("resume_from_event", "event_ack", "session_streams", "webp", "watching")
 """What this server does, for clients that know older or newer ones."""
+
+
+class Thresholds(ServerModel):
+    """Probabilities above which a session's assistant acts."""
+
+    speak: float
+    update: float
 
 
 class SessionCreated(ServerModel):
@@ -51,7 +58,9 @@ class SessionCreated(ServerModel):
     last_event: int = 0
     """Number of the last durable message."""
     capabilities: tuple[str, ...] = ()
-    """What the server does: `resume_from_event`, `event_ack`, `session_streams`, `webp`."""
+    """What the server does: `resume_from_event`, `event_ack`, `session_streams`, `webp`, `watching`."""
+    thresholds: Thresholds | None = None
+    """Those that apply: the session's own, else the model's."""
     state: StateMap
 
 
@@ -218,6 +227,7 @@ class SessionView(ServerModel):
     session_id: str
     goal: str
     steps: list[str]
+    thresholds: Thresholds | None = None
     state: StateMap
     next_seq: int
     waiting: int

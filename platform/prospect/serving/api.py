@@ -34,9 +34,10 @@ from prospect.protocol.messages import (
     Transcript,
 )
 from prospect.protocol.parsing import message_error
+from prospect.serving.event_stream import EVENTS, add_events
 from prospect.serving.host import SessionHost
 from prospect.serving.openapi import describe, refusals
-from prospect.serving.peers import Answer
+from prospect.serving.peers import Answer, respond_elsewhere
 from prospect.serving.websocket import serve_socket
 
 log = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ def build_api(host: SessionHost) -> FastAPI:
     api.add_middleware(BoundedBody)
     _add_errors(api)
     _add_sessions(api, host)
+    add_events(api, host)
     host.respond = partial(_respond, api)
 
     @api.get("/healthz", responses=refusals(503))
@@ -260,7 +262,8 @@ class ToOwner:
         self._app, self._host = app, host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        named = _OF_A_SESSION.match(scope["path"]) if scope["type"] == "http" else None
+        elsewhere = scope["type"] == "http" and not scope["path"].endswith(EVENTS)
+        named = _OF_A_SESSION.match(scope["path"]) if elsewhere else None
         try:
             owner = await self._host.owner_of(named[1]) if named else None
             answer = None if owner is None else await self._ask(owner, Request(scope, receive))
@@ -274,7 +277,9 @@ class ToOwner:
         headers = {name: request.headers[name] for name in ("content-type",) if name in request.headers}
         path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         body = b"" if request.method in _BODILESS else await request.body()
-        status, headers, content = await self._host.respond_at(owner, request.method, path, headers, body)
+        status, headers, content = await respond_elsewhere(
+            owner, self._host.secret, request.method, path, headers, body
+        )
         return Response(content, status, headers)
 
 

@@ -54,6 +54,7 @@ class EngineLink:
     card: ModelCard
     accepted: frozenset[str]
     max_waiting: int
+    _thresholds: dict[str, dict[str, float]]
 
     def __init__(self, address: str, reader: NewsReader) -> None:
         self.address, self._reader = address, reader
@@ -81,9 +82,13 @@ class EngineLink:
         hello = await self.connection.call("hello", within=ANSWERS_WITHIN_S)
         self.card = ModelCard.model_validate(hello["card"])
         self.accepted, self._capacity = frozenset(hello["accepted"]), hello["capacity"]
-        self.max_waiting = hello["max_waiting"]
+        self.max_waiting, self._thresholds = hello["max_waiting"], hello["thresholds"]
         self._task = asyncio.create_task(self._ping())
         return self
+
+    def thresholds(self, dataset: str) -> dict[str, float]:
+        """Those of a session that brings none, `speak` and `update`."""
+        return self._thresholds.get(dataset, self._thresholds[""])
 
     async def call(self, operation: str, session_id: str, epoch: int, *arguments: Any) -> Any:
         """Ask the engine; raises `LostConnectionError`, or its refusal."""

@@ -31,13 +31,14 @@ from prospect.serving.journal import Journal
 from prospect.serving.lease import Lease
 from prospect.serving.mover import Mover
 from prospect.serving.ownership import Ownership
-from prospect.serving.peers import Answer, GatewayPeer, Respond, respond_elsewhere
+from prospect.serving.peers import GatewayPeer, Respond
 from prospect.serving.settings import ServingSettings
 from prospect.serving.shielded import shielded
 from prospect.serving.store import Store
 from prospect.serving.stream import Stream
 from prospect.serving.sweeper import CloseReason, Sweeper
 from prospect.serving.views import created_of, view_of
+from prospect.serving.watching import Watcher
 from prospect.serving.wire import listen
 from prospect.serving.writer import StoreWriter
 
@@ -67,7 +68,7 @@ class SessionHost:
         store: Store | None = None,
         address: str = "127.0.0.1",
     ) -> None:
-        self._engines, self._secret, self._encoder = engines, secret, encoder
+        self._engines, self.secret, self._encoder = engines, secret, encoder
         self._settings = settings or ServingSettings()
         self._limits = self._settings.limits
         self._store, self._node = store, address
@@ -81,8 +82,10 @@ class SessionHost:
         self._pool: EnginePool
         self._writer: StoreWriter | None = None
         self._ownership: Ownership | None = None
-        self._lease: Lease | None = None
+        self.lease: Lease | None = None
         self._server: asyncio.Server | None = None
+        self.relays: set[Watcher] = set()
+        """Listeners to sessions of other gateways."""
         self.respond: Respond
         """Answers requests that other gateways pass on; set by the API."""
         self.address = ""
@@ -138,14 +141,16 @@ class SessionHost:
         reason = "the server stops"
         streams = list(self._streams.values())
         self._streams.clear()
+        for relay in list(self.relays):
+            relay.close()
         for stream in streams:
             stream.finish(SessionGoingAway(resume=stream.handle, reason=reason), reason)
         if self._begun is not None:
             await self._ready()
             for task in self._tasks:
                 task.cancel()
-            if self._writer is not None and self._lease is not None:
-                self._lease.stop()
+            if self._writer is not None and self.lease is not None:
+                self.lease.stop()
                 await self._writer.stop(streams)
             self._pool.stop()
         if self._server is not None:
@@ -158,15 +163,15 @@ class SessionHost:
 
     async def _begin(self) -> None:
         if self._store is not None:
-            self._server, self.address = await listen(self._node, self._secret, lambda: GatewayPeer(self))
+            self._server, self.address = await listen(self._node, self.secret, lambda: GatewayPeer(self))
             self._writer = StoreWriter(self._store, self._settings.durability, self._give_up)
-        self._pool = EnginePool(self._engines, self._secret, self)
+        self._pool = EnginePool(self._engines, self.secret, self)
         self._mover = Mover(self._pool, self._writer, self._store, self.address, self._settings)
         if self._store is not None and self._writer is not None:
             self._ownership = Ownership(
-                self._streams, self._new_stream, self._give_up, self._mover, self._writer, self._store, self._secret
+                self._streams, self._new_stream, self._give_up, self._mover, self._writer, self._store, self.secret
             )
-            self._lease = Lease(self._ownership.check)
+            self.lease = Lease(self._ownership.check)
         self._sweeper = Sweeper(self._streams, self._limits, self._end, self._ended.forget_old, self._mover.expire)
         self._tasks = [asyncio.create_task(self._sweeper.run())]
 
@@ -198,7 +203,7 @@ class SessionHost:
         """Continue a session on a new stream; the old one ends. See `Journal.read` for what is sent again."""
         await self._ready()
         session_id, _, token = (update.resume or "").partition(":")
-        stream = self._streams.get(session_id) or self._ended.get(session_id)
+        stream = self.find(session_id)
         if stream is None:
             stream = await self._ownership.fetch(session_id, token, update.decided) if self._ownership else None
         if stream is None or not stream.knows(token):
@@ -233,6 +238,10 @@ class SessionHost:
         else:
             await self._end(stream, "disconnected")
 
+    def find(self, session_id: str) -> Stream | None:
+        """A session of this gateway, also one that has ended not long ago."""
+        return self._streams.get(session_id) or self._ended.get(session_id)
+
     async def view(self, session_id: str) -> SessionView:
         stream = await self._stream(session_id)
         return view_of(stream)
@@ -247,12 +256,12 @@ class SessionHost:
 
     async def events(self, session_id: str, handle: str) -> AsyncIterator[ServerMessage]:
         """Yield the messages of a session on a stream until it is closed or another stream takes it over."""
-        stream = self._streams.get(session_id) or self._ended.get(session_id)
+        stream = self.find(session_id)
         reader = stream.reader if stream is not None and stream.handle == handle else None
         if stream is not None and reader is not None:
             async for message in reader:
-                if self._lease is not None:
-                    await self._lease.hold()
+                if self.lease is not None:
+                    await self.lease.hold()
                 if stream.given_up:
                     return  # it went to another gateway while this process slept
                 yield message
@@ -300,10 +309,6 @@ class SessionHost:
         if self._ownership is None or self._ended.is_closing(session_id):
             return None
         return await self._ownership.owner_of(session_id)
-
-    async def respond_at(self, owner: str, *request: Any) -> Answer:
-        """Have another gateway answer a request (`prospect.serving.peers.Respond`)."""
-        return await respond_elsewhere(owner, self._secret, *request)
 
     async def release(self, session_id: str) -> None:
         """Let another gateway have a session; one that is being closed is closed first."""

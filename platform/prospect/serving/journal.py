@@ -13,6 +13,8 @@ from prospect.protocol.messages import (
     SessionMoved,
     SessionUpdate,
 )
+from prospect.serving.lease import Lease
+from prospect.serving.watching import Watcher
 
 Held = Literal["none", "durable", "all"]
 
@@ -48,6 +50,7 @@ class Journal:
         self._read_event, self._read_decision = 0, -1
         """The last ones that were read by anybody."""
         self._reader: Reader | None = None
+        self._watchers: set[Watcher] = set()
         self._finished = False
 
     @property
@@ -85,9 +88,12 @@ class Journal:
     def release(self, end: int) -> None:
         """Let the first `end` messages be read, and those after them up to one that waits for the store."""
         self._waiting = {position for position in self._waiting if position >= end}
-        self._released = min(self._waiting, default=self._end)
+        before, self._released = self._released, min(self._waiting, default=self._end)
         if self._reader is not None:
             self._reader.awake.set()
+        for watcher in self._watchers:
+            watcher.tell(self._messages[each] for each in range(before, self._released) if each in self._messages)
+        self._end_watchers()
 
     def restore(self, messages: Iterable[ServerMessage], last_event: int, gone_decision: int) -> None:
         """Begin with what another process has said: messages that are written, the durable ones with their numbers.
@@ -129,6 +135,31 @@ class Journal:
             reader.end(drained=True)
         return reader
 
+    def watch(self, last_event: int | None, lease: Lease | None = None) -> Watcher:
+        """Begin to listen beside whoever reads.
+
+        Args:
+            last_event: number of the last durable message that the listener has: it is told what is later, the
+                decisions too. None: it is told all that is kept.
+            lease: of this gateway.
+        """
+        watcher = Watcher(self._watchers.discard, lease)
+        places = [position for number, position in self._events if number == last_event]
+        first = places[0] if places else 0
+        kept = (each for position, each in self._messages.items() if first <= position < self._released)
+        if last_event is not None:
+            watcher.tell(self._missing(last_event, self._gone_decision))
+        watcher.tell(each for each in kept if not _is_among(each, last_event or 0, -1))
+        self._watchers.add(watcher)
+        self._end_watchers()
+        return watcher
+
+    def abandon(self) -> None:
+        """The session goes on in another gateway: end whoever reads or listens."""
+        self.leave()
+        for watcher in self._watchers:
+            watcher.end(drained=False)
+
     def leave(self) -> None:
         """End whoever reads; what it has not read is kept."""
         if self._reader is not None:
@@ -140,6 +171,7 @@ class Journal:
         self._finished = True
         if self._reader is not None:
             self._reader.end(drained=True)
+        self._end_watchers()
 
     def at(self, position: int) -> tuple[ServerMessage | None, bool]:
         """The message at a position, None if it is kept no more, and whether the journal goes that far."""
@@ -155,6 +187,12 @@ class Journal:
             self._read_event = max(self._read_event, message.event or 0)
         elif isinstance(message, FrameDecision):
             self._read_decision = max(self._read_decision, message.seq)
+
+    def _end_watchers(self) -> None:
+        """Let listeners end, once they were told the last message."""
+        if self._finished and self._released >= self._end:
+            for watcher in self._watchers:
+                watcher.end()
 
     def _missing(self, event: int, decision: int) -> list[ServerMessage]:
         """Messages that name what the client lacks and the journal keeps no more."""

@@ -1,10 +1,12 @@
-"""What gateways ask of each other: whether one has a session, to let it go, and to answer a request about it."""
+"""What gateways ask of each other: whether one has a session, to let it go, what it says, and to answer a request."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
 from prospect.errors import ProspectError, session_error
+from prospect.serving import watching
 from prospect.serving.wire import Connection, LostConnectionError, connect
 
 WITHIN_S = 10.0
@@ -16,7 +18,7 @@ Respond = Callable[[str, str, dict[str, str], bytes], Awaitable[Answer]]
 """(method, path with query, headers, body) -> answer."""
 
 
-class Gateway(Protocol):
+class Gateway(watching.Gateway, Protocol):
     """What other gateways may ask of one."""
 
     respond: Respond
@@ -33,6 +35,8 @@ class GatewayPeer:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._watcher: watching.Watcher | None = None
+        self._telling: asyncio.Task[None] | None = None
 
     async def answer(self, connection: Connection, operation: str, arguments: list[Any]) -> Any:
         """Answer a question about a session."""
@@ -43,13 +47,19 @@ class GatewayPeer:
                 return await self._gateway.release(arguments[0])
             case "respond":
                 return await self._gateway.respond(*arguments)
+            case "watch":
+                self._watcher = watching.watch_here(self._gateway, *arguments)
+                self._telling = asyncio.create_task(watching.retell(self._watcher, connection))
+                return None
         raise session_error("internal", f"operation {operation!r} is unknown")
 
     def notice(self, connection: Connection, operation: str, arguments: list[Any]) -> None:
         """Ignore: gateways tell each other nothing."""
 
     def lost(self, connection: Connection) -> None:
-        """Ignore: each question has a connection of its own."""
+        """Tell it no more of a session; each question has a connection of its own."""
+        if self._watcher is not None:
+            self._watcher.close()
 
 
 async def owns(address: str, secret: str, session_id: str) -> bool:

@@ -392,6 +392,6 @@ class Stream:
         self.outcomes.fail_all(session_error("closed", reason))
         self.given_up = last is None
         if last is None:
-            return self.journal.leave()
+            return self.journal.abandon()
         self.say(last)
         self.journal.finish()

@@ -1,6 +1,6 @@
 """What a client is told of a session as it is now."""
 
-from prospect.protocol.messages import CAPABILITIES, SessionCreated, SessionView
+from prospect.protocol.messages import CAPABILITIES, SessionCreated, SessionView, Thresholds
 from prospect.serving.stream import Stream
 
 
@@ -16,6 +16,7 @@ def created_of(stream: Stream) -> SessionCreated:
         next_seq=stream.next_seq,
         last_event=stream.journal.last_event,
         capabilities=CAPABILITIES,
+        thresholds=_thresholds(stream),
         state=stream.state,
     )
 
@@ -26,8 +27,14 @@ def view_of(stream: Stream) -> SessionView:
         session_id=stream.session_id,
         goal=stream.update.goal,
         steps=list(stream.update.steps),
+        thresholds=_thresholds(stream),
         state=stream.state,
         next_seq=stream.next_seq,
         waiting=len(stream.inbox.pending),
         counters=stream.replay.counters,
     )
+
+
+def _thresholds(stream: Stream) -> Thresholds:
+    own = stream.update.thresholds.model_dump(exclude_none=True)
+    return Thresholds(**{**stream.model.thresholds(stream.update.dataset), **own})

@@ -374,6 +374,7 @@ class EngineWorker:
 
 def _card(engine: StreamingEngine, version: str, accepts_images: bool) -> Json:
     loaded = engine.loaded
+    calibrated = loaded.model.config.thresholds or {}
     card = ModelCard(
         name=str(loaded.manifest.get("model", {}).get("name", "")),
         version=version,
@@ -388,4 +389,5 @@ def _card(engine: StreamingEngine, version: str, accepts_images: bool) -> Json:
         "accepted": sorted(engine.accepted_fingerprints),
         "capacity": engine.capacity,
         "max_waiting": engine.settings.max_waiting_frames,
+        "thresholds": {dataset: engine.settings.thresholds(calibrated, dataset) for dataset in ("", *calibrated)},
     }
