@@ -48,6 +48,8 @@ JOBS = {
     ),
 }
 
+KEYS = "keys"
+
 HELP = {"-h", "--help"}
 
 PROMOTE = "promote"
@@ -69,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _promote(overrides)
     elif job == PROMOTE:
         print(PROMOTE_USAGE)
+    elif job == KEYS:
+        sys.exit(_imported("prospect.serving.access.command:main")(overrides))
     elif job in JOBS:
         _run(job, overrides, Command(f"prospect {job}", JOBS[job].about))
     else:
@@ -117,6 +121,7 @@ def usage() -> str:
     width = max(map(len, JOBS))
     lines = [f"  {name:{width}}  {job.about}" for name, job in JOBS.items()]
     lines.append(f"  {PROMOTE:{width}}  Make a registered version the champion: prospect promote NAME VERSION.")
+    lines.append(f"  {KEYS:{width}}  Make, list and revoke the API keys of served applications: prospect keys --help.")
     return "\n".join(["usage: prospect JOB [SECTION=OPTION] [SECTION.KEY=VALUE] ...", "", *lines, "", FOOT])
 
 

@@ -60,6 +60,8 @@ class SessionError(ProspectError):
     """A client's message that a live session cannot accept."""
 
     code = "invalid_message"
+    retry_after: float | None = None
+    """Seconds after which the same may be accepted; None: nobody knows, or never."""
 
 
 class UnknownSessionError(SessionError):

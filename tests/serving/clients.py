@@ -31,6 +31,7 @@ from prospect.protocol.messages import (
     SessionCreated,
 )
 from prospect.protocol.parsing import parse_server
+from prospect.serving.access.access import Access
 from prospect.serving.api import build_api
 from prospect.serving.host import SessionHost
 from prospect.serving.store import Store
@@ -63,9 +64,11 @@ def until(holds: Callable[[], object]) -> None:
 class Server:
     """A gateway with an event loop of its own."""
 
-    def __init__(self, host: SessionHost) -> None:
+    def __init__(self, host: SessionHost, access: Access | None = None) -> None:
         self.host, self.port = host, free_port()
-        config = uvicorn.Config(build_api(host), host="127.0.0.1", port=self.port, log_level="error", lifespan="off")
+        config = uvicorn.Config(
+            build_api(host, access), host="127.0.0.1", port=self.port, log_level="error", lifespan="off"
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
         self._thread.start()

@@ -13,6 +13,7 @@ from prospect.serving.settings import ServingSettings, SessionLimits
 from prospect.serving.worker import EngineWorker
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings
+from tests.serving.http_requests import local_client
 from tests.serving.models import CONTEXT, write_model
 from tests.serving.postgres import postgres  # noqa: F401  # a fixture
 
@@ -58,7 +59,7 @@ def host(worker: EngineWorker, live_encoder: LiveEncoder, host_settings: Session
 @pytest.fixture
 def http(host: SessionHost) -> Iterator[TestClient]:
     """The API over a real engine in this process."""
-    with TestClient(build_api(host)) as client:
+    with local_client(build_api(host)) as client:
         yield client
         assert client.portal is not None
         client.portal.call(host.stop)

@@ -1,9 +1,17 @@
 """Requests that the tests of HTTP share."""
 
+from typing import Any
+
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from prospect.protocol.messages import FrameAppend
 from tests.serving.models import STEPS, picture
+
+
+def local_client(api: FastAPI, **options: Any) -> TestClient:
+    """A client in this process, which calls the server by a name that it answers to."""
+    return TestClient(api, headers={"host": "127.0.0.1"}, **options)
 
 
 def open_session(http: TestClient, **fields: object) -> str:

@@ -1,13 +1,17 @@
 """What the application asks of Ray, and what it refuses before anything starts."""
 
+from pathlib import Path
+
 import pytest
 
 from prospect.cluster.gpus import Allotment
 from prospect.config.load import load
 from prospect.errors import ConfigError
+from prospect.serving.access.keys import new_key
 from prospect.serving.config import ServeConfig
 from prospect.serving.deployments import Site
-from prospect.serving.requirements import Shares, check_autoscaling, check_store, shares, store_url
+from prospect.serving.requirements import Shares, check_autoscaling, check_keys, check_store, shares, store_url
+from prospect.serving.store import KeyTable
 
 REPLICAS = "serving.num_replicas"
 
@@ -86,9 +90,9 @@ def test_numbers_of_engines_that_fit():
 
 
 def test_the_kv_cache_leaves_the_encoder_its_share_of_a_gpu():
-    assert Site(config(), "secret", True, 0.5).streaming.memory_share == 0.5
-    assert Site(config(), "secret", True, 1.0).streaming.memory_share == 0.8
-    assert Site(config(), "secret", True).streaming == config().streaming
+    assert Site(config(), "secret", True, "127.0.0.1", False, 0.5).streaming.memory_share == 0.5
+    assert Site(config(), "secret", True, "127.0.0.1", False, 1.0).streaming.memory_share == 0.8
+    assert Site(config(), "secret", True, "127.0.0.1", False).streaming == config().streaming
 
 
 def test_where_sessions_are_stored():
@@ -110,3 +114,40 @@ def test_gateways_that_could_not_know_of_each_others_sessions_are_refused(settin
         check_store(config(*settings), one_node)
     assert refused.value.field == field
     check_store(config(*settings, "serving.num_gateways=1", "serving.store=postgresql://me@host/db"), one_node)
+
+
+@pytest.fixture
+def keyless(tmp_path: Path) -> list[str]:
+    return [f"storage.root={tmp_path}"]
+
+
+def test_a_server_on_loopback_needs_no_key_unless_told(keyless: list[str]):
+    assert not check_keys(load("serve", keyless, ServeConfig), "127.0.0.1")
+    assert not check_keys(load("serve", [*keyless, "serving.keys.required=false"], ServeConfig), "::1")
+    with pytest.raises(ConfigError, match="an API key is missing for a server that listens on"):
+        check_keys(load("serve", [*keyless, "serving.keys.required=true"], ServeConfig), "127.0.0.1")
+
+
+@pytest.mark.parametrize("bound", ["0.0.0.0", "192.168.1.5", "::", "camera.example.com"])
+def test_a_server_that_others_reach_does_not_start_without_keys(keyless: list[str], tmp_path: Path, bound: str):
+    config = load("serve", keyless, ServeConfig)
+    with pytest.raises(ConfigError, match=f"listens on {bound}: `prospect keys add NAME` makes one in serving.store"):
+        check_keys(config, bound)
+    with pytest.raises(ConfigError, match=rf"`serving.keys.required` \(false\) must be left out .* {bound}"):
+        check_keys(load("serve", [*keyless, "serving.keys.required=false"], ServeConfig), bound)
+    table = KeyTable(store_url(config))
+    row = new_key("tablet")[1]
+    table.add(row)
+    assert check_keys(config, bound)
+    assert check_keys(load("serve", [*keyless, "serving.durability=none"], ServeConfig), bound)
+    table.revoke(row.key_id, 0.0)
+    with pytest.raises(ConfigError, match="an API key is missing"):
+        check_keys(config, bound)
+
+
+def test_keys_in_a_file_of_one_node_are_refused_on_several():
+    without_store = config("serving.durability=none")
+    check_store(without_store, one_node=False)
+    check_store(without_store, one_node=True, needs_key=True)
+    with pytest.raises(ConfigError, match=r"`serving\.store` must be a PostgreSQL database"):
+        check_store(without_store, one_node=False, needs_key=True)

@@ -16,6 +16,7 @@ from prospect.serving.live_encoder import LiveEncoder
 from prospect.serving.local import local_host
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings
+from tests.serving.http_requests import local_client
 from tests.serving.models import CONTEXT, NEVER, STEPS, picture
 from tests.serving.test_socket import hear, hear_until, say
 
@@ -55,7 +56,7 @@ def host(loaded: LoadedModel, live_encoder: LiveEncoder) -> SessionHost:
 
 @pytest.fixture(scope="module")
 def http(host: SessionHost) -> TestClient:
-    with TestClient(build_api(host)) as client:
+    with local_client(build_api(host)) as client:
         yield client
         client.portal.call(host.stop)
 

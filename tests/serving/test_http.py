@@ -6,18 +6,18 @@ import threading
 
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
 
 from prospect.dialogue.schema import Dialogue
 from prospect.errors import UnknownSessionError, session_error
 from prospect.model.checkpoint import LoadedModel
 from prospect.protocol.messages import CLIENT_MESSAGES, SERVER_MESSAGES, EmbeddingMessage, FrameAppend, FrameOutcome
 from prospect.serving import api
-from prospect.serving.api import _STATUS, build_api
+from prospect.serving.answers import STATUS
+from prospect.serving.api import build_api
 from prospect.serving.settings import SessionLimits
 from prospect.vision.encoder import load_encoder
 from tests.conftest import REPOSITORY
-from tests.serving.http_requests import frame, open_session, refused
+from tests.serving.http_requests import frame, local_client, open_session, refused
 from tests.serving.models import ALWAYS, NEVER, STEPS, VISION, picture
 
 
@@ -252,7 +252,7 @@ def test_a_defect_is_answered_as_one(host, monkeypatch):
         raise ZeroDivisionError
 
     monkeypatch.setattr(host, "view", broken)
-    with TestClient(build_api(host), raise_server_exceptions=False) as http:
+    with local_client(build_api(host), raise_server_exceptions=False) as http:
         answer = http.get("/v1/sessions/a")
         assert (answer.status_code, refused(answer)["code"]) == (500, "internal")
         assert http.get("/healthz").status_code == 200
@@ -349,4 +349,4 @@ class TestIdle:
 def test_the_page_explains_every_code():
     page = (REPOSITORY / "docs" / "protocol.md").read_text()
     documented = set(re.findall(r"`([a-z_]+)`", "\n".join(re.findall(r"^\| .*", page, re.MULTILINE))))
-    assert set(_STATUS) <= documented
+    assert set(STATUS) <= documented

@@ -1,7 +1,7 @@
 """The client for programs with asyncio: the methods of `ProspectClient` and `LiveSession`, to be awaited."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -18,6 +18,7 @@ from prospect.client.requests import (
     Frame,
     ServerError,
     answer_of,
+    bearer,
     body_of,
     created_of,
     frames_request,
@@ -49,11 +50,17 @@ class AsyncProspectClient:
     """A client of one server; see `ProspectClient`."""
 
     def __init__(
-        self, url: str = "http://127.0.0.1:8000", *, fingerprint: str | None = None, timeout: float = 60.0
+        self,
+        url: str = "http://127.0.0.1:8000",
+        *,
+        key: str | None = None,
+        fingerprint: str | None = None,
+        timeout: float = 60.0,
     ) -> None:
         self.url = url.rstrip("/")
         self._fingerprint, self._timeout = fingerprint, timeout
-        self._http = httpx.AsyncClient(base_url=self.url, timeout=timeout, trust_env=False)
+        self._bearer = bearer(key)
+        self._http = httpx.AsyncClient(base_url=self.url, timeout=timeout, trust_env=False, headers=self._bearer)
 
     async def __aenter__(self) -> Self:
         return self
@@ -103,7 +110,7 @@ class AsyncProspectClient:
 
     def _stream(self, update: SessionUpdate, reconnect: bool) -> "AsyncLiveSession":
         url = self.url.replace("http", "ws", 1) + STREAM
-        return AsyncLiveSession(url, Ledger(update, reconnect, self._fingerprint), self._timeout)
+        return AsyncLiveSession(url, Ledger(update, reconnect, self._fingerprint), self._timeout, self._bearer)
 
     async def _request(self, answer: type[M], method: str, path: str, body: BaseModel | None = None) -> M:
         return answer.model_validate(await self._send(method, path, body))
@@ -116,8 +123,8 @@ class AsyncProspectClient:
 class AsyncLiveSession:
     """One session on a WebSocket; see `LiveSession`. Push from one task and iterate in another, or in turns."""
 
-    def __init__(self, url: str, ledger: Ledger, timeout: float) -> None:
-        self._url, self._ledger, self._timeout = url, ledger, timeout
+    def __init__(self, url: str, ledger: Ledger, timeout: float, headers: Mapping[str, str]) -> None:
+        self._url, self._ledger, self._timeout, self._headers = url, ledger, timeout, headers
         self._left = False
         self._lock = asyncio.Lock()
         self._socket: ClientConnection
@@ -198,9 +205,17 @@ class AsyncLiveSession:
 
     async def _connect(self, update: SessionUpdate) -> ClientConnection:
         # No limit on the queue: the server cuts off a client whose socket is not read.
-        socket = await connect(self._url, open_timeout=self._timeout, max_queue=None, max_size=None, proxy=None)
+        socket = await connect(
+            self._url,
+            additional_headers=self._headers,
+            open_timeout=self._timeout,
+            max_queue=None,
+            max_size=None,
+            proxy=None,
+        )
         try:
-            await socket.send(to_text(update))
+            with suppress(ConnectionClosed):  # what the server says of it comes first
+                await socket.send(to_text(update))
             async with asyncio.timeout(self._timeout):
                 self._ledger.created = created_of(parse_server(await socket.recv()))
         except BaseException:

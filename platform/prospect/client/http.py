@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from prospect.client.ledger import Ledger
 from prospect.client.live import LiveSession
-from prospect.client.requests import JSON, STREAM, Frame, answer_of, body_of, frames_request, opening
+from prospect.client.requests import JSON, STREAM, Frame, answer_of, bearer, body_of, frames_request, opening
 from prospect.protocol.messages import (
     FrameOutcome,
     FramesResponse,
@@ -32,6 +32,7 @@ class ProspectClient:
 
     Args:
         url: such as http://127.0.0.1:8000.
+        key: API key; None: that of the environment variable PROSPECT_API_KEY, if there is one.
         fingerprint: of the encoder that embeddings come from; only needed to push embeddings.
         timeout: seconds to wait for an answer.
 
@@ -39,12 +40,18 @@ class ProspectClient:
     """
 
     def __init__(
-        self, url: str = "http://127.0.0.1:8000", *, fingerprint: str | None = None, timeout: float = 60.0
+        self,
+        url: str = "http://127.0.0.1:8000",
+        *,
+        key: str | None = None,
+        fingerprint: str | None = None,
+        timeout: float = 60.0,
     ) -> None:
         self.url = url.rstrip("/")
         self._fingerprint = fingerprint
         self._timeout = timeout
-        self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
+        self._bearer = bearer(key)
+        self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False, headers=self._bearer)
 
     def __enter__(self) -> Self:
         return self
@@ -108,7 +115,7 @@ class ProspectClient:
 
     def _stream(self, update: SessionUpdate, reconnect: bool) -> LiveSession:
         url = self.url.replace("http", "ws", 1) + STREAM
-        return LiveSession(url, Ledger(update, reconnect, self._fingerprint), self._timeout)
+        return LiveSession(url, Ledger(update, reconnect, self._fingerprint), self._timeout, self._bearer)
 
     def _request(self, answer: type[M], method: str, path: str, body: BaseModel | None = None) -> M:
         return answer.model_validate(self._send(method, path, body))

@@ -29,7 +29,7 @@ ACKNOWLEDGED_EVERY = 100
 """Durable messages after which the server is told that it need not keep them."""
 UNREACHABLE = (OSError, TimeoutError, ConnectionClosed, InvalidHandshake)
 """What a connection fails with that may be made a moment later."""
-_PASSING = {"busy", "unavailable", "fenced", "internal"}
+_PASSING = {"busy", "unavailable", "fenced", "internal", "rate_limited"}
 """Refusals of a server that may take the session a moment later."""
 
 

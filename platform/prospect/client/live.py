@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
@@ -30,8 +30,8 @@ class LiveSession:
     not arrive.
     """
 
-    def __init__(self, url: str, ledger: Ledger, timeout: float) -> None:
-        self._url, self._ledger, self._timeout = url, ledger, timeout
+    def __init__(self, url: str, ledger: Ledger, timeout: float, headers: Mapping[str, str]) -> None:
+        self._url, self._ledger, self._timeout, self._headers = url, ledger, timeout, headers
         self._left = False
         self._lock = threading.Lock()
         """Held by whoever sends, or connects again."""
@@ -121,9 +121,17 @@ class LiveSession:
 
     def _connect(self, update: SessionUpdate) -> ClientConnection:
         # No limit on the queue: the server cuts off a client whose socket is not read.
-        socket = connect(self._url, open_timeout=self._timeout, max_queue=None, max_size=None, proxy=None)
+        socket = connect(
+            self._url,
+            additional_headers=self._headers,
+            open_timeout=self._timeout,
+            max_queue=None,
+            max_size=None,
+            proxy=None,
+        )
         try:
-            socket.send(to_text(update))
+            with suppress(ConnectionClosed):  # what the server says of it comes first
+                socket.send(to_text(update))
             self._ledger.created = created_of(parse_server(socket.recv(self._timeout)))
         except BaseException:
             socket.close()

@@ -1,6 +1,8 @@
 """What a client sends, made from what its user has, and what it reads out of the answers."""
 
 import json
+import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +25,8 @@ Frame = bytes | np.ndarray
 """A JPEG, PNG or WebP, or an embedding float16 [I, D]."""
 
 STREAM = "/v1/stream"
+API_KEY = "PROSPECT_API_KEY"
+"""Environment variable with the API key of clients that are given none."""
 JSON = {"content-type": "application/json"}
 
 
@@ -36,6 +40,20 @@ class ServerError(ProspectError):
     @classmethod
     def of(cls, refused: ErrorMessage) -> "ServerError":
         return cls(refused.message, refused.code, refused.field)
+
+
+def bearer(key: str | None) -> dict[str, str]:
+    """Headers of every request: with the key that is given, or that of the environment.
+
+    Raises:
+        ServerError: the key cannot be sent, because a character in it is none of a key's.
+    """
+    key = os.environ.get(API_KEY, "") if key is None else key
+    if not key:
+        return {}
+    if not re.fullmatch(r"[!-~]+", key):  # never repeated: it may be a secret of something else
+        raise ServerError(f"key: has spaces or characters that no API key has; see {API_KEY}", "unauthorized", "key")
+    return {"Authorization": f"Bearer {key}"}
 
 
 def opening(goal: str, steps: Sequence[str], fields: dict[str, Any]) -> SessionUpdate:

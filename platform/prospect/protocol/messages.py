@@ -20,6 +20,7 @@ from prospect.protocol.fields import StateMap
 from prospect.protocol.server_messages import (
     CAPABILITIES,
     TAKEN_OVER,
+    UNAUTHORIZED,
     DecidedFrame,
     DurableMessage,
     ErrorMessage,
@@ -57,6 +58,7 @@ __all__ = [
     "SERVER_MESSAGES",
     "SESSION_ID",
     "TAKEN_OVER",
+    "UNAUTHORIZED",
     "ClientMessage",
     "DecidedFrame",
     "DurableMessage",

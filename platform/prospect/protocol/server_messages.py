@@ -32,6 +32,8 @@ class DurableMessage(ServerModel):
 
 TAKEN_OVER = 4001
 """Close code of a stream whose session goes on in another one."""
+UNAUTHORIZED = 4003
+"""Close code of a stream without a good API key."""
 CAPABILITIES = ("resume_from_event", "event_ack", "session_streams", "webp", "watching")
 """What this server does, for clients that know older or newer ones."""
 

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import Discriminator, Tag, TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -34,6 +35,10 @@ from prospect.protocol.messages import (
     Transcript,
 )
 from prospect.protocol.parsing import message_error
+from prospect.serving.access.access import Access
+from prospect.serving.access.caller import CALLER, Asking, Caller, Session, caller_of
+from prospect.serving.access.guard import Guard
+from prospect.serving.answers import error_answer, refusal
 from prospect.serving.event_stream import EVENTS, add_events
 from prospect.serving.host import SessionHost
 from prospect.serving.openapi import describe, refusals
@@ -44,29 +49,8 @@ log = logging.getLogger(__name__)
 
 HEALTHY_WITHIN_S = 5.0
 """Seconds within which an engine's thread must come to a question about its health."""
-RETRY_AFTER_S = 5
-"""Seconds that a client is asked to wait where the server is full."""
 PICTURES = ("image/jpeg", "image/png", "image/webp")
 
-_STATUS = {
-    "unknown_session": 404,
-    "duplicate_frame": 409,
-    "sequence_gap": 409,
-    "same_frame": 409,
-    "fingerprint_mismatch": 409,
-    "closed": 409,
-    "session_exists": 409,
-    "no_record": 409,
-    "too_large": 413,
-    "unsupported_media": 415,
-    "busy": 429,
-    "overloaded": 429,
-    "out_of_pages": 429,
-    "internal": 500,
-    "unavailable": 503,
-    "fenced": 503,
-}
-"""Of each code that has another status than 422."""
 _BODILESS = ("GET", "HEAD", "DELETE")
 _OF_A_SESSION = re.compile(r"/v1/sessions/([^/]+)")
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
@@ -77,13 +61,26 @@ Seq = Annotated[int | None, Query(ge=0, le=MAX_SEQ, description="Of a raw pictur
 Pts = Annotated[float | None, Query(ge=0, le=MAX_PTS, description="Of a raw picture, as in `FrameAppend`.")]
 
 
-def build_api(host: SessionHost) -> FastAPI:
+def build_api(host: SessionHost, access: Access | None = None) -> FastAPI:
+    """Make the ASGI application of a gateway.
+
+    Args:
+        host: its sessions.
+        access: what it lets in; None: what comes over loopback, without keys.
+    """
+    access = access or Access()
     api = FastAPI(title="Prospect", docs_url=None, redoc_url=None)
     api.add_middleware(ToOwner, host=host)
     api.add_middleware(BoundedBody)
+    api.add_middleware(Guard, access=access)
+    if access.origins:  # around the guard: a browser asks whether it may send a key without sending one
+        api.add_middleware(
+            CORSMiddleware, allow_origins=access.origins, allow_methods=("*",), expose_headers=("Retry-After",),
+            allow_headers=("Authorization", "Content-Type"),
+        )  # fmt: skip
     _add_errors(api)
     _add_sessions(api, host)
-    add_events(api, host)
+    add_events(api, host, access)
     host.respond = partial(_respond, api)
 
     @api.get("/healthz", responses=refusals(503))
@@ -102,8 +99,8 @@ def build_api(host: SessionHost) -> FastAPI:
         return await host.model()
 
     for path in ("/v1/stream", "/v1/sessions/{session_id}/stream"):
-        api.add_api_websocket_route(path, partial(serve_socket, host))
-    api.openapi = partial(describe, api)  # type: ignore[method-assign]
+        api.add_api_websocket_route(path, partial(serve_socket, host, access))
+    api.openapi = partial(describe, api, access.needs_key)  # type: ignore[method-assign]
     return api
 
 
@@ -119,10 +116,10 @@ def _add_sessions(api: FastAPI, host: SessionHost) -> None:
     path = "/v1/sessions/{session_id}"
 
     @api.post("/v1/sessions", status_code=201, responses=refusals(409, 413, 429, 503))
-    async def create(update: SessionUpdate) -> SessionCreated:
+    async def create(update: SessionUpdate, caller: Asking) -> SessionCreated:
         if update.resume is not None:
             raise SessionError("resume: only a stream continues a session; over HTTP its id is enough", field="resume")
-        return await host.create(update.completed(), False)
+        return await host.create(update.completed(), False, caller.key_id)
 
     @api.post(
         f"{path}/frames",
@@ -130,35 +127,39 @@ def _add_sessions(api: FastAPI, host: SessionHost) -> None:
         response_model_exclude_none=True,
         responses=refusals(404, 409, 413, 415, 429, 503),
     )
-    async def frames(session_id: str, request: Request, seq: Seq = None, pts: Pts = None) -> FramesResponse:
-        return FramesResponse(frames=await host.decide(session_id, await _frames(request, seq, pts)))
+    async def frames(
+        session: Session, caller: Asking, request: Request, seq: Seq = None, pts: Pts = None
+    ) -> FramesResponse:
+        sent = await _frames(request, seq, pts)
+        caller.charge(len(sent) - 1, 0)  # the request counts as one
+        return FramesResponse(frames=await host.decide(session, sent))
 
     @api.post(f"{path}/text", status_code=202, responses=refusals(404, 409, 413, 503))
-    async def text(session_id: str, message: TextAppend) -> dict[str, str]:
-        await host.text(session_id, message)
+    async def text(session: Session, message: TextAppend) -> dict[str, str]:
+        await host.text(session, message)
         return {"status": "joins the next frame"}
 
     @api.get(path, responses=refusals(404, 503))
-    async def view(session_id: str) -> SessionView:
-        return await host.view(session_id)
+    async def view(session: Session) -> SessionView:
+        return await host.view(session)
 
     @api.get(f"{path}/transcript", responses=refusals(404, 409, 503))
-    async def transcript(session_id: str) -> Transcript:
+    async def transcript(session: Session) -> Transcript:
         """What was said and what changed, by frame."""
-        return await host.transcript(session_id)
+        return await host.transcript(session)
 
     @api.get(f"{path}/record", responses=refusals(404, 409, 503))
-    async def record(session_id: str) -> dict[str, Any]:
+    async def record(session: Session) -> dict[str, Any]:
         """The session as a canonical record (docs/data.md), to train and score on; without its frames."""
-        return await host.record(session_id)
+        return await host.record(session)
 
     @api.patch(f"{path}/state", response_model_exclude_none=True, responses=refusals(404, 409, 413, 503))
-    async def patch(session_id: str, message: StatePatch) -> StateUpdated:
-        return StateUpdated(state=await host.patch(session_id, message.state))
+    async def patch(session: Session, message: StatePatch) -> StateUpdated:
+        return StateUpdated(state=await host.patch(session, message.state))
 
     @api.delete(path, response_model_exclude_none=True, responses=refusals(404, 503))
-    async def close(session_id: str) -> SessionClosed:
-        return await host.close(session_id)
+    async def close(session: Session) -> SessionClosed:
+        return await host.close(session)
 
 
 def _kind_of_body(value: Any) -> str:
@@ -203,29 +204,29 @@ async def _frames(request: Request, seq: int | None, pts: float | None) -> tuple
 def _add_errors(api: FastAPI) -> None:
     @api.exception_handler(ProspectError)
     async def refused(request: Request, error: ProspectError) -> JSONResponse:
-        return _error(ErrorMessage.of(error))
+        return refusal(error)
 
     @api.exception_handler(ValidationError)
     async def wrong(request: Request, error: ValidationError) -> JSONResponse:
-        return _error(ErrorMessage.of(message_error(error.errors(include_url=False))))
+        return refusal(message_error(error.errors(include_url=False)))
 
     @api.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
         findings = [{**finding, "loc": finding["loc"][1:]} for finding in error.errors()]  # not that it is the body's
-        return _error(ErrorMessage.of(message_error(findings)))
+        return refusal(message_error(findings))
 
     @api.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> JSONResponse:
         text = f"{request.method} {request.url.path}: {str(error.detail).lower()}"
         status = 422 if error.status_code == 400 else error.status_code  # JSON that is nested too deeply
-        answer = _error(ErrorMessage(code=_CODES.get(status, "invalid_message"), message=text), status)
+        answer = error_answer(ErrorMessage(code=_CODES.get(status, "invalid_message"), message=text), status)
         if status == 405:
             answer.headers["Allow"] = ", ".join(_methods(api, request))
         return answer
 
     @api.exception_handler(Exception)
     async def defect(request: Request, error: Exception) -> JSONResponse:
-        return _error(ErrorMessage.defect())
+        return error_answer(ErrorMessage.defect())
 
 
 def _methods(api: FastAPI, request: Request) -> list[str]:
@@ -265,12 +266,12 @@ class ToOwner:
         elsewhere = scope["type"] == "http" and not scope["path"].endswith(EVENTS)
         named = _OF_A_SESSION.match(scope["path"]) if elsewhere else None
         try:
-            owner = await self._host.owner_of(named[1]) if named else None
+            owner = await self._host.owner_of(scope[CALLER].session(named[1])) if named else None
             answer = None if owner is None else await self._ask(owner, Request(scope, receive))
         except ProspectError as error:
-            answer = _error(ErrorMessage.of(error))
+            answer = refusal(error)
         except HTTPException as error:  # the body is too large
-            answer = _error(ErrorMessage(code=_CODES[error.status_code], message=error.detail), error.status_code)
+            answer = error_answer(ErrorMessage(code=_CODES[error.status_code], message=error.detail), error.status_code)
         await (self._app if answer is None else answer)(scope, receive, send)
 
     async def _ask(self, owner: str, request: Request) -> Response:
@@ -278,21 +279,21 @@ class ToOwner:
         path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         body = b"" if request.method in _BODILESS else await request.body()
         status, headers, content = await respond_elsewhere(
-            owner, self._host.secret, request.method, path, headers, body
+            owner, self._host.secret, caller_of(request).key_id, request.method, path, headers, body
         )
         return Response(content, status, headers)
 
 
-async def _respond(api: FastAPI, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
-    """Answer a request that another gateway has passed on."""
-    transport = httpx.ASGITransport(api, raise_app_exceptions=False)
+async def _respond(
+    api: FastAPI, key_id: str | None, method: str, path: str, headers: dict[str, str], body: bytes
+) -> Answer:
+    """Answer a request that another gateway has passed on, which has looked who asks."""
+
+    async def asked(scope: Scope, receive: Receive, send: Send) -> None:
+        await api({**scope, CALLER: Caller(key_id)}, receive, send)
+
+    transport = httpx.ASGITransport(asked, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
         answer = await client.request(method, path, headers=headers, content=body)
     kept = {name: answer.headers[name] for name in ("content-type", "retry-after") if name in answer.headers}
     return answer.status_code, kept, answer.content
-
-
-def _error(message: ErrorMessage, status: int | None = None) -> JSONResponse:
-    status = _STATUS.get(message.code, 422) if status is None else status
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if status in (429, 503) else None
-    return JSONResponse({"error": message.model_dump(include={"code", "message", "field"})}, status, headers)

@@ -7,7 +7,7 @@ import asyncio
 import time
 import warnings
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, HTTPOptions, ProxyLocation, RequestRouterConfig
+from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
@@ -24,6 +25,8 @@ from prospect.cluster.runtime import engine_threads, reserved_device
 from prospect.earlier import read_saved as read_earlier
 from prospect.errors import FingerprintError
 from prospect.model.saved import SavedModel, read_saved
+from prospect.serving.access.access import Access
+from prospect.serving.access.keyring import Keyring
 from prospect.serving.api import build_api
 from prospect.serving.autoscaling import SessionPolicy
 from prospect.serving.config import ServeConfig
@@ -36,6 +39,7 @@ from prospect.serving.requirements import (
     ENGINE_CPUS,
     GATEWAY_CPUS,
     check_autoscaling,
+    check_keys,
     check_store,
     most_engines,
     shares,
@@ -43,7 +47,7 @@ from prospect.serving.requirements import (
 )
 from prospect.serving.router import GatewayRouter, PinnedRouter
 from prospect.serving.secret import shared_secret
-from prospect.serving.store import Store
+from prospect.serving.store import KeyTable, Store
 from prospect.settings import with_setting
 from prospect.streaming.settings import StreamingSettings
 from prospect.vision.fingerprint import encoder_fingerprint
@@ -70,9 +74,13 @@ class Site:
     """What all processes of a served application know."""
 
     config: ServeConfig
-    secret: str
+    secret: str = field(repr=False)
     alone: bool
     """Whether there is one node and no more can come: its processes then talk over loopback."""
+    bound: str | None
+    """Address that Serve's HTTP proxies listen on."""
+    needs_key: bool
+    """Whether clients need an API key."""
     gpus_per_engine: float = 0.0
     """Less than 1 where an engine shares its GPU with an encoder."""
 
@@ -153,11 +161,13 @@ class Gateway:
         encoder = None if encoders is None else RemoteEncoder(ServeDirectory(encoders), site.secret)
         directory = ServeDirectory(engines)
         self._host = SessionHost(directory, site.secret, encoder, serving, store, site.address)
+        keyring = Keyring(KeyTable(store_url(site.config))) if site.needs_key else None
+        self._access = Access(serving, keyring, site.bound)
         self._stopped: asyncio.Task[None] | None = None
         self._leaving = asyncio.create_task(self._leave())  # Serve makes the replica in its event loop
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Serve's hook: called in the replica, after __init__
-        return build_api(self._host)
+        return build_api(self._host, self._access)
 
     def check_health(self) -> None:
         if self._leaving.done():
@@ -273,7 +283,7 @@ def build(config: ServeConfig, report: ReportLine = print) -> serve.Application:
 
     Raises:
         ConfigError: there are fewer GPUs than the engines need, or torch finds none on a node that has them; the
-            sessions would need a store that there is not.
+            sessions would need a store that there is not, or the server an API key.
     """
     serving = config.serving
     check_autoscaling(config)
@@ -282,12 +292,13 @@ def build(config: ServeConfig, report: ReportLine = print) -> serve.Application:
     most, one = largest(now), len(ray.nodes()) == 1
     images = serving.num_encoders > 0 and _encoder_settings(read_saved(find_model(config))) is not None
     share = shares(config, allotted, images)
-    check_store(config, one and most in (now, None))
+    bound = bound_address(config)
+    needs_key = check_keys(config, bound)
+    check_store(config, one and most in (now, None), needs_key)
     if allotted.gpus:
         probe_gpu()
-    site = Site(
-        config, shared_secret(str(config.storage.root)), alone=one and most == now, gpus_per_engine=share.engine_gpus
-    )
+    secret = shared_secret(str(config.storage.root))
+    site = Site(config, secret, one and most == now, bound, needs_key, gpus_per_engine=share.engine_gpus)
     surge = SPARE_PERCENT if share.has_spare else 0
     options = {"num_cpus": ENGINE_CPUS, "num_gpus": share.engine_gpus}
     engine = EngineDeployment.options(**_numbers(config), max_surge_percent=surge, ray_actor_options=options)
@@ -324,6 +335,12 @@ def _numbers(config: ServeConfig) -> dict[str, Any]:
                 policy=AutoscalingPolicy(policy_function=SessionPolicy, policy_kwargs=limits),
             )
         }
+
+
+def bound_address(config: ServeConfig) -> str | None:
+    """The address that Serve's HTTP proxies listen on: where Serve runs, that of its own options, which stay."""
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return config.serving.host if client is None else client.http_config.host
 
 
 def open_port(config: ServeConfig, elsewhere: bool = False) -> None:

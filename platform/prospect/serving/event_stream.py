@@ -1,6 +1,7 @@
 """`GET /v1/sessions/ID/events`: server-sent events for listeners who only watch (docs/protocol.md)."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Response
@@ -8,6 +9,8 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from prospect.protocol.client_messages import MAX_SEQ
+from prospect.serving.access.access import Access
+from prospect.serving.access.caller import Asking, Session
 from prospect.serving.host import SessionHost
 from prospect.serving.openapi import refusals
 from prospect.serving.watching import Said, Watcher, watch
@@ -29,9 +32,9 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, watcher: Watcher) -> None:
+    def __init__(self, watcher: Watcher, may_hear: Callable[[], Awaitable[bool]]) -> None:
         self._watcher = watcher
-        super().__init__(_written(watcher), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        super().__init__(_written(watcher, may_hear), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -40,7 +43,7 @@ class EventStream(StreamingResponse):
             self._watcher.close()
 
 
-def add_events(api: FastAPI, host: SessionHost) -> None:
+def add_events(api: FastAPI, host: SessionHost, access: Access) -> None:
     """Add the operation."""
 
     @api.get(
@@ -53,13 +56,13 @@ def add_events(api: FastAPI, host: SessionHost) -> None:
             **{status: _as_json(refusal) for status, refusal in refusals(404, 503).items()},
         },
     )
-    async def events(session_id: str, last_event_id: LastEventId = None) -> Response:
+    async def events(session_id: Session, caller: Asking, last_event_id: LastEventId = None) -> Response:
         """What the session says, for listeners who only watch."""
         watcher = await watch(host, session_id, last_event_id)
         if watcher.is_done:
             watcher.close()
             return Response(status_code=204)
-        return EventStream(watcher)
+        return EventStream(watcher, partial(access.is_good, caller))
 
 
 def _as_json(refusal: dict[str, Any]) -> dict[str, Any]:
@@ -68,10 +71,13 @@ def _as_json(refusal: dict[str, Any]) -> dict[str, Any]:
     return {"description": refusal["description"], "content": {"application/json": {"schema": schema}}}
 
 
-async def _written(watcher: Watcher) -> AsyncIterator[str]:
+async def _written(watcher: Watcher, may_hear: Callable[[], Awaitable[bool]]) -> AsyncIterator[str]:
+    """Yield the events for as long as its listener may hear them."""
     yield f"retry: {AGAIN_AFTER_MS}\n\n"
     while not watcher.is_done:
         said = await watcher.take(ALIVE_EVERY_S)
+        if not await may_hear():
+            return
         if said is not None:
             yield _event(said)
         elif not watcher.is_done:

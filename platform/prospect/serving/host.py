@@ -5,7 +5,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from prospect.errors import SessionError, UnknownSessionError, session_error, unknown_session
 from prospect.messages import first_line
@@ -24,6 +24,7 @@ from prospect.protocol.messages import (
     TextAppend,
     Transcript,
 )
+from prospect.serving.access.limits import check_num_sessions
 from prospect.serving.encoders import Encoder, NoEncoder
 from prospect.serving.ended import EndedStreams
 from prospect.serving.engines import Directory, EngineLink, EnginePool
@@ -32,12 +33,13 @@ from prospect.serving.lease import Lease
 from prospect.serving.mover import Mover
 from prospect.serving.ownership import Ownership
 from prospect.serving.peers import GatewayPeer, Respond
+from prospect.serving.session_ids import name_of, scoped
 from prospect.serving.settings import ServingSettings
 from prospect.serving.shielded import shielded
 from prospect.serving.store import Store
 from prospect.serving.stream import Stream
 from prospect.serving.sweeper import CloseReason, Sweeper
-from prospect.serving.views import created_of, view_of
+from prospect.serving.views import created_of, record_of, transcript_of, view_of
 from prospect.serving.watching import Watcher
 from prospect.serving.wire import listen
 from prospect.serving.writer import StoreWriter
@@ -70,16 +72,12 @@ class SessionHost:
     ) -> None:
         self._engines, self.secret, self._encoder = engines, secret, encoder
         self._settings = settings or ServingSettings()
-        self._limits = self._settings.limits
-        self._store, self._node = store, address
+        self._limits, self._store, self._node = self._settings.limits, store, address
         self._streams: dict[str, Stream] = {}
         self._ended = EndedStreams()
         self._opening: set[str] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._begun: asyncio.Task[None] | None = None
-        self._mover: Mover
-        self._sweeper: Sweeper
-        self._pool: EnginePool
         self._writer: StoreWriter | None = None
         self._ownership: Ownership | None = None
         self.lease: Lease | None = None
@@ -178,12 +176,14 @@ class SessionHost:
     # Sessions ----------------------------------------------------------------------------------------------
 
     @shielded
-    async def create(self, update: SessionUpdate, stream: bool = False) -> SessionCreated:
-        """Open a session. With `stream`, its messages are kept for `events` from the first one on."""
+    async def create(self, update: SessionUpdate, stream: bool = False, key_id: str | None = None) -> SessionCreated:
+        """Open a session of a key. With `stream`, its messages are kept for `events` from the first one on."""
         await self._ready()
-        session_id = update.session_id or secrets.token_hex(16)
+        name = update.session_id or secrets.token_hex(16)
+        session_id = scoped(key_id, name)
         if session_id in self._streams or session_id in self._opening:
-            raise session_error("session_exists", f"session {session_id!r} is open already", "session_id")
+            raise session_error("session_exists", f"session {name!r} is open already", "session_id")
+        check_num_sessions((*self._streams, *self._opening), key_id, self._settings.keys.max_sessions)
         self._opening.add(session_id)
         try:
             opened = self._new_stream(session_id, update, 0)
@@ -199,10 +199,11 @@ class SessionHost:
         return created_of(opened)
 
     @shielded
-    async def resume(self, update: SessionUpdate) -> SessionCreated:
-        """Continue a session on a new stream; the old one ends. See `Journal.read` for what is sent again."""
+    async def resume(self, update: SessionUpdate, key_id: str | None = None) -> SessionCreated:
+        """Continue a key's session on a new stream; the old one ends. `Journal.read` says what is sent again."""
         await self._ready()
-        session_id, _, token = (update.resume or "").partition(":")
+        name, _, token = (update.resume or "").partition(":")
+        session_id = scoped(key_id, name)
         stream = self.find(session_id)
         if stream is None:
             stream = await self._ownership.fetch(session_id, token, update.decided) if self._ownership else None
@@ -243,16 +244,14 @@ class SessionHost:
         return self._streams.get(session_id) or self._ended.get(session_id)
 
     async def view(self, session_id: str) -> SessionView:
-        stream = await self._stream(session_id)
-        return view_of(stream)
+        return view_of(await self._stream(session_id))
 
     async def transcript(self, session_id: str) -> Transcript:
-        stream = await self._stream(session_id)
-        return Transcript(session_id=session_id, **await stream.call("history"))
+        return await transcript_of(await self._stream(session_id))
 
     async def record(self, session_id: str) -> dict[str, Any]:
         """The session so far as a canonical record; raises as `StreamingEngine.record`."""
-        return await (await self._stream(session_id)).call("record")
+        return await record_of(await self._stream(session_id))
 
     async def events(self, session_id: str, handle: str) -> AsyncIterator[ServerMessage]:
         """Yield the messages of a session on a stream until it is closed or another stream takes it over."""
@@ -322,7 +321,7 @@ class SessionHost:
             return
         if self._streams.get(stream.session_id) is stream:
             del self._streams[stream.session_id]
-        stream.finish(None, f"session {stream.session_id!r} goes on in another gateway")
+        stream.finish(None, f"session {stream.name!r} goes on in another gateway")
 
     # Engines -----------------------------------------------------------------------------------------------
 
@@ -368,14 +367,12 @@ class SessionHost:
         stream.finish(ErrorMessage(code="session_failed", message=message), reason)
         self._ended.remember(stream)
 
-    # The end -----------------------------------------------------------------------------------------------
-
     async def _end(self, stream: Stream, reason: CloseReason) -> SessionClosed:
         if self._streams.pop(stream.session_id, None) is None:
-            raise unknown_session(stream.session_id)
+            raise unknown_session(stream.name)
         frames, stream.closed = stream.replay.counters.get("frames", 0), True
-        closed = SessionClosed(session_id=stream.session_id, reason=reason, frames=frames)
-        stream.finish(closed, f"session {stream.session_id!r} was closed ({reason})")
+        closed = SessionClosed(session_id=stream.name, reason=reason, frames=frames)
+        stream.finish(closed, f"session {stream.name!r} was closed ({reason})")
         with self._ended.closing(stream):
             await self._mover.close(stream)
         return closed
@@ -383,10 +380,8 @@ class SessionHost:
     # Helpers -----------------------------------------------------------------------------------------------
 
     def _new_stream(self, session_id: str, update: SessionUpdate, epoch: int) -> Stream:
-        held: dict[str, Literal["none", "durable", "all"]] = {"none": "none", "events": "durable", "frames": "all"}
         durability = self._settings.durability if self._writer is not None else "none"
-        journal = Journal(self._limits.max_unread_messages, self._limits.max_waiting_frames, held[durability])
-        return Stream(session_id, update, epoch, journal, self._limits, self._note)
+        return Stream(session_id, update, epoch, Journal.of(self._limits, durability), self._limits, self._note)
 
     def _note(self, stream: Stream, urgent: bool) -> None:
         if self._writer is not None:
@@ -396,10 +391,10 @@ class SessionHost:
         """The session's stream; `handle` is that of the connection that speaks, None over HTTP."""
         stream = self._streams.get(session_id)
         if stream is None:
-            raise unknown_session(session_id)
+            raise unknown_session(name_of(session_id))
         if handle is not None:
             if handle != stream.handle:
-                raise session_error("taken_over", f"stream: session {session_id!r} goes on in another one")
+                raise session_error("taken_over", f"stream: session {stream.name!r} goes on in another one")
             stream.spoke()
         stream.touched = time.monotonic()
         return stream

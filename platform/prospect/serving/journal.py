@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
-from typing import Literal
+from typing import Literal, Self
 
 from prospect.protocol.messages import (
     DurableMessage,
@@ -14,9 +14,11 @@ from prospect.protocol.messages import (
     SessionUpdate,
 )
 from prospect.serving.lease import Lease
+from prospect.serving.settings import Durability, SessionLimits
 from prospect.serving.watching import Watcher
 
 Held = Literal["none", "durable", "all"]
+_HELD: dict[Durability, Held] = {"none": "none", "events": "durable", "frames": "all"}
 
 
 class Journal:
@@ -52,6 +54,11 @@ class Journal:
         self._reader: Reader | None = None
         self._watchers: set[Watcher] = set()
         self._finished = False
+
+    @classmethod
+    def of(cls, limits: SessionLimits, durability: Durability) -> Self:
+        """Make that of a new session."""
+        return cls(limits.max_unread_messages, limits.max_waiting_frames, _HELD[durability])
 
     @property
     def end(self) -> int:

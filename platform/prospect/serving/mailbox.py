@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from prospect.errors import ProspectError
 from prospect.protocol.messages import ClientMessage, FrameAppend
 from prospect.protocol.parsing import parse_client
+from prospect.serving.access.access import rate_limited
 
 MAX_FRAMES = 120
 """Frames that wait for their turn: a minute of them."""
@@ -36,14 +37,22 @@ class Mailbox:
         self._arrived = asyncio.Event()
         self._is_over = False
 
-    def put(self, data: str | bytes) -> bool:
-        """Parse a message and keep it, or the mistake in it; returns False if there is no room for it."""
+    def put(self, data: str | bytes, wait: float = 0.0) -> bool:
+        """Parse a message and keep it, or the mistake in it; returns False if there is no room for it.
+
+        Args:
+            data: as it came.
+            wait: seconds that its client should have waited, whose key sends too much: then a frame is dropped, and
+                another message refused.
+        """
         if len(self._mail) - len(self._sizes) >= MAX_OTHERS + MAX_FRAMES:
             return False
         try:
             message: Mail = parse_client(data)
         except ProspectError as mistake:
             message = mistake
+        if wait and not isinstance(message, ProspectError):
+            message = _dropped(message) if isinstance(message, FrameAppend) else rate_limited(wait)
         self._mail.append(message)
         if isinstance(message, FrameAppend):
             self._sizes.append(len(data))
@@ -73,5 +82,9 @@ class Mailbox:
         at = next(index for index, mail in enumerate(self._mail) if isinstance(mail, FrameAppend))
         frame = self._mail[at]
         assert isinstance(frame, FrameAppend)
-        self._mail[at] = TooMany(FrameAppend.model_construct(seq=frame.seq, pts=frame.pts))
+        self._mail[at] = _dropped(frame)
         self._sizes.popleft()
+
+
+def _dropped(frame: FrameAppend) -> TooMany:
+    return TooMany(FrameAppend.model_construct(seq=frame.seq, pts=frame.pts))

@@ -13,6 +13,7 @@ from prospect.protocol.parsing import parse_server
 from prospect.serving.engines import EngineLink, EnginePool
 from prospect.serving.recovery import adopt, recall, recover
 from prospect.serving.replay import DecidedFrame, Json, SentFrame
+from prospect.serving.session_ids import key_of
 from prospect.serving.settings import ServingSettings
 from prospect.serving.store import FrameRow, SessionRow, Store, StoreUnavailable
 from prospect.serving.stream import Stream
@@ -51,7 +52,7 @@ class Mover:
         """Note a new session in the store; returns its epoch.
 
         Raises:
-            SessionError: `session_exists`.
+            SessionError: `session_exists`; `too_many_sessions`.
         """
         if self._writer is None or self._store is None:
             return time.time_ns() // 1_000_000  # later than that of an earlier session of this id
@@ -69,8 +70,9 @@ class Mover:
             base=None,
             last_event=0,
             touched=time.time(),
+            key_id=key_of(stream.session_id),
         )
-        return await self._writer.call(self._store.create, row)
+        return await self._writer.call(self._store.create, row, self._settings.keys.max_sessions)
 
     async def open(self, stream: Stream) -> None:
         """Open a new session in the engine with the fewest.

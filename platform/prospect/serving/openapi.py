@@ -8,15 +8,18 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from prospect.protocol.messages import CLIENT_MESSAGES, SERVER_MESSAGES, FramesRequest
+from prospect.serving.access.access import OPEN_PATHS
 
 _TEMPLATE = "#/components/schemas/{model}"
 _MEANINGS = {
+    401: "An API key is missing, unknown or revoked.",
+    403: "This web page, or this name of the server, is not allowed.",
     404: "The session is closed, has expired or never existed.",
     409: "It does not fit the session as it is.",
     413: "The body is too large.",
     415: "The content type is unknown.",
     422: "A field is missing, unknown or wrong.",
-    429: "The server is full; `Retry-After` says when to try again.",
+    429: "The server is full, or the key has what it may have; `Retry-After` says when to try again.",
     503: "No engine answers now, or the session store does not; `Retry-After` says when to try again.",
 }
 _STEPS = ["boil water", "pour water", "add milk"]
@@ -47,12 +50,18 @@ class Refused(BaseModel):
 
 
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What an operation may be refused with, beside 422, which every one may."""
-    return {status: {"model": Refused, "description": _MEANINGS[status]} for status in sorted({422, *statuses})}
+    """What an operation may be refused with, beside 401, 403, 422 and 429, with which every one may."""
+    every = {401, 403, 422, 429, *statuses}
+    return {status: {"model": Refused, "description": _MEANINGS[status]} for status in sorted(every)}
 
 
-def describe(api: FastAPI) -> dict[str, Any]:
-    """The whole description, made once."""
+def describe(api: FastAPI, needs_key: bool) -> dict[str, Any]:
+    """The whole description, made once.
+
+    Args:
+        api: the application.
+        needs_key: whether its clients need a key.
+    """
     if api.openapi_schema is None:
         whole = get_openapi(title=api.title, version="1", routes=api.routes, description=_ABOUT)
         _, messages = models_json_schema(
@@ -63,6 +72,11 @@ def describe(api: FastAPI) -> dict[str, Any]:
         for (path, method), example in _EXAMPLES.items():
             whole["paths"][path][method]["requestBody"]["content"]["application/json"]["example"] = example
         whole["components"]["schemas"] = messages["$defs"] | whole["components"]["schemas"]
+        whole["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        whole["security"] = [{"key": []}] if needs_key else [{}, {"key": []}]
+        for path in OPEN_PATHS & set(whole["paths"]):
+            whole["paths"][path]["get"]["security"] = []
+            del whole["paths"][path]["get"]["responses"]["401"]
         whole["x-stream"] = {
             "paths": ["/v1/stream", "/v1/sessions/{session_id}/stream"],
             "client": [_TEMPLATE.format(model=model.__name__) for model in CLIENT_MESSAGES],

@@ -14,8 +14,8 @@ WITHIN_S = 10.0
 
 Answer = tuple[int, dict[str, str], bytes]
 """Status, headers and body."""
-Respond = Callable[[str, str, dict[str, str], bytes], Awaitable[Answer]]
-"""(method, path with query, headers, body) -> answer."""
+Respond = Callable[[str | None, str, str, dict[str, str], bytes], Awaitable[Answer]]
+"""(id of the caller's key, method, path with query, headers, body) -> answer."""
 
 
 class Gateway(watching.Gateway, Protocol):

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from prospect.cluster.gpus import Allotment
 from prospect.errors import ConfigError
+from prospect.serving.access.origins import is_loopback
 from prospect.serving.config import ServeConfig
+from prospect.serving.store import KeyTable
 from prospect.settings import is_given
 
 ENGINE_CPUS, ENCODER_CPUS, GATEWAY_CPUS = 0.5, 0.2, 0.1
@@ -66,8 +68,13 @@ def check_autoscaling(config: ServeConfig) -> None:
         )
 
 
-def check_store(config: ServeConfig, one_node: bool) -> None:
-    """Check that the sessions' store is one that all gateways reach.
+def check_store(config: ServeConfig, one_node: bool, needs_key: bool = False) -> None:
+    """Check that the store of sessions and keys is one that all gateways reach.
+
+    Args:
+        config: with section `serving`.
+        one_node: whether there is one, and no more can come.
+        needs_key: whether the keys in the store are asked for.
 
     Raises:
         ConfigError: it is not.
@@ -80,12 +87,48 @@ def check_store(config: ServeConfig, one_node: bool) -> None:
                 "know of each other's sessions by the store",
                 field="serving.num_gateways",
             )
-    elif store_url(config).startswith("sqlite") and not one_node:
+        if not needs_key:
+            return
+    if store_url(config).startswith("sqlite") and not one_node:
         raise ConfigError(
             "`serving.store` must be a PostgreSQL database, postgresql://USER@HOST/NAME, on a cluster of several "
-            "nodes: an SQLite file is on one of them; or give serving.durability=none",
+            "nodes: an SQLite file is on one of them" + ("" if needs_key else "; or give serving.durability=none"),
             field="serving.store",
         )
+
+
+def check_keys(config: ServeConfig, bound: str | None) -> bool:
+    """Check that a server which others reach has keys; returns whether its clients need one.
+
+    Args:
+        config: with section `serving`.
+        bound: address that it listens on.
+
+    Raises:
+        ConfigError: keys are off on another address than loopback, or needed, and there is none.
+    """
+    required = config.serving.keys.required
+    if is_loopback(bound):
+        if not required:
+            return False
+    elif required is False:
+        raise ConfigError(
+            f"`serving.keys.required` (false) must be left out for a server that listens on {bound}, where others "
+            "reach it: without keys it must listen on 127.0.0.1",
+            field="serving.keys.required",
+        )
+    url = store_url(config)
+    table = KeyTable(url)
+    try:
+        if all(row.revoked is not None for row in table.rows()):
+            raise ConfigError(
+                f"an API key is missing for a server that listens on {bound}: `prospect keys add NAME` makes one in "
+                f"serving.store ({table.name})",
+                field="serving.keys",
+            )
+    finally:
+        table.close()
+    return True
 
 
 def store_url(config: ServeConfig) -> str:

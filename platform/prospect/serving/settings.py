@@ -1,12 +1,16 @@
 """Settings of the served application and the limits of its sessions."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from prospect.settings import Place, Settings
 from prospect.streaming.waiting import WaitingSettings
 
+HostName = Annotated[str, Field(pattern=r"^(\*|[A-Za-z0-9._-]+|[0-9A-Fa-f:]+)$")]
+"""A name or an address, without scheme and port; `*`: any."""
+Origin = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.:\[\]_-]+$")]
+"""Scheme, name and, if it is not the scheme's own, port."""
 Durability = Literal["none", "events", "frames"]
 """What the store keeps of a session: nothing, what was said and the state, or its frames too."""
 
@@ -40,6 +44,20 @@ class AutoscalingSettings(Settings):
     """Seconds for which fewer engines must suffice before one is stopped; its sessions move."""
 
 
+class KeySettings(Settings):
+    """API keys, and what each of them may use; null: as much as there is."""
+
+    required: bool | None = None
+    """Whether clients need a key of `prospect keys add NAME`; null: unless the server listens on loopback alone. Only
+    there may it be false."""
+    max_sessions: int | None = Field(default=32, ge=1)
+    """Sessions that a key may have open at once, at all gateways together."""
+    max_messages_per_s: float | None = Field(default=200.0, gt=0)
+    """Requests, frames and other messages that a gateway takes of a key, a second; after a pause ten seconds' worth."""
+    max_bytes_per_s: float | None = Field(default=32e6, gt=0)
+    """Bytes of them, likewise."""
+
+
 class ServingSettings(Settings):
     """The served application."""
 
@@ -47,6 +65,11 @@ class ServingSettings(Settings):
     """Address that the HTTP proxy listens on; 0.0.0.0 opens it to the network."""
     port: int = Field(default=8000, ge=1, le=65535)
     """Port of HTTP and WebSocket."""
+    keys: KeySettings = KeySettings()
+    allowed_hosts: tuple[HostName, ...] = ()
+    """Names by which the server may be called, beside those of loopback and `host`; behind a proxy the public one."""
+    allowed_origins: tuple[Origin, ...] = ()
+    """Web pages of other servers that may use this one, such as https://example.com."""
     num_replicas: int = Field(default=1, ge=1)
     """Engines; each holds its sessions' key-value caches. With `autoscaling`, those at the start."""
     autoscaling: AutoscalingSettings = AutoscalingSettings()
@@ -61,7 +84,7 @@ class ServingSettings(Settings):
     durability: Durability = "events"
     """What survives the death of both processes that hold a session: `none` of it, `events` and the state, or the
     `frames` too. The death of its engine alone loses nothing in any case."""
-    store: str | None = None
+    store: str | None = Field(default=None, repr=False)
     """Database of the sessions, `sqlite:////PATH` or `postgresql://USER@HOST/NAME`; null: an SQLite file under
     `storage.root`, which suffices on one node."""
     move_seconds: float = Field(default=60.0, gt=0)

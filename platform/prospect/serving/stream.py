@@ -34,6 +34,7 @@ from prospect.serving.inbox import Inbox
 from prospect.serving.journal import Journal, Reader
 from prospect.serving.outcomes import Outcomes
 from prospect.serving.replay import DecidedFrame, Json, ReplayLog
+from prospect.serving.session_ids import name_of
 from prospect.serving.settings import SessionLimits
 from prospect.serving.store import EventRow
 from prospect.serving.wire import LostConnectionError
@@ -55,6 +56,7 @@ class Stream:
     """Takes what the client sends to the engine, and what the engine says to the client.
 
     Attributes:
+        name: the id by which its client knows the session.
         epoch: rises with every owner of the session.
         link: the engine that has the session, or is asked to take it; None between two.
         model: the last engine that had it; what is served is the same in all of them.
@@ -89,6 +91,7 @@ class Stream:
         limits: SessionLimits,
         changed: Callable[["Stream", bool], None],
     ) -> None:
+        self.name = name_of(session_id)
         self.session_id, self.update, self.epoch, self.journal = session_id, update, epoch, journal
         self._limits, self._changed = limits, changed
         self.link: EngineLink | None = None
@@ -113,7 +116,7 @@ class Stream:
 
     @property
     def handle(self) -> str:
-        return f"{self.session_id}:{self.token}"
+        return f"{self.name}:{self.token}"
 
     @property
     def next_seq(self) -> int:

@@ -1,6 +1,8 @@
 """What a client is told of a session as it is now."""
 
-from prospect.protocol.messages import CAPABILITIES, SessionCreated, SessionView, Thresholds
+from typing import Any
+
+from prospect.protocol.messages import CAPABILITIES, SessionCreated, SessionView, Thresholds, Transcript
 from prospect.serving.stream import Stream
 
 
@@ -8,7 +10,7 @@ def created_of(stream: Stream) -> SessionCreated:
     """The answer to whoever opens or resumes a session."""
     card = stream.model.card
     return SessionCreated(
-        session_id=stream.session_id,
+        session_id=stream.name,
         resume=stream.handle,
         fps=card.fps,
         fingerprint=card.fingerprint,
@@ -21,10 +23,20 @@ def created_of(stream: Stream) -> SessionCreated:
     )
 
 
+async def record_of(stream: Stream) -> dict[str, Any]:
+    """The session so far as a canonical record, under the name that the client knows."""
+    return await stream.call("record") | {"video_id": stream.name, "dialogue_id": stream.name}
+
+
+async def transcript_of(stream: Stream) -> Transcript:
+    """What was said and what changed, by frame."""
+    return Transcript(session_id=stream.name, **await stream.call("history"))
+
+
 def view_of(stream: Stream) -> SessionView:
     """The answer to whoever asks for a session."""
     return SessionView(
-        session_id=stream.session_id,
+        session_id=stream.name,
         goal=stream.update.goal,
         steps=list(stream.update.steps),
         thresholds=_thresholds(stream),

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from prospect.errors import session_error, unknown_session
 from prospect.protocol.messages import DurableMessage, ErrorMessage, ServerMessage, SessionGoingAway
 from prospect.serving.lease import Lease
+from prospect.serving.session_ids import name_of
 from prospect.serving.wire import Connection, LostConnectionError, connect
 
 MAX_WAITING = 1000
@@ -132,7 +133,7 @@ def watch_here(gateway: Gateway, session_id: str, last_event: int | None) -> Wat
     """Listen to a session of this gateway; raises `unknown_session`."""
     session = gateway.find(session_id)
     if session is None:
-        raise unknown_session(session_id)
+        raise unknown_session(name_of(session_id))
     return session.journal.watch(last_event, gateway.lease)
 
 

@@ -13,6 +13,7 @@ from prospect.errors import ProspectError, SessionError
 from prospect.messages import first_line
 from prospect.protocol.messages import (
     TAKEN_OVER,
+    UNAUTHORIZED,
     ClientMessage,
     ErrorMessage,
     EventAck,
@@ -24,8 +25,13 @@ from prospect.protocol.messages import (
     TextAppend,
 )
 from prospect.protocol.parsing import message_error
+from prospect.serving.access.access import Access
+from prospect.serving.access.caller import caller_of
+from prospect.serving.access.guard import subprotocol_of
+from prospect.serving.access.keyring import wrong_key
 from prospect.serving.host import SessionHost
 from prospect.serving.mailbox import MAX_OTHERS, Mail, Mailbox, TooMany
+from prospect.serving.session_ids import name_of, scoped
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +39,17 @@ NORMAL, GOING_AWAY, TRY_AGAIN = 1000, 1001, 1013
 """Close codes of RFC 6455 and its registry."""
 OPENED_WITHIN_S = 20.0
 """Seconds within which a stream must open or resume a session."""
+KEY_WATCHED_EVERY_S = 2.0
+_LATER = {"busy", "too_many_sessions", "rate_limited"}
+"""Refusals to open a session now, after which the stream is closed."""
 _CLOSE_CODES = {"session.closed": NORMAL, "session.going_away": GOING_AWAY, "error": GOING_AWAY}
 """By a stream's last message; after any other, another stream has taken its session over, or another gateway."""
 
 
-async def serve_socket(host: SessionHost, socket: WebSocket) -> None:
-    """Runs a stream until its client or its session is gone."""
-    await socket.accept()
-    connection = _Connection(host, socket)
+async def serve_socket(host: SessionHost, access: Access, socket: WebSocket) -> None:
+    """Runs a stream until its client or its session is gone, or its key is revoked."""
+    await socket.accept(subprotocol_of(socket.scope))
+    connection = _Connection(host, access, socket)
     try:
         await connection.read()
     except WebSocketDisconnect:
@@ -50,9 +59,9 @@ async def serve_socket(host: SessionHost, socket: WebSocket) -> None:
 
 
 class _Connection:
-    def __init__(self, host: SessionHost, socket: WebSocket) -> None:
-        self._host = host
-        self._socket = socket
+    def __init__(self, host: SessionHost, access: Access, socket: WebSocket) -> None:
+        self._host, self._access = host, access
+        self._socket, self._caller = socket, caller_of(socket)
         self._named: str | None = socket.path_params.get("session_id")
         """The session of this stream, where its address says so."""
         self._session_id: str | None = None
@@ -62,7 +71,9 @@ class _Connection:
 
     async def read(self) -> None:
         """Handle messages one after the other, so that they stay in order, while others are received."""
-        beside = [asyncio.create_task(self._receive_all()), asyncio.create_task(self._expect_session())]
+        beside = [
+            asyncio.create_task(each) for each in (self._receive_all(), self._expect_session(), self._watch_key())
+        ]
         try:
             while (mail := await self._mailbox.get()) is not None:
                 if not await self._answer(mail):
@@ -74,7 +85,8 @@ class _Connection:
     async def _receive_all(self) -> None:
         """Take all that comes: what waits in Serve's own queues has no bound."""
         while (received := await self._receive())["type"] != "websocket.disconnect":
-            if not self._mailbox.put(received.get("text") or received.get("bytes") or ""):
+            data = received.get("text") or received.get("bytes") or ""
+            if not self._mailbox.put(data, self._caller.spend(1, len(data))):
                 await self._send(ErrorMessage(code="overloaded", message=f"type: more than {MAX_OTHERS} messages wait"))
                 await self._socket.close(TRY_AGAIN)
                 break
@@ -88,6 +100,16 @@ class _Connection:
             await self._send(ErrorMessage(code="silent_client", message=message, field="type"))
             await self._socket.close(GOING_AWAY)
             self._mailbox.end()
+
+    async def _watch_key(self) -> None:
+        """Cut off a client whose key is revoked."""
+        if self._caller.key_id is None:
+            return
+        while await self._access.is_good(self._caller):  # noqa: ASYNC110  # another process revokes it
+            await asyncio.sleep(KEY_WATCHED_EVERY_S)
+        await self._send(ErrorMessage.of(wrong_key()))
+        await self._socket.close(UNAUTHORIZED)
+        self._mailbox.end()
 
     async def _receive(self) -> Message:
         """The next message; a disconnection too where the proxy that holds the socket has died."""
@@ -106,7 +128,7 @@ class _Connection:
             await self._handle(mail)
         except ProspectError as error:
             await self._send(ErrorMessage.of(error, seq))
-            if error.code == "busy":
+            if error.code in _LATER and self._session_id is None:
                 await self._socket.close(TRY_AGAIN)
                 return False
         except ValidationError as error:  # the session's id in the stream's address
@@ -151,17 +173,18 @@ class _Connection:
 
     async def _open(self, update: SessionUpdate) -> None:
         if self._session_id is not None:
-            raise SessionError(f"type: this stream has session {self._session_id!r}; open another one", field="type")
+            name = name_of(self._session_id)
+            raise SessionError(f"type: this stream has session {name!r}; open another one", field="type")
         if update.resume is not None:
             self._check_name(update.resume.partition(":")[0], "resume")
-            created = await self._host.resume(update)
+            created = await self._host.resume(update, self._caller.key_id)
         else:
             update = update.completed(self._named)
             self._check_name(update.session_id, "session_id")
-            created = await self._host.create(update, True)
-        self._session_id, self._resume = created.session_id, created.resume
+            created = await self._host.create(update, True, self._caller.key_id)
+        self._session_id, self._resume = scoped(self._caller.key_id, created.session_id), created.resume
         await self._send(created)
-        self._writer = asyncio.create_task(self._write(created.session_id))
+        self._writer = asyncio.create_task(self._write(self._session_id))
 
     def _check_name(self, session_id: str | None, field: str) -> None:
         if self._named not in (None, session_id):

@@ -17,6 +17,7 @@ from prospect.protocol.messages import ModelCard, TranscriptEntry
 from prospect.serving.engine_thread import EngineThread
 from prospect.serving.events import HostedEvent, Patched, TextRefused, pack_event
 from prospect.serving.replay import Json
+from prospect.serving.session_ids import name_of
 from prospect.serving.wire import Connection, listen
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.types import Decision, Failed, Refreshed, SessionSpec
@@ -228,7 +229,7 @@ class EngineWorker:
             return
         self._hosted(session_id, epoch)
         if hosted.epoch == epoch:
-            raise session_error("session_exists", f"session {session_id!r} is open already", "session_id")
+            raise session_error("session_exists", f"session {name_of(session_id)!r} is open already", "session_id")
         await self._close(session_id)
 
     async def _close(self, session_id: str) -> None:
@@ -238,9 +239,9 @@ class EngineWorker:
     def _hosted(self, session_id: str, epoch: int) -> Hosted:
         hosted = self._sessions.get(session_id)
         if hosted is None:
-            raise unknown_session(session_id)
+            raise unknown_session(name_of(session_id))
         if epoch < hosted.epoch:
-            raise session_error("fenced", f"session {session_id!r} has another owner")
+            raise session_error("fenced", f"session {name_of(session_id)!r} has another owner")
         return hosted
 
     def _is_current(self, session_id: str, epoch: int) -> bool:

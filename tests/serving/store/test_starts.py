@@ -8,14 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from setuptools import find_namespace_packages
 from sqlalchemy import create_engine, text
 
 from prospect.errors import ConfigError
-from prospect.serving.store import Fenced, SessionChange, Store, StoreUnavailable, database
-from prospect.serving.store.migrations import VERSION_TABLE
+from prospect.serving.store import Fenced, KeyTable, SessionChange, Store, StoreUnavailable, database
+from prospect.serving.store.migrations import VERSION_TABLE, _config
 from prospect.serving.store.schema import metadata
 from tests.conftest import REPOSITORY
 from tests.serving.postgres import PostgresServer
@@ -149,6 +150,27 @@ def test_the_migrations_make_the_tables_of_the_schema(store: Store) -> None:
     with store._database.transaction(reading=True) as connection:
         context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
         assert compare_metadata(context, metadata) == []
+
+
+def test_sessions_of_before_there_were_keys_are_nobodys(url: str) -> None:
+    """A database of the first version; its sessions go on where keys are off."""
+    Store(url).close()
+    with create_engine(url.replace("postgresql:", "postgresql+psycopg:")).begin() as connection:
+        for table in ("frames", "events", "sessions", "keys", "store_version"):
+            connection.execute(text(f"DROP TABLE prospect_{table}"))
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "1")
+        later = ("tokens", "opened", "base", "key_id")
+        values = {name: value for name, value in vars(ROW).items() if name not in later}
+        values |= {"tokens": "[]", "opened": "{}", "position": "{}", "state": "{}"}
+        connection.execute(
+            text(f"INSERT INTO prospect_sessions ({', '.join(values)}) VALUES (:{', :'.join(values)})"), values
+        )
+    found = Store(url).find("a")
+    assert found is not None
+    assert found.key_id is None
+    assert KeyTable(url).rows() == []
 
 
 def test_the_migrations_are_in_the_wheel() -> None:

@@ -55,6 +55,23 @@ class SessionRow:
     last_event: int
     touched: float
     """Unix seconds; of a closed session, when it was closed."""
+    key_id: str | None = None
+    """Of the API key that opened it; None where keys were off."""
+
+
+@dataclass(frozen=True)
+class KeyRow:
+    """An API key, without its secret."""
+
+    key_id: str
+    name: str
+    """What its owner calls it."""
+    digest: str
+    """SHA-256 of the secret, as hexadecimal digits."""
+    created: float
+    """Unix seconds."""
+    revoked: float | None = None
+    """Unix seconds; None while it is good."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +173,20 @@ sessions = Table(
     Column("base", Packed),
     Column("last_event", BigInteger, nullable=False),
     Column("touched", Double, nullable=False),
+    Column("key_id", Text),
     Index("prospect_sessions_owner", "owner", "status"),
     Index("prospect_sessions_touched", "status", "touched"),
+    Index("prospect_sessions_key", "key_id", "status"),
+)
+
+keys = Table(
+    "prospect_keys",
+    metadata,
+    Column("key_id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("created", Double, nullable=False),
+    Column("revoked", Double),
 )
 
 

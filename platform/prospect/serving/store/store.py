@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Table, and_, delete, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Table, and_, delete, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from prospect.errors import SessionError, session_error
+from prospect.serving.access.limits import too_many_sessions
+from prospect.serving.session_ids import name_of
 from prospect.serving.store.database import Database
 from prospect.serving.store.schema import (
     CLOSED,
@@ -20,6 +22,7 @@ from prospect.serving.store.schema import (
     SessionRow,
     events,
     frames,
+    keys,
     sessions,
 )
 
@@ -50,13 +53,19 @@ class Store:
     def __init__(self, url: str) -> None:
         self._database = Database(url)
 
-    def create(self, row: SessionRow) -> int:
+    def create(self, row: SessionRow, at_most: int | None = None) -> int:
         """Insert a session and return its epoch: 1, or one more than that of the closed session it replaces.
 
+        Args:
+            row: the session.
+            at_most: sessions that its key may have open; None: any number.
+
         Raises:
-            SessionError: `session_exists`: a session with this id is open.
+            SessionError: `session_exists`: a session with this id is open; `too_many_sessions`.
         """
         with self._database.transaction() as connection:
+            if row.key_id is not None and at_most is not None:
+                _require_room(connection, row.key_id, at_most)
             this = sessions.c.session_id == row.session_id
             found = connection.execute(
                 select(sessions.c.epoch, sessions.c.status).where(this).with_for_update()
@@ -67,7 +76,8 @@ class Store:
                 if inserted.rowcount:
                     return 1
             if found is None or found.status == OPEN:
-                message = f"session_id ({row.session_id}) must be new: a session with this id is open; resume it"
+                name = name_of(row.session_id)
+                message = f"session_id ({name}) must be new: a session with this id is open; resume it"
                 raise session_error("session_exists", message, "session_id")
             epoch = int(found.epoch) + 1
             _delete_contents(connection, this)
@@ -185,6 +195,14 @@ class Store:
             new = {name: statement.excluded[name] for name in _FRAME if name != "frame"}
             statement = statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=new)
         connection.execute(statement, [{"session_id": session_id, **vars(row)} for session_id, row in rows])
+
+
+def _require_room(connection: Connection, key_id: str, at_most: int) -> None:
+    """Refuse another session of a key that has as many as it may; its other openings wait for this one."""
+    connection.execute(select(keys.c.key_id).where(keys.c.key_id == key_id).with_for_update())
+    of_key = sessions.c.key_id == key_id, sessions.c.status == OPEN
+    if connection.execute(select(func.count()).select_from(sessions).where(*of_key)).scalar_one() >= at_most:
+        raise too_many_sessions(at_most)
 
 
 def _columns(row: SessionRow) -> dict[str, Any]:
