@@ -1,11 +1,15 @@
-"""Ray is left in order wherever a job stops."""
+"""Ray is joined where it is, and left in order wherever a job stops."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
+
+from prospect.cluster.runtime import require_listener
+from prospect.errors import ConfigError
 
 JOB = """
 import sys, threading, time
@@ -82,3 +86,18 @@ def test_an_interrupt_amid_rows_leaves_no_thread_that_uses_ray(
     assert jobs[at_the_end].returncode == 130, printed
     lines = {line for line in printed.splitlines() if "Set ray log level" not in line}
     assert lines == {"0 executors at the shutdown"}
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "ray://[::1]:{}"])
+def test_an_address_at_which_nothing_listens_is_named(address: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    with pytest.raises(ConfigError, match=rf"`RAY_ADDRESS` \({address[:6]}.*{port}\) does not answer .*make up"):
+        require_listener(address.format(port), "RAY_ADDRESS")
+
+
+def test_addresses_with_a_listener_and_those_of_ray_pass() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        require_listener(f"127.0.0.1:{server.getsockname()[1]}", "RAY_ADDRESS")
+    for address in ("", "auto", "local"):
+        require_listener(address, "RAY_ADDRESS")

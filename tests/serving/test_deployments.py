@@ -1,5 +1,6 @@
 """What the application asks of Ray, and what it refuses before anything starts."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,15 @@ from prospect.errors import ConfigError
 from prospect.serving.access.keys import new_key
 from prospect.serving.config import ServeConfig
 from prospect.serving.deployments import Site
-from prospect.serving.requirements import Shares, check_autoscaling, check_keys, check_store, shares, store_url
+from prospect.serving.requirements import (
+    Shares,
+    check_autoscaling,
+    check_keys,
+    check_port,
+    check_store,
+    shares,
+    store_url,
+)
 from prospect.serving.store import KeyTable
 
 REPLICAS = "serving.num_replicas"
@@ -151,3 +160,16 @@ def test_keys_in_a_file_of_one_node_are_refused_on_several():
     check_store(without_store, one_node=True, needs_key=True)
     with pytest.raises(ConfigError, match=r"`serving\.store` must be a PostgreSQL database"):
         check_store(without_store, one_node=False, needs_key=True)
+
+
+def test_a_port_that_another_program_has_is_refused():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"\(127.0.0.1:{port}\) cannot be listened on .*already in use"):
+            check_port("127.0.0.1", port)
+    check_port("127.0.0.1", port)
+
+
+def test_an_address_of_another_machine_is_refused():
+    with pytest.raises(ConfigError, match=r"\(192.0.2.77:8000\) cannot be listened on"):
+        check_port("192.0.2.77", 8000)

@@ -7,6 +7,8 @@ decided in `prospect.cluster.gpus`.
 import atexit
 import logging
 import os
+import re
+import socket
 import sys
 import threading
 import warnings
@@ -15,6 +17,8 @@ from typing import Any
 from prospect.errors import ConfigError
 
 _QUIET = ("ray.data", "ray.train", "ray.serve", "ray.tune")
+_ANSWERS_WITHIN_S = 5.0
+_HOST_AND_PORT = re.compile(r"(?:ray://)?\[?([^/\]]+?)\]?:(\d+)")
 
 
 def connect(num_cpus: int | None = None) -> None:
@@ -24,7 +28,11 @@ def connect(num_cpus: int | None = None) -> None:
 
     Args:
         num_cpus: CPUs of a Ray that is started here, for jobs that share the machine; default: all of them.
+
+    Raises:
+        ConfigError: nothing listens at `RAY_ADDRESS`.
     """
+    require_listener(os.environ.get("RAY_ADDRESS", ""), "RAY_ADDRESS")
     import ray
     from ray.data import DataContext
     from ray.util.annotations import RayDeprecationWarning
@@ -44,6 +52,27 @@ def connect(num_cpus: int | None = None) -> None:
     context.print_on_execution_start = False
     atexit.unregister(disconnect)  # register once, however often a job connects
     atexit.register(disconnect)  # handlers run in reverse order: this one before Ray's
+
+
+def require_listener(address: str, field: str) -> None:
+    """Check that something listens at a cluster's address: Ray itself would wait for minutes and end in stack traces.
+
+    Args:
+        address: `HOST:PORT` or `ray://HOST:PORT`; any other, such as `auto`, is left to Ray.
+        field: what gave the address.
+
+    Raises:
+        ConfigError: nothing does.
+    """
+    if (found := _HOST_AND_PORT.fullmatch(address)) is None:
+        return
+    try:
+        socket.create_connection((found[1], int(found[2])), _ANSWERS_WITHIN_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"`{field}` ({address}) does not answer ({error}): start a cluster there, as `make up` does, or unset it",
+            field=field,
+        ) from error
 
 
 def owns_ray() -> bool:

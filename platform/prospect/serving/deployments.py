@@ -21,7 +21,7 @@ from ray.serve.schema import LoggingConfig
 
 from prospect.cluster.common import ReportLine
 from prospect.cluster.gpus import allot, largest, present, probe_gpu
-from prospect.cluster.runtime import engine_threads, reserved_device
+from prospect.cluster.runtime import engine_threads, owns_ray, reserved_device
 from prospect.earlier import read_saved as read_earlier
 from prospect.errors import FingerprintError
 from prospect.model.saved import SavedModel, read_saved
@@ -40,6 +40,7 @@ from prospect.serving.requirements import (
     GATEWAY_CPUS,
     check_autoscaling,
     check_keys,
+    check_port,
     check_store,
     most_engines,
     shares,
@@ -349,7 +350,12 @@ def open_port(config: ServeConfig, elsewhere: bool = False) -> None:
     Args:
         config: with section `serving`.
         elsewhere: whether the cluster gets this package from the job alone, so that Serve's own processes have it not.
+
+    Raises:
+        ConfigError: another program listens on the port.
     """
+    if owns_ray() and not serve.status().proxies:  # else the port may be taken by this cluster's own Serve
+        check_port(config.serving.host, config.serving.port)
     options = HTTPOptions(host=config.serving.host, port=config.serving.port)
     environment = {"env_vars": WATCHED if elsewhere else WATCHED | WRAPPED}
     serve.start(

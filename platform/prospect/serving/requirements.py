@@ -1,5 +1,6 @@
 """What the served application needs of its cluster, checked before any of it starts."""
 
+import socket
 from dataclasses import dataclass
 
 from prospect.cluster.gpus import Allotment
@@ -174,3 +175,20 @@ def shares(config: ServeConfig, allotted: Allotment, images: bool) -> Shares:
         )
     has_spare = spare_cpus and needed + engine + share <= allotted.gpus and engines < allotted.gpus
     return Shares(engine, share, has_spare)
+
+
+def check_port(host: str, port: int) -> None:
+    """Check that this machine's port is free: Serve's proxy would try again without end.
+
+    Raises:
+        ConfigError: it is taken, or the address is not of this machine.
+    """
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            return
+    except OSError as error:
+        raise ConfigError(
+            f"`serving.host`:`serving.port` ({host}:{port}) cannot be listened on ({error.strerror}): end what listens "
+            "there, or choose another port",
+            field="serving.port",
+        ) from error
