@@ -187,8 +187,9 @@ def check_port(host: str, port: int) -> None:
         with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
             return
     except OSError as error:
+        reason = str(error.strerror).partition(" (")[0]  # without the address, which follows
         raise ConfigError(
-            f"`serving.host`:`serving.port` ({host}:{port}) cannot be listened on ({error.strerror}): end what listens "
+            f"`serving.host`:`serving.port` ({host}:{port}) cannot be listened on ({reason}): end what listens "
             "there, or choose another port",
             field="serving.port",
         ) from error
