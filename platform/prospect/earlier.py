@@ -14,7 +14,10 @@ EARLIER_DEFAULTS: Mapping[str, Any] = {
     "training.clips.draws": 1,
     "training.losses.focal_alpha": None,
     "training.losses.lookup": 0.0,
-    "training.text_share": 0.0,
+    "training.reading.lookup": 1.0,
+    "training.reading.share": 0.0,
+    "training.reading.speaking_text": 3.0,
+    "training.reading.watch_only_share": 0.1,
 }
 """Dotted name of each setting that came later -> what the program did before."""
 
@@ -22,6 +25,7 @@ _NEVER_FITTED = "no weight for the NLI model was ever fitted; leave it out"
 GONE: Mapping[str, str] = {
     "labels.aligner.nli_model": _NEVER_FITTED,
     "labels.aligner.nli_weight": _NEVER_FITTED,
+    "training.text_share": "training.reading has replaced it; leave it out",
     "vision.device": "cluster.gpus says whether jobs compute on GPUs; leave it out",
 }
 """Dotted name of each setting that was removed or renamed -> why, or the new name, and what to do."""

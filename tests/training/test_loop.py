@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from prospect.data.clips import Clip
+from prospect.data.lookups import LookupFinder
 from prospect.data.settings import LabelSamplingSettings
 from prospect.errors import ConfigError
 from prospect.model.losses import TERMS
+from prospect.model.settings import LossSettings
 from prospect.training.backend import PlainBackend, TrainingBackend
 from prospect.training.loop import Collate, MicroBatch, StepBatch, StepResult, lr_at, step_batches, train_step
-from prospect.training.settings import TrainingError, TrainingSettings
+from prospect.training.settings import ReadingSettings, TrainingError, TrainingSettings
 from prospect.training.validation import validate
-from tests.data.test_text_batches import text_collator
 from tests.factories import TOY_CONTEXT, ToyCorpus, clips_of, features
 
 SETTINGS = TrainingSettings(batch_size=4, micro_batch_size=4, epochs=2, learning_rate=3e-3, warmup_steps=2)
@@ -150,39 +151,34 @@ def test_a_run_that_starts_in_the_middle_continues_the_uninterrupted_one(toys: T
     assert first + rest == pytest.approx(whole, rel=1e-6)
 
 
-def test_the_first_steps_show_text_alone_and_train_no_head(toys: ToyCorpus) -> None:
-    """Interrupted among them, a run repeats their draws."""
-    settings = SETTINGS.model_copy(update={"max_steps": 8, "text_share": 0.5})
-    text = text_collator(toys)
+def test_the_last_steps_read(toys: ToyCorpus) -> None:
+    """Interrupted before them or among them, a run goes on with the same losses."""
+    reading = ReadingSettings(share=0.5, lookup=2.0, speaking_text=1.0, watch_only_share=0.0)
+    settings = SETTINGS.model_copy(update={"max_steps": 4, "reading": reading})
+    collators = toys.collator(LabelSamplingSettings(watch_only_share=0.9)), toys.collator(LabelSamplingSettings())
+    collators[1].finder = LookupFinder(toys.vocabulary)
 
     def steps(backend: TrainingBackend, start: int = 0) -> Iterator[StepResult]:
-        batches = step_batches(backend, toys.clips, toys.collator(), settings, start=start, collate_text=text)
-        return (train_step(backend, batch, settings) for batch in batches)
+        watch, read = collators
+        batches = step_batches(backend, toys.clips, watch, settings, start=start, collate_reading=read)
+        return (train_step(backend, batch, settings.at(batch.step, 4)) for batch in batches)
 
-    model = toys.model()
-    heads = [model.speaking_decision_head, model.dst_update_head, model.dst_state_head]
-    before = [parameter.detach().clone() for head in heads for parameter in head.parameters()]
-    backend = PlainBackend(model, settings.model_copy(update={"weight_decay": 0.0}))
-    whole = []
-    for result in steps(backend):
-        whole.append(result)
-        if result.step == 3:
-            after = [parameter for head in heads for parameter in head.parameters()]
-            assert all(map(torch.equal, before, after))
-    assert [set(result.parts) for result in whole[:4]] == [{"speaking_text"}] * 4
-    assert not any(any(result.trained.values()) for result in whole[:4])
-    assert all(all(result.trained.values()) for result in whole[4:])
-    assert max(result.tokens for result in whole[:4]) < min(result.tokens for result in whole[4:])
-
-    backend = PlainBackend(toys.model(), settings.model_copy(update={"weight_decay": 0.0}))
-    first = list(islice(steps(backend), 2))
-    assert [each.loss for each in [*first, *steps(backend, 2)]] == pytest.approx([each.loss for each in whole])
+    whole = list(steps(PlainBackend(toys.model(), settings)))
+    assert ["lookup" in result.parts for result in whole] == [False, False, True, True]
+    assert whole[2].labels["speaking_text"] > whole[1].labels.get("speaking_text", 0)
+    for stopped in (1, 3):
+        backend = PlainBackend(toys.model(), settings)
+        losses = [result.loss for result in [*islice(steps(backend), stopped), *steps(backend, stopped)]]
+        assert losses == pytest.approx([result.loss for result in whole], rel=1e-6)
 
 
-def test_a_run_keeps_a_step_that_shows_frames() -> None:
-    assert TrainingSettings(text_share=0.9).text_steps(1) == 0
-    assert TrainingSettings(text_share=0.5).text_steps(900) == 450
-    assert TrainingSettings().text_steps(900) == 0
+def test_the_settings_of_a_step_are_those_of_its_part_of_the_run() -> None:
+    settings = TrainingSettings(reading=ReadingSettings(share=0.7, lookup=2.0, speaking_text=5.0))
+    assert settings.at(224, 750) is settings
+    assert settings.at(225, 750).losses == LossSettings(lookup=2.0, speaking_text=5.0)
+    assert settings.at(225, 750).sampling.watch_only_share == settings.reading.watch_only_share
+    assert settings.at(225, 750).sampling.negative_rate == settings.sampling.negative_rate
+    assert TrainingSettings().at(749, 750) == TrainingSettings()
 
 
 def test_data_without_steps_trains_speaking_only(toys: ToyCorpus) -> None:

@@ -115,28 +115,6 @@ def _key(dialogue: Dialogue, draws: int) -> str:
     return dialogue.dialogue_id if draws == 1 else whole
 
 
-def started_at(clip: Clip, start: int, settings: ContextSettings) -> Clip:
-    """What follows frame `start` of a clip, behind a context that knows state and words before it; without a tail.
-
-    No summary of the progress stands in a later context: the clip knows none of that frame.
-    """
-    if start == clip.start:
-        return replace(clip, tail_frames=0)
-    earlier = [turn for frame in sorted(clip.events) if frame < start for turn in clip.events[frame].turns]
-    said = [*clip.utterances, *earlier]
-    return replace(
-        clip,
-        start=start,
-        tail_frames=0,
-        initial_state=clip.states[start - clip.start - 1],
-        utterances=tuple(said[max(0, len(said) - settings.last_utterances) :]),
-        events={frame: event for frame, event in clip.events.items() if frame >= start},
-        states=clip.states[start - clip.start :],
-        summary=None,
-        num_tokens=None,
-    )
-
-
 def split_clips(
     dialogue: Dialogue,
     timeline: Timeline,

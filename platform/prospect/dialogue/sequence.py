@@ -74,14 +74,6 @@ class FrameSequence:
         self.extend(ids)
 
 
-def without_frames(sequence: FrameSequence) -> FrameSequence:
-    """The text of `sequence` alone: context, user turns, deltas and utterances; nothing is decided."""
-    shown = set(sequence.image_positions)
-    kept = [position for position in range(len(sequence.ids)) if position not in shown]
-    ids, tasks = [sequence.ids[each] for each in kept], [sequence.text_tasks[each] for each in kept]
-    return FrameSequence(ids, tasks, sequence.step_positions)
-
-
 @dataclass(frozen=True)
 class SequenceBuilder:
     """Writes contexts and frames as the tokens of one model, and reads them back.

@@ -153,11 +153,11 @@ def step_batches(
     settings: TrainingSettings,
     *,
     start: int = 0,
-    collate_text: Collate | None = None,
+    collate_reading: Collate | None = None,
 ) -> Iterator[StepBatch]:
     """This rank's batches of the steps from `start` to the last one, each made while the step before it computes.
 
-    `collate_text` makes the batches of the first steps, as many as `settings.text_share` says.
+    `collate_reading` makes those of the last steps, `settings.reading.share` of them.
 
     Every random draw is seeded by `training.seed`, the step and the clips, so that a resumed run repeats the draws of
     an uninterrupted one.
@@ -168,11 +168,9 @@ def step_batches(
     sampler = make_sampler(clips, settings)
     total = settings.total_steps(sampler)
 
-    text_steps = settings.text_steps(total) if collate_text else 0
-
     def collated(step: int) -> list[MicroBatch] | DataError:
         shares = _shares(sampler, settings, step, backend)
-        make = collate_text if collate_text and step < text_steps else collate
+        make = collate if collate_reading is None or settings.at(step, total) is settings else collate_reading
         try:
             return [_micro_batch(share, clips, make, sampler.epoch(step)) for share in shares]
         except DataError as error:

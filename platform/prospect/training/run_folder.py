@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prospect.earlier import EARLIER_DEFAULTS
+from prospect.earlier import EARLIER_DEFAULTS, GONE
 from prospect.errors import ConfigError
 from prospect.files import write_json
 from prospect.settings import flatten
@@ -60,7 +60,7 @@ def read_identity(folder: Path) -> dict[str, Any] | None:
             f"{IDENTITY_VERSION}): update prospect, or give training.run_name another name.",
             field="training.run_name",
         )
-    return {**EARLIER_DEFAULTS, **flatten(identity)}
+    return {**EARLIER_DEFAULTS, **{name: value for name, value in flatten(identity).items() if name not in GONE}}
 
 
 def require_same(folder: Path, identity: dict[str, Any]) -> None:

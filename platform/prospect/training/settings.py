@@ -75,6 +75,22 @@ class EarlyStopping(Settings):
         return best is None or gain > self.min_delta
 
 
+class ReadingSettings(Settings):
+    """The last steps of a model that is trained from scratch: it can watch by then, and learns to read its context.
+
+    A pretrained model can read, and needs none of it.
+    """
+
+    share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the optimizer steps, the last ones, in which the other values here take the place of those named."""
+    lookup: float = Field(default=1.0, ge=0)
+    """In place of `losses.lookup`."""
+    speaking_text: float = Field(default=3.0, ge=0)
+    """In place of `losses.speaking_text`."""
+    watch_only_share: float = Field(default=0.1, ge=0, lt=1)
+    """In place of `sampling.watch_only_share`: what is watched needs fewer clips by then."""
+
+
 class TrainingSettings(Settings):
     """How a model is fitted. `run_name` is the run's identity: the same name again continues it."""
 
@@ -98,10 +114,6 @@ class TrainingSettings(Settings):
     """Passes over the training clips, where `max_steps` is not set."""
     max_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps; instead of `epochs`."""
-    text_share: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the optimizer steps, the first ones, that show clips without their frames: context, user turns, deltas
-    and utterances, of which utterances alone are learned. They are cheap, and teach a model that is trained from
-    scratch to read the recipe; a pretrained one can read."""
     batch_size: int = Field(default=16, ge=1)
     """Clips of one optimizer step, over all workers."""
     micro_batch_size: int = Field(default=4, ge=1)
@@ -147,6 +159,7 @@ class TrainingSettings(Settings):
     losses: LossSettings = LossSettings()
     sampling: LabelSamplingSettings = LabelSamplingSettings()
     clips: ClipSettings = ClipSettings()
+    reading: ReadingSettings = ReadingSettings()
 
     @model_validator(mode="after")
     def _measured(self) -> Self:
@@ -161,6 +174,20 @@ class TrainingSettings(Settings):
     def total_steps(self, sampler: ClipSampler) -> int:
         return self.max_steps or self.epochs * sampler.steps_per_epoch
 
-    def text_steps(self, total_steps: int) -> int:
-        """How many of the run's steps show text alone."""
-        return min(round(self.text_share * total_steps), total_steps - 1)
+    def at(self, step: int, total_steps: int) -> Self:
+        """The settings of a step (from 0): the losses and draws of `reading` in the last steps."""
+        return self if step < total_steps - round(self.reading.share * total_steps) else self.at_the_end
+
+    @property
+    def at_the_end(self) -> Self:
+        """With the losses and draws of `reading`, where it has a share."""
+        if not self.reading.share:
+            return self
+        losses = {"lookup": self.reading.lookup, "speaking_text": self.reading.speaking_text}
+        sampling = {"watch_only_share": self.reading.watch_only_share}
+        return self.model_copy(
+            update={
+                "losses": self.losses.model_copy(update=losses),
+                "sampling": self.sampling.model_copy(update=sampling),
+            }
+        )

@@ -65,7 +65,7 @@ class TrainingRun:
             parts = raise_on_all_ranks(group or SingleProcess(), build_parts(job, data))
             self.backend = make_backend(parts.model)
         self.tokenizer, self.wrapped, self.streaming = parts.tokenizer, parts.model, parts.streaming
-        self.collate, self.collate_all, self.collate_text = parts.collate, parts.collate_all, parts.collate_text
+        self.collate, self.collate_reading, self.collate_all = parts.collate, parts.collate_reading, parts.collate_all
         self.state = TrainState()
         self.saved = 0
         """The step of the newest checkpoint."""
@@ -102,10 +102,10 @@ class TrainingRun:
             self._validate()  # what was due at the checkpoint, and could not be done
             meter, start = Meter(backend.device.type == "cuda"), self.total if self.state.stopped else self.state.step
             batches = step_batches(
-                backend, self.data.train, self.collate, self.settings, start=start, collate_text=self.collate_text
+                backend, self.data.train, self.collate, self.settings, start=start, collate_reading=self.collate_reading
             )
             for batch in batches:
-                self._after_step(train_step(backend, batch, self.settings), meter)
+                self._after_step(train_step(backend, batch, self.settings.at(batch.step, self.total)), meter)
                 if self.state.stopped:
                     break
             return self._finish()

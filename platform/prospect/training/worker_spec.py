@@ -13,7 +13,6 @@ from transformers import AutoTokenizer
 from prospect.data.batches import Collator
 from prospect.data.clips import Clip
 from prospect.data.embeddings import EmbeddingStore
-from prospect.data.text_batches import TextCollator
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.sequence import SequenceBuilder
 from prospect.dialogue.vocabulary import Vocabulary
@@ -74,10 +73,10 @@ class WorkerParts:
     """With the same weights on every rank."""
     streaming: StreamingValidation
     collate: Collator
+    collate_reading: Collator
+    """For the last steps, `training.reading.share` of them."""
     collate_all: Collator
     """Labels every frame, for validation."""
-    collate_text: Collator
-    """Shows no frames, for the first steps of `training.text_share`."""
 
 
 def build_parts(job: WorkerJob, data: TrainingData) -> WorkerParts | ProspectError:
@@ -89,12 +88,20 @@ def build_parts(job: WorkerJob, data: TrainingData) -> WorkerParts | ProspectErr
             streaming = StreamingValidation(
                 data.validation, store, builder, job.streaming, job.evaluation, job.training
             )
-            sampling, lookups = job.training.sampling, job.training.losses.lookup > 0
-            collate, collate_all = (Collator(builder, store.read, each, lookups=lookups) for each in (sampling, None))
-            text = TextCollator(builder, store.dim, sampling.seed, lookups)
-            return WorkerParts(tokenizer, _build(job, data, tokenizer, store), streaming, collate, collate_all, text)
+            model = _build(job, data, tokenizer, store)
+            return WorkerParts(tokenizer, model, streaming, *_collators(job.training, builder, store))
     except ProspectError as error:
         return error
+
+
+def _collators(training: TrainingSettings, builder: SequenceBuilder, store: EmbeddingStore) -> list[Collator]:
+    """The collators of `WorkerParts`, in its order."""
+    lookups, reading = training.losses.lookup > 0, training.at_the_end
+    return [
+        Collator(builder, store.read, training.sampling, lookups=lookups),
+        Collator(builder, store.read, reading.sampling, lookups=reading.losses.lookup > 0),
+        Collator(builder, store.read, None, lookups=lookups),
+    ]
 
 
 def _build(job: WorkerJob, data: TrainingData, tokenizer: Any, store: EmbeddingStore) -> "DSTModel | PeftModel":
