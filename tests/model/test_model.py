@@ -184,14 +184,26 @@ def test_attention_follows_the_call():
 
 @pytest.mark.each_backbone
 def test_a_lookup_is_the_attention_of_one_head_and_reaches_every_layer_below():
-    """The loss is -log of the last layer's attention, as transformers itself computes it for one clip."""
+    """Its loss: -log of the last layer's attention, as transformers itself computes it for one clip, and of the word.
+
+    `lm_head` reads the word off the one head, which looks at the right place alone.
+    """
     collate, model = collator(VOCABULARY), tiny_model(VOCABULARY).model
     collate.finder = LookupFinder(VOCABULARY)
     batch, term = collate([tea_clip()]), TERMS.index("lookup")
     model.set_attn_implementation("eager")
+    last, read = model.text.layers[-1], []
+    hook = last.self_attn.v_proj.register_forward_hook(lambda module, inputs, values: read.append(values[0]))
     with torch.no_grad():
         attention = model.text(inputs_embeds=model.embed(batch.input_ids, batch.frames), output_attentions=True)
-    expected = -attention.attentions[-1][0, 0, batch.lookups, batch.looked_up].log().sum()
+        looked = -attention.attentions[-1][0, 0, batch.lookups, batch.looked_up].log().sum()
+        alone = torch.zeros(len(batch.lookups), model.text_config.hidden_size)
+        width = last.self_attn.head_dim
+        alone[:, :width] = read[0][batch.looked_up, :width]
+        logits = model.lm_head(model.text.norm(last.self_attn.o_proj(alone)))
+        said = torch.nn.functional.cross_entropy(logits, batch.input_ids[0, batch.lookups + 1], reduction="sum")
+    hook.remove()
+    expected = looked + said
     gradients = []
     for recompute in (False, True):
         model.checkpoint_layers(recompute)

@@ -57,11 +57,18 @@ def loss_sums(model: DSTModel, batch: Batch, settings: LossSettings) -> Tensor:
 
 
 def read_trunk(model: DSTModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Hidden states [B * S, H], and the sum of the lookup losses of the batch."""
+    """Hidden states [B * S, H], and the sum of the lookup losses of the batch.
+
+    A lookup's loss is the guide's, and the cross-entropy of the word where `lm_head` reads what was found alone.
+    """
     inputs = trunk_inputs(batch)
     flat = model.trunk(**inputs).flatten(0, 1)
     guide = inputs["packing"].guide if batch.packed else None
-    return flat, flat.new_zeros(()) if guide is None else guide.loss
+    if guide is None:
+        return flat, flat.new_zeros(())
+    words = batch.input_ids.flatten()[batch.lookups + 1]
+    logits = model.lm_head(model.text.norm(guide.found)).float()
+    return flat, guide.loss + F.cross_entropy(logits, words, reduction="sum")
 
 
 def term_sums(model: DSTModel, flat: Tensor, batch: Batch, settings: LossSettings, lookup: Tensor) -> Tensor:

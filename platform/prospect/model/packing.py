@@ -24,7 +24,7 @@ _GQA = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).pa
 
 @dataclass
 class AttentionGuide:
-    """Measures where the first head of the last layer looks, for the loss that guides it.
+    """Measures where the first head of the last layer looks and what it finds there, for the loss that guides it.
 
     Guided alignment (Chen et al. 2016, "Guided Alignment Training for Topic-Aware Neural Machine Translation", section
     3.2): the cross-entropy between the head's attention and the place where the word stands that comes next.
@@ -32,16 +32,21 @@ class AttentionGuide:
     Attributes:
         lookups, looked_up: [L] positions that look, and where each of them should look.
         loss: sum over all lookups, after the layer's forward pass.
+        found: [L, H] what the head adds to the residual stream where it looks at the right place alone.
     """
 
     lookups: Tensor
     looked_up: Tensor
     loss: Tensor = field(default_factory=lambda: torch.zeros(()))
+    found: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
 
-    def measure(self, module: LlamaAttention, query: Tensor, key: Tensor, scaling: float, offsets: Tensor) -> None:
-        """Set `loss` in the last layer, from queries [1, Hq, N, Dh] and keys [1, Hkv, N, Dh]."""
+    def measure(
+        self, module: LlamaAttention, query: Tensor, key: Tensor, value: Tensor, scaling: float, offsets: Tensor
+    ) -> None:
+        """Set `loss` and `found` in the last layer, from queries [1, Hq, N, Dh], keys and values [1, Hkv, N, Dh]."""
         if module.layer_idx != module.config.num_hidden_layers - 1:
             return
+        self.found = value[0, 0, self.looked_up] @ module.o_proj.weight[:, : value.shape[-1]].T
         scores = (query[0, 0, self.lookups] @ key[0, 0].T).float() * scaling
         first = offsets[torch.searchsorted(offsets, self.lookups.int(), right=True) - 1]
         columns = torch.arange(key.shape[2], device=key.device)
@@ -88,7 +93,7 @@ def packed_attention(
     On CUDA in half precision one kernel for all clips, otherwise one call for each clip.
     """
     if packing.guide is not None:
-        packing.guide.measure(module, query, key, scaling, packing.offsets)
+        packing.guide.measure(module, query, key, value, scaling, packing.offsets)
     query, key = query.to(value.dtype), key.to(value.dtype)  # rotary embedding under autocast makes them float32
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         return _in_one_kernel(query, key, value, scaling, packing), None
