@@ -62,13 +62,12 @@ def until(holds: Callable[[], object]) -> None:
 
 
 class Server:
-    """A gateway with an event loop of its own."""
+    """A gateway with an event loop of its own; `options` are of uvicorn."""
 
-    def __init__(self, host: SessionHost, access: Access | None = None) -> None:
+    def __init__(self, host: SessionHost, access: Access | None = None, **options: Any) -> None:
         self.host, self.port = host, free_port()
-        config = uvicorn.Config(
-            build_api(host, access), host="127.0.0.1", port=self.port, log_level="error", lifespan="off"
-        )
+        defaults = {"host": "127.0.0.1", "port": self.port, "log_level": "error", "lifespan": "off"}
+        config = uvicorn.Config(build_api(host, access), **defaults, **options)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
         self._thread.start()
