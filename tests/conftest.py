@@ -48,7 +48,14 @@ def shared_data() -> Path:
 def local_ray() -> None:
     """A Ray of two CPUs in this process; all modules share one, which ends with the session."""
     if not ray.is_initialized():
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _system_config={"metrics_report_interval_ms": 2000},  # tests/e2e/scraped.py waits for them
+        )
 
 
 pytest.register_assert_rewrite("tests.e2e.sessions")

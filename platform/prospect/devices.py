@@ -22,6 +22,11 @@ def has_gpu() -> bool:
     return pick_device().type == "cuda"
 
 
+def gpu_bytes() -> int | None:
+    """Bytes that this process has taken of its GPU; None before it uses one."""
+    return torch.cuda.memory_reserved() if torch.cuda.is_initialized() else None
+
+
 def why_no_gpu() -> str:
     """Why torch finds no GPU, in its own words: no driver, one that is too old, no device."""
     try:

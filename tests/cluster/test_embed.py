@@ -22,6 +22,7 @@ from prospect.vision.settings import DECODER_VERSION, EmbeddingSettings, VisionS
 from prospect.vision.stages import DecodeVideo, PictureBatch, item_of
 from prospect.vision.video import sample_frames
 from prospect.vision.weights import TINY
+from tests.e2e.scraped import scrape_until
 from tests.vision.test_changes import joined
 from tests.vision.test_streams import MAIN, PREVIEW, write_streams
 from tests.vision.videos import flat_picture, write_frames_file, write_video
@@ -45,6 +46,10 @@ def test_a_folder_is_embedded_once(local_ray: None, tmp_path: Path, capsys: pyte
     assert "6/6 videos, 32 frames" in capsys.readouterr().out
     assert "broken.mp4 is truncated" in first.quarantined["broken"]
     assert "missing.mp4 cannot be read" in first.quarantined["missing"]
+
+    exported = scrape_until(["prospect_embedding_frames_total", "prospect_embedding_videos_total"])
+    assert exported["prospect_embedding_frames_total"] >= 32
+    assert exported["prospect_embedding_videos_total"] >= 6
 
     store = EmbeddingStore(root)
     assert pq.read_table(f"{root}/manifest.parquet")["num_frames"].to_pylist() == [2, 6, 10, 14]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,18 +11,21 @@ from pathlib import Path
 
 import httpx
 import pytest
+import ray
 from ray import serve
 
 from prospect.client import ProspectClient, ServerError
 from prospect.config.load import load
 from prospect.errors import FingerprintError
 from prospect.model.checkpoint import load_model
+from prospect.monitoring import METRICS
 from prospect.serving.config import ServeConfig
 from prospect.serving.deployments import find_model, launch
 from prospect.serving.live_encoder import encoder_of
 from scripts.cluster import free_port
 from tests.bare import LIGHT, MISSING
 from tests.conftest import REPOSITORY
+from tests.e2e.scraped import scrape_until
 from tests.needs import skip_without
 from tests.readme import blocks
 from tests.serving.models import ALWAYS, NEVER, STEPS, picture, write_model
@@ -207,6 +211,54 @@ def test_the_example_with_asyncio(address: str, folder: Path):
     options = ["frame.jpg", "--url", f"http://{address}", "--sessions", "2", "--frames", "3"]
     printed = run([sys.executable, str(EXAMPLES / "stream_async.py"), *options], folder)
     assert printed.splitlines() == ["Task 1: 3 frames decided", "Task 2: 3 frames decided"]
+
+
+def test_prometheus_gets_the_metrics_of_a_session(client: ProspectClient):
+    """All of gateways, engines and encoders, that a machine without a GPU has; counters once they are more than 0."""
+    with client.live("Make tea", STEPS, thresholds=ALWAYS) as live:
+        live.push(picture(0))
+        live._socket.send("no message")
+        live.close()
+        list(live)
+    served = {each.name: each for each in METRICS.values() if each.by in ("gateway", "engine", "encoder")}
+    counted = [
+        "prospect_sessions_opened_total",
+        "prospect_sessions_ended_total",
+        "prospect_frames_total",
+        "prospect_decisions_total",
+        "prospect_refused_total",
+        "prospect_decision_seconds_count",
+        "prospect_engines",
+        "prospect_engine_capacity",
+        "prospect_engine_frames_total",
+        "prospect_engine_tokens_total",
+        "prospect_step_seconds_count",
+        "prospect_kv_pages",
+        "prospect_pictures_encoded_total",
+        "prospect_encode_seconds_count",
+    ]
+    found = scrape_until(counted)
+    assert set(found) >= {name for name, metric in served.items() if metric.kind == "gauge"}
+    assert {re.sub("_(bucket|count|sum)$", "", name) for name in found} <= set(METRICS)
+    assert found["prospect_decisions_total"] <= found["prospect_frames_total"]
+
+
+def test_a_replica_writes_what_happens_as_lines_of_json(client: ProspectClient):
+    """Into files beside Serve's own logs."""
+    with client.live("Make tea", STEPS, thresholds=ALWAYS) as live:
+        live.text("My secret is 4711.")
+        live.push(picture(0))
+        live.close()
+        list(live)
+    folder = Path(ray._private.worker._global_node.get_logs_dir_path()) / "serve"
+    lines = [json.loads(line) for file in folder.glob("prospect_*.jsonl") for line in file.read_text().splitlines()]
+    assert {"gateway", "engine", "encoder"} <= {line["process"] for line in lines if line["event"] == "process.started"}
+    told = {line["event"]: line for line in lines if line.get("session") == live.session_id}
+    assert {"session.opened", "frame.acted", "session.ended"} <= set(told)
+    assert (told["frame.acted"]["frame"], told["frame.acted"]["epoch"]) == (0, 1)
+    written = "".join(file.read_text() for file in folder.glob("prospect_*.jsonl"))
+    assert "4711" not in written
+    assert live.created.resume not in written
 
 
 def test_the_client_needs_neither_torch_nor_ray(address: str, folder: Path):

@@ -22,6 +22,7 @@ from prospect.training.events import read_events
 from prospect.training.settings import TrainingError
 from prospect.vision.fingerprint import encoder_fingerprint
 from prospect.vision.settings import VisionSettings
+from tests.e2e.scraped import scrape_until
 from tests.e2e.training_runs import assert_one_run, prepared
 from tests.factories import TOY_MODEL
 
@@ -63,6 +64,11 @@ def test_a_run_survives_the_death_of_a_worker(local_ray: None, config: Config) -
     table = [line.split() for line in lines]
     assert ["part", "tensors", "trainable", "frozen"] in table, lines
     assert any(line[:1] == ["all"] for line in table), lines
+
+    exported = scrape_until(["prospect_training_step", "prospect_training_loss", "prospect_training_tokens_total"])
+    assert exported["prospect_training_step"] >= 60
+    assert exported["prospect_training_clips_total"] >= 60
+    assert exported["prospect_training_failed_workers_total"] >= 1
 
     run = assert_one_run(config, result)
     tracking = Tracking(config.tracking, root)

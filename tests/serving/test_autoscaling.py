@@ -9,9 +9,11 @@ import pytest
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from prospect.model.checkpoint import LoadedModel
-from prospect.serving import timed_engine
+from prospect.monitoring import Readings
+from prospect.serving import pace
 from prospect.serving.autoscaling import SESSIONS, STEP_S, SessionPolicy
-from prospect.serving.timed_engine import TimedEngine
+from prospect.serving.pace import Pace
+from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings
 from prospect.streaming.types import SessionSpec
 from tests.serving.models import CONTEXT
@@ -52,18 +54,25 @@ def test_a_policy_goes_to_serves_controller_by_value():
     assert loaded(context([[8]])) == (2, {})
 
 
-def test_an_engine_knows_its_load(loaded: LoadedModel, monkeypatch):
-    engine = TimedEngine(loaded, CONTEXT, StreamingSettings(max_sessions=2), ())
-    assert engine.load() == {SESSIONS: 0, STEP_S: 0}
+def test_an_engine_knows_its_pace(loaded: LoadedModel, monkeypatch):
+    engine, readings = StreamingEngine(loaded, CONTEXT, StreamingSettings(max_sessions=2)), Readings()
+    steps = Pace(readings)
+    assert steps.mean_step_s() == 0
     engine.open("a", SessionSpec())
-    engine.push_frame("a", np.zeros((1, loaded.model.config.vision_dim), np.float16))
+    for _ in range(2):
+        engine.push_frame("a", np.zeros((1, loaded.model.config.vision_dim), np.float16))
     began = time.monotonic()
     while engine.has_work():
-        engine.step()
-    load = engine.load()
-    assert load[SESSIONS] == 1
-    assert 0 < load[STEP_S] <= time.monotonic() - began
-    engine.step()
-    assert engine.load() == load, "a step without work says nothing"
-    monkeypatch.setattr(timed_engine, "RECENT_S", 0.0)
-    assert engine.load()[STEP_S] == 0
+        steps.step(engine)
+    took = steps.mean_step_s()
+    assert 0 < took <= time.monotonic() - began
+    summary = steps.summary()
+    assert summary["decisions_per_second"] == 2 / pace.RECENT_S
+    assert 0 < summary["step_p50"] <= summary["step_p95"]
+    steps.step(engine)
+    assert steps.mean_step_s() == took, "a step without work says nothing"
+    [observed] = readings.take()
+    assert observed.metric.name == "prospect_step_seconds"
+    monkeypatch.setattr(pace, "RECENT_S", 0.0)
+    assert steps.mean_step_s() == 0
+    assert set(steps.summary().values()) == {0.0}

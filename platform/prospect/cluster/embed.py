@@ -184,9 +184,11 @@ def _embed(
     store: EmbeddingStore,
     report: ReportLine,
 ) -> Iterator[VideoOutcome | PictureBatch]:
+    from prospect.cluster.job_metrics import export_embedding  # with Ray
+
     allotment = allot(cluster or ClusterSettings(), "embed", report)
     places = divide(allotment, embedding or EmbeddingSettings(), len(videos))
-    yield from stream_embeddings(videos, settings, places, store, encoder_fingerprint(settings))
+    yield from export_embedding(stream_embeddings(videos, settings, places, store, encoder_fingerprint(settings)))
 
 
 def _check(videos: Sequence[VideoSource], settings: VisionSettings) -> None:

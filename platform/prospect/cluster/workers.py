@@ -18,6 +18,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from prospect.cluster.common import ReportLine
 from prospect.cluster.controller import FailureLog, is_process_death, run_worker
 from prospect.cluster.gpus import Allotment
+from prospect.cluster.job_metrics import TrainingMetrics
 from prospect.cluster.process_group import CheckedTorchConfig
 from prospect.cluster.runtime import owns_ray
 from prospect.errors import ConfigError, ProspectError
@@ -77,7 +78,13 @@ def fit(
     )
 
     console = console_for(settings.log_every, report)
-    follower = EventFollower(job.folder / "metrics.jsonl", upload, console, report)
+    exported = TrainingMetrics(settings.run_name)
+
+    def show(event: RunEvent) -> None:
+        console(event)
+        exported(event)
+
+    follower = EventFollower(job.folder / "metrics.jsonl", upload, show, report)
     with console, follower, _explain_failures(settings):
         summary: dict[str, Any] = cast(Any, trainer.fit()).return_value
         if "error" in summary:

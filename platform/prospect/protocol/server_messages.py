@@ -278,6 +278,53 @@ class ModelCard(ServerModel):
     """False if the model's encoder is missing: send embeddings."""
 
 
+class StepTimes(ServerModel):
+    """Seconds of an engine's steps that had work."""
+
+    p50: float
+    p95: float
+
+
+class LastMove(ServerModel):
+    """The last time that a session went to another process."""
+
+    seconds_ago: float
+    seconds: float
+    """For which nothing was decided."""
+    lost_frames: int
+
+
+class ServerStatus(ServerModel):
+    """How a running deployment is: of all gateways, as the one that answers knows them."""
+
+    health: Literal["ok", "degraded", "unavailable"]
+    """`degraded`: the session store is away; `unavailable`: no engine answers."""
+    ready: bool
+    """Whether a new session would be taken."""
+    reason: str = ""
+    """Why not."""
+    model: ModelCard | None = None
+    """None while no engine answers."""
+    gateways: int
+    engines: int
+    encoders: int
+    sessions: int
+    capacity: int
+    """Sessions that have a place."""
+    decisions_per_second: float
+    """Of the last ten seconds."""
+    step_seconds: StepTimes
+    """Of the last ten seconds and the slowest engine; 0 without steps."""
+    dropped_frames: int
+    """Since the gateways started."""
+    moves: int
+    """Likewise."""
+    last_move: LastMove | None = None
+    store: Literal["none", "ok", "away"]
+    store_lag_seconds: float
+    """Age of the oldest change that is not written."""
+
+
 ServerMessage = Annotated[
     SessionCreated
     | FrameDecision

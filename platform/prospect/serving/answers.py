@@ -3,6 +3,7 @@
 import math
 
 from fastapi.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
 from prospect.errors import ProspectError, SessionError
 from prospect.protocol.messages import ErrorMessage
@@ -48,4 +49,16 @@ def error_answer(message: ErrorMessage, status: int | None = None, retry_after: 
         headers["Retry-After"] = str(retry_after)
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse({"error": message.model_dump(include={"code", "message", "field"})}, status, headers)
+    return _Refusal(message, status, headers)
+
+
+class _Refusal(JSONResponse):
+    """Counted when it is sent, wherever in the application it was made."""
+
+    def __init__(self, message: ErrorMessage, status: int, headers: dict[str, str]) -> None:
+        super().__init__({"error": message.model_dump(include={"code", "message", "field"})}, status, headers)
+        self._code = message.code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"].state.monitor.refused(self._code)
+        await super().__call__(scope, receive, send)

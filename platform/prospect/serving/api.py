@@ -25,6 +25,7 @@ from prospect.protocol.messages import (
     FramesRequest,
     FramesResponse,
     ModelCard,
+    ServerStatus,
     SessionClosed,
     SessionCreated,
     SessionUpdate,
@@ -70,6 +71,7 @@ def build_api(host: SessionHost, access: Access | None = None) -> FastAPI:
     """
     access = access or Access()
     api = FastAPI(title="Prospect", docs_url=None, redoc_url=None)
+    api.state.monitor = host.monitor
     api.add_middleware(ToOwner, host=host)
     api.add_middleware(BoundedBody)
     api.add_middleware(Guard, access=access)
@@ -91,8 +93,13 @@ def build_api(host: SessionHost, access: Access | None = None) -> FastAPI:
     @api.get("/readyz", responses=refusals(429, 503))
     async def readyz() -> dict[str, str]:
         """Whether a new session would be taken: an engine has a place, and the session store is there."""
-        await host.ready()
+        await (await host.overview()).ready()
         return {"status": "ready"}
+
+    @api.get("/v1/status", responses=refusals(503))
+    async def status() -> ServerStatus:
+        """How the deployment is; 200 also where its health is not `ok`."""
+        return await (await host.overview()).status()
 
     @api.get("/v1/model", responses=refusals(503))
     async def model() -> ModelCard:
@@ -104,9 +111,13 @@ def build_api(host: SessionHost, access: Access | None = None) -> FastAPI:
     return api
 
 
+async def _health(host: SessionHost) -> str:
+    return await (await host.overview()).health()
+
+
 async def _healthy(host: SessionHost) -> str:
     try:
-        return await asyncio.wait_for(host.health(), HEALTHY_WITHIN_S)
+        return await asyncio.wait_for(_health(host), HEALTHY_WITHIN_S)
     except Exception as error:  # a time-out, an engine whose loop has ended, or a replica that is gone
         message = f"no engine has answered within {HEALTHY_WITHIN_S:g} seconds; try again"
         raise session_error("unavailable", message) from error

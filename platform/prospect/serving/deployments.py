@@ -34,6 +34,7 @@ from prospect.serving.directory import ServeDirectory, until_leaving
 from prospect.serving.encoders import RemoteEncoder
 from prospect.serving.host import SessionHost
 from prospect.serving.proxy import WATCHED, WRAPPED
+from prospect.serving.replica import observe_replica
 from prospect.serving.requirements import (
     ENCODER_CPUS,
     ENGINE_CPUS,
@@ -106,8 +107,8 @@ class Engine:
         import torch
 
         from prospect.model.checkpoint import load_model
-        from prospect.serving.timed_engine import TimedEngine
         from prospect.serving.worker import EngineWorker
+        from prospect.streaming.engine import StreamingEngine
 
         config, device = site.config, reserved_device()
         torch.set_num_threads(engine_threads(most_engines(config)))
@@ -116,10 +117,11 @@ class Engine:
         context = config.context.over(loaded.manifest.get("context", {}))
         encoder = _encoder_settings(read_saved(folder))
         accepted = {*config.vision.equivalent_to, *([] if encoder is None else [encoder_fingerprint(encoder)])}
-        self._engine = TimedEngine(loaded, context, site.streaming, accepted)
+        engine = StreamingEngine(loaded, context, site.streaming, accepted)
         serving = config.serving
         images = encoder is not None and serving.num_encoders > 0
-        self.worker = EngineWorker(self._engine, serving.model, images, serving.move_seconds)
+        self.worker = EngineWorker(engine, serving.model, images, serving.move_seconds)
+        observe_replica(self.worker, model=serving.model, device=device)
         self._listening = _Listening(site, self.worker)
 
     async def where(self) -> tuple[str, str]:
@@ -131,7 +133,7 @@ class Engine:
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's hook: what `SessionPolicy` decides by."""
-        return self._engine.load()
+        return self.worker.load()
 
 
 class Encoder:
@@ -146,7 +148,8 @@ class Encoder:
         torch.set_num_threads(engine_threads(most_engines(site.config)))
         encoder = encoder_of(read_saved(find_model(site.config)), site.config.vision.equivalent_to, device)
         assert encoder is not None, "deployed where the model names its encoder"
-        self._listening = _Listening(site, EncoderWorker(LiveEncoder(encoder)))
+        live = observe_replica(LiveEncoder(encoder), device=device)
+        self._listening = _Listening(site, EncoderWorker(live))
 
     async def where(self) -> tuple[str, str]:
         """The replica's id, and where it listens."""
@@ -164,6 +167,7 @@ class Gateway:
         self._host = SessionHost(directory, site.secret, encoder, serving, store, site.address)
         keyring = Keyring(KeyTable(store_url(site.config))) if site.needs_key else None
         self._access = Access(serving, keyring, site.bound)
+        observe_replica(self._host, model=serving.model)
         self._stopped: asyncio.Task[None] | None = None
         self._leaving = asyncio.create_task(self._leave())  # Serve makes the replica in its event loop
 

@@ -22,6 +22,9 @@ class Encoder(Protocol):
     async def encode(self, image: bytes) -> np.ndarray:
         """Encode a JPEG, PNG or WebP -> float16 [I, D]; raises DataError where the bytes hold no picture."""
 
+    async def count(self) -> int:
+        """Return how many processes encode."""
+
 
 class NoEncoder:
     """Stands for a model whose clients send embeddings."""
@@ -33,6 +36,9 @@ class NoEncoder:
         """Refuse."""
         message = f"image: this model has no encoder here; send embeddings of fingerprint {self._fingerprint}"
         raise session_error("no_encoder", message, "image")
+
+    async def count(self) -> int:
+        return 0
 
 
 class RemoteEncoder:
@@ -62,6 +68,9 @@ class RemoteEncoder:
             except LostConnectionError:
                 continue
         raise _unavailable()
+
+    async def count(self) -> int:
+        return len(await self._directory.addresses())
 
     async def _next(self) -> Connection:
         """A connection to the next encoder, waiting while all of them are being replaced."""

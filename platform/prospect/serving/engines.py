@@ -7,7 +7,9 @@ from typing import Any, Protocol
 
 from prospect.errors import ProspectError, session_error
 from prospect.protocol.messages import ModelCard
-from prospect.serving.replay import SentFrame
+from prospect.serving.logs import about
+from prospect.serving.monitor import Monitor
+from prospect.serving.replay import Json, SentFrame
 from prospect.serving.wire import Connection, LostConnectionError, connect
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ class EngineLink:
         accepted: fingerprints of embeddings that it takes.
         max_waiting: most frames of one session that wait in it.
         num_sessions: that it had when it was last asked, over all gateways.
+        capacity: sessions that have a place in it.
         leaving: whether its replica takes no more sessions.
     """
 
@@ -56,9 +59,9 @@ class EngineLink:
     max_waiting: int
     _thresholds: dict[str, dict[str, float]]
 
-    def __init__(self, address: str, reader: NewsReader) -> None:
-        self.address, self._reader = address, reader
-        self.num_sessions = self._capacity = 0
+    def __init__(self, address: str, reader: NewsReader, monitor: Monitor) -> None:
+        self.address, self._reader, self._monitor = address, reader, monitor
+        self.num_sessions = self.capacity = 0
         self.leaving = False
         self._frames: list[tuple[str, int, list[Any]]] = []
         self._task: asyncio.Task[None] | None = None
@@ -70,7 +73,7 @@ class EngineLink:
     @property
     def is_full(self) -> bool:
         """Whether all its places are taken, as far as known."""
-        return self.num_sessions >= self._capacity
+        return self.num_sessions >= self.capacity
 
     async def begin(self, secret: str) -> "EngineLink":
         """Connect.
@@ -81,7 +84,7 @@ class EngineLink:
         self.connection = await connect(self.address, secret, self)
         hello = await self.connection.call("hello", within=ANSWERS_WITHIN_S)
         self.card = ModelCard.model_validate(hello["card"])
-        self.accepted, self._capacity = frozenset(hello["accepted"]), hello["capacity"]
+        self.accepted, self.capacity = frozenset(hello["accepted"]), hello["capacity"]
         self.max_waiting, self._thresholds = hello["max_waiting"], hello["thresholds"]
         self._task = asyncio.create_task(self._ping())
         return self
@@ -93,6 +96,16 @@ class EngineLink:
     async def call(self, operation: str, session_id: str, epoch: int, *arguments: Any) -> Any:
         """Ask the engine; raises `LostConnectionError`, or its refusal."""
         return await self.connection.call(operation, session_id, epoch, *arguments, within=ANSWERS_WITHIN_S)
+
+    async def ask(self, within: float = ANSWERS_WITHIN_S) -> Json:
+        """Exchange with the engine how it and this gateway are; returns `EngineWorker`'s answer to a ping.
+
+        Raises:
+            LostConnectionError: it does not answer in time.
+        """
+        load: Json = await self.connection.call("ping", self._monitor.name, self._monitor.summary(), within=within)
+        self.num_sessions = load["sessions"]
+        return load
 
     def push(self, session_id: str, epoch: int, frames: Iterable[SentFrame]) -> None:
         """Send frames, in one message with those of all other sessions of this moment."""
@@ -126,9 +139,9 @@ class EngineLink:
         try:
             while True:
                 await asyncio.sleep(PINGED_EVERY_S)
-                self.num_sessions = await self.connection.call("ping", within=ANSWERS_WITHIN_S)
+                await self.ask()
         except (LostConnectionError, ProspectError) as error:
-            log.error("engine %s: %s", self.address, error)
+            log.error("engine %s: %s", self.address, error, extra=about("engine.lost", engine=self.address))
             self.connection.close()
 
 
@@ -139,13 +152,14 @@ class EnginePool:
         directory: knows the engines.
         secret: that they ask for.
         reader: takes their news.
+        monitor: what they are told of this gateway.
     """
 
-    def __init__(self, directory: Directory, secret: str, reader: NewsReader) -> None:
-        self._directory, self._secret, self._reader = directory, secret, reader
+    def __init__(self, directory: Directory, secret: str, reader: NewsReader, monitor: Monitor) -> None:
+        self._directory, self._secret, self._reader, self._monitor = directory, secret, reader, monitor
         self._links: dict[str, EngineLink] = {}
         self._found = asyncio.Event()
-        self._task = asyncio.create_task(self._watch())
+        self._task = asyncio.create_task(self._look_often())
 
     @property
     def links(self) -> list[EngineLink]:
@@ -181,7 +195,7 @@ class EnginePool:
         """
         link = self._links.get(address)
         if link is None or not link.is_open:
-            link = self._links[address] = await EngineLink(address, self._reader).begin(self._secret)
+            link = self._links[address] = await self._connect(address)
             link.leaving = address not in await self._directory.addresses()
         return link
 
@@ -195,13 +209,16 @@ class EnginePool:
         for link in self._links.values():
             link.close()
 
-    async def _watch(self) -> None:
+    async def _look_often(self) -> None:
         while True:
             try:
                 await self._look(await self._directory.addresses())
             except Exception:
                 log.exception("looking for engines")
             await asyncio.sleep(LOOKED_EVERY_S)
+
+    async def _connect(self, address: str) -> EngineLink:
+        return await EngineLink(address, self._reader, self._monitor).begin(self._secret)
 
     async def _look(self, addresses: Iterable[str]) -> None:
         there = set(addresses)
@@ -215,7 +232,7 @@ class EnginePool:
                 self._reader.engine_lost(link)
         for address in there - set(self._links):
             try:
-                self._links[address] = await EngineLink(address, self._reader).begin(self._secret)
+                self._links[address] = await self._connect(address)
             except LostConnectionError:
                 continue  # it is starting, or dying
         if self.links:

@@ -30,7 +30,10 @@ from prospect.serving.ended import EndedStreams
 from prospect.serving.engines import Directory, EngineLink, EnginePool
 from prospect.serving.journal import Journal
 from prospect.serving.lease import Lease
+from prospect.serving.logs import about
+from prospect.serving.monitor import Monitor
 from prospect.serving.mover import Mover
+from prospect.serving.overview import Overview
 from prospect.serving.ownership import Ownership
 from prospect.serving.peers import GatewayPeer, Respond
 from prospect.serving.session_ids import name_of, scoped
@@ -73,6 +76,8 @@ class SessionHost:
         self._engines, self.secret, self._encoder = engines, secret, encoder
         self._settings = settings or ServingSettings()
         self._limits, self._store, self._node = self._settings.limits, store, address
+        self.monitor = Monitor()
+        self.readings = self.monitor.readings
         self._streams: dict[str, Stream] = {}
         self._ended = EndedStreams()
         self._opening: set[str] = set()
@@ -99,30 +104,15 @@ class SessionHost:
 
     # The server --------------------------------------------------------------------------------------------
 
-    async def health(self) -> str:
-        """Return `ok`, or `degraded` while the store is away, once an engine's thread is free for a moment.
-
-        Raises:
-            SessionError: `unavailable`: no engine answers.
-        """
+    async def overview(self) -> Overview:
+        """Return what knows how the application is, once this gateway works; raises as `check_health`."""
         await self._ready()
         self.check_health()
-        link = await self._pool.any()
-        await link.connection.call("ping")
-        return "degraded" if self._writer and self._writer.degraded else "ok"
+        return self._overview
 
-    async def ready(self) -> None:
-        """Return if a new session would be taken.
-
-        Raises:
-            SessionError: `busy`: no engine has a place; `unavailable`: there is none, or the store is away.
-        """
-        await self._ready()
-        links = await self._pool.by_load()
-        if self._writer is not None and self._writer.degraded:
-            raise session_error("unavailable", "the session store is away; try again")
-        if all(link.is_full for link in links):
-            raise session_error("busy", "all sessions of all engines are taken; try again later")
+    async def measure(self) -> None:
+        """Note in the readings how this gateway is now."""
+        (await self.overview()).measure()
 
     async def model(self) -> ModelCard:
         await self._ready()
@@ -163,7 +153,8 @@ class SessionHost:
         if self._store is not None:
             self._server, self.address = await listen(self._node, self.secret, lambda: GatewayPeer(self))
             self._writer = StoreWriter(self._store, self._settings.durability, self._give_up)
-        self._pool = EnginePool(self._engines, self.secret, self)
+        self._pool = EnginePool(self._engines, self.secret, self, self.monitor)
+        self._overview = Overview(self._pool, self._writer, self._streams, self._encoder, self.monitor)
         self._mover = Mover(self._pool, self._writer, self._store, self.address, self._settings)
         if self._store is not None and self._writer is not None:
             self._ownership = Ownership(
@@ -196,6 +187,7 @@ class SessionHost:
         self._streams[session_id] = opened
         self._ended.forget(session_id)
         self._note(opened, urgent=True)
+        self.monitor.opened(session_id, opened.epoch)
         return created_of(opened)
 
     @shielded
@@ -211,6 +203,7 @@ class SessionHost:
             raise UnknownSessionError("resume: no session with this handle is open here", field="resume")
         stream.touched = time.monotonic()
         stream.take_over(update, token)
+        self.monitor.opened(session_id, stream.epoch, resumed=True)
         if self._writer is not None and not stream.closed:
             await self._writer.flush(stream)  # the new handle is good at any gateway once its client has it
         return created_of(stream)
@@ -356,13 +349,13 @@ class SessionHost:
             elif self._streams.pop(stream.session_id, None) is not None:  # it can be resumed from the store
                 stream.finish(SessionGoingAway(resume=stream.handle, reason=str(error)), str(error))
         except Exception as error:  # a defect, of which the client must hear
-            log.exception("moving session %s", stream.session_id)
+            log.exception("moving session %s", stream.session_id, extra=about("defect", session=stream.session_id))
             self._fail(stream, first_line(error))
 
     def _fail(self, stream: Stream, reason: str) -> None:
         if self._streams.pop(stream.session_id, None) is None:
             return
-        log.error("session %s failed: %s", stream.session_id, reason)
+        self.monitor.failed(stream.session_id, stream.epoch, reason)
         message, stream.closed = f"the session met a defect of the server: {reason}", True
         stream.finish(ErrorMessage(code="session_failed", message=message), reason)
         self._ended.remember(stream)
@@ -380,8 +373,8 @@ class SessionHost:
     # Helpers -----------------------------------------------------------------------------------------------
 
     def _new_stream(self, session_id: str, update: SessionUpdate, epoch: int) -> Stream:
-        durability = self._settings.durability if self._writer is not None else "none"
-        return Stream(session_id, update, epoch, Journal.of(self._limits, durability), self._limits, self._note)
+        journal = Journal.of(self._limits, self._settings.durability if self._writer is not None else "none")
+        return Stream(session_id, update, epoch, journal, self._limits, self._note, self.monitor)
 
     def _note(self, stream: Stream, urgent: bool) -> None:
         if self._writer is not None:

@@ -1,6 +1,7 @@
 """Pictures sent live to embeddings, off the event loop and in batches across sessions."""
 
 import asyncio
+import time
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,6 +12,8 @@ from prospect.earlier import read_saved as read_earlier
 from prospect.errors import FingerprintError
 from prospect.model.checkpoint import LoadedModel
 from prospect.model.saved import SavedModel
+from prospect.monitoring import Readings
+from prospect.serving.engine_view import note_gpu
 from prospect.serving.replay import Json, pack
 from prospect.serving.wire import Connection, listen
 from prospect.vision.encoder import FrameEncoder, load_encoder
@@ -50,10 +53,14 @@ def encoder_of(model: Encoded, equivalent_to: Collection[str] = (), device: str 
 
 
 class LiveEncoder:
-    """Encodes whatever pictures wait in one batch; one batch at a time."""
+    """Encodes whatever pictures wait in one batch; one batch at a time.
+
+    Attributes:
+        readings: for operators.
+    """
 
     def __init__(self, encoder: FrameEncoder) -> None:
-        self._encoder = encoder
+        self._encoder, self.readings = encoder, Readings()
         self._thread = ThreadPoolExecutor(1, "encoder")
         self._decoders = ThreadPoolExecutor(DECODERS, "decoder")
         self._waiting: list[tuple[np.ndarray, asyncio.Future[np.ndarray]]] = []
@@ -73,11 +80,19 @@ class LiveEncoder:
             self._task = asyncio.create_task(self._drain())
         return await done
 
+    async def count(self) -> int:
+        return 1
+
+    async def measure(self) -> None:
+        """Note in the readings how the encoder is now."""
+        self.readings.set("prospect_pictures_waiting", len(self._waiting))
+        note_gpu(self.readings)
+
     async def _drain(self) -> None:
         loop = asyncio.get_running_loop()
         while self._waiting:
             batch, self._waiting = self._waiting, []
-            pictures = np.stack([picture for picture, _ in batch])
+            pictures, began = np.stack([picture for picture, _ in batch]), time.monotonic()
             try:
                 rows = await loop.run_in_executor(self._thread, self._encoder.encode, pictures)
             except Exception as error:  # belongs to those who wait for this batch
@@ -85,6 +100,8 @@ class LiveEncoder:
                     if not done.done():
                         done.set_exception(error)
             else:
+                self.readings.count("prospect_pictures_encoded_total", by=len(batch))
+                self.readings.observe("prospect_encode_seconds", time.monotonic() - began)
                 for (_, done), row in zip(batch, rows, strict=True):
                     if not done.done():  # its caller may have given up
                         done.set_result(row)

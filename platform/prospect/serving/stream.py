@@ -4,7 +4,6 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,24 +31,17 @@ from prospect.serving.engines import EngineLink
 from prospect.serving.events import HostedEvent, Patched, TextRefused, messages_of, unpack_event
 from prospect.serving.inbox import Inbox
 from prospect.serving.journal import Journal, Reader
+from prospect.serving.monitor import Monitor
 from prospect.serving.outcomes import Outcomes
 from prospect.serving.replay import DecidedFrame, Json, ReplayLog
 from prospect.serving.session_ids import name_of
 from prospect.serving.settings import SessionLimits
 from prospect.serving.store import EventRow
+from prospect.serving.unwritten import Unwritten
 from prospect.serving.wire import LostConnectionError
 from prospect.streaming.features import checked_features, foreign_encoder
 from prospect.streaming.types import Decision, Refreshed, TextPiece
 from prospect.streaming.waiting import FRAMES_AHEAD
-
-
-@dataclass
-class Unwritten:
-    """What a stream has said since it was last written to the store."""
-
-    events: list[EventRow] = field(default_factory=list)
-    frames: list[DecidedFrame] = field(default_factory=list)
-    based: bool = False
 
 
 class Stream:
@@ -90,10 +82,11 @@ class Stream:
         journal: Journal,
         limits: SessionLimits,
         changed: Callable[["Stream", bool], None],
+        monitor: Monitor,
     ) -> None:
         self.name = name_of(session_id)
         self.session_id, self.update, self.epoch, self.journal = session_id, update, epoch, journal
-        self._limits, self._changed = limits, changed
+        self._limits, self._changed, self._monitor = limits, changed, monitor
         self.link: EngineLink | None = None
         self._seated = asyncio.Event()
         self.reader: Reader | None = None
@@ -217,6 +210,7 @@ class Stream:
         embeddings = await asyncio.gather(*(self._embedding(frame, encoder) for frame in frames))
         for seq, (frame, slot, embedding) in enumerate(zip(frames, slots, embeddings, strict=True), first):
             self.inbox.take(seq, frame, slot, embedding, droppable)
+            self._monitor.took(frame.image is not None)
         self.feed()
 
     async def _embedding(self, frame: FrameAppend, encoder: Encoder) -> np.ndarray:
@@ -358,6 +352,7 @@ class Stream:
         self.replay.decided(decided)
         self.unwritten.frames.append(decided)
         self.decided, self.decided_slot = sent.seq, pending.slot
+        self._monitor.waited(time.monotonic() - pending.arrived)
         self.say_decision(told, decision, number, decided.acts)
         self.outcomes.decide(FrameOutcome.of(sent.seq, decision))
 
@@ -372,6 +367,7 @@ class Stream:
             acts: whether the store has to have it before its client.
         """
         said = self.journal.add(message, acts)
+        self._monitor.said(self.session_id, self.epoch, said)
         if isinstance(said, DurableMessage):
             assert said.event is not None
             self.unwritten.events.append(EventRow(said.event, number, said.model_dump_json(exclude_none=True)))
@@ -380,6 +376,7 @@ class Stream:
     def say_decision(self, told: FrameDecision, decision: Decision, number: int, acts: bool) -> None:
         """Say what was decided; one that `acts`, or has a text of the user, is written first."""
         self.state = state_map(decision.state)
+        self._monitor.decided(self.session_id, self.epoch, decision)
         for message in (told, *messages_of(told.seq, decision)):
             self.say(message, number, acts)
 

@@ -30,6 +30,7 @@ from prospect.serving.access.caller import caller_of
 from prospect.serving.access.guard import subprotocol_of
 from prospect.serving.access.keyring import wrong_key
 from prospect.serving.host import SessionHost
+from prospect.serving.logs import about
 from prospect.serving.mailbox import MAX_OTHERS, Mail, Mailbox, TooMany
 from prospect.serving.session_ids import name_of, scoped
 
@@ -116,7 +117,8 @@ class _Connection:
         try:
             return await self._socket.receive()
         except Exception as error:
-            log.warning("the connection of session %s is lost: %s", self._session_id, first_line(error))
+            lost = about("connection.lost", session=self._session_id)
+            log.warning("the connection of session %s is lost: %s", self._session_id, first_line(error), extra=lost)
             return {"type": "websocket.disconnect", "code": 1006}
 
     async def _answer(self, mail: Mail) -> bool:
@@ -127,17 +129,17 @@ class _Connection:
                 raise mail
             await self._handle(mail)
         except ProspectError as error:
-            await self._send(ErrorMessage.of(error, seq))
+            await self._refuse(ErrorMessage.of(error, seq))
             if error.code in _LATER and self._session_id is None:
                 await self._socket.close(TRY_AGAIN)
                 return False
         except ValidationError as error:  # the session's id in the stream's address
-            await self._send(ErrorMessage.of(message_error(error.errors(include_url=False)), seq))
+            await self._refuse(ErrorMessage.of(message_error(error.errors(include_url=False)), seq))
         except WebSocketDisconnect:
             raise
         except Exception:
-            log.exception("a message of session %s", self._session_id)
-            await self._send(ErrorMessage.defect(seq))
+            log.exception("a message of session %s", self._session_id, extra=about("defect", session=self._session_id))
+            await self._refuse(ErrorMessage.defect(seq))
         return True
 
     async def leave(self) -> None:
@@ -202,6 +204,10 @@ class _Connection:
                 await self._send(last)
             left = TAKEN_OVER if session_id in self._host.open_sessions else GOING_AWAY  # to another gateway
             await self._socket.close(left if last is None else _CLOSE_CODES.get(last.type, left))
+
+    async def _refuse(self, message: ErrorMessage) -> None:
+        self._host.monitor.refused(message.code, self._session_id)
+        await self._send(message)
 
     async def _send(self, message: ServerMessage) -> None:
         if self._socket.application_state is WebSocketState.CONNECTED:  # the writer may have closed it

@@ -11,11 +11,15 @@ from typing import Any
 import numpy as np
 
 from prospect.dialogue.state import TaskState
-from prospect.dialogue.timeline import FPS
 from prospect.errors import SessionError, UnknownSessionError, session_error, unknown_session
-from prospect.protocol.messages import ModelCard, TranscriptEntry
+from prospect.monitoring import Readings
+from prospect.protocol.messages import TranscriptEntry
+from prospect.serving.autoscaling import SESSIONS, STEP_S
 from prospect.serving.engine_thread import EngineThread
+from prospect.serving.engine_view import card_of, note_engine
 from prospect.serving.events import HostedEvent, Patched, TextRefused, pack_event
+from prospect.serving.logs import about
+from prospect.serving.pace import Pace
 from prospect.serving.replay import Json
 from prospect.serving.session_ids import name_of
 from prospect.serving.wire import Connection, listen
@@ -73,13 +77,20 @@ class EngineWorker:
         version: of the served model.
         accepts_images: whether pictures can be encoded.
         move_seconds: for which a session outlives its gateway.
+
+    Attributes:
+        readings: for operators.
     """
 
     def __init__(
         self, engine: StreamingEngine, version: str = "", accepts_images: bool = False, move_seconds: float = 60.0
     ) -> None:
         self._engine, self._move_seconds = engine, move_seconds
-        self._card = _card(engine, version, accepts_images)
+        self._card = card_of(engine, version, accepts_images)
+        self.readings = Readings()
+        self._pace = Pace(self.readings)
+        self._told: dict[Connection, tuple[str, Json]] = {}
+        """What the gateways say of themselves, for each other: by connection, name and numbers."""
         self._thread = EngineThread()
         self._sessions: dict[str, Hosted] = {}
         self._unbased: set[str] = set()
@@ -105,6 +116,15 @@ class EngineWorker:
             if task.done():
                 task.result()
 
+    def load(self) -> dict[str, float]:
+        """Return what `SessionPolicy` decides by; from any thread."""
+        return {SESSIONS: float(len(self._sessions)), STEP_S: self._pace.mean_step_s()}
+
+    async def measure(self) -> None:
+        """Note in the readings how the engine is now."""
+        stats = await self._thread.call(self._engine.stats)
+        note_engine(self.readings, stats, sum(len(hosted.seqs) for hosted in self._sessions.values()))
+
     async def stop(self) -> None:
         """End; gateways move the sessions elsewhere."""
         for task in self._tasks:
@@ -122,7 +142,7 @@ class EngineWorker:
                 return self._card
             case "ping":
                 await self._thread.call(lambda: None)
-                return len(self._sessions)
+                return self._exchange(connection, *arguments)
             case "open":
                 return await self._open(connection, *arguments)
             case "restore":
@@ -161,9 +181,16 @@ class EngineWorker:
     def lost(self, connection: Connection) -> None:
         """Keep the sessions of a gateway that is gone for whoever takes them over."""
         self._connections.discard(connection)
+        self._told.pop(connection, None)
         for hosted in self._sessions.values():
             if hosted.owner is connection:
                 hosted.owner, hosted.left_at = None, asyncio.get_running_loop().time()
+
+    def _exchange(self, connection: Connection, gateway: str = "", numbers: Json | None = None) -> Json:
+        """Take what a gateway says of itself, and return how this engine is and what all gateways say."""
+        if numbers is not None:
+            self._told[connection] = (gateway, numbers)
+        return {"sessions": len(self._sessions), "gateways": dict(self._told.values()), **self._pace.summary()}
 
     # Sessions ----------------------------------------------------------------------------------------------
 
@@ -252,7 +279,7 @@ class EngineWorker:
 
     def _step(self) -> tuple[dict[str, News], bool]:
         news: dict[str, News] = {}
-        for session_id, event in self._engine.step():
+        for session_id, event in self._pace.step(self._engine):
             news.setdefault(session_id, News()).events.append(event)
         for session_id in [*self._unbased, *news]:
             self._add_log(session_id, news.setdefault(session_id, News()))
@@ -366,29 +393,8 @@ class EngineWorker:
     def _abandon(self, drive: asyncio.Task[None]) -> None:
         """Let every gateway know that the loop has ended, by a defect or by `stop`."""
         if not drive.cancelled():
-            log.error("the engine failed", exc_info=drive.exception())
+            log.error("the engine failed", exc_info=drive.exception(), extra=about("engine.failed"))
         if self._server is not None:
             self._server.close()
         for connection in list(self._connections):
             connection.close()
-
-
-def _card(engine: StreamingEngine, version: str, accepts_images: bool) -> Json:
-    loaded = engine.loaded
-    calibrated = loaded.model.config.thresholds or {}
-    card = ModelCard(
-        name=str(loaded.manifest.get("model", {}).get("name", "")),
-        version=version,
-        fingerprint=loaded.fingerprint,
-        fps=FPS,
-        tokens_per_frame=loaded.model.config.tokens_per_frame,
-        dim=loaded.model.config.vision_dim,
-        accepts_images=accepts_images,
-    )
-    return {
-        "card": card.model_dump(),
-        "accepted": sorted(engine.accepted_fingerprints),
-        "capacity": engine.capacity,
-        "max_waiting": engine.settings.max_waiting_frames,
-        "thresholds": {dataset: engine.settings.thresholds(calibrated, dataset) for dataset in ("", *calibrated)},
-    }

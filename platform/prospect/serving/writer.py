@@ -8,10 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from prospect.serving.logs import about
 from prospect.serving.replay import DecidedFrame
 from prospect.serving.settings import Durability
 from prospect.serving.store import FrameRow, SessionChange, Store, StoreUnavailable
-from prospect.serving.stream import Stream, Unwritten
+from prospect.serving.stream import Stream
+from prospect.serving.unwritten import Unwritten
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -45,6 +47,7 @@ class StoreWriter:
         self._claimed: set[str] = set()
         """Ids of streams whose next epoch is being asked for."""
         self._away = False
+        self._due_since: float | None = None
         self._behind: set[str] = set()
         """Ids of the streams that have said what the store lacks since it was away."""
         self._task = asyncio.create_task(self._run())
@@ -53,12 +56,18 @@ class StoreWriter:
     def degraded(self) -> bool:
         return self._away or bool(self._behind)
 
+    @property
+    def lag(self) -> float:
+        """Seconds for which the oldest change that is to be written at once has not been."""
+        return 0.0 if self._due_since is None else time.monotonic() - self._due_since
+
     def note(self, stream: Stream, urgent: bool) -> None:
         """Have a stream's changes written, soon or at once."""
         if self._away:
             stream.journal.release(stream.journal.end)
         if urgent or self._durability == "frames":
             self._urgent[stream.session_id] = stream
+            self._due_since = self._due_since or time.monotonic()
             self._wake.set()
         else:
             self._lazy[stream.session_id] = stream
@@ -119,8 +128,9 @@ class StoreWriter:
                 self._urgent = {sid: stream for sid, stream in self._urgent.items() if sid not in due}
                 for session_id in self._writing:
                     self._lazy.pop(session_id, None)
+                began = time.monotonic()
                 await self._write(list(self._writing.values()))
-                self._writing = {}
+                self._writing, self._due_since = {}, began if self._urgent else None
                 async with self._written:
                     self._written.notify_all()
 
@@ -138,7 +148,7 @@ class StoreWriter:
                 log.exception("writing %d sessions", len(streams))
                 await asyncio.sleep(RETRIED_EVERY_S)
         if self._away:
-            log.warning("the session store is back")
+            log.warning("the session store is back", extra=about("store.back"))
             self._away = False
             self._urgent |= self._lazy
             self._lazy.clear()
@@ -155,7 +165,7 @@ class StoreWriter:
     async def _speak_on(self, streams: list[Stream], error: Exception) -> None:
         """Let clients hear what is not written: no other gateway can own their sessions meanwhile."""
         if not self._away:
-            log.error("%s; sessions go on, and are written when it is back", error)
+            log.error("%s; sessions go on, and are written when it is back", error, extra=about("store.away"))
             self._away = True
         for stream in [*streams, *self._urgent.values(), *self._lazy.values()]:
             stream.journal.release(stream.journal.end)
