@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-import uvicorn
 from websockets.exceptions import ConnectionClosed
 
 from prospect.client import AsyncProspectClient, ProspectClient, ServerError, ledger
@@ -23,6 +22,7 @@ from prospect.serving.local import local_host
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings
 from tests.serving.models import ALWAYS, CONTEXT, NEVER, STEPS, picture, write_model
+from tests.serving.uvicorn_server import listening
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +36,8 @@ def url(loaded: LoadedModel) -> Iterator[str]:
     assert encoder is not None
     engine = StreamingEngine(loaded, CONTEXT, StreamingSettings(cooldown_frames=0, speak_hysteresis=None))
     api = build_api(local_host(engine, LiveEncoder(encoder)))
-    server = uvicorn.Server(uvicorn.Config(api, port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        thread.join(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with listening(api) as address:
+        yield address
 
 
 @pytest.fixture

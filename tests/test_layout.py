@@ -145,7 +145,9 @@ for data in ("{tmp_path}/none", "{tmp_path}/dialogues.json"):
     assert slow_after(script) == set()
 
 
-@pytest.mark.parametrize("module", ["prospect.dialogue", "prospect.client", "prospect.cluster.controller"])
+@pytest.mark.parametrize(
+    "module", ["prospect.dialogue", "prospect.client", "prospect.probe", "prospect.cluster.controller"]
+)
 def test_a_light_module_imports_no_slow_library(module: str) -> None:
     """Users of the client and of records have none of them; Ray's controller imports only what Ray itself does."""
     submodules = sorted(module_name(path) for path in MODULES if module_name(path).startswith(module))

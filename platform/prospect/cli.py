@@ -49,6 +49,11 @@ JOBS = {
 }
 
 KEYS = "keys"
+PROBES = {
+    "status": ("Say how a running deployment is: prospect status URL.", "prospect.probe.command:status"),
+    "test": ("Stream a drawn clip through a deployment and check it.", "prospect.probe.command:test"),
+}
+"""Commands that look at a deployment: what each is for, and `MODULE:FUNCTION`."""
 
 HELP = {"-h", "--help"}
 
@@ -73,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(PROMOTE_USAGE)
     elif job == KEYS:
         sys.exit(_imported("prospect.serving.access.command:main")(overrides))
+    elif job in PROBES:
+        sys.exit(_imported(PROBES[job][1])(overrides))
     elif job in JOBS:
         _run(job, overrides, Command(f"prospect {job}", JOBS[job].about))
     else:
@@ -122,6 +129,7 @@ def usage() -> str:
     lines = [f"  {name:{width}}  {job.about}" for name, job in JOBS.items()]
     lines.append(f"  {PROMOTE:{width}}  Make a registered version the champion: prospect promote NAME VERSION.")
     lines.append(f"  {KEYS:{width}}  Make, list and revoke the API keys of served applications: prospect keys --help.")
+    lines += [f"  {name:{width}}  {about}" for name, (about, _) in PROBES.items()]
     return "\n".join(["usage: prospect JOB [SECTION=OPTION] [SECTION.KEY=VALUE] ...", "", *lines, "", FOOT])
 
 

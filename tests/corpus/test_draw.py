@@ -8,7 +8,8 @@ import av
 import numpy as np
 import pytest
 
-from prospect.corpus.draw import VISIBLE_BEFORE_S, draw_corpus, plan_corpus, scene_at
+from prospect.corpus.draw import VISIBLE_BEFORE_S, draw_corpus
+from prospect.corpus.plan import plan_corpus, scene_at
 from prospect.corpus.scene import Scene, draw_scene
 from prospect.corpus.script import Script, ScriptSpan
 from prospect.corpus.settings import CorpusSettings

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 from pydantic import ValidationError
 
-from prospect.corpus.draw import DrawnVideo, plan_corpus
+from prospect.corpus.plan import DrawnVideo, plan_corpus
 from prospect.corpus.script import TALK_RATES
 from prospect.corpus.settings import CorpusSettings
 from prospect.corpus.tasks import OBJECTS, TOOLS, unseen_pairs

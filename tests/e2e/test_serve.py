@@ -243,6 +243,17 @@ def test_prometheus_gets_the_metrics_of_a_session(client: ProspectClient):
     assert found["prospect_decisions_total"] <= found["prospect_frames_total"]
 
 
+def test_a_deployment_is_well_and_does_what_it_should(address: str):
+    """`prospect status` and `prospect test`, as an operator runs them."""
+    url = f"http://{address}"
+    for command in (["status", url], ["test", url, "speed=10"]):
+        script = f"from prospect.cli import main; main({command})"
+        ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        if command[0] == "status":
+            assert "2 engines, 1 gateways, 1 encoders" in ran.stdout
+
+
 def test_a_replica_writes_what_happens_as_lines_of_json(client: ProspectClient):
     """Into files beside Serve's own logs."""
     with client.live("Make tea", STEPS, thresholds=ALWAYS) as live:

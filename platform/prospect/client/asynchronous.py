@@ -31,6 +31,7 @@ from prospect.protocol.messages import (
     FramesResponse,
     ModelCard,
     ServerMessage,
+    ServerStatus,
     SessionClose,
     SessionClosed,
     SessionCreated,
@@ -72,6 +73,10 @@ class AsyncProspectClient:
 
     async def model(self) -> ModelCard:
         return await self._request(ModelCard, "GET", "/v1/model")
+
+    async def status(self) -> ServerStatus:
+        """How the deployment is."""
+        return await self._request(ServerStatus, "GET", "/v1/status")
 
     async def create(self, goal: str = "", steps: Sequence[str] = (), **fields: Any) -> SessionCreated:
         return await self._request(SessionCreated, "POST", "/v1/sessions", opening(goal, steps, fields))

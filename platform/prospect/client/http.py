@@ -14,6 +14,7 @@ from prospect.protocol.messages import (
     FrameOutcome,
     FramesResponse,
     ModelCard,
+    ServerStatus,
     SessionClosed,
     SessionCreated,
     SessionUpdate,
@@ -61,6 +62,10 @@ class ProspectClient:
 
     def model(self) -> ModelCard:
         return self._request(ModelCard, "GET", "/v1/model")
+
+    def status(self) -> ServerStatus:
+        """How the deployment is."""
+        return self._request(ServerStatus, "GET", "/v1/status")
 
     def create(self, goal: str = "", steps: Sequence[str] = (), **fields: Any) -> SessionCreated:
         """Open a session; `fields` are the other fields of `session.update`."""

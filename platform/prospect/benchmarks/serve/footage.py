@@ -9,7 +9,7 @@ from PIL import Image
 
 from prospect.benchmarks.engine.load import Workload
 from prospect.benchmarks.engine.settings import EngineSuite
-from prospect.corpus.draw import plan_corpus, scene_at
+from prospect.corpus.plan import plan_corpus, scene_at
 from prospect.corpus.scene import draw_scene
 from prospect.corpus.settings import CorpusSettings
 from prospect.vision.encoder import FrameEncoder

@@ -28,7 +28,7 @@ from prospect.benchmarks.config import BenchmarkConfig
 from prospect.benchmarks.settings import TrainSuite
 from prospect.benchmarks.train.peers import train_with_transformers
 from prospect.config.schema import Config
-from prospect.corpus.draw import plan_corpus
+from prospect.corpus.plan import plan_corpus
 from prospect.data.batches import IGNORE, Batch, Collator
 from prospect.data.clips import Clip
 from prospect.data.cuts import make_clips
