@@ -25,6 +25,8 @@ from prospect.tracking.settings import database_uri
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MARK = "PROSPECT_CLUSTER"
+ALONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Ray's variable, on every system: 0 has all that Ray starts listen on loopback alone, and no other node can join."""
 START_S = 180
 """How long the servers may take to answer, seconds."""
 END_S = 45
@@ -113,6 +115,7 @@ def cluster_environment(mark: str, storage: Path, mlflow_port: int) -> dict[str,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token"),
         "RAY_USAGE_STATS_ENABLED": "0",
+        ALONE: os.environ.get(ALONE, "0"),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{mlflow_port}",
@@ -125,7 +128,7 @@ def ray() -> list[str]:
 
 
 def head_command(options: argparse.Namespace) -> list[str]:
-    """The dashboard on loopback; ports that nobody types are free ones, so that two clusters can stand side by side."""
+    """Ports that nobody types are free ones, so that two clusters can stand side by side."""
     command = [
         *ray(), "start", "--head", "--block", f"--port={options.ray_port}",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={options.dashboard_port}",
@@ -160,7 +163,7 @@ def wait_for(name: str, pid: int, url: str, run_dir: Path) -> None:
 
 def guide(options: argparse.Namespace, environment: dict[str, str]) -> str:
     """What to type in the shell that uses the cluster."""
-    exports = {name: environment[name] for name in ("RAY_AUTH_MODE", "MLFLOW_TRACKING_URI")}
+    exports = {name: environment[name] for name in ("RAY_AUTH_MODE", ALONE, "MLFLOW_TRACKING_URI")}
     if options.dashboard_port != 8265 or options.temp_dir:
         exports["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{options.dashboard_port}"
     if options.temp_dir or options.ray_port != 6379:

@@ -16,7 +16,7 @@ from ray import serve
 from ray.dashboard.modules.dashboard_sdk import parse_runtime_env_args
 from ray.serve.exceptions import RayServeException
 
-from prospect.cluster.runtime import require_listener
+from prospect.cluster.runtime import keep_to_loopback, require_listener
 from prospect.config.load import load
 from prospect.errors import ConfigError, ProspectError
 from prospect.serving.config import ServeConfig
@@ -67,6 +67,7 @@ def _join(options: Mapping[str, Any]) -> bool:
     """Connect to Ray; returns whether its workers get an environment of their own."""
     environment = parse_runtime_env_args(options["runtime_env"], options["runtime_env_json"], options["working_dir"])
     require_listener(options["address"] or "", "--address (RAY_ADDRESS)")
+    keep_to_loopback(options["address"])
     ray.init(address=options["address"], namespace="serve", runtime_env=environment)
     return bool(environment)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from prospect.messages import Mistake, first_line, first_mistake, shown, unknown
+from prospect.messages import Mistake, first_line, first_mistake, shown, unknown, without_passwords
 
 
 class Strict(BaseModel):
@@ -142,3 +142,18 @@ def test_what_is_unknown_is_named_with_its_near_misses() -> None:
 )
 def test_an_error_without_a_message_is_called_by_its_name(error: Exception, line: str) -> None:
     assert first_line(error) == line
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("store: postgresql://me:secret@host/db", "store: postgresql://me:***@host/db"),
+        ("a://x:y@z b://:pass@w", "a://x:***@z b://:***@w"),
+        ("postgresql+psycopg://me:se%40c@ret@host:5432/db", "postgresql+psycopg://me:***@host:5432/db"),
+        ("http://127.0.0.1:8000/v1", "http://127.0.0.1:8000/v1"),
+        ("postgresql://me@host:5432/db?x=a@b", "postgresql://me@host:5432/db?x=a@b"),
+        ("models:/prospect-dst@champion", "models:/prospect-dst@champion"),
+    ],
+)
+def test_the_passwords_of_urls_are_hidden(text: str, shown: str) -> None:
+    assert without_passwords(text) == shown

@@ -26,6 +26,7 @@ _MAX_VALUE = 60
 """Characters of a value that a sentence repeats."""
 
 _UNKNOWN = object()
+_PASSWORD = re.compile(r"(\w://[^\s:/@]*:)[^\s/]+@")
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,11 @@ def shown(value: Any) -> str:
 def first_line(error: BaseException) -> str:
     """A library's message up to the end of its first line, without the full stop; where it says nothing, its name."""
     return str(error).strip().split("\n", 1)[0].rstrip(".") or type(error).__name__
+
+
+def without_passwords(text: str) -> str:
+    """A text in which the passwords of URLs are three stars."""
+    return _PASSWORD.sub(r"\1***@", text)
 
 
 def _near_misses(name: str, known: Sequence[str]) -> str:

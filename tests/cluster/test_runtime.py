@@ -4,11 +4,12 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+from ray._private import ray_constants, services
 
-from prospect.cluster.runtime import require_listener
+from prospect.cluster.runtime import keep_to_loopback, require_listener
 from prospect.errors import ConfigError
 
 JOB = """
@@ -101,3 +102,42 @@ def test_addresses_with_a_listener_and_those_of_ray_pass() -> None:
         require_listener(f"127.0.0.1:{server.getsockname()[1]}", "RAY_ADDRESS")
     for address in ("", "auto", "local"):
         require_listener(address, "RAY_ADDRESS")
+
+
+@pytest.fixture
+def loopback(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], bool]:
+    """Whether Ray would keep to loopback at an address."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def would(address: str | None) -> bool:
+        with monkeypatch.context() as patch:
+            patch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", True)
+            patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "")  # so that it is put back
+            patch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+            keep_to_loopback(address)
+            alone = not ray_constants.ENABLE_RAY_CLUSTER
+            assert os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") == ("0" if alone else None)
+            return alone
+
+    return would
+
+
+def test_a_ray_that_is_started_here_keeps_to_loopback(loopback: Callable[[str | None], bool]) -> None:
+    assert loopback("local")
+
+
+def test_a_cluster_is_joined_as_it_was_started(loopback: Callable[[str | None], bool]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as alone:
+        has_network = services.get_node_ip_address() != "127.0.0.1"
+        assert loopback(f"127.0.0.1:{alone.getsockname()[1]}") is has_network
+    with socket.create_server(("0.0.0.0", 0)) as to_all:
+        assert not loopback(f"127.0.0.1:{to_all.getsockname()[1]}")
+    assert not loopback("192.0.2.7:6379")
+    assert not loopback("ray://head:10001")
+
+
+def test_the_environment_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1")
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", True)
+    keep_to_loopback("local")
+    assert ray_constants.ENABLE_RAY_CLUSTER

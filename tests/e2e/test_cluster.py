@@ -12,14 +12,16 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 
-from scripts.cluster import free_port, listens, mark_of, processes
+from scripts.cluster import ALONE, free_port, listens, mark_of, processes
 from tests.conftest import REPOSITORY
+from tests.listening import files_with, listeners, reachable
 
 pytestmark = pytest.mark.e2e
 
@@ -135,7 +137,13 @@ class Cluster:
 def cluster(
     clean_env: dict[str, str], session_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cluster]:
-    root = tmp_path_factory.mktemp("cluster")
+    with started(clean_env, tmp_path_factory.mktemp("cluster"), session_folder) as cluster:
+        yield cluster
+
+
+@contextmanager
+def started(clean_env: dict[str, str], root: Path, session_folder: Path) -> Iterator[Cluster]:
+    """What `make up` starts, to the end of the block."""
     variables = {
         "VENV": sys.prefix, "RAY_PORT": free_port(), "DASHBOARD_PORT": free_port(), "MLFLOW_PORT": free_port(),
         "STORAGE": root / "outputs", "RUN_DIR": root / "run", "RAY_TEMP_DIR": session_folder,
@@ -195,8 +203,30 @@ def test_the_whole_path_by_submitted_jobs(cluster: Cluster) -> None:
     assert (cluster.storage / "evaluations").is_dir()
 
 
+def test_all_that_make_up_starts_listens_on_loopback_alone(cluster: Cluster, submitted: list) -> None:
+    """Ray's processes, the workers of the jobs, and MLflow."""
+    ours = processes(json.loads((cluster.run_dir / "cluster.json").read_text()))
+    ports = {port for _, _, port in listeners(ours)}
+    assert ports > {int(argument.split("=")[1]) for argument in cluster.arguments if "_PORT=" in argument}
+    assert len(ports) > 10
+    assert not reachable(ours)
+
+
+def test_the_token_is_in_no_log(cluster: Cluster, submitted: list, session_folder: Path) -> None:
+    token = Path(cluster.env["RAY_AUTH_TOKEN_PATH"]).read_text()
+    logs = [file for file in session_folder.glob("session_*/logs") if not file.is_symlink()]
+    assert list(cluster.run_dir.glob("*.log"))
+    assert logs
+    assert not files_with([cluster.run_dir, *logs], [token])
+
+
 @pytest.mark.long
-def test_two_raylets_on_one_machine(cluster: Cluster) -> None:
+def test_two_raylets_on_one_machine(clean_env: dict[str, str], tmp_path: Path, session_folder: Path) -> None:
+    with started(clean_env | {ALONE: "1"}, tmp_path, session_folder / "2") as cluster:
+        _spread(cluster)
+
+
+def _spread(cluster: Cluster) -> None:
     command = [
         str(BIN / "ray"), "start", f"--address={cluster.env['RAY_ADDRESS']}", "--block", "--num-cpus=1",
         f"--dashboard-agent-listen-port={free_port()}",
@@ -251,7 +281,7 @@ def test_a_cluster_that_never_saw_the_package(
         [
             python, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}",
             f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}",
-            f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir={session_folder}/2",
+            f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir={session_folder}/3",
         ],
         env=env, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip

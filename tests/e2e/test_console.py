@@ -16,12 +16,18 @@ import pytest
 
 from prospect.client import LiveSession, ProspectClient, ServerError
 from prospect.protocol.messages import ServerMessage
+from prospect.serving.access.keys import new_key
+from prospect.serving.store import KeyTable
 from scripts.cluster import free_port
 from tests.conftest import REPOSITORY
+from tests.listening import family, files_with, listeners, reachable, session_folder
+from tests.postgres import PROGRAMS, database
 from tests.serving.models import ALWAYS, STEPS, picture, write_model
 
 pytestmark = pytest.mark.e2e
 
+PASSWORD = "the-database-has-this-password"
+NOBODY = "no-such-session"
 READY_WITHIN_S, ENDS_WITHIN_S = 180, 25
 """The second on a machine that has other tests to run; alone it is 5."""
 
@@ -33,6 +39,10 @@ class Console:
     process: subprocess.Popen[bytes]
     file: Path
     url: str
+    key: str
+    """Of a client."""
+    secrets: list[str]
+    """What no log may hold."""
 
     @property
     def printed(self) -> str:
@@ -47,18 +57,33 @@ class Console:
 
 
 @pytest.fixture
-def console(tmp_path: Path) -> Iterator[Console]:
+def store(tmp_path: Path) -> Iterator[str]:
+    """URL of a database, with a password where the machine has one that takes it."""
+    if not (PROGRAMS[-1] / "initdb").is_file():
+        yield f"sqlite:///{tmp_path}/sessions.db"
+        return
+    with database() as url:
+        yield url.replace("+psycopg", "").replace("@", f":{PASSWORD}@", 1)
+
+
+@pytest.fixture
+def console(tmp_path: Path, store: str) -> Iterator[Console]:
+    """With keys, on a Ray of its own."""
     port, file = free_port(), tmp_path / "printed"
+    key, row = new_key("console")
+    KeyTable(store).add(row)
     command = [
         str(Path(sys.executable).with_name("serve")), "run", "serve.app:app", f"storage.root={tmp_path}",
-        f"serving.model={write_model(tmp_path / 'model')}", f"serving.port={port}",
+        f"serving.model={write_model(tmp_path / 'model')}", f"serving.port={port}", f"serving.store={store}",
+        "serving.keys.required=true",
     ]  # fmt: skip
-    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    own = ("RAY_ADDRESS", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+    env = {name: value for name, value in os.environ.items() if name not in own}
     with file.open("wb") as output:
         process = subprocess.Popen(
             command, cwd=REPOSITORY, env=env, stdout=output, stderr=output, start_new_session=True
         )
-    console = Console(process, file, f"http://127.0.0.1:{port}")
+    console = Console(process, file, f"http://127.0.0.1:{port}", key, [key.split("_", 2)[2], PASSWORD])
     try:
         wait_until_ready(console)
         yield console
@@ -100,8 +125,27 @@ def listen(live: LiveSession, heard: list[ServerMessage | ServerError]) -> None:
         heard.append(error)
 
 
-def test_clients_come_and_go_and_then_the_server_without_a_stack_trace(console: Console) -> None:
-    with ProspectClient(console.url) as client:
+def make_mistakes(console: Console) -> None:
+    """With secrets in them, of which one is nearly right."""
+    for wrong in (f"{console.key}x", console.secrets[0]):
+        with (
+            ProspectClient(console.url, key=wrong) as client,
+            pytest.raises(ServerError, match="was revoked"),
+        ):
+            client.model()
+    with ProspectClient(console.url, key=console.key) as client, pytest.raises(ServerError, match="no session"):
+        client.view(NOBODY)
+
+
+def test_clients_come_and_go_and_then_the_server_without_a_stack_trace(console: Console, tmp_path: Path) -> None:
+    """All that it starts listens on loopback alone, and no log of it holds a secret."""
+    ours = family(console.process.pid)
+    assert len(list(listeners(ours))) > 10
+    assert not reachable(ours)
+    logs = session_folder(ours)
+    console.secrets.append((tmp_path / "serving.secret").read_text())
+    make_mistakes(console)
+    with ProspectClient(console.url, key=console.key) as client:
         for index in range(9):
             leave(client, closes=index % 3 == 0, speaks=index % 3 == 1)
         heard: list[ServerMessage | ServerError] = []
@@ -118,5 +162,7 @@ def test_clients_come_and_go_and_then_the_server_without_a_stack_trace(console: 
     assert getattr(last, "type", "") == "session.going_away"
     assert isinstance(lost, ServerError)
     assert lost.code == "stream_lost"
+    assert any(file.name.startswith("replica_default_Gateway") for file in logs.rglob("*")), "it has logs"
+    assert not files_with([console.file, logs], console.secrets)
     for never in ("Traceback", "GeneratorExit", "will not be applied", "failed to shut down"):
         assert never not in console.printed

@@ -45,6 +45,7 @@ def connect(num_cpus: int | None = None) -> None:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         # Without "local", Ray would join whatever cluster was last started on this machine, or its remains.
         own: dict[str, Any] = {"address": "local", "include_dashboard": False, "num_cpus": num_cpus}
+        keep_to_loopback(os.environ.get("RAY_ADDRESS", "local"))
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **({} if "RAY_ADDRESS" in os.environ else own))
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -73,6 +74,38 @@ def require_listener(address: str, field: str) -> None:
             f"`{field}` ({address}) does not answer ({error}): start a cluster there, as `make up` does, or unset it",
             field=field,
         ) from error
+
+
+def keep_to_loopback(address: str | None) -> None:
+    """Have the Ray that this process starts listen on loopback alone, unless the environment says otherwise.
+
+    Without it a dozen ports of Ray listen on all of the machine's addresses. A Ray that was started so is joined so.
+
+    Args:
+        address: as for `ray.init`.
+    """
+    from ray._private import ray_constants, services
+
+    if ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR in os.environ:
+        return
+    try:
+        given: Any = address  # None too, whatever its annotation says
+        found = None if address == "local" else services.get_ray_address_from_environment(given, None)
+    except ConnectionError:  # `auto`, where there is none: `ray.init` says so
+        return
+    if found in (None, "local") or _is_on_loopback_alone(found, services.get_node_ip_address()):
+        os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"  # for the processes that it starts
+        ray_constants.ENABLE_RAY_CLUSTER = False  # and for this one, which has read the variable already
+
+
+def _is_on_loopback_alone(address: str, node: str) -> bool:
+    """Whether a Ray on this machine's loopback does not answer on the machine's own address."""
+    found = _HOST_AND_PORT.fullmatch(address)
+    if found is None or found[1] not in ("127.0.0.1", "localhost", "::1"):
+        return False
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((node, int(found[2]))) != 0
 
 
 def owns_ray() -> bool:

@@ -15,7 +15,7 @@ from prospect.config.schema import Config
 from prospect.errors import ConfigError, DataError, ProspectError
 from prospect.files import write_below
 from prospect.hashing import fingerprint
-from prospect.messages import first_line, shown
+from prospect.messages import first_line, shown, without_passwords
 
 C = TypeVar("C", bound=Config)
 
@@ -84,7 +84,9 @@ def record(job: str, config: Config, overrides: Sequence[str], command: Command)
     values = config.model_dump(mode="json")
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     name = f"configs/{job}-{stamp}-{fingerprint(values)[:8]}.yaml"
-    text = f"# {shlex.join([*command.name.split(), *overrides])}\n{yaml.safe_dump(values, sort_keys=False)}"
+    text = without_passwords(
+        f"# {shlex.join([*command.name.split(), *overrides])}\n{yaml.safe_dump(values, sort_keys=False)}"
+    )
     try:
         write_below(config.storage.root, name, text)
     except DataError as error:

@@ -15,7 +15,6 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, HTTPOptions, ProxyLocation, RequestRouterConfig
-from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
@@ -33,6 +32,7 @@ from prospect.serving.config import ServeConfig
 from prospect.serving.directory import ServeDirectory, until_leaving
 from prospect.serving.encoders import RemoteEncoder
 from prospect.serving.host import SessionHost
+from prospect.serving.ports import bound_address, keep_replica_port_to_loopback
 from prospect.serving.proxy import WATCHED, WRAPPED
 from prospect.serving.replica import observe_replica
 from prospect.serving.requirements import (
@@ -160,13 +160,13 @@ class Gateway:
     """A `SessionHost` behind HTTP and WebSocket."""
 
     def __init__(self, site: Site, engines: DeploymentHandle, encoders: DeploymentHandle | None) -> None:
+        keep_replica_port_to_loopback()
         serving = site.config.serving
         store = None if serving.durability == "none" else Store(store_url(site.config))
         encoder = None if encoders is None else RemoteEncoder(ServeDirectory(encoders), site.secret)
-        directory = ServeDirectory(engines)
-        self._host = SessionHost(directory, site.secret, encoder, serving, store, site.address)
-        keyring = Keyring(KeyTable(store_url(site.config))) if site.needs_key else None
-        self._access = Access(serving, keyring, site.bound)
+        self._host = SessionHost(ServeDirectory(engines), site.secret, encoder, serving, store, site.address)
+        keys = KeyTable(store_url(site.config)) if site.needs_key else None
+        self._access = Access(serving, Keyring(keys) if keys else None, site.bound)
         observe_replica(self._host, model=serving.model)
         self._stopped: asyncio.Task[None] | None = None
         self._leaving = asyncio.create_task(self._leave())  # Serve makes the replica in its event loop
@@ -210,6 +210,7 @@ class _Listening:
     """Begins to listen with the first question where, in the replica's event loop."""
 
     def __init__(self, site: Site, listener: Listener) -> None:
+        keep_replica_port_to_loopback()
         self._site, self._listener = site, listener
         self._starting: asyncio.Task[str] | None = None
 
@@ -297,8 +298,7 @@ def build(config: ServeConfig, report: ReportLine = print) -> serve.Application:
     most, one = largest(now), len(ray.nodes()) == 1
     images = serving.num_encoders > 0 and _encoder_settings(read_saved(find_model(config))) is not None
     share = shares(config, allotted, images)
-    bound = bound_address(config)
-    needs_key = check_keys(config, bound)
+    needs_key = check_keys(config, bound := bound_address(config))
     check_store(config, one and most in (now, None), needs_key)
     if allotted.gpus:
         probe_gpu()
@@ -340,12 +340,6 @@ def _numbers(config: ServeConfig) -> dict[str, Any]:
                 policy=AutoscalingPolicy(policy_function=SessionPolicy, policy_kwargs=limits),
             )
         }
-
-
-def bound_address(config: ServeConfig) -> str | None:
-    """The address that Serve's HTTP proxies listen on: where Serve runs, that of its own options, which stay."""
-    client = _get_global_client(raise_if_no_controller_running=False)
-    return config.serving.host if client is None else client.http_config.host
 
 
 def open_port(config: ServeConfig, elsewhere: bool = False) -> None:

@@ -221,3 +221,15 @@ def test_sqlite_keeps_a_log_ahead_and_its_foreign_keys(file: Path) -> None:
             for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
         }
     assert pragmas == {"journal_mode": "wal", "synchronous": 1, "foreign_keys": 1, "busy_timeout": 5000}
+
+
+def test_what_is_erased_is_in_the_file_no_more(file: Path) -> None:
+    """SQLite may leave it in pages that are free, as it was built."""
+    store = Store(f"sqlite:///{file}")
+    store.create(ROW)
+    store.write([SessionChange("a", 1, {}, [event(1, '"what somebody said"' + "x" * 20_000)])])
+    store.close()  # writes what the log has to the file
+    assert b"what somebody said" in file.read_bytes()
+    store.erase("a")
+    store.close()
+    assert b"what somebody said" not in file.read_bytes()

@@ -177,6 +177,7 @@ def _sqlite(url: URL) -> Engine:
         _use_write_ahead_log(connection)
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA secure_delete = ON")  # what is erased is overwritten, and not left in free pages
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
