@@ -1,12 +1,9 @@
 """The Python client against a real engine behind a real socket (uvicorn, without Ray)."""
 
 import asyncio
-import random
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -21,6 +18,7 @@ from prospect.serving.live_encoder import LiveEncoder, encoder_of
 from prospect.serving.local import local_host
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings
+from tests.cutter import Cutter
 from tests.serving.models import ALWAYS, CONTEXT, NEVER, STEPS, picture, write_model
 from tests.serving.uvicorn_server import listening
 
@@ -100,43 +98,6 @@ def test_a_stream_that_ends_before_its_session_does_is_said_to_be_lost(client: P
         assert lost.value.code == "stream_lost"
         again.close()
         assert [message.type for message in again] == ["session.closed"]
-
-
-class Cutter:
-    """A way to the server that breaks every connection after some bytes, in whichever direction they go."""
-
-    def __init__(self, url: str, seed: int, cuts: int) -> None:
-        self._to = urlsplit(url)
-        self._random = random.Random(seed)
-        self.left = cuts
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                here, _ = self._listening.accept()
-                there = socket.create_connection((self._to.hostname, self._to.port))
-                allowance = [self._random.randrange(500, 12_000) if self.left > 0 else 10**9]
-                for source, sink in ((here, there), (there, here)):
-                    threading.Thread(target=self._pump, args=(source, sink, allowance), daemon=True).start()
-
-    def _pump(self, source: socket.socket, sink: socket.socket, allowance: list[int]) -> None:
-        with suppress(OSError):
-            while data := source.recv(1024):
-                allowance[0] -= len(data)
-                if allowance[0] < 0:
-                    self.left -= 1
-                    allowance[0] = 10**9
-                    break
-                sink.sendall(data)
-        for each in (source, sink):
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self._listening.close()
 
 
 @pytest.mark.parametrize("seed", range(3))

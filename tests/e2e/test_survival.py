@@ -1,11 +1,15 @@
 """Real processes under Ray are killed while several sessions stream; each says what it says when nobody dies."""
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
 from prospect.protocol.messages import DurableMessage
+from tests.browser import chromium, decided, opened, start
 from tests.e2e.sessions import (
     NAMES,
     NUM_FRAMES,
@@ -17,6 +21,7 @@ from tests.e2e.sessions import (
     in_mid_utterance,
     same,
 )
+from tests.serving.clients import until
 from tests.serving.models import write_model
 
 pytestmark = pytest.mark.e2e
@@ -57,6 +62,25 @@ def test_an_engine_is_killed(server: Server, undisturbed: dict[str, Conversation
     [moved] = spoken[NAMES[0]].moves
     assert moved.lost_frames == 0
     assert moved.seconds > 0
+
+
+def test_the_page_goes_on_when_its_engine_is_killed(server: Server):
+    server.wait_until_whole()
+    with chromium() as browser, opened(browser, server.url, speed=2) as page:
+        start(page)
+        until(lambda: decided(page) > 4)
+        [session_id] = server.open_sessions()
+        os.kill(server.engine_of(session_id), signal.SIGKILL)
+        expect(page.locator("#connection")).to_have_text("Moved to another engine")
+        expect(page.locator("#entries .note p").filter(has_text="nothing is lost")).to_be_visible()
+        page.get_by_label("Say something").fill("What now?")
+        page.get_by_role("button", name="Send").click()
+        sent = decided(page)
+        until(lambda: decided(page) > sent + 4)
+        page.get_by_role("button", name="End session").click()
+        expect(page.locator("#connection")).to_have_text("Ended")
+        assert " waiting" not in page.locator("#frames").inner_text(), "every frame was decided"
+        assert not page.locator("#entries .problem").count()
 
 
 def test_a_gateway_is_killed(server: Server, undisturbed: dict[str, Conversation]):

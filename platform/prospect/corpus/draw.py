@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 
@@ -95,7 +96,14 @@ def _write_text(path: Path, text: str) -> None:
 
 def _write_video(video: DrawnVideo, settings: CorpusSettings, path: Path) -> None:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.mp4")
-    with av.open(str(temporary), "w") as container:
+    with temporary.open("wb") as file:
+        encode_video(video, settings, file)
+    temporary.replace(path)
+
+
+def encode_video(video: DrawnVideo, settings: CorpusSettings, file: BinaryIO) -> None:
+    """Draw a video into a file, as MP4."""
+    with av.open(file, "w", format="mp4") as container:
         # One thread and no look-ahead: the bytes do not depend on the machine's cores.
         options = {"preset": "ultrafast", "crf": "16", "threads": "1"}
         stream = container.add_stream("libx264", rate=settings.source_fps, options=options)
@@ -106,7 +114,6 @@ def _write_video(video: DrawnVideo, settings: CorpusSettings, path: Path) -> Non
             frame.pts = index
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    temporary.replace(path)
 
 
 def _frames(video: DrawnVideo, settings: CorpusSettings) -> Iterator[av.VideoFrame]:

@@ -43,6 +43,7 @@ from prospect.serving.answers import error_answer, refusal
 from prospect.serving.event_stream import EVENTS, add_events
 from prospect.serving.host import SessionHost
 from prospect.serving.openapi import describe, refusals
+from prospect.serving.page import add_page
 from prospect.serving.peers import Answer, respond_elsewhere
 from prospect.serving.websocket import serve_socket
 
@@ -83,6 +84,7 @@ def build_api(host: SessionHost, access: Access | None = None) -> FastAPI:
     _add_errors(api)
     _add_sessions(api, host)
     add_events(api, host, access)
+    add_page(api)
     host.respond = partial(_respond, api)
 
     @api.get("/healthz", responses=refusals(503))

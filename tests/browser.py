@@ -1,0 +1,62 @@
+"""Chromium for the tests of the page, which nothing but the page's own server is asked by."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.needs import skip_without
+
+WITHIN_MS = 20_000
+ELSEWHERE = "camera.test"
+"""Another name of this machine, which no browser takes for a secure origin."""
+
+
+@contextmanager
+def chromium(*flags: str) -> Iterator[Browser]:
+    """A browser; while it is open, no other code of this thread may run an event loop."""
+    path = shutil.which("chromium")
+    skip_without("chromium", path)
+    expect.set_options(timeout=WITHIN_MS)
+    flags = ("--no-sandbox", f"--host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1", *flags)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(flags))
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser: Browser, url: str, speed: float = 1.0, **options: object) -> Iterator[Page]:
+    """The page at an address, whose videos play so many times faster; its console must stay empty."""
+    context = browser.new_context(**options)  # type: ignore[arg-type]
+    page = context.new_page()
+    page.set_default_timeout(WITHIN_MS)
+    said: list[str] = []
+    asked: set[str] = set()
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.add(urlsplit(request.url).netloc))
+    page.on("websocket", lambda websocket: asked.add(urlsplit(websocket.url).netloc))
+    page.add_init_script(f"addEventListener('play', ({{target}}) => target.playbackRate = {speed}, true)")
+    page.goto(url)
+    yield page
+    context.close()
+    assert asked <= {urlsplit(url).netloc, ""}, "the page asks no other server"
+    expected = ("ERR_CONNECTION", "WebSocket connection to", "status of 401", "ERR_EMPTY_RESPONSE")
+    assert not [each for each in said if not any(part in each for part in expected)]
+
+
+def start(page: Page) -> None:
+    """Press Start, and wait for the session."""
+    expect(page.locator("#samples input").first).to_be_attached()
+    page.get_by_role("button", name="Start").click()
+    expect(page.locator("#live")).to_be_visible()
+    expect(page.locator("#connection")).to_have_text("Live")
+
+
+def decided(page: Page) -> int:
+    """Frames whose decisions the page has."""
+    text = page.locator("#frames").inner_text()
+    return int(text.split()[0]) if text[0].isdigit() else 0
