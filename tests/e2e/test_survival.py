@@ -22,7 +22,7 @@ from tests.e2e.sessions import (
     same,
 )
 from tests.serving.clients import until
-from tests.serving.models import write_model
+from tests.serving.models import STEPS, write_model
 
 pytestmark = pytest.mark.e2e
 
@@ -67,6 +67,9 @@ def test_an_engine_is_killed(server: Server, undisturbed: dict[str, Conversation
 def test_the_page_goes_on_when_its_engine_is_killed(server: Server):
     server.wait_until_whole()
     with chromium() as browser, opened(browser, server.url, speed=2) as page:
+        expect(page.locator("#samples input").first).to_be_attached()
+        page.locator("#goal").fill("Make tea")
+        page.locator("#steps").fill("\n".join(STEPS))
         start(page)
         until(lambda: decided(page) > 4)
         [session_id] = server.open_sessions()

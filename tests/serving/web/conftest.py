@@ -9,12 +9,15 @@ from playwright.sync_api import Browser, Page
 from prospect.corpus.settings import CorpusSettings
 from prospect.model.checkpoint import LoadedModel
 from prospect.serving import samples
+from prospect.serving.access.access import Access
+from prospect.serving.access.keyring import Keyring
 from prospect.serving.host import SessionHost
 from prospect.serving.live_encoder import LiveEncoder
 from prospect.serving.local import local_host
+from prospect.serving.settings import ServingSettings
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings
-from tests.browser import chromium, opened
+from tests.browser import ELSEWHERE, chromium, opened
 from tests.serving.clients import Server
 from tests.serving.models import CONTEXT
 
@@ -71,8 +74,11 @@ def short_samples() -> Iterator[None]:
 
 
 @contextmanager
-def serving(loaded: LoadedModel, encoder: LiveEncoder, settings: StreamingSettings) -> Iterator[Server]:
-    server = Server(local_host(StreamingEngine(loaded, ROOMY, settings), encoder))
+def serving(
+    loaded: LoadedModel, encoder: LiveEncoder, settings: StreamingSettings, keyring: Keyring | None = None
+) -> Iterator[Server]:
+    access = Access(ServingSettings(allowed_hosts=(ELSEWHERE,)), keyring)
+    server = Server(local_host(StreamingEngine(loaded, ROOMY, settings), encoder), access)
     yield server
     server.stop()
 

@@ -5,9 +5,12 @@ from typing import Any
 
 from playwright.sync_api import Page, expect
 
+from prospect.serving.access.keyring import Keyring
+from prospect.serving.access.keys import new_key
+from prospect.serving.store import KeyTable
 from tests.browser import decided, start
 from tests.serving.clients import Server, until
-from tests.serving.web.conftest import Visit
+from tests.serving.web.conftest import QUIET, Visit, serving
 
 SIZES = ((1280, 800), (768, 1024), (375, 812), (360, 640))
 SCHEMES = ("light", "dark")
@@ -120,33 +123,22 @@ def test_what_a_screen_reader_hears(acting: Server, visit: Visit):
     assert page.locator("h1, h2:visible").all_inner_texts()[0] == "Prospect"
 
 
-def test_a_server_that_wants_a_key(quiet: Server, visit: Visit):
-    """The server here refuses by the browser's hand; the key goes into the header and into the subprotocols."""
-    page, given = visit(quiet), "Secret-1"
-
-    def guard(route: Any) -> None:
-        if route.request.headers.get("authorization") == f"Bearer {given}":
-            return route.continue_()
-        refusal = {"error": {"code": "unauthorized", "message": "authorization: is missing", "field": "authorization"}}
-        return route.fulfill(status=401, json=refusal)
-
-    page.route("**/v1/model", guard)
-    page.route("**/samples*", guard)
-    page.add_init_script(
-        """window.WebSocket = class extends WebSocket {
-          constructor(url, protocols) { super(url); window.offered = protocols; }
-        };"""
-    )
-    page.reload()
-    key = page.get_by_label("API key")
-    expect(key).to_be_visible()
-    expect(key).to_be_focused()
-    assert at_all_sizes(page) == []
-    page.get_by_role("button", name="Continue").click()
-    expect(page.get_by_role("alert")).to_contain_text("authorization: is missing")
-    key.fill(given)
-    key.press("Enter")
-    start(page)
-    assert page.evaluate("window.offered") == ["prospect", f"prospect.key.{given}"]
-    assert page.evaluate("Object.keys(localStorage).length") == 0
-    assert page.evaluate("sessionStorage.length") == 1
+def test_a_server_that_wants_a_key(loaded, live_encoder, visit: Visit, tmp_path: Path):
+    table = KeyTable(f"sqlite:///{tmp_path}/keys.db")
+    given, row = new_key("page")
+    table.add(row)
+    with serving(loaded, live_encoder, QUIET, Keyring(table)) as server:
+        page = visit(server)
+        key = page.get_by_label("API key")
+        expect(key).to_be_focused()
+        assert at_all_sizes(page) == []
+        key.fill("pk_wrong")
+        page.get_by_role("button", name="Continue").click()
+        expect(page.get_by_role("alert")).to_contain_text("authorization")
+        key.fill(given)
+        key.press("Enter")
+        start(page)
+        until(lambda: decided(page) > 1)
+        assert page.evaluate("localStorage.length") == 0
+        assert page.evaluate("Object.values({...sessionStorage})") == [given]
+        assert given not in page.content()

@@ -10,8 +10,11 @@ from prospect.serving.access.limits import KeyLimits
 from prospect.serving.access.origins import OriginRules
 from prospect.serving.settings import ServingSettings
 
-OPEN_PATHS = {"/healthz", "/readyz"}
-"""Answered without a key: a supervisor and a load balancer have none, and nothing of a session is told there."""
+OPEN_PATHS = {"/healthz", "/readyz", "/"}
+"""Answered without a key: a supervisor and a load balancer have none, the page asks for one, and nothing of a session
+is told there."""
+PAGE_FILES = "/web/"
+"""Begin of the paths of the page's files, likewise."""
 
 
 class Access:
@@ -56,7 +59,7 @@ class Access:
         Raises:
             SessionError: `unauthorized`; `unavailable`: the keys cannot be read.
         """
-        if self._keyring is None or path in OPEN_PATHS:
+        if self._keyring is None or path in OPEN_PATHS or path.startswith(PAGE_FILES):
             return Caller()
         key = _key_in(headers)
         if key is None:

@@ -3,7 +3,7 @@
 import { Ledger } from "./ledger.js";
 
 const TAKEN_OVER = 4001;
-const PASSING = new Set(["busy", "unavailable", "fenced", "internal"]); // refusals of a server that may soon answer
+const PASSING = new Set(["busy", "unavailable", "fenced", "internal", "rate_limited"]); // refusals of a server that may soon answer
 const PATIENCE_MS = 300_000; // for which a connection is tried: the server keeps a session for as long
 const FIRST_PAUSE_MS = 100;
 const LONGEST_PAUSE_MS = 2_000;
