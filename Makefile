@@ -101,11 +101,12 @@ coverage: env weights ## lines of the package that the tests of `make test-fast`
 	RAY_AUTH_MODE=disabled $(BIN)/python -m coverage run --source=platform/prospect -m pytest -q -m "not e2e and not long" $(ARGS)
 	$(BIN)/python -m coverage report --skip-covered --sort=cover
 
-lint: env ## style, types and import rules
+lint: env ## style, types, import rules and the Dockerfile
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
 
 up: env ## a local Ray cluster and an MLflow server
 	@$(BIN)/python scripts/cluster.py up --ray-port $(RAY_PORT) --dashboard-port $(DASHBOARD_PORT) \

@@ -19,6 +19,7 @@ ADVICE = {
     "chromium": "install chromium",
     "cuda": "run on a machine with an NVIDIA GPU",
     "curl": "install curl",
+    "docker": "install Docker with its compose plugin",
     "data": "set PROSPECT_TEST_DATA to the folder with the real videos and records",
     "postgresql": "install postgresql",
     "root": "run as root, who may mount a small disk",
