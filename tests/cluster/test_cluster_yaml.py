@@ -13,7 +13,7 @@ import psycopg
 import pytest
 import ray.autoscaler
 import yaml
-from mlflow import MlflowClient
+from mlflow import MlflowClient, MlflowException
 
 from scripts.cluster import free_port, listens
 from tests.conftest import REPOSITORY
@@ -89,20 +89,32 @@ def test_a_node_has_what_attention_kernels_are_compiled_with(cluster: dict[str, 
     assert {"gcc", "python3-dev", "make"} <= set(install.split())
 
 
+LOGIN = {"MLFLOW_TRACKING_USERNAME": "prospect", "MLFLOW_TRACKING_PASSWORD": "a password of a test"}
+"""As in ~/prospect.env."""
+
+
 @pytest.mark.e2e
-def test_the_heads_mlflow_keeps_its_runs_in_postgresql(cluster: dict[str, Any], tmp_path: Path) -> None:
+def test_the_heads_mlflow_has_a_login_and_keeps_its_runs_in_postgresql(
+    cluster: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its command as it stands, with a database by URL, on a free port."""
     [command] = [command for command in cluster["head_start_ray_commands"] if "mlflow server" in command]
-    started = command[command.index("mlflow server --host") : command.index("> ~/mlflow.log")]
+    [write] = [command for command in cluster["head_start_ray_commands"] if "> ~/mlflow_auth.ini" in command]
+    started = command[command.index("MLFLOW_AUTH_CONFIG") : command.index("> ~/mlflow.log")].replace("nohup", "exec")
     port = free_port()
     started = started.replace("--port 5000", f"--port {port}").replace("/mnt/prospect", str(tmp_path))
     with database() as url:
         told = {**os.environ, "MLFLOW_DATABASE": url, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        told |= {"HOME": str(tmp_path), **LOGIN}
         told["PATH"] = f"{Path(sys.executable).parent}:{told['PATH']}"
-        server = subprocess.Popen(["bash", "-c", f"exec {started}"], env=told, start_new_session=True)
+        server = subprocess.Popen(["bash", "-c", f"{write}; {started}"], env=told, start_new_session=True)
         try:
             client = MlflowClient(f"http://127.0.0.1:{port}")
             wait_for(lambda: listens(port), 120)
+            with pytest.raises(MlflowException, match="not authenticated"):
+                client.search_experiments()
+            for name, value in LOGIN.items():
+                monkeypatch.setenv(name, value)
             experiment = client.create_experiment("kitchen")
             run = client.create_run(experiment)
             client.log_metric(run.info.run_id, "loss", 0.5)
