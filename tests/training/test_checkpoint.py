@@ -21,7 +21,7 @@ from prospect.model.settings import HEADS, LoraSettings
 from prospect.training.backend import PlainBackend
 from prospect.training.checkpoint import newest_checkpoint, read_checkpoint, whole_checkpoints
 from prospect.training.events import read_events
-from prospect.training.settings import EarlyStopping, TrainingError, TrainingSettings
+from prospect.training.settings import EarlyStopping, ReadingSettings, TrainingError, TrainingSettings
 from prospect.training.worker_spec import TrainingData, WorkerJob
 from tests.factories import BRIEF, DIM, TOY_CONTEXT, TOY_MODEL, ToyCorpus, clips_of, stored, with_progress
 from tests.needs import skip_without
@@ -55,6 +55,7 @@ def job(toys: ToyCorpus, tmp_path: Path) -> WorkerJob:
         save_every=2,
         eval_every=3,
         sampling=LabelSamplingSettings(),
+        reading=ReadingSettings(share=0.5),
     )
     lora = LoraSettings(r=4, alpha=8, dropout=0.1)
     model = TOY_MODEL.model_copy(update={"frame_noise": 0.1, "lora": lora})

@@ -44,6 +44,7 @@ class Batch:
         state_frames, state_steps, state_labels: [E] index into `decisions`, index into `step_positions`, class.
         lookups, looked_up: [L] flat positions that predict a word of a step's name, and of that word in the step's
             line; empty where nobody asked for them.
+        guides: whether a head is guided by them, as on all other ranks, though this batch may have none.
     """
 
     clip_ids: list[str]
@@ -65,6 +66,7 @@ class Batch:
     state_labels: Tensor
     lookups: Tensor
     looked_up: Tensor
+    guides: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -169,7 +171,8 @@ class Collator:
                 labels.add_lookups(base, self.finder.find(sequence, clip.dialogue.step_names))
         ids = ids.view(1 if self.packed else len(clips), -1)
         frames = torch.from_numpy(np.concatenate([self.features(clip) for clip in clips]))
-        return Batch([clip.id for clip in clips], self.packed, lengths, ids, frames, **labels.tensors())
+        guides = self.finder is not None
+        return Batch([clip.id for clip in clips], self.packed, lengths, ids, frames, **labels.tensors(), guides=guides)
 
 
 class _LabelLists:

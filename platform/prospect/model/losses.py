@@ -88,7 +88,7 @@ def trunk_inputs(batch: Batch) -> dict[str, Any]:
     if not batch.packed:
         return {**inputs, "attention_mask": batch.attention_mask}
     packing = Packing.of(batch.lengths, batch.input_ids.device)
-    if len(batch.lookups):
+    if batch.guides:
         packing = replace(packing, guide=AttentionGuide(batch.lookups, batch.looked_up))
     return {**inputs, "attention": ATTENTION, "packing": packing, "position_ids": packing.position_ids}
 

@@ -46,7 +46,8 @@ class AttentionGuide:
         """Set `loss` and `found` in the last layer, from queries [1, Hq, N, Dh], keys and values [1, Hkv, N, Dh]."""
         if module.layer_idx != module.config.num_hidden_layers - 1:
             return
-        self.found = value[0, 0, self.looked_up] @ module.o_proj.weight[:, : value.shape[-1]].T
+        # The projection itself, and not its weight, which ZeRO-3 gathers for the module's own call alone.
+        self.found = module.o_proj(F.pad(value[0, 0, self.looked_up], (0, module.o_proj.in_features - value.shape[-1])))
         scores = (query[0, 0, self.lookups] @ key[0, 0].T).float() * scaling
         first = offsets[torch.searchsorted(offsets, self.lookups.int(), right=True) - 1]
         columns = torch.arange(key.shape[2], device=key.device)

@@ -34,12 +34,6 @@ def check_settings(model: ModelSettings, training: TrainingSettings) -> None:
             "partitioned: choose "
             "training.zero_stage=2, or model.adaptation=lora",
         )
-    if training.zero_stage == 3 and any(each.losses.lookup for each in (training, training.at_the_end)):
-        _refuse(
-            "training.zero_stage",
-            "`training.zero_stage` (3) partitions the layer that lookups guide from within: choose "
-            "training.zero_stage=2, or training.reading.share=0 and training.losses.lookup=0",
-        )
     if not any(getattr(training.losses, name) for name in LOSS_PARTS):
         _refuse("training.losses", "`training.losses` must have a weight above 0: raise one of them")
 
