@@ -21,6 +21,7 @@ from prospect.protocol.messages import (
     FramesRequest,
     FramesResponse,
     ServerMessage,
+    ServerStatus,
     state_map,
 )
 from prospect.protocol.parsing import parse_client, parse_server
@@ -55,6 +56,8 @@ def test_documented_http_bodies_parse():
     (response,) = re.findall(r"```json http-response\n(.*?)```", PAGE, re.DOTALL)
     assert len(FramesRequest.model_validate_json(request).frames) == 2
     assert len(FramesResponse.model_validate_json(response).frames) == 2
+    (status,) = re.findall(r"```json http-status\n(.*?)```", PAGE, re.DOTALL)
+    assert ServerStatus.model_validate_json(status).model_dump(mode="json") == json.loads(status)
 
 
 @pytest.mark.parametrize(
