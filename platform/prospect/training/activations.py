@@ -141,7 +141,7 @@ def fake_batch(lengths: tuple[int, ...], vision_dim: int) -> Batch:
     labels = {name: torch.zeros(size, dtype=torch.long) for name, size in sizes.items()}
     labels["text_tasks"] += TextTask.SPEAKING
     ids = torch.zeros(1, tokens, dtype=torch.long)
-    return Batch([""] * len(lengths), True, lengths, ids, torch.zeros(frames, vision_dim), **labels)
+    return Batch([""] * len(lengths), True, lengths, ids, torch.zeros(frames, vision_dim), guides=False, **labels)
 
 
 class _LiveBytes(TorchDispatchMode):
