@@ -240,6 +240,15 @@ def test_what_a_client_lacks_is_sent_again(http):
         assert hear(socket).type == "session.closed"
 
 
+def test_what_delete_erased_cannot_be_resumed(http):
+    with opened(http, keep=True) as (_, created):
+        pass
+    assert http.delete(f"/v1/sessions/{created.session_id}").status_code == 200
+    with http.websocket_connect("/v1/stream") as socket:
+        say(socket, {"type": "session.update", "resume": created.resume})
+        assert hear(socket).code == "unknown_session"
+
+
 def test_resuming_ends_the_older_stream_and_its_farewell_does_not_close_the_session(http, host):
     with opened(http, thresholds=NEVER) as (old, created), http.websocket_connect("/v1/stream") as new:
         say(new, {"type": "session.update", "resume": created.resume})

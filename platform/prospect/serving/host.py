@@ -217,8 +217,10 @@ class SessionHost:
                 *(stream.outcomes.of(each.sent.seq) for each in stream.inbox.pending), return_exceptions=True
             )
             closed = await self._end(stream, "client")
-        if handle is None and self._writer is not None and self._store is not None:
-            await self._writer.call(self._store.erase, session_id)
+        if handle is None:  # DELETE, and not the client of a stream that ends
+            self._ended.forget(session_id)
+            if self._writer is not None and self._store is not None:
+                await self._writer.call(self._store.erase, session_id)
         return closed
 
     @shielded
