@@ -27,7 +27,7 @@ def of_split(videos: list[DrawnVideo], split: str) -> list[DrawnVideo]:
 
 
 def test_the_splits_have_the_asked_sizes_and_unique_ids(videos: list[DrawnVideo]) -> None:
-    assert [len(of_split(videos, split)) for split in ("train", "validation", "test")] == [420, 16, 24]
+    assert [len(of_split(videos, split)) for split in ("train", "validation", "test")] == [560, 16, 24]
     assert len({video.dialogue.dialogue_id for video in videos}) == len(videos)
     assert {video.dialogue.user_type for video in videos} == set(TALK_RATES)
 

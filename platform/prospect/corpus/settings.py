@@ -20,7 +20,7 @@ class CorpusSettings(Settings):
 
     seed: int = 0
     """Seed of all draws."""
-    num_train: Annotated[int, Field(ge=1)] = 420
+    num_train: Annotated[int, Field(ge=1)] = 560
     """Training videos."""
     num_validation: Annotated[int, Field(ge=0)] = 16
     """Videos whose goal, the set of (object, action) pairs, does not occur in training."""

@@ -18,7 +18,11 @@ Pass = Literal["own", "written"]
 """`own`: deltas and thresholds as the configuration has them. `written`: deltas generated as text, at the same
 thresholds for all configurations."""
 
-_REFERENCE = {"training.sampling.negative_rate": 0.1, "training.losses.decision": "balanced"}
+_REFERENCE = {
+    "training.sampling.negative_rate": 0.1,
+    "training.losses.decision": "balanced",
+    "training.reading.share": 0.0,
+}
 """The plain losses, which the project's defaults are compared with."""
 _USUAL = StreamingSettings()
 _WRITTEN_ONLY = {
