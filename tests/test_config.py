@@ -231,7 +231,7 @@ def test_a_relative_root_is_refused_inside_a_cluster_job(monkeypatch: pytest.Mon
         ("training.epochs=1,2", ["`training.epochs=1,2` is not a valid override", "key=[a,b]"]),
         ("data.datasets=[a", ["`data.datasets=[a` is not a valid override", "key=value"]),
         ("data.datasets=[a,null]", ["`data.datasets.1` (null) must be a string."]),
-        ("training.warmup_steps=500", ["`training.warmup_steps` (500) must be below `training.max_steps` (500)"]),
+        ("training.warmup_steps=750", ["`training.warmup_steps` (750) must be below `training.max_steps` (750)"]),
         ("training.max_steps=8", ["`training.warmup_steps` (30) must be below `training.max_steps` (8)"]),
         ("num_workers=2", ["Unknown section `num_workers` (did you mean `training.num_workers`?); a key "]),
         ("lr=1e-3", ["Unknown section `lr` (did you mean `training.learning_rate`?); a key "]),

@@ -114,6 +114,12 @@ def test_an_exported_session_goes_on_as_it_would_have(root: Path) -> None:
         assert [int(step) for step in decision.state.steps] == event["state"]["steps"]
 
 
+@pytest.fixture
+def without_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a replica tells its operator goes by Serve."""
+    monkeypatch.setattr(deployments, "observe_replica", lambda measured, **facts: measured)
+
+
 async def served(root: Path) -> list[FrameOutcome]:
     """What a session of two frames is answered by a replica that serves the champion."""
     worker = Engine(site_of(root)).worker
@@ -129,9 +135,10 @@ async def served(root: Path) -> list[FrameOutcome]:
 
 
 def site_of(root: Path) -> Site:
-    return Site(ServeConfig(**dict(config_of(root))), "secret", alone=True)
+    return Site(ServeConfig(**dict(config_of(root))), "secret", alone=True, bound="127.0.0.1", needs_key=False)
 
 
+@pytest.mark.usefixtures("without_serve")
 def test_its_registered_model_is_served(root: Path) -> None:
     outcomes = asyncio.run(served(root))
     assert [(outcome.seq, outcome.frame) for outcome in outcomes] == [(0, 0), (1, 1)]
@@ -147,6 +154,7 @@ def test_an_engine_that_starts_after_the_alias_has_moved_serves_the_same_version
     assert pin_model(folder) == folder
 
 
+@pytest.mark.usefixtures("without_serve")
 def test_every_way_to_load_it_asks_for_the_device_of_its_process(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU a served model and one on a GPU look alike, so that what is asked for is what is held."""
     asked: list[str] = []
