@@ -11,16 +11,16 @@ from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
 WHOLE_PATHS = (
-    "test_learning", "test_survival_long", "test_embed", "test_failures", "test_demo", "test_survival", "test_cluster",
-    "test_real", "test_elastic", "test_autoscaler", "test_scaling", "test_train", "test_deploy", "test_console",
-    "test_serve", "test_evaluation", "test_earlier", "test_prepare",
+    "test_learning", "test_survival_long", "test_embed", "test_failures", "test_real", "test_survival", "test_cluster",
+    "test_demo", "test_elastic", "test_autoscaler", "test_train", "test_serve", "test_scaling", "test_console",
+    "test_deploy", "test_prepare", "test_evaluation", "test_earlier",
 )  # fmt: skip
 """Files of tests/e2e by their seconds, longest first."""
 UNIT_TESTS = (
-    "training/test_checkpoint", "cluster/test_embed", "training/test_plan", "streaming/test_exactness",
-    "serving/test_survival",
-    "tests/test_layout", "cluster/test_runtime", "labels/test_job", "training/test_mistakes", "benchmarks/test_engine",
-    "vision/test_encoder", "streaming/test_engine",
+    "cluster/test_embed", "training/test_checkpoint", "serving/test_survival", "tests/test_config",
+    "streaming/test_exactness", "benchmarks/test_serve", "benchmarks/test_gpu", "training/test_plan",
+    "tests/test_layout", "streaming/test_attention", "web/test_page", "tests/test_install", "streaming/test_context",
+    "cluster/test_runtime", "benchmarks/test_engine", "vision/test_encoder", "cluster/test_promotion",
 )  # fmt: skip
 """Other files that take long, longest first."""
 
