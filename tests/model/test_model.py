@@ -198,8 +198,7 @@ def test_a_lookup_is_the_attention_of_one_head_and_reaches_every_layer_below():
         attention = model.text(inputs_embeds=model.embed(batch.input_ids, batch.frames), output_attentions=True)
         looked = -attention.attentions[-1][0, 0, batch.lookups, batch.looked_up].log().sum()
         alone = torch.zeros(len(batch.lookups), model.text_config.hidden_size)
-        width = last.self_attn.head_dim
-        alone[:, :width] = read[0][batch.looked_up, :width]
+        alone[:, : last.self_attn.head_dim] = read[0][batch.looked_up, : last.self_attn.head_dim]
         logits = model.lm_head(model.text.norm(last.self_attn.o_proj(alone)))
         said = torch.nn.functional.cross_entropy(logits, batch.input_ids[0, batch.lookups + 1], reduction="sum")
     hook.remove()

@@ -46,7 +46,7 @@ def bearer(key: str | None) -> dict[str, str]:
     """Headers of every request: with the key that is given, or that of the environment.
 
     Raises:
-        ServerError: the key cannot be sent, because a character in it is none of a key's.
+        ServerError: the key has a character that no API key has, and cannot be sent in a header.
     """
     key = os.environ.get(API_KEY, "") if key is None else key
     if not key:

@@ -95,7 +95,7 @@ class Trial:
         client: of the deployment.
         clip: what is sent.
         interval: seconds between two frames.
-        progress: told of every answered frame.
+        progress: called with (frames answered, frames in all) after each answer.
     """
 
     def __init__(self, client: ProspectClient, clip: Clip, interval: float, progress: Progress) -> None:

@@ -152,7 +152,7 @@ class EnginePool:
         directory: knows the engines.
         secret: that they ask for.
         reader: takes their news.
-        monitor: what they are told of this gateway.
+        monitor: has this gateway's numbers, which each ping tells the engines.
     """
 
     def __init__(self, directory: Directory, secret: str, reader: NewsReader, monitor: Monitor) -> None:
