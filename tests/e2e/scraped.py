@@ -1,9 +1,10 @@
 """What Prometheus would get of this process's Ray."""
 
+import math
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import httpx
 import ray
@@ -25,13 +26,12 @@ def scrape() -> dict[str, float]:
     return dict(found)
 
 
-def scrape_until(names: Iterable[str]) -> dict[str, float]:
-    """Scrape until all these series are there and more than 0."""
+def scrape_until(least: Mapping[str, float]) -> dict[str, float]:
+    """Scrape until all these series are there with at least these values: what was counted last is exported late."""
     deadline = time.monotonic() + WITHIN_S
     while True:
         found = scrape()
-        missing = [name for name in names if not found.get(name)]
-        if not missing:
+        if all(found.get(name, -math.inf) >= value for name, value in least.items()):
             return found
-        assert time.monotonic() < deadline, f"{missing} are not among {sorted(found)}"
+        assert time.monotonic() < deadline, f"{dict(least)} is not reached by {found}"
         time.sleep(0.5)
