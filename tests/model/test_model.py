@@ -200,7 +200,7 @@ def test_a_lookup_is_the_attention_of_one_head_and_reaches_every_layer_below():
         alone = torch.zeros(len(batch.lookups), model.text_config.hidden_size)
         alone[:, : last.self_attn.head_dim] = read[0][batch.looked_up, : last.self_attn.head_dim]
         logits = model.lm_head(model.text.norm(last.self_attn.o_proj(alone)))
-        said = torch.nn.functional.cross_entropy(logits, batch.input_ids[0, batch.lookups + 1], reduction="sum")
+        said = torch.nn.functional.cross_entropy(logits, batch.lookup_words, reduction="sum")
     hook.remove()
     expected = looked + said
     gradients = []

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from prospect.data.clips import Clip, clip_sequence
-from prospect.data.lookups import LookupFinder
+from prospect.data.lookups import Lookup, LookupFinder
 from prospect.data.settings import LabelSamplingSettings
 from prospect.dialogue.sequence import FrameSequence, SequenceBuilder, TextTask
 from prospect.errors import DataError
@@ -42,8 +42,8 @@ class Batch:
         text_positions: [P] flat positions that predict a text token; `text_targets`, `text_tasks` [P].
         step_positions: [Q] flat positions of steps' lines.
         state_frames, state_steps, state_labels: [E] index into `decisions`, index into `step_positions`, class.
-        lookups, looked_up: [L] flat positions that predict a word of a step's name, and of that word in the step's
-            line; empty where nobody asked for them.
+        lookups, looked_up, lookup_words: [L] flat positions that look for a word, those where they find it, and the
+            word; empty where nobody asked for them (`data/lookups.py`).
         guides: whether a head is guided by them, as on all other ranks, though this batch may have none.
     """
 
@@ -66,6 +66,7 @@ class Batch:
     state_labels: Tensor
     lookups: Tensor
     looked_up: Tensor
+    lookup_words: Tensor
     guides: bool = False
 
     @property
@@ -116,7 +117,7 @@ class Collator:
         read_frames: ReadFrames,
         sampling: LabelSamplingSettings | None,
         packed: bool = True,
-        lookups: bool = False,
+        finder: LookupFinder | None = None,
     ) -> None:
         """Choose what the batches hold.
 
@@ -125,13 +126,13 @@ class Collator:
             read_frames: reads embeddings.
             sampling: None labels every frame, as evaluation does.
             packed: False makes padded batches.
-            lookups: whether packed batches say where the words of a step's name stand in its line.
+            finder: finds lookups for packed batches.
         """
         self.builder = builder
         self.read_frames = read_frames
         self.sampling = sampling
         self.packed = packed
-        self.finder = LookupFinder(builder.vocabulary) if lookups and packed else None
+        self.finder = finder if packed else None
 
     def sequence(self, clip: Clip) -> FrameSequence:
         return clip_sequence(clip, self.builder)
@@ -168,7 +169,7 @@ class Collator:
             labels.add_decisions(base, clip, sequence, seen)
             labels.add_text(base, sequence)
             if self.finder:
-                labels.add_lookups(base, self.finder.find(sequence, clip.dialogue.step_names))
+                labels.add_lookups(base, self.finder.find(sequence, clip, epoch))
         ids = ids.view(1 if self.packed else len(clips), -1)
         frames = torch.from_numpy(np.concatenate([self.features(clip) for clip in clips]))
         guides = self.finder is not None
@@ -181,6 +182,7 @@ class _LabelLists:
     FIELDS = (
         "decisions", "speak", "update", "after_delta", "after_delta_speak", "text_positions", "text_targets",
         "text_tasks", "step_positions", "state_frames", "state_steps", "state_labels", "lookups", "looked_up",
+        "lookup_words",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -216,9 +218,10 @@ class _LabelLists:
                 self.lists["text_targets"].append(sequence.ids[position])
                 self.lists["text_tasks"].append(int(task))
 
-    def add_lookups(self, base: int, found: Sequence[tuple[int, int]]) -> None:
-        self.lists["lookups"] += [base + position for position, _ in found]
-        self.lists["looked_up"] += [base + position for _, position in found]
+    def add_lookups(self, base: int, found: Sequence[Lookup]) -> None:
+        self.lists["lookups"] += [base + lookup.position for lookup in found]
+        self.lists["looked_up"] += [base + lookup.place for lookup in found]
+        self.lists["lookup_words"] += [lookup.word for lookup in found]
 
     def tensors(self) -> dict[str, Tensor]:
         return {name: torch.tensor(values, dtype=torch.long) for name, values in self.lists.items()}

@@ -66,9 +66,8 @@ def read_trunk(model: DSTModel, batch: Batch) -> tuple[Tensor, Tensor]:
     guide = inputs["packing"].guide if batch.packed else None
     if guide is None:
         return flat, flat.new_zeros(())
-    words = batch.input_ids.flatten()[batch.lookups + 1]
     logits = model.lm_head(model.text.norm(guide.found)).float()
-    return flat, guide.loss + F.cross_entropy(logits, words, reduction="sum")
+    return flat, guide.loss + F.cross_entropy(logits, batch.lookup_words, reduction="sum")
 
 
 def term_sums(model: DSTModel, flat: Tensor, batch: Batch, settings: LossSettings, lookup: Tensor) -> Tensor:

@@ -136,7 +136,7 @@ def fake_batch(lengths: tuple[int, ...], vision_dim: int) -> Batch:
         "decisions": frames, "speak": frames, "update": frames, "after_delta": 0, "after_delta_speak": 0,
         "text_positions": texts, "text_targets": texts, "text_tasks": texts, "step_positions": STEPS * len(lengths),
         "state_frames": frames * STEPS, "state_steps": frames * STEPS, "state_labels": frames * STEPS,
-        "lookups": 0, "looked_up": 0,
+        "lookups": 0, "looked_up": 0, "lookup_words": 0,
     }  # fmt: skip
     labels = {name: torch.zeros(size, dtype=torch.long) for name, size in sizes.items()}
     labels["text_tasks"] += TextTask.SPEAKING

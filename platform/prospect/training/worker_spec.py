@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from prospect.data.batches import Collator
 from prospect.data.clips import Clip
 from prospect.data.embeddings import EmbeddingStore
+from prospect.data.lookups import LookupFinder
 from prospect.dialogue.prompt import ContextSettings
 from prospect.dialogue.sequence import SequenceBuilder
 from prospect.dialogue.vocabulary import Vocabulary
@@ -89,18 +90,23 @@ def build_parts(job: WorkerJob, data: TrainingData) -> WorkerParts | ProspectErr
                 data.validation, store, builder, job.streaming, job.evaluation, job.training
             )
             model = _build(job, data, tokenizer, store)
-            return WorkerParts(tokenizer, model, streaming, *_collators(job.training, builder, store))
+            return WorkerParts(tokenizer, model, streaming, *_collators(job.training, builder, store, data.train))
     except ProspectError as error:
         return error
 
 
-def _collators(training: TrainingSettings, builder: SequenceBuilder, store: EmbeddingStore) -> list[Collator]:
+def _collators(
+    training: TrainingSettings, builder: SequenceBuilder, store: EmbeddingStore, clips: Sequence[Clip]
+) -> list[Collator]:
     """The collators of `WorkerParts`, in its order."""
-    lookups, reading = training.losses.lookup > 0, training.at_the_end
+    reading = training.at_the_end
+    now, later = training.losses.lookup > 0, reading.losses.lookup > 0
+    names = {name for clip in clips for name in clip.dialogue.step_names} if now or later else ()
+    finder = LookupFinder(builder.vocabulary, names, training.seed)
     return [
-        Collator(builder, store.read, training.sampling, lookups=lookups),
-        Collator(builder, store.read, reading.sampling, lookups=reading.losses.lookup > 0),
-        Collator(builder, store.read, None, lookups=lookups),
+        Collator(builder, store.read, training.sampling, finder=finder if now else None),
+        Collator(builder, store.read, reading.sampling, finder=finder if later else None),
+        Collator(builder, store.read, None, finder=finder if now else None),
     ]
 
 
