@@ -62,6 +62,10 @@ def test_ratings_are_part_of_the_result_and_of_its_mlflow_run(
     written = json.loads(judged.file.read_text())
     assert [*written["judge"]["systems"]] == [MODEL, "oracle"]
     assert written["judge"]["systems"][MODEL]["scores"]["promptness"]["value"] == 1.5
+    page = judged.file.with_suffix(".html").read_text()
+    assert "Rated from 1 to 5 by tiny" in page
+    assert '<th scope="row">oracle</th><td>2.000 ±0.000<small>2.000 to 2.000</small></td><td>1.500' in page
+    assert "Rated" not in plain.file.with_suffix(".html").read_text()
     assert written["lineage"]["rules"]["evaluation"]["judge"]["model"] == "tiny"
     assert written["scores"] == json.loads(plain.file.read_text())["scores"]
 

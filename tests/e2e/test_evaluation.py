@@ -117,6 +117,7 @@ def test_a_latency_aware_evaluation_is_a_result_of_its_own_and_caches_nothing(lo
         assert written["lineage"]["marks"][0].startswith(f"latency-aware at {speed}x speed, 3 sessions at once")
         assert written["lineage"]["paced"]["dtype"] == written["paced"]["machine"]["dtype"] == "float32"
         assert written["paced"]["frames"] == written["paced"]["latency_ms"]["number"] + written["paced"]["dropped"]
+        assert "<p>Latency-aware, on " in result.file.with_suffix(".html").read_text()
         assert set(written["scores"]).isdisjoint({"shuffled frames", "blank frames"})
         files.append(result.file)
     assert len({plain.file, *files}) == 3

@@ -105,7 +105,8 @@ def score_predictions(
     save_predictions(predictions_file(result.file), predictions)
     if settings.report.enabled:
         page = result.file.with_suffix(".html")
-        result = replace(result, page=write_page(page, predictions, scores, settings, encoder, result.advantage))
+        found = write_page(page, predictions, scores, settings, encoder, result.advantage, result.judge, paced)
+        result = replace(result, page=found)
     _write(result)
     return result
 

@@ -115,5 +115,5 @@ class LossSettings(Settings):
     """Weight of the state head over all frames; 0 leaves it untrained."""
     lookup: float = Field(default=0.0, ge=0)
     """Weight of looking up what a step is called: where an utterance names a step, a head of the last layer learns to
-    attend to the same word in the step's line, and to say it. For a model that is trained from scratch, once it can
-    watch (`training.reading`); a pretrained one can copy."""
+    attend to the same word in the step's line, or to the frame where no line has it, and to say it. For a model that
+    is trained from scratch, once it can watch (`training.reading`); a pretrained one can copy."""

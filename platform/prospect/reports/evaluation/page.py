@@ -14,8 +14,11 @@ import jinja2
 from prospect.dialogue.timeline import FPS
 from prospect.evaluation.comparison import RANKED_BY, rank, scores_of
 from prospect.evaluation.intervals import Interval
+from prospect.evaluation.judge_prompt import CRITERIA
+from prospect.evaluation.judge_report import JudgeReport
 from prospect.evaluation.lineage import counted
 from prospect.evaluation.metrics import Scores, SliceScores
+from prospect.evaluation.pace_record import PacedRun
 from prospect.evaluation.predictions import Predictions
 from prospect.evaluation.records import VideoDecisions
 from prospect.evaluation.settings import EvaluationSettings
@@ -78,6 +81,9 @@ class EvaluationPage:
     timelines: Sequence[DialogueTimeline]
     rules: Mapping[str, Any]
     notes: Sequence[str] = field(default_factory=list)
+    judge: JudgeReport | None = None
+    pace: str = ""
+    """Measured times of a latency-aware run."""
 
     @property
     def metrics(self) -> list[str]:
@@ -97,6 +103,8 @@ def write_page(
     settings: EvaluationSettings,
     encoder: SentenceEncoder | None,
     advantage: Mapping[str, Interval | None] | None = None,
+    judge: JudgeReport | None = None,
+    paced: PacedRun | None = None,
 ) -> Path:
     """Write the page of an evaluation.
 
@@ -107,8 +115,10 @@ def write_page(
         settings: how turns and transitions are matched, and `report`.
         encoder: sentence vectors for the turn matcher, as in `evaluate`.
         advantage: difference in joint goal accuracy between the model and its rivals.
+        judge: what a language model says of the systems.
+        paced: the latency-aware run behind the model's decisions.
     """
-    write_text(file, render(evaluation_page(predictions, scores, settings, encoder, advantage)))
+    write_text(file, render(evaluation_page(predictions, scores, settings, encoder, advantage, judge, paced)))
     return file
 
 
@@ -118,6 +128,8 @@ def evaluation_page(
     settings: EvaluationSettings,
     encoder: SentenceEncoder | None,
     advantage: Mapping[str, Interval | None] | None = None,
+    judge: JudgeReport | None = None,
+    paced: PacedRun | None = None,
 ) -> EvaluationPage:
     """Content of the page; arguments as in `write_page`."""
     lineage, model = predictions.lineage, next(iter(predictions.systems))
@@ -158,6 +170,8 @@ def evaluation_page(
             **flatten(lineage.rules),
         },
         notes=[note] if note else [],
+        judge=judge,
+        pace=paced.describe() if paced else "",
     )  # fmt: skip
 
 
@@ -217,5 +231,11 @@ def environment() -> jinja2.Environment:
     )
     filters: dict[str, Any] = {"clock": clock, "words": words, "number": number, "signed": signed}
     made.filters |= filters | {"percent": lambda share: f"{100 * share:.4f}%"}
-    made.globals |= {"fps": FPS, "overview": OVERVIEW, "chart_size": (WIDTH, HEIGHT), "ranked_by": RANKED_BY}
+    made.globals |= {
+        "fps": FPS,
+        "overview": OVERVIEW,
+        "chart_size": (WIDTH, HEIGHT),
+        "ranked_by": RANKED_BY,
+        "criteria": CRITERIA,
+    }
     return made
