@@ -41,6 +41,7 @@ from prospect.serving.access.caller import CALLER, Asking, Caller, Session, call
 from prospect.serving.access.guard import Guard
 from prospect.serving.answers import error_answer, refusal
 from prospect.serving.event_stream import EVENTS, add_events
+from prospect.serving.flow_control import FlowControl
 from prospect.serving.host import SessionHost
 from prospect.serving.openapi import describe, refusals
 from prospect.serving.page import add_page
@@ -81,6 +82,7 @@ def build_api(host: SessionHost, access: Access | None = None) -> FastAPI:
             CORSMiddleware, allow_origins=access.origins, allow_methods=("*",), expose_headers=("Retry-After",),
             allow_headers=("Authorization", "Content-Type"),
         )  # fmt: skip
+    api.add_middleware(FlowControl)
     _add_errors(api)
     _add_sessions(api, host)
     add_events(api, host, access)

@@ -1,5 +1,9 @@
 """What Serve's HTTP proxies do for this application beside their own work."""
 
+import asyncio
+from collections.abc import MutableMapping
+from typing import Any
+
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -7,38 +11,88 @@ WATCHED = {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1"}
 """For Serve's controller: a proxy that has died is replaced after three checks."""
 WRAPPED = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}:middlewares"}
 """For Serve's controller, which hands it on to its proxies. They import this package."""
+RECEIPTS = "prospect.receipts"
+"""Extension in the scope of a request whose proxy sends receipts, and the type of those messages."""
+RECEIPT_BYTES = 64 * 2**10
+"""Bytes after which the gateway gets a receipt."""
+TAKEN_WITHIN_S = 20.0
+"""Seconds within which a client's connection must have room for the next message; after them the client counts as gone.
+Less than the proxy's own server takes to miss an answer to its ping, which then waits for the client all the same."""
 
 
 def middlewares() -> list[Middleware]:
     """Return what each proxy puts around Serve's own application."""
-    return [Middleware(QuietSockets)]
+    return [Middleware(Receipts)]
 
 
-class QuietSockets:
-    """Drops messages to a WebSocket whose client has left: Serve's proxy prints two stack traces for each stream."""
+def size_of(message: MutableMapping[str, Any]) -> int:
+    """Bytes of what a message brings its client, as far as they matter here."""
+    return len(message.get("text") or message.get("bytes") or message.get("body") or b"")
+
+
+class Receipts:
+    """Tells the gateway what the client's connection has taken: Serve's own queue between the two has no bound.
+
+    `FlowControl` waits for it there. Messages to a client that has left, or reads nothing, are dropped: Serve's proxy
+    prints two stack traces for each stream otherwise.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_gone = False
+        if scope["type"] not in ("http", "websocket"):
+            return await self._app(scope, receive, send)
+        connection = _Connection(scope["type"], receive, send)
+        extensions = {**scope.get("extensions", {}), RECEIPTS: {}}
+        try:
+            await self._app({**scope, "extensions": extensions}, connection.receive, connection.send)
+        finally:
+            connection.close()
 
-        async def heard() -> Message:
-            nonlocal is_gone
-            message = await receive()
-            is_gone = is_gone or message["type"] == "websocket.disconnect"
-            return message
 
-        async def said(message: Message) -> None:
-            nonlocal is_gone
-            if is_gone:
-                return
-            try:
-                await send(message)
-            except OSError:  # the server's word for a client that has left
-                is_gone = True
+class _Connection:
+    def __init__(self, kind: str, receive: Receive, send: Send) -> None:
+        self._receive, self._send = receive, send
+        self._farewell: Message = {"type": f"{kind}.disconnect"} | ({"code": 1006} if kind == "websocket" else {})
+        self._receiving: asyncio.Future[Message] | None = None
+        self._taken = self._told = 0
+        self._news = asyncio.Event()
+        """Set when there is a receipt, or the client counts as gone."""
+        self._is_gone = False
 
-        if scope["type"] == "websocket":
-            await self._app(scope, heard, said)
-        else:
-            await self._app(scope, receive, send)
+    async def receive(self) -> Message:
+        """The client's next message, or a receipt."""
+        if self._receiving is None:
+            self._receiving = asyncio.ensure_future(self._receive())
+        news = asyncio.ensure_future(self._news.wait())
+        try:
+            await asyncio.wait((self._receiving, news), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            news.cancel()
+        if self._news.is_set():
+            self._news.clear()
+            return self._farewell if self._is_gone else {"type": RECEIPTS, "taken": self._taken}
+        message, self._receiving = self._receiving.result(), None
+        self._is_gone = self._is_gone or message["type"] == "websocket.disconnect"
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Pass a message on, unless the client is gone."""
+        if self._is_gone:
+            return
+        try:
+            async with asyncio.timeout(TAKEN_WITHIN_S):
+                await self._send(message)
+        except OSError:  # the server's word for a client that has left; a timeout is one too
+            self._is_gone = True
+            self._news.set()
+            return
+        self._taken += size_of(message)
+        if self._taken - self._told >= RECEIPT_BYTES:
+            self._told = self._taken
+            self._news.set()
+
+    def close(self) -> None:
+        if self._receiving is not None:
+            self._receiving.cancel()

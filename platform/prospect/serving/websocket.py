@@ -88,9 +88,8 @@ class _Connection:
         while (received := await self._receive())["type"] != "websocket.disconnect":
             data = received.get("text") or received.get("bytes") or ""
             if not self._mailbox.put(data, self._caller.spend(1, len(data))):
-                await self._send(ErrorMessage(code="overloaded", message=f"type: more than {MAX_OTHERS} messages wait"))
-                await self._socket.close(TRY_AGAIN)
-                break
+                message = f"type: more than {MAX_OTHERS} messages wait"
+                return await self._cut_off(ErrorMessage(code="overloaded", message=message), TRY_AGAIN)
         self._mailbox.end()
 
     async def _expect_session(self) -> None:
@@ -98,9 +97,7 @@ class _Connection:
         await asyncio.sleep(OPENED_WITHIN_S)
         if self._session_id is None:
             message = f"type: session.update did not come within {OPENED_WITHIN_S:g} seconds"
-            await self._send(ErrorMessage(code="silent_client", message=message, field="type"))
-            await self._socket.close(GOING_AWAY)
-            self._mailbox.end()
+            await self._cut_off(ErrorMessage(code="silent_client", message=message, field="type"), GOING_AWAY)
 
     async def _watch_key(self) -> None:
         """Cut off a client whose key is revoked."""
@@ -108,9 +105,16 @@ class _Connection:
             return
         while await self._access.is_good(self._caller):  # noqa: ASYNC110  # another process revokes it
             await asyncio.sleep(KEY_WATCHED_EVERY_S)
-        await self._send(ErrorMessage.of(wrong_key()))
-        await self._socket.close(UNAUTHORIZED)
-        self._mailbox.end()
+        await self._cut_off(ErrorMessage.of(wrong_key()), UNAUTHORIZED)
+
+    async def _cut_off(self, message: ErrorMessage, code: int) -> None:
+        """End the stream with an error; a client that does not read it is cut off all the same."""
+        try:
+            with suppress(WebSocketDisconnect):
+                await self._send(message)
+                await self._close(code)
+        finally:
+            self._mailbox.end()
 
     async def _receive(self) -> Message:
         """The next message; a disconnection too where the proxy that holds the socket has died."""
@@ -131,7 +135,7 @@ class _Connection:
         except ProspectError as error:
             await self._refuse(ErrorMessage.of(error, seq))
             if error.code in _LATER and self._session_id is None:
-                await self._socket.close(TRY_AGAIN)
+                await self._close(TRY_AGAIN)
                 return False
         except ValidationError as error:  # the session's id in the stream's address
             await self._refuse(ErrorMessage.of(message_error(error.errors(include_url=False)), seq))
@@ -203,7 +207,7 @@ class _Connection:
                 last = ErrorMessage.of(error)
                 await self._send(last)
             left = TAKEN_OVER if session_id in self._host.open_sessions else GOING_AWAY  # to another gateway
-            await self._socket.close(left if last is None else _CLOSE_CODES.get(last.type, left))
+            await self._close(left if last is None else _CLOSE_CODES.get(last.type, left))
 
     async def _refuse(self, message: ErrorMessage) -> None:
         self._host.monitor.refused(message.code, self._session_id)
@@ -212,3 +216,7 @@ class _Connection:
     async def _send(self, message: ServerMessage) -> None:
         if self._socket.application_state is WebSocketState.CONNECTED:  # the writer may have closed it
             await self._socket.send_text(message.model_dump_json(exclude_none=True))
+
+    async def _close(self, code: int) -> None:
+        if self._socket.application_state is WebSocketState.CONNECTED:
+            await self._socket.close(code)
