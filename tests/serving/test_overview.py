@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from prospect.errors import SessionError
 from prospect.model.checkpoint import LoadedModel
 from prospect.monitoring import METRICS
 from prospect.protocol.messages import ServerStatus
+from prospect.serving import writer
 from prospect.serving.host import SessionHost
 from prospect.serving.logs import JsonLines
 from prospect.serving.worker import EngineWorker
@@ -140,3 +142,33 @@ def test_gateways_know_of_each_other_and_of_moves(loaded: LoadedModel, tmp_path:
     assert (moved["session"], moved["seconds"]) == ("a", status.last_move.seconds)
     [opened] = [each for each in events(lines) if each["event"] == "session.opened"]
     assert moved["epoch"] == opened["epoch"] + 1
+
+
+def test_a_gateway_without_sessions_notices_that_the_store_is_away(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(writer, "LAZY_S", 0.02)
+    monkeypatch.setattr(writer, "PROBED_EVERY_S", 0.1)
+
+    async def story() -> None:
+        file = tmp_path / "sessions.db"
+        site = Site(loaded, f"sqlite:///{file}", "events", None)
+        overview = await site.gateway.overview()
+
+        async def until(health: str) -> None:
+            async with asyncio.timeout(10):
+                while await overview.health() != health:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+
+        await until("ok")
+        await overview.ready()
+        file.rename(tmp_path / "elsewhere")
+        await until("degraded")
+        with pytest.raises(SessionError, match="the session store is away"):
+            await overview.ready()
+        (tmp_path / "elsewhere").rename(file)
+        await until("ok")
+        assert site.store.find("") is None, "nothing is left of the questions"
+        await site.stop()
+
+    asyncio.run(story())

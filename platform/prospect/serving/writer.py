@@ -21,6 +21,9 @@ T = TypeVar("T")
 LAZY_S = 1.0
 """Seconds after which the position of a session that says nothing is written."""
 RETRIED_EVERY_S = 0.5
+PROBED_EVERY_S = 5.0
+"""Seconds without a write after which the store is asked whether it takes one: a gateway without sessions tells its
+health too."""
 
 
 class StoreWriter:
@@ -48,6 +51,7 @@ class StoreWriter:
         """Ids of streams whose next epoch is being asked for."""
         self._away = False
         self._due_since: float | None = None
+        self._written_at = time.monotonic()
         self._behind: set[str] = set()
         """Ids of the streams that have said what the store lacks since it was away."""
         self._task = asyncio.create_task(self._run())
@@ -133,6 +137,19 @@ class StoreWriter:
                 self._writing, self._due_since = {}, began if self._urgent else None
                 async with self._written:
                     self._written.notify_all()
+            elif self._away or time.monotonic() - self._written_at > PROBED_EVERY_S:
+                await self._probe()
+
+    async def _probe(self) -> None:
+        """Note how the store is that nothing has to be written to."""
+        try:
+            await self.call(self._store.probe)
+        except StoreUnavailable as error:
+            await self._speak_on([], error)
+        except Exception:
+            log.exception("asking for the store")
+        else:
+            self._note_written([])
 
     async def _write(self, streams: list[Stream]) -> None:
         changes = [take_change(stream, self._durability) for stream in streams]
@@ -147,20 +164,25 @@ class StoreWriter:
             except Exception:
                 log.exception("writing %d sessions", len(streams))
                 await asyncio.sleep(RETRIED_EVERY_S)
-        if self._away:
-            log.warning("the session store is back", extra=about("store.back"))
-            self._away = False
-            self._urgent |= self._lazy
-            self._lazy.clear()
-            self._behind = set(self._urgent)
-            self._wake.set()
-        else:
-            self._behind -= {stream.session_id for stream in streams}
+        self._note_written(streams)
         for stream, end in zip(streams, ends, strict=True):
             if stream.session_id in fenced:
                 self._fenced(stream)
             else:
                 stream.journal.release(end)
+
+    def _note_written(self, streams: list[Stream]) -> None:
+        """Note that the store is there, and has all of some streams."""
+        self._written_at = time.monotonic()
+        if not self._away:
+            self._behind -= {stream.session_id for stream in streams}
+            return
+        log.warning("the session store is back", extra=about("store.back"))
+        self._away = False
+        self._urgent |= self._lazy
+        self._lazy.clear()
+        self._behind = set(self._urgent)
+        self._wake.set()
 
     async def _speak_on(self, streams: list[Stream], error: Exception) -> None:
         """Let clients hear what is not written: no other gateway can own their sessions meanwhile."""

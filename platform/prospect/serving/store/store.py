@@ -26,6 +26,9 @@ from prospect.serving.store.schema import (
     sessions,
 )
 
+_EMPTY = SessionRow("", 0, "", "", ERASED, {}, (), {}, {}, None, None, 0, 0.0)
+_PROBE = ""
+"""Of no session."""
 _FRAME = [field.name for field in fields(FrameRow)]
 FENCE_SECONDS = 86_400.0
 """How long the id and epoch of an erased session are kept: a process that was frozen since then is gone."""
@@ -178,6 +181,13 @@ class Store:
         with self._database.transaction(reading=True) as connection:
             connection.execute(select(sessions.c.epoch).limit(1))
 
+    def probe(self) -> None:
+        """Write something and take it back: a full disk can be read."""
+        with self._database.transaction() as connection:
+            values = _columns(_EMPTY) | {"session_id": _PROBE, "epoch": 0}
+            connection.execute(self._insert_into(sessions).on_conflict_do_nothing(), values)
+            connection.execute(delete(sessions).where(sessions.c.session_id == _PROBE))
+
     def close(self) -> None:
         self._database.close()
 
@@ -228,8 +238,8 @@ def _update(connection: Connection, change: SessionChange) -> bool:
 
 def _erase(connection: Connection, which: ColumnElement[bool]) -> int:
     """Leave only id and epoch of some sessions; how many there were."""
-    empty = SessionRow("", 0, "", "", ERASED, {}, (), {}, {}, None, None, 0, time.time())
-    erased = connection.execute(update(sessions).where(which, sessions.c.status != ERASED).values(_columns(empty)))
+    empty = _columns(_EMPTY) | {"touched": time.time()}
+    erased = connection.execute(update(sessions).where(which, sessions.c.status != ERASED).values(empty))
     if erased.rowcount:
         _delete_contents(connection, sessions.c.status == ERASED)
     return erased.rowcount
