@@ -233,10 +233,9 @@ def test_a_paced_measurement_has_decisions_for_p99_where_they_come_in_time(bench
 def test_a_crowd_comes_and_goes_and_what_the_server_takes_is_seen(
     bench: Bench, server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(soak, "STAYS_S", (0.2, 0.6))
     monkeypatch.setattr(soak, "AWAY_S", 0.1)
     before = taken.sample(server, bench.folder / "sessions.db", time.monotonic())
-    counts = soak.crowd(server.url, opening(bench.suite), bench.footage.embeddings, 10.0, 4, 3.0, 0)
+    counts = soak.crowd(server.url, opening(bench.suite), bench.footage.embeddings, 10.0, (0.2, 0.6), 4, 3.0, 0)
     assert counts["opened"] >= counts["closed"] > 0
     assert counts["came back"] > 0
     assert 0 < counts["decided"] + counts.get("dropped", 0) <= counts["frames"]

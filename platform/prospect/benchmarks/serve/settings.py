@@ -111,6 +111,8 @@ class ServeSuite(Settings):
     """Clients that stream there, one session after the other, on two engines and two gateways."""
     soak_frames_per_s: float = Field(default=2.0, gt=0)
     """Frames of each of their sessions."""
+    soak_stays_s: tuple[float, float] = (5.0, 20.0)
+    """Shortest and longest time for which somebody streams before the connection drops, or the session ends."""
     soak_kill_every_s: float = Field(default=240.0, gt=0)
     """Between two deaths there, of an engine and of a gateway in turns."""
     soak_sample_every_s: float = Field(default=10.0, gt=0)

@@ -15,8 +15,6 @@ from prospect.errors import ProspectError
 from prospect.hashing import derived_seed
 from prospect.protocol.messages import FrameDecision, FrameDropped, SessionClosed, SessionMoved
 
-STAYS_S = (5.0, 20.0)
-"""Seconds for which somebody streams before the connection drops, or the session ends."""
 AWAY_S = 3.0
 """Longest absence of somebody who comes back."""
 _RETURNS, _ABANDONS = 0.5, 0.1
@@ -32,13 +30,21 @@ class Crowd:
         opening: fields of `session.update`.
         embeddings: float16 [N, I, D], the frames.
         frames_per_s: of each session.
+        stays: shortest and longest seconds for which somebody streams before the connection drops, or the session ends.
 
     Attributes:
         counts: what happened, by name.
     """
 
-    def __init__(self, url: str, opening: Mapping[str, Any], embeddings: np.ndarray, frames_per_s: float) -> None:
-        self._url, self._embeddings, self._pause = url, embeddings, 1 / frames_per_s
+    def __init__(
+        self,
+        url: str,
+        opening: Mapping[str, Any],
+        embeddings: np.ndarray,
+        frames_per_s: float,
+        stays: tuple[float, float],
+    ) -> None:
+        self._url, self._embeddings, self._pause, self._stays = url, embeddings, 1 / frames_per_s, stays
         self._opening = {name: each for name, each in opening.items() if name != "type"}
         self.counts: Counter[str] = Counter()
 
@@ -83,7 +89,7 @@ class Crowd:
             live = client.resume(live.created.resume)
 
     async def _stream(self, live: AsyncLiveSession, draw: random.Random, until: float) -> None:
-        ends = min(time.monotonic() + draw.uniform(*STAYS_S), until)
+        ends = min(time.monotonic() + draw.uniform(*self._stays), until)
         while time.monotonic() < ends:
             self.counts["frames"] += 1
             await live.push(self._embeddings[draw.randrange(len(self._embeddings))])
@@ -107,11 +113,12 @@ def crowd(
     opening: Mapping[str, Any],
     embeddings: np.ndarray,
     frames_per_s: float,
+    stays: tuple[float, float],
     people: int,
     seconds: float,
     seed: int,
 ) -> dict[str, int]:
     """Run a `Crowd`; returns its counts."""
-    found = Crowd(url, opening, embeddings, frames_per_s)
+    found = Crowd(url, opening, embeddings, frames_per_s, stays)
     asyncio.run(found.run(people, seconds, seed))
     return dict(found.counts)

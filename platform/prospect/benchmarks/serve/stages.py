@@ -228,8 +228,8 @@ def _soak(bench: Bench, add: Add) -> None:
     suite, store = bench.suite, bench.folder / "sessions.db"
     server = bench.served(2)
     whole, began, killed = server.roles(), time.monotonic(), 0.0
-    given = (server.url, opening(suite), bench.footage.embeddings, suite.soak_frames_per_s, suite.soak_people)
-    crowd = bench.client.submit(soak.crowd, *given, suite.soak_s, suite.seed)
+    rates = (suite.soak_frames_per_s, suite.soak_stays_s, suite.soak_people, suite.soak_s)
+    crowd = bench.client.submit(soak.crowd, server.url, opening(suite), bench.footage.embeddings, *rates, suite.seed)
     for part in itertools.cycle(("engine", "gateway")):
         while not crowd.done() and time.monotonic() - began - killed < suite.soak_kill_every_s:
             add(taken.sample(server, store, began))
