@@ -266,11 +266,12 @@ def test_a_session_has_a_context_strategy(http):
 
 
 def test_health_is_that_of_the_engines_thread(http, worker, monkeypatch):
-    monkeypatch.setattr(api, "HEALTHY_WITHIN_S", 0.2)
     assert http.get("/healthz").status_code == 200
     free = threading.Event()
     worker._thread._thread.submit(free.wait)
-    answer = http.get("/healthz")
+    with monkeypatch.context() as patch:
+        patch.setattr(api, "HEALTHY_WITHIN_S", 0.2)
+        answer = http.get("/healthz")
     assert (answer.status_code, refused(answer)["code"]) == (503, "unavailable")
     assert answer.headers["retry-after"] == "5"
     free.set()

@@ -299,7 +299,7 @@ def test_an_engine_that_fails_is_reported_to_everybody_and_to_serve(http, worker
 
 
 def test_a_stream_that_opens_no_session_is_closed(http, monkeypatch):
-    monkeypatch.setattr(websocket, "OPENED_WITHIN_S", 0.1)
+    monkeypatch.setattr(websocket, "OPENED_WITHIN_S", 0.5)
     with http.websocket_connect("/v1/stream") as socket:
         socket.send_text("{")
         assert "is not JSON" in hear(socket).message
@@ -307,8 +307,9 @@ def test_a_stream_that_opens_no_session_is_closed(http, monkeypatch):
         with pytest.raises(WebSocketDisconnect) as left:
             socket.receive_text()
         assert left.value.code == 1001
+    monkeypatch.setattr(websocket, "OPENED_WITHIN_S", 1.0)
     with opened(http) as (socket, _):
-        time.sleep(0.2)
+        time.sleep(1.1)
         push(socket, 0)
         assert hear_until(socket, "decision")
 
