@@ -28,12 +28,14 @@ requirements() {
     awk '/^[^ #]/ { keep = $0 !~ /^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==/ } keep' requirements.lock
 }
 
+# Bytecode is compiled here: the user of a container cannot write it, and each process would compile all it imports.
 # torch for CPUs is another build than the locked one, of the same version: uv knows where, and its hash is not locked.
 packages() {
     local uv
     uv=$(sed -n 's/^UV_VERSION := //p' Makefile)
     python -m pip install --quiet --no-cache-dir --disable-pip-version-check "uv==$uv"
     requirements "$1" > /tmp/requirements.txt
+    export UV_COMPILE_BYTECODE=1
     uv pip install --system --no-cache --no-deps --require-hashes -r /tmp/requirements.txt
     if [ "$1" = cpu ]; then
         # shellcheck disable=SC2046

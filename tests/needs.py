@@ -16,11 +16,13 @@ T = TypeVar("T")
 
 ADVICE = {
     "bitsandbytes": "run make env",
+    "caddy": "install caddy",
     "chromium": "install chromium",
     "cuda": "run on a machine with an NVIDIA GPU",
     "curl": "install curl",
     "docker": "install Docker with its compose plugin",
     "data": "set PROSPECT_TEST_DATA to the folder with the real videos and records",
+    "nginx": "install nginx",
     "postgresql": "install postgresql",
     "root": "run as root, who may mount a small disk",
     "user": "run as a user who is not root",

@@ -45,6 +45,9 @@ def test_every_stage_is_rehearsed_on_a_cpu(tmp_path: Path) -> None:
     )
     assert [row["sessions"] for row in content["stages"]["saturation"]["rows"]] == [1, 2]
     assert content["stages"]["paced"]["rows"][-1]["room_for"] == 3
+    sizing = {"paced": {"highest", "room_for", "cut_short"}, "siglip": {"images_per_s"}, "saturation": {"frames_per_s"}}
+    for name, fields in sizing.items():  # docs/operations.md reads them
+        assert fields <= set(content["stages"][name]["rows"][-1])
     assert content["stages"]["floor"]["rows"][0]["times_the_floor"] > 1
     assert len(content["stages"]["lora"]["rows"]) == 3
     text = to_markdown(content)

@@ -1,19 +1,26 @@
 """Whatever comes on a socket is answered: no defect, no hang, no session that is left open."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from starlette.websockets import WebSocketDisconnect
 
 from prospect.model.checkpoint import LoadedModel
-from prospect.protocol.messages import CLIENT_MESSAGES, FrameAppend
+from prospect.protocol.messages import CLIENT_MESSAGES, UNAUTHORIZED, FrameAppend
+from prospect.serving.access.access import Access
+from prospect.serving.access.keyring import Keyring
+from prospect.serving.access.keys import new_key
 from prospect.serving.api import build_api
 from prospect.serving.host import SessionHost
 from prospect.serving.live_encoder import LiveEncoder
 from prospect.serving.local import local_host
+from prospect.serving.settings import ServingSettings
+from prospect.serving.store import KeyTable
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings
 from tests.serving.http_requests import local_client
@@ -61,6 +68,20 @@ def http(host: SessionHost) -> TestClient:
         client.portal.call(host.stop)
 
 
+@pytest.fixture(scope="module")
+def keyed(
+    loaded: LoadedModel, live_encoder: LiveEncoder, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[TestClient, SessionHost, str]]:
+    """A server that wants a key, its sessions, and the key."""
+    table = KeyTable(f"sqlite:///{tmp_path_factory.mktemp('keys')}/keys.db")
+    key, row = new_key("test")
+    table.add(row)
+    host = local_host(StreamingEngine(loaded, CONTEXT, StreamingSettings(max_sessions=3)), live_encoder)
+    with local_client(build_api(host, Access(ServingSettings(), Keyring(table)))) as client:
+        yield client, host, key
+        client.portal.call(host.stop)
+
+
 def is_close(text: str) -> bool:
     try:
         return json.loads(text).get("type") == "session.close"
@@ -68,8 +89,8 @@ def is_close(text: str) -> bool:
         return False
 
 
-def fuzz(http: TestClient, host: SessionHost, messages: list[str]) -> None:
-    with http.websocket_connect("/v1/stream") as socket:
+def fuzz(http: TestClient, host: SessionHost, messages: list[str], **headers: str) -> None:
+    with http.websocket_connect("/v1/stream", headers=headers) as socket:
         say(socket, {"type": "session.update", "steps": STEPS, "thresholds": NEVER})
         assert hear(socket).type == "session.created"
         for text in filter(lambda text: not is_close(text), messages):
@@ -87,6 +108,22 @@ def fuzz(http: TestClient, host: SessionHost, messages: list[str]) -> None:
 @given(messages=MESSAGES)
 def test_any_messages_are_answered_and_the_session_ends_as_it_should(http: Any, host: Any, messages: list[str]) -> None:
     fuzz(http, host, messages)
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(messages=MESSAGES)
+def test_with_a_key_the_same_and_without_one_nothing(keyed: Any, messages: list[str]) -> None:
+    http, host, key = keyed
+    fuzz(http, host, messages, authorization=f"Bearer {key}")
+    for wrong in ({}, {"authorization": f"Bearer {key}x"}):
+        with http.websocket_connect("/v1/stream", headers=wrong) as socket:
+            for text in messages:
+                socket.send_text(text)
+            assert hear(socket).code == "unauthorized"
+            with pytest.raises(WebSocketDisconnect) as left:
+                socket.receive_text()
+            assert left.value.code == UNAUTHORIZED
+        assert not host.open_sessions
 
 
 @pytest.mark.long

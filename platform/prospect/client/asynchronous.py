@@ -25,6 +25,7 @@ from prospect.client.requests import (
     opening,
     stream_lost,
     to_text,
+    trusted,
 )
 from prospect.protocol.messages import (
     FrameOutcome,
@@ -61,7 +62,9 @@ class AsyncProspectClient:
         self.url = url.rstrip("/")
         self._fingerprint, self._timeout = fingerprint, timeout
         self._bearer = bearer(key)
-        self._http = httpx.AsyncClient(base_url=self.url, timeout=timeout, trust_env=False, headers=self._bearer)
+        self._http = httpx.AsyncClient(
+            base_url=self.url, timeout=timeout, trust_env=False, headers=self._bearer, verify=trusted()
+        )
 
     async def __aenter__(self) -> Self:
         return self

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from prospect.client.ledger import Ledger
 from prospect.client.live import LiveSession
-from prospect.client.requests import JSON, STREAM, Frame, answer_of, bearer, body_of, frames_request, opening
+from prospect.client.requests import JSON, STREAM, Frame, answer_of, bearer, body_of, frames_request, opening, trusted
 from prospect.protocol.messages import (
     FrameOutcome,
     FramesResponse,
@@ -52,7 +52,9 @@ class ProspectClient:
         self._fingerprint = fingerprint
         self._timeout = timeout
         self._bearer = bearer(key)
-        self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False, headers=self._bearer)
+        self._http = httpx.Client(
+            base_url=self.url, timeout=timeout, trust_env=False, headers=self._bearer, verify=trusted()
+        )
 
     def __enter__(self) -> Self:
         return self

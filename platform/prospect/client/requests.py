@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import ssl
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,6 +55,11 @@ def bearer(key: str | None) -> dict[str, str]:
     if not re.fullmatch(r"[!-~]+", key):  # never repeated: it may be a secret of something else
         raise ServerError(f"key: has spaces or characters that no API key has; see {API_KEY}", "unauthorized", "key")
     return {"Authorization": f"Bearer {key}"}
+
+
+def trusted() -> ssl.SSLContext:
+    """The authorities that this machine trusts, or those of `SSL_CERT_FILE`, as streams use them by themselves."""
+    return ssl.create_default_context()
 
 
 def opening(goal: str, steps: Sequence[str], fields: dict[str, Any]) -> SessionUpdate:
