@@ -15,6 +15,8 @@ class Cutter:
         self._random = random.Random(seed)
         self.left = cuts
         self._open: list[socket.socket] = []
+        self._goes_on = threading.Event()
+        self._goes_on.set()
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -33,6 +35,7 @@ class Cutter:
         with suppress(OSError):
             while data := source.recv(1024):
                 allowance[0] -= len(data)
+                self._goes_on.wait()
                 if allowance[0] < 0:
                     self.left -= 1
                     allowance[0] = 10**9
@@ -48,6 +51,14 @@ class Cutter:
         for each in cut:
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
+
+    def pause(self) -> None:
+        """Hold back whatever comes."""
+        self._goes_on.clear()
+
+    def go_on(self) -> None:
+        """Pass it on again, where its connection is still there."""
+        self._goes_on.set()
 
     def close(self) -> None:
         self._listening.close()

@@ -1,4 +1,4 @@
-"""`serve deploy serve/serve.yaml` on a Ray that runs: a session streams while the application changes under it."""
+"""`serve deploy serve/serve.yaml` on all addresses: a session streams while the application changes under it."""
 
 import os
 import shutil
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from socket import AF_INET
 from typing import Any
 
 import httpx
@@ -41,6 +42,10 @@ class Cluster:
     port: int = field(default_factory=free_port)
     """Of Serve."""
 
+    @property
+    def root(self) -> Path:
+        return self.folder / "outputs"
+
     def serve(self, *arguments: str) -> str:
         """What `serve ARGUMENTS` prints; it has to succeed."""
         done = run([str(BIN / "serve"), *arguments], self.env)
@@ -48,11 +53,11 @@ class Cluster:
         return done.stdout
 
     def deploy(self, num_engines: int, **more: Any) -> None:
-        """Deploy serve/serve.yaml with the test's model, and other arguments."""
+        """Deploy serve/serve.yaml on all addresses, with the test's model and other arguments."""
         config = yaml.safe_load((REPOSITORY / "serve" / "serve.yaml").read_text())
-        config["http_options"]["port"] = self.port
+        config["http_options"] |= {"host": "0.0.0.0", "port": self.port}
         [application] = config["applications"]
-        model = {"serving.model": str(self.folder / "model"), "storage.root": str(self.folder / "outputs")}
+        model = {"serving.model": str(self.folder / "model"), "storage.root": str(self.root)}
         application["args"] = {**application["args"], **model, **more}
         [engine] = [each for each in application["deployments"] if each["name"] == "Engine"]
         engine["num_replicas"] = num_engines
@@ -145,26 +150,56 @@ class Camera:
             assert not thread.is_alive()
 
 
-def test_a_mistake_in_the_arguments_is_one_sentence_of_the_status(cluster: Cluster) -> None:
-    cluster.deploy(1, **{"serving.port": 9000})
-    until(lambda: cluster.status().get("status") == "DEPLOY_FAILED")
-    assert cluster.status()["message"].splitlines() == [
-        "Deploying app 'prospect' failed with exception:",
-        "`serving.port` does nothing in a deployed application: set it in http_options",
-    ]
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"serving.port": 9000}, "`serving.port` does nothing in a deployed application: set it in http_options"),
+        ({}, "an API key is missing for a server that listens on 0.0.0.0: `prospect keys add NAME` makes one in "
+             "serving.store ({root}/sessions.db)"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence_of_the_status(cluster: Cluster, more: dict[str, Any], sentence: str) -> None:
+    before = cluster.status().get("message")
+    cluster.deploy(1, **more)
+    until(lambda: cluster.status().get("status") == "DEPLOY_FAILED" and cluster.status()["message"] != before)
+    said = ["Deploying app 'prospect' failed with exception:", sentence.format(root=cluster.root)]
+    assert cluster.status()["message"].splitlines() == said
 
 
 @pytest.fixture(scope="module")
-def url(cluster: Cluster) -> str:
+def key(cluster: Cluster) -> str:
+    """An API key, as whoever runs the application makes it."""
+    done = run([str(BIN / "prospect"), "keys", "add", "test", f"storage.root={cluster.root}"], cluster.env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def own_address() -> str:
+    """One that leads to this machine by another way than 127.0.0.1."""
+    every = [each for addresses in psutil.net_if_addrs().values() for each in addresses if each.family == AF_INET]
+    return next((each.address for each in every if not each.address.startswith("127.")), "127.0.0.2")
+
+
+@pytest.fixture(scope="module")
+def url(cluster: Cluster, key: str) -> str:
     """Of the application with one engine, which takes sessions."""
     cluster.deploy(1)
-    url = f"http://127.0.0.1:{cluster.port}"
+    url = f"http://{own_address()}:{cluster.port}"
     until(lambda: listens(cluster.port) and httpx.get(f"{url}/readyz", trust_env=False, timeout=60).status_code == 200)
     return url
 
 
-def test_the_application_is_deployed_and_a_session_streams(url: str) -> None:
-    with ProspectClient(url) as client, client.live("Make tea", STEPS) as live:
+def test_what_others_reach_wants_a_key(url: str, key: str) -> None:
+    with httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
+        assert http.get("/v1/model").status_code == 401
+        answers = [http.get("/v1/model", headers={"authorization": f"Bearer {each}"}) for each in (f"{key}x", key)]
+        assert [answer.status_code for answer in answers] == [401, 200]
+        assert http.get("/v1/model", headers={"host": "evil.example.com"}).status_code == 403
+        assert http.get("/healthz").status_code == 200
+
+
+def test_the_application_is_deployed_and_a_session_streams(url: str, key: str) -> None:
+    with ProspectClient(url, key=key) as client, client.live("Make tea", STEPS) as live:
         camera = Camera(live)
         try:
             camera.goes_on()
@@ -174,9 +209,9 @@ def test_the_application_is_deployed_and_a_session_streams(url: str) -> None:
 
 
 @pytest.mark.long
-def test_a_session_streams_on_while_the_application_changes(cluster: Cluster, url: str) -> None:
+def test_a_session_streams_on_while_the_application_changes(cluster: Cluster, url: str, key: str) -> None:
     [first] = cluster.replicas("Engine")
-    with ProspectClient(url) as client, client.live("Make tea", STEPS) as live:
+    with ProspectClient(url, key=key) as client, client.live("Make tea", STEPS) as live:
         camera = Camera(live)
         try:
             camera.goes_on()

@@ -3,6 +3,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import av
+import httpx
 import pytest
 from playwright.sync_api import Browser, Page
 
@@ -101,16 +102,24 @@ def address(server: Server) -> str:
     return f"http://127.0.0.1:{server.port}/"
 
 
+def close_sessions(server: Server) -> None:
+    """End what pages that are gone have left: a page that is loaded again goes on with it."""
+    for session_id in server.host.open_sessions:
+        httpx.delete(f"{address(server)}v1/sessions/{session_id}")
+
+
 Visit = Callable[..., Page]
 
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Visit]:
-    """Opens the page of a server, and checks at the end that all was well with it."""
+    """Opens the page of a server, and checks at the end that all was well with it, and that a page left no session."""
     with ExitStack() as stack:
 
         def go(at: Server | str, speed: float = 1.0, **options: object) -> Page:
             url = at if isinstance(at, str) else address(at)
+            if isinstance(at, Server):
+                stack.callback(close_sessions, at)
             return stack.enter_context(opened(browser, url, speed, **options))
 
         yield go

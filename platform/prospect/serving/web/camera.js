@@ -22,13 +22,13 @@ export async function showCamera(video) {
   await video.play();
 }
 
-// Lets `video` stand at the beginning of a file; throws an Error with a sentence.
-export async function showFile(video, file) {
+// Lets `video` stand at so many seconds of a file; throws an Error with a sentence.
+export async function showFile(video, file, seconds = 0) {
   video.src = URL.createObjectURL(file);
   try {
     await video.play();
     video.pause();
-    video.currentTime = 0;
+    video.currentTime = seconds;
   } catch {
     URL.revokeObjectURL(video.src);
     throw new Error("This browser cannot play the file. Try an MP4 with H.264.");
@@ -52,10 +52,12 @@ export function release(video) {
 
 export class Sampler {
   // Takes frame k when the first picture behind it is shown: the last picture before (k + 1) / fps.
-  // taken(jpeg as base64, seconds of the frame's start); ended() behind a file's last frame.
-  constructor(video, fps, taken, ended) {
+  // from: seconds at which the first frame begins. taken(jpeg as base64, seconds of the frame's start); ended() behind
+  // a file's last frame.
+  constructor(video, fps, from, taken, ended) {
     this.video = video;
     this.fps = fps;
+    this.from = from;
     this.taken = taken;
     this.ended = ended;
     this.canvas = document.createElement("canvas");
@@ -82,11 +84,11 @@ export class Sampler {
   #seconds(now, mediaTime) {
     if (!this.video.srcObject) return mediaTime;
     this.first ??= now;
-    return (now - this.first) / 1000;
+    return this.from + (now - this.first) / 1000;
   }
 
   #show(seconds) {
-    const slot = Math.floor(seconds * this.fps + 1e-6);
+    const slot = Math.floor(Math.max(seconds, this.from) * this.fps + 1e-6); // a file may show the picture before
     if (this.slot !== null) this.#takeUpTo(slot);
     this.slot = slot;
     const { videoWidth: width, videoHeight: height } = this.video;

@@ -12,7 +12,7 @@ export class Checklist {
     this.rows = new Map(steps.map((name, index) => [`S${index + 1}`, this.#row(list, `S${index + 1}`, name)]));
   }
 
-  // Shows a state, such as {S1: "completed"}; returns whether it is another one.
+  // Shows a state, such as {S1: "completed"}.
   show(state, isFirst = false) {
     const changed = [];
     for (const [id, label] of Object.entries(state)) {
@@ -32,7 +32,11 @@ export class Checklist {
     const done = [...this.rows.values()].filter((row) => row.state === "completed").length;
     this.count.textContent = this.rows.size ? `${done} of ${this.rows.size} done` : "";
     if (changed.length) this.announce(changed.join(" "));
-    return changed.length > 0;
+  }
+
+  // Corrections that are not confirmed will not be.
+  waitNoMore() {
+    for (const { item } of this.rows.values()) item.classList.remove("waiting");
   }
 
   // Nothing can be corrected any more.

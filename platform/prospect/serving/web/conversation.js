@@ -4,7 +4,9 @@ const NEAR = 40; // px from the end
 
 export class Conversation {
   // list: a log of whole entries, which a screen reader reads out. draft: shows an utterance while it is generated.
-  constructor(list, draft) {
+  // user: what the user is called.
+  constructor(list, draft, user) {
+    this.user = user;
     this.list = list;
     this.draft = draft;
     this.note = null; // {item, count, words} of the last entry, if it is a note
@@ -18,7 +20,7 @@ export class Conversation {
 
   say(who, text, seconds) {
     this.note = null;
-    this.#add(who, text, clock(seconds), who === "user" ? "You" : "Assistant");
+    this.#add(who, text, clock(seconds), who === "user" ? this.user : "Assistant");
   }
 
   // A piece of the utterance that is being generated.

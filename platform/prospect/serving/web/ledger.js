@@ -18,6 +18,25 @@ export class Ledger {
     this.acknowledged = 0;
   }
 
+  // The ledger that `kept` was called on before the page was loaded again.
+  static restored(kept) {
+    return Object.assign(new Ledger({}), kept);
+  }
+
+  // All that is needed to go on, as JSON can hold it; the frames are too large to be kept.
+  kept() {
+    const { update, frames, ...rest } = this;
+    return rest;
+  }
+
+  // After a reload: goes on where the server is, and returns how many frames it never got.
+  giveUp() {
+    const lost = Math.max(0, this.following - this.created.next_seq);
+    this.nextSeq = this.created.next_seq;
+    for (const text of this.texts) text.seq = Math.min(text.seq, this.nextSeq);
+    return lost;
+  }
+
   opening() {
     return { type: "session.update", ...this.update, keep: true }; // it has to outlive a connection that breaks
   }

@@ -1,71 +1,81 @@
-// A running session on the page: pictures in, what the server says out.
+// A session of this page: pictures in, what the server says out.
 
+import { Board } from "./board.js";
 import { Sampler, freeze } from "./camera.js";
-import { Chart } from "./charts.js";
-import { Checklist } from "./checklist.js";
-import { Conversation, clock } from "./conversation.js";
+import { clock } from "./conversation.js";
 import { Latency } from "./latency.js";
+import { Ledger } from "./ledger.js";
+import { forget, keep } from "./memory.js";
+import { Past } from "./past.js";
 import { Session } from "./session.js";
 
 const part = (id) => document.querySelector(`#${id}`);
-const WORDS = { live: "Live", reconnecting: "Reconnecting", ended: "Ended", lost: "Lost" };
-const REASONS = { client: "The session has ended.", idle: "The session was idle for too long and has ended." };
-const MOVED_SHOWN_MS = 6000;
 
 export class Live {
-  // address: {url, protocols} of the stream. task: {goal, steps, says}, where says are the user's words by time.
-  // left(): the user wants another session.
+  // address: {url, protocols} of the stream. task: {goal, steps, says, source, sample}, where says are the user's words
+  // by time, and the last two what a reload shows again. left(): the user wants another session.
   constructor(address, task, left) {
     this.task = task;
     this.says = [...(task.says ?? [])];
-    const update = { goal: task.goal, steps: task.steps };
-    const heard = (message) => this.#hear(message);
-    this.session = new Session({ ...address, update, heard, changed: (state, why) => this.#changed(state, why) });
-    this.seconds = 0; // of the last frame that was sent
-    this.sent = this.decided = 0;
+    this.seconds = null; // of the last frame that was sent
+    this.sentAt = null; // when
+    this.from = 0; // seconds at which the next video begins
     this.left = left;
+    this.session = new Session({
+      ...address,
+      update: { goal: task.goal, steps: task.steps },
+      heard: (message) => this.#hear(message),
+      changed: (state, why) => this.#changed(state, why),
+      noted: () => this.#keep(),
+    });
   }
 
   // Opens the session; throws a sentence.
   async open() {
     const created = await this.session.open();
-    this.fps = created.fps;
-    part("task").textContent = this.task.goal;
-    part("step-list").replaceChildren();
-    part("announcer").textContent = "";
-    part("latency").textContent = "–";
-    part("latencies").textContent = "";
-    part("clock").textContent = clock(0);
-    part("frames").textContent = "no frame yet";
-    this.talk = new Conversation(part("entries"), part("draft"));
-    this.latency = new Latency((last, others) => {
-      part("latency").textContent = last;
-      part("latencies").textContent = `(${others})`;
-    });
-    this.charts = {
-      speak: new Chart(part("speak"), "Speak", created.thresholds?.speak),
-      update: new Chart(part("update"), "Update checklist", created.thresholds?.update),
-    };
-    this.checklist = new Checklist({
-      list: part("step-list"),
-      count: part("done"),
-      steps: this.task.steps,
-      corrected: (id, state) => this.session.patch({ [id]: state }),
-      announce: (sentence) => (part("announcer").textContent = sentence),
-    });
-    this.checklist.show(created.state, true);
-    this.#enable(true);
-    part("say").onsubmit = (event) => this.#say(event);
-    part("stop").onclick = () => this.stop();
-    part("again").onclick = () => this.left();
+    this.#show({ ...created, goal: this.task.goal, steps: this.task.steps });
+    this.board.changed("live");
   }
 
-  // Sends what `video` shows.
+  // Goes on with a session that `#keep` has kept, after a reload; view and transcript are the server's.
+  async resume(kept, view, transcript) {
+    this.session.ledger = Ledger.restored(kept.ledger);
+    const { created, decided } = this.session.ledger;
+    const { fps } = created;
+    this.#show({ ...view, fps, decided: (decided ?? -1) + 1 });
+    this.seconds = kept.seconds;
+    part("clock").textContent = clock(this.seconds ?? 0);
+    this.sentAt = kept.sentAt;
+    this.says = this.says.filter(({ time }) => this.seconds === null || Math.floor(time * fps) > this.seconds * fps);
+    this.past = new Past(this.board.talk);
+    this.past.show(transcript);
+    const told = transcript.entries.flatMap(({ user = [] }) => user);
+    const waiting = this.session.ledger.texts.map(({ message }) => message.text).filter((text) => !told.includes(text));
+    waiting.forEach((text) => this.board.talk.say("user", text, this.seconds ?? 0));
+    const lost = await this.session.resume();
+    if (this.isOver) return;
+    const words = lost ? `${lost} ${lost > 1 ? "frames are" : "frame is"} lost` : "nothing is lost";
+    this.board.talk.happened("reloaded", () => `The page was loaded again; ${words}.`, this.seconds ?? 0);
+    // A file goes on behind its last frame; a camera has gone on meanwhile.
+    const gap = this.task.source === "camera" ? (Date.now() - kept.sentAt) / 1000 : 1 / fps;
+    this.from = this.seconds === null ? 0 : this.seconds + gap;
+  }
+
+  get isOver() {
+    return this.session.ledger.over;
+  }
+
+  // Sends what `video` shows, from `this.from` on.
   watch(video) {
     this.video = video;
-    this.sampler = new Sampler(video, this.fps, (image, pts) => this.#push(image, pts), () => this.stop());
+    this.sampler = new Sampler(video, this.board.fps, this.from, (image, pts) => this.#push(image, pts), () => this.stop());
     this.sampler.start();
     video.play();
+  }
+
+  // Says what keeps the video from going on.
+  explain(sentence) {
+    this.board.talk.happened("error", () => sentence, this.seconds ?? 0);
   }
 
   // Ends the session after what was sent.
@@ -76,28 +86,35 @@ export class Live {
     this.session.close();
   }
 
-  leave() {
-    this.sampler?.stop();
-    this.session.leave();
+  #show(about) {
+    this.board = new Board(about, (id, state) => this.session.patch({ [id]: state }));
+    this.latency = new Latency((last, others) => {
+      part("latency").textContent = last;
+      part("latencies").textContent = `(${others})`;
+    });
+    this.#enable(true);
+    part("watch").href = `?watch=${encodeURIComponent(this.session.ledger.created.session_id)}`;
+    part("say").onsubmit = (event) => this.#say(event);
+    part("stop").onclick = () => this.stop();
+    part("again").onclick = () => this.left();
   }
 
   #push(image, pts) {
     if (!this.session.hasRoom) {
-      return this.talk.happened("full", (n) => `${n} frames were not sent: the server has not answered for too long.`, pts);
+      return this.board.talk.happened("full", (n) => `${n} frames were not sent: the server has not answered for too long.`, pts);
     }
-    while (this.says.length && Math.floor(this.says[0].time * this.fps) <= pts * this.fps) {
+    while (this.says.length && Math.floor(this.says[0].time * this.board.fps) <= pts * this.board.fps) {
       this.#tell(this.says.shift().text, pts);
     }
     this.seconds = pts;
+    this.sentAt = Date.now();
     this.latency.began(this.session.push(image, pts));
-    this.sent += 1;
     part("clock").textContent = clock(pts);
     this.#count();
   }
 
   #count() {
-    const waiting = this.session.ledger.frames.size;
-    part("frames").textContent = `${this.decided} frames decided` + (waiting > 1 ? `, ${waiting} waiting` : "");
+    this.board.count(this.session.ledger.frames.size);
   }
 
   #say(event) {
@@ -105,83 +122,48 @@ export class Live {
     const text = part("words").value.trim();
     if (!text) return;
     part("words").value = "";
-    this.#tell(text, this.seconds);
+    this.#tell(text, this.seconds ?? 0);
   }
 
   #tell(text, seconds) {
     this.session.say(text);
-    this.talk.say("user", text, seconds);
+    this.board.talk.say("user", text, seconds);
   }
 
   #hear(message) {
-    const at = message.frame === undefined ? this.seconds : (message.frame + 1) / this.fps;
-    switch (message.type) {
-      case "decision":
-        this.decided += 1;
-        this.latency.ended(message.seq);
-        this.charts.speak.add(message.p_speak);
-        this.charts.update.add(message.p_update);
-        return this.#count();
-      case "state.updated":
-        if (this.checklist.show(message.state) && message.seq !== undefined) this.charts.update.mark();
-        return;
-      case "response.delta":
-        return this.talk.piece(message.text);
-      case "response.cancelled":
-        return this.talk.takeBack();
-      case "response.done":
-        this.charts.speak.mark();
-        return this.talk.done(message.text, at);
-      case "frame.dropped":
-        return this.talk.happened("dropped", (n) => `${n} ${n > 1 ? "frames were" : "frame was"} dropped: too many waited.`, at);
-      case "session.refreshed":
-        return this.talk.happened("refreshed", () => "The context was rebuilt from the checklist.", at);
-      case "session.moved":
-        this.latency.forget(message.decided_to);
-        this.#showMove();
-        return this.talk.happened("moved", () => moved(message), at);
-      case "session.going_away":
-        return this.talk.happened("away", () => `This gateway stops (${message.reason}); the session goes on at another one.`, at);
-      case "error":
-        this.checklist.show({}); // a correction that was refused waits no more
-        document.querySelectorAll("#step-list .waiting").forEach((each) => each.classList.remove("waiting"));
-        return this.talk.happened("error", () => message.message, at);
-    }
+    if (message.type === "decision") this.latency.ended(message.seq);
+    if (message.type === "session.moved") this.latency.forget(message.decided_to);
+    const isPast = message.type === "response.done" && this.past?.take(message.frame);
+    if (!isPast) this.board.hear(message, this.board.time(message, this.seconds ?? 0));
+    if (message.type === "decision") this.#count();
   }
 
   #changed(state, why) {
-    clearTimeout(this.moving);
-    this.#connection(state, WORDS[state]);
-    if (state === "reconnecting") this.talk.happened("broken", () => "The connection broke. Frames are kept and sent again.", this.seconds);
-    if (state === "ended") this.talk.happened("ended", () => REASONS[why] ?? why, this.seconds);
-    if (state === "lost") this.talk.happened("error", () => why, this.seconds);
-    if (state !== "ended" && state !== "lost") return;
+    const at = this.seconds ?? 0;
+    if (state === "reconnecting" && this.board.state === "live") {
+      this.board.talk.happened("broken", () => "The connection broke. Frames are kept and sent again.", at);
+    }
+    if (!this.board.changed(state, why, at)) return;
     this.sampler?.stop();
     if (this.video) freeze(this.video);
-    this.checklist.freeze();
     this.#enable(false);
     part("again").focus();
   }
 
-  #showMove() {
-    this.#connection("moved", "Moved to another engine");
-    clearTimeout(this.moving);
-    this.moving = setTimeout(() => this.#connection("live", WORDS.live), MOVED_SHOWN_MS);
-  }
-
-  #connection(state, words) {
-    part("connection").dataset.state = state;
-    part("connection").textContent = words;
+  // Lets a reload of the page go on with the session.
+  #keep() {
+    const { ledger } = this.session;
+    if (ledger.over) return forget();
+    const { source, sample } = this.task;
+    keep({ ledger: ledger.kept(), source, sample, seconds: this.seconds, sentAt: this.sentAt });
   }
 
   #enable(isLive) {
+    part("live").classList.remove("watching");
     part("say").hidden = !isLive;
     part("stop").disabled = !isLive;
+    part("watch").hidden = !isLive;
+    part("rechoose").hidden = true;
     part("again").hidden = isLive;
   }
-}
-
-function moved({ seconds, lost_frames: lost }) {
-  const how = seconds ? `The session moved to another engine in ${seconds.toFixed(1)} s` : "The session moved to another gateway";
-  return `${how}; ${lost ? `${lost} frames of its context are lost` : "nothing is lost"}.`;
 }

@@ -3,7 +3,7 @@
 import { Ledger } from "./ledger.js";
 
 const TAKEN_OVER = 4001;
-const PASSING = new Set(["busy", "unavailable", "fenced", "internal", "rate_limited"]); // refusals of a server that may soon answer
+export const PASSING = new Set(["busy", "unavailable", "fenced", "internal", "rate_limited"]); // refusals of a server that may soon answer
 const PATIENCE_MS = 300_000; // for which a connection is tried: the server keeps a session for as long
 const FIRST_PAUSE_MS = 100;
 const LONGEST_PAUSE_MS = 2_000;
@@ -20,21 +20,28 @@ export class Refusal extends Error {
 
 export class Session {
   // url: of the stream. protocols: of the WebSocket. update: fields of session.update.
-  // heard(message): each message, once. changed(state, why): `live`, `reconnecting`, `ended` or `lost`.
-  constructor({ url, protocols = [], update, heard, changed }) {
+  // heard(message): each message, once. changed(state, why): `live` again, `reconnecting`, `ended` or `lost`.
+  // noted(): the ledger is another one than before.
+  constructor({ url, protocols = [], update, heard, changed, noted }) {
     this.ledger = new Ledger(update);
     this.url = url;
     this.protocols = protocols;
     this.heard = heard;
     this.changed = changed;
+    this.noted = noted;
     this.socket = null;
   }
 
   // Opens the session and returns session.created; throws a Refusal.
-  async open() {
-    const created = await this.#connect(this.ledger.opening());
-    this.changed("live", "");
-    return created;
+  open() {
+    return this.#connect(this.ledger.opening());
+  }
+
+  // Continues the session of a ledger that was kept over a reload, and returns how many frames the server never got.
+  async resume() {
+    let lost = 0;
+    await this.#reconnect(() => (lost = this.ledger.giveUp()));
+    return lost;
   }
 
   // Whether another frame may be sent: the server has answered enough of the last ones.
@@ -64,15 +71,9 @@ export class Session {
     this.#send({ type: "session.close" });
   }
 
-  // Leaves at once: the page goes away.
-  leave() {
-    if (!this.ledger.over) this.#send({ type: "session.close" });
-    this.ledger.over = true;
-    this.socket?.close();
-  }
-
   // What cannot be sent now is sent by the next connection: the ledger keeps it.
   #send(message) {
+    this.noted();
     if (this.socket?.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message));
   }
 
@@ -99,6 +100,7 @@ export class Session {
         clearTimeout(late);
         this.socket = socket;
         this.ledger.created = message;
+        this.noted();
         resolve(message);
       };
     });
@@ -108,6 +110,7 @@ export class Session {
     if (!this.ledger.note(message)) return;
     const due = this.ledger.acknowledgement();
     if (due) this.#send(due);
+    this.noted();
     this.heard(message);
     if (this.ledger.over) this.changed("ended", message.reason ?? "");
   }
@@ -116,11 +119,17 @@ export class Session {
     this.socket = null;
     if (this.ledger.over) return;
     if (code === TAKEN_OVER) return this.#end("lost", "The session goes on in another window.");
+    await this.#reconnect();
+  }
+
+  // connected(): the server has answered, and nothing was sent again yet.
+  async #reconnect(connected = () => {}) {
     this.changed("reconnecting", "");
     const since = Date.now();
     for (let pause = FIRST_PAUSE_MS; !this.ledger.over; pause = Math.min(2 * pause, LONGEST_PAUSE_MS)) {
       try {
         await this.#connect(this.ledger.resuming());
+        connected();
         return this.#goOn();
       } catch (error) {
         const isClosed = error.code === "unknown_session" && this.ledger.closing && !this.ledger.frames.size;
@@ -133,7 +142,6 @@ export class Session {
   }
 
   #goOn() {
-    if (this.ledger.over) return this.socket.close(); // this side has left meanwhile
     this.ledger.toSendAgain().forEach((message) => this.#send(message));
     if (this.ledger.closing) this.#send({ type: "session.close" });
     this.changed("live", "");
@@ -141,6 +149,7 @@ export class Session {
 
   #end(state, why) {
     this.ledger.over = true;
+    this.noted();
     this.changed(state, why);
   }
 }

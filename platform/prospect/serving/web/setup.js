@@ -35,7 +35,7 @@ export class Setup {
 
   show(isShown) {
     form.hidden = !isShown;
-    if (isShown) field("start").focus();
+    if (isShown) (this.isLocked ? field("key") : field("start")).focus();
   }
 
   // Offers samples, as GET samples lists them.
