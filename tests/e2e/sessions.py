@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +30,7 @@ DIM = 64
 """Of the features, as `tests.serving.models.VISION` gives them."""
 AHEAD = 4
 """Frames that are sent before they are decided."""
-BACK_WITHIN_S = 60
+BACK_WITHIN_S = 120
 
 
 @dataclass
@@ -82,13 +82,13 @@ class Server:
             "context.tail_seconds=1",
         ]
         self.deploy(*settings)
-        self.store = Store(store_url(self._config))
 
     def deploy(self, *settings: str) -> None:
         """Start the application, or replace it by one of other settings."""
         self._settings += settings
         self._config = load("serve", self._settings, ServeConfig)
         self.url = launch(self._config)
+        self.store = Store(store_url(self._config))
 
     def stop(self) -> None:
         self.store.close()
@@ -126,10 +126,12 @@ class Server:
             assert time.monotonic() < deadline, running
             time.sleep(0.2)
 
-    def stream(self, listener: Listener = lambda conversation: None) -> dict[str, Conversation]:
-        """Stream all sessions at once to their ends; `listener` is told of each message of the first one."""
+    def stream(
+        self, listener: Listener = lambda conversation: None, heard_by: Sequence[str] = NAMES[:1]
+    ) -> dict[str, Conversation]:
+        """Stream all sessions at once to their ends; `listener` is told of each message of those that are named."""
         with ThreadPoolExecutor() as pool, ProspectClient(self.url) as client:
-            streamed = pool.map(lambda name: stream(client, name, listener if name == NAMES[0] else None), NAMES)
+            streamed = pool.map(lambda name: stream(client, name, listener if name in heard_by else None), NAMES)
             return dict(zip(NAMES, streamed, strict=True))
 
 

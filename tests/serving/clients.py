@@ -54,8 +54,8 @@ KINDS = st.lists(st.sampled_from(["embedding", "embedding", "picture", *NO_FRAME
 LABELS = st.sampled_from(["not_started", "in_progress", "completed"])
 
 
-def until(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + WITHIN_S
+def until(holds: Callable[[], object], within: float = WITHIN_S) -> None:
+    deadline = time.monotonic() + within
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.01)
