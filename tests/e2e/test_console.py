@@ -28,7 +28,7 @@ pytestmark = pytest.mark.e2e
 
 PASSWORD = "the-database-has-this-password"
 NOBODY = "no-such-session"
-READY_WITHIN_S, ENDS_WITHIN_S = 180, 25
+READY_WITHIN_S, ENDS_WITHIN_S = 180, 40
 """The second on a machine that has other tests to run; alone it is 5."""
 
 
