@@ -57,21 +57,17 @@ class _Connection:
         self._farewell: Message = {"type": f"{kind}.disconnect"} | ({"code": 1006} if kind == "websocket" else {})
         self._receiving: asyncio.Future[Message] | None = None
         self._taken = self._told = 0
-        self._news = asyncio.Event()
-        """Set when there is a receipt, or the client counts as gone."""
+        self._news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when there is a receipt, or the client counts as gone."""
         self._is_gone = False
 
     async def receive(self) -> Message:
         """The client's next message, or a receipt."""
         if self._receiving is None:
             self._receiving = asyncio.ensure_future(self._receive())
-        news = asyncio.ensure_future(self._news.wait())
-        try:
-            await asyncio.wait((self._receiving, news), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            news.cancel()
-        if self._news.is_set():
-            self._news.clear()
+        await asyncio.wait((self._receiving, self._news), return_when=asyncio.FIRST_COMPLETED)
+        if self._news.done():
+            self._news = asyncio.get_running_loop().create_future()
             return self._farewell if self._is_gone else {"type": RECEIPTS, "taken": self._taken}
         message, self._receiving = self._receiving.result(), None
         self._is_gone = self._is_gone or message["type"] == "websocket.disconnect"
@@ -86,12 +82,15 @@ class _Connection:
                 await self._send(message)
         except OSError:  # the server's word for a client that has left; a timeout is one too
             self._is_gone = True
-            self._news.set()
-            return
+            return self._tell()
         self._taken += size_of(message)
         if self._taken - self._told >= RECEIPT_BYTES:
             self._told = self._taken
-            self._news.set()
+            self._tell()
+
+    def _tell(self) -> None:
+        if not self._news.done():
+            self._news.set_result(None)
 
     def close(self) -> None:
         if self._receiving is not None:
