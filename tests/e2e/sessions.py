@@ -2,6 +2,8 @@
 
 import os
 import signal
+import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -135,6 +137,16 @@ class Server:
             return dict(zip(NAMES, streamed, strict=True))
 
 
+def is_up(address: str) -> bool:
+    """Whether anybody listens there."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=5):
+            return True
+    except OSError:
+        return False
+
+
 def pid_at(address: str) -> int:
     port = int(address.rpartition(":")[2])
     [pid] = {each.pid for each in psutil.net_connections("tcp") if each.laddr.port == port and each.status == "LISTEN"}
@@ -187,6 +199,19 @@ class Killer:
             assert len(heard.decisions) < NUM_FRAMES, "it had work"
             for pid in self.killed:
                 os.kill(pid, signal.SIGKILL)
+
+
+class Pause:
+    """Holds all sessions once they have so many decisions, until something is done."""
+
+    def __init__(self, decisions: int, work: Callable[[], object], within: float = 300) -> None:
+        self._decisions, self._held = decisions, set[str]()
+        self._all = threading.Barrier(len(NAMES), action=work, timeout=within)
+
+    def __call__(self, heard: Conversation) -> None:
+        if len(heard.decisions) == self._decisions and heard.session_id not in self._held:
+            self._held.add(heard.session_id)
+            self._all.wait()
 
 
 def in_mid_frame(heard: Conversation) -> bool:

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from tests.e2e.sessions import NAMES, Conversation, Server, same_but_for_farewells
+from tests.e2e.sessions import NAMES, Pause, Server, is_up, same_but_for_farewells
 from tests.serving.clients import until
 from tests.serving.models import write_model
 from tests.serving.postgres import PostgresServer, postgres  # noqa: F401  # a fixture
@@ -20,8 +19,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(900)]
 RAY = str(Path(sys.executable).with_name("ray"))
 HEAD, *NODES = "127.0.0.1", "127.0.0.2", "127.0.0.3"
 DRAINED_WITHIN_S = 240
-PAUSE_AT = 8
-"""Decisions after which the sessions wait for the node to be drained."""
 
 
 @pytest.fixture
@@ -71,29 +68,18 @@ def test_sessions_leave_a_node_that_is_drained(cluster: Cluster, server: Server)
     before: dict[str, tuple[str, str]] = {}
     victim: list[str] = []
 
-    def places() -> dict[str, tuple[str, str]]:
-        """Nodes of each open session's gateway and engine."""
-        rows = [server.row(session_id) for session_id in server.open_sessions()]
-        return {row.session_id: (node_of(row.owner), node_of(row.engine)) for row in rows}
-
     def move() -> None:
-        before.update(places())
-        gateways = {gateway for gateway, _ in before.values()}
-        victim.extend(sorted(gateways & {engine for _, engine in before.values()})[:1])
+        rows = [server.row(session_id) for session_id in server.open_sessions()]
+        before.update({row.session_id: (node_of(row.owner), node_of(row.engine)) for row in rows})
+        gateways, engines = map(set, zip(*before.values(), strict=True))
+        assert engines == set(NODES), "both nodes have sessions"
+        victim.append(min(gateways))
         drain(cluster, victim[0])
-        until(lambda: victim[0] not in {node for place in places().values() for node in place}, DRAINED_WITHIN_S)
+        leaving = {each for row in rows for each in (row.owner, row.engine) if node_of(each) == victim[0]}
+        until(lambda: not any(map(is_up, leaving)), DRAINED_WITHIN_S)
 
-    together = threading.Barrier(len(NAMES), action=move, timeout=2 * DRAINED_WITHIN_S)
-    waited = set[str]()
-
-    def pause(heard: Conversation) -> None:
-        if len(heard.decisions) == PAUSE_AT and heard.session_id not in waited:
-            waited.add(heard.session_id)
-            together.wait()
-
-    spoken = server.stream(pause, heard_by=NAMES)
+    spoken = server.stream(Pause(8, move, 2 * DRAINED_WITHIN_S), heard_by=NAMES)
     same_but_for_farewells(spoken, undisturbed)
-    assert {node for place in before.values() for node in place} == set(NODES), "both nodes had sessions"
     for heard in spoken.values():
         gateway, engine = before[heard.session_id]
         said = [message.type for message in heard.messages]

@@ -21,13 +21,16 @@ from tests.e2e.sessions import (
     NUM_FRAMES,
     Conversation,
     Killer,
+    Pause,
     Server,
     in_mid_frame,
+    is_up,
     same,
     same_but_for_farewells,
     stream,
 )
 from tests.needs import skip_without
+from tests.serving.clients import until
 from tests.serving.models import write_model
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long]
@@ -140,18 +143,30 @@ def test_a_gateway_sleeps_and_another_one_takes_its_session(server: Server, undi
 
 @pytest.mark.parametrize("engines", [1, 2])
 def test_engines_come_and_go(server: Server, undisturbed: dict[str, Conversation], engines: int):
-    once = Once(3, lambda: server.deploy(f"serving.num_replicas={engines}"))
-    spoken = server.stream(once)
-    once.thread.join()
+    replace_all(server, undisturbed, f"serving.num_replicas={engines}")
+
+
+def replace_all(server: Server, undisturbed: dict[str, Conversation], setting: str) -> None:
+    """Deploy with another setting, for which every engine and gateway is replaced, while all sessions are under way."""
+    before: set[str] = set()
+
+    def change() -> None:
+        rows = [server.row(session_id) for session_id in server.open_sessions()]
+        before.update(address for row in rows for address in (row.owner, row.engine))
+        server.deploy(setting)
+        until(lambda: not any(map(is_up, before)), 120)
+
+    server.wait_until_whole()
+    spoken = server.stream(Pause(3, change), heard_by=NAMES)
+    for heard in spoken.values():
+        assert heard.moves
+        assert any(message.type == "session.going_away" for message in heard.messages)
+        assert not any(moved.lost_frames for moved in heard.moves)
     same_but_for_farewells(spoken, undisturbed)
 
 
 def test_a_new_version_of_the_model_takes_over(server: Server, folder: Path, undisturbed: dict[str, Conversation]):
-    server.wait_until_whole()
-    once = Once(3, lambda: server.deploy(f"serving.model={folder / 'next'}"))
-    spoken = server.stream(once)
-    once.thread.join()
-    same_but_for_farewells(spoken, undisturbed)  # its weights are the same
+    replace_all(server, undisturbed, f"serving.model={folder / 'next'}")  # its weights are the same
     with ProspectClient(server.url) as client:
         assert client.model().version == str(folder / "next")
 
