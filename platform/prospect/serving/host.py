@@ -50,6 +50,9 @@ from prospect.serving.writer import StoreWriter
 log = logging.getLogger(__name__)
 
 
+_push_whole = shielded(Stream.push)
+
+
 class SessionHost:
     """The sessions that this gateway owns; their contexts and frames are in engines, which may die.
 
@@ -260,10 +263,10 @@ class SessionHost:
                     return  # it went to another gateway while this process slept
                 yield message
 
-    @shielded
     async def push(self, session_id: str, frame: FrameAppend, handle: str | None = None) -> None:
         stream = await self._stream(session_id, handle)
-        await stream.push(frame, self._encoder or NoEncoder(stream.model.card.fingerprint))
+        push = Stream.push if frame.image is None else _push_whole  # pictures are waited for
+        await push(stream, frame, self._encoder or NoEncoder(stream.model.card.fingerprint))
 
     async def drop(self, session_id: str, frame: FrameAppend, handle: str) -> None:
         """Answer a frame that nobody looked at: its client sends more than can be read."""

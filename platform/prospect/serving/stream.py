@@ -207,7 +207,10 @@ class Stream:
 
     async def _take(self, frames: Sequence[FrameAppend], first: int, encoder: Encoder, droppable: bool) -> None:
         slots = self.inbox.order.slots(frames)
-        embeddings = await asyncio.gather(*(self._embedding(frame, encoder) for frame in frames))
+        if len(frames) == 1:  # without a task of its own
+            embeddings = [await self._embedding(frames[0], encoder)]
+        else:
+            embeddings = await asyncio.gather(*(self._embedding(frame, encoder) for frame in frames))
         for seq, (frame, slot, embedding) in enumerate(zip(frames, slots, embeddings, strict=True), first):
             self.inbox.take(seq, frame, slot, embedding, droppable)
             self._monitor.took(frame.image is not None)

@@ -9,7 +9,7 @@ import logging
 import struct
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import msgpack
 
@@ -44,22 +44,18 @@ class Peer(Protocol):
         """Learn that the connection is gone."""
 
 
-class Connection:
-    """One side of a connection; belongs to one event loop.
+class Connection(asyncio.Protocol):
+    """One side of a connection; belongs to one event loop."""
 
-    Attributes:
-        heard: loop time at which the other side last sent something.
-    """
+    _transport: asyncio.Transport
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: Peer) -> None:
-        self._reader, self._writer, self._peer = reader, writer, peer
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
         self._number = 0
         self._awaited: dict[int, asyncio.Future[Any]] = {}
         self._answering: set[asyncio.Task[None]] = set()
+        self._received, self._unsent = bytearray(), list[bytes]()
         self._open = True
-        self.heard = asyncio.get_running_loop().time()
-        self._task = asyncio.create_task(self._read())
-        _reading.add(self)
 
     @property
     def is_open(self) -> bool:
@@ -77,7 +73,8 @@ class Connection:
         self._awaited[number] = answer
         try:
             self._send(_REQUEST, number, operation, arguments)
-            return await asyncio.wait_for(answer, within)
+            async with asyncio.timeout(within):
+                return await answer
         except TimeoutError:
             raise LostConnectionError(f"{operation}: no answer within {within:g} seconds") from None
         finally:
@@ -93,7 +90,8 @@ class Connection:
         """Give the connection up; both sides learn of it."""
         if self._open:
             self._open = False
-            self._writer.transport.abort()
+            self._flush()
+            self._transport.abort()
             for answer in self._awaited.values():
                 if not answer.done():
                     answer.set_exception(LostConnectionError("the connection is gone"))
@@ -101,31 +99,62 @@ class Connection:
             self._peer.lost(self)
 
     def _send(self, *message: Any) -> None:
+        """Send, together with all else that is sent in this turn of the event loop."""
         if not self._open:
             raise LostConnectionError("the connection is gone")
         data = msgpack.packb(message)
         if len(data) > MAX_BYTES:
             raise ValueError(f"a message of {len(data):,} bytes")
-        self._writer.write(_LENGTH.pack(len(data)) + data)
-        if self._writer.transport.get_write_buffer_size() > MAX_BUFFERED:
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent += (_LENGTH.pack(len(data)), data)
+
+    def _flush(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        if unsent and not self._transport.is_closing():
+            self._transport.writelines(unsent)
+        if self._open and self._transport.get_write_buffer_size() > MAX_BUFFERED:
             self.close()
 
-    async def _read(self) -> None:
+    # The event loop's calls --------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none of asyncio's classes
+
+    def data_received(self, data: bytes) -> None:
+        """Take the messages that are there as a whole."""
+        self._received += data
         try:
-            while True:
-                (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
-                if length > MAX_BYTES:
-                    raise LostConnectionError("a message is too long")
-                data = await self._reader.readexactly(length)
-                self.heard = asyncio.get_running_loop().time()
-                self._take(msgpack.unpackb(data, use_list=True, strict_map_key=False))
-        except (OSError, EOFError, LostConnectionError):  # the usual ends
-            pass
+            while self._open and (message := self._next_message()) is not None:
+                self._take(msgpack.unpackb(message, use_list=True, strict_map_key=False))
+        except LostConnectionError:
+            self.close()
         except Exception:
             log.exception("a connection")
-        finally:
             self.close()
-            _reading.discard(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """End."""
+        self.close()
+
+    def _next_message(self) -> bytes | None:
+        """Take the next message out of what was received; None: the rest of it is on its way.
+
+        Raises:
+            LostConnectionError: it is too long.
+        """
+        if len(self._received) < _LENGTH.size:
+            return None
+        (length,) = _LENGTH.unpack_from(self._received)
+        if length > MAX_BYTES:
+            raise LostConnectionError("a message is too long")
+        end = _LENGTH.size + length
+        if len(self._received) < end:
+            return None
+        message = bytes(memoryview(self._received)[_LENGTH.size : end])
+        del self._received[:end]
+        return message
 
     def _take(self, message: list[Any]) -> None:
         match message:
@@ -156,14 +185,43 @@ class Connection:
             self._send(*answer)
 
 
-_reading: set[Connection] = set()
-"""Connections whose tasks have not ended: the event loop refers to these weakly, and so to whoever waits for a peer."""
-
-
 def _refusal(code: str, message: str, field: str | None) -> ProspectError:
     if code == UnknownSessionError.code:
         return UnknownSessionError(message, field=field)
     return session_error(code, message, field)
+
+
+class _Stranger(asyncio.Protocol):
+    """Whoever has connected and has not said the secret; cut off where it says another, or nothing in time."""
+
+    _transport: asyncio.Transport
+
+    def __init__(self, secret: bytes, peer: Callable[[], Peer]) -> None:
+        self._secret, self._peer, self._said = secret, peer, b""
+        self._patience = asyncio.get_running_loop().call_later(GREETING_WITHIN_S, lambda: self._transport.abort())
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none of asyncio's classes
+
+    def data_received(self, data: bytes) -> None:
+        """Make it a connection once it has said the secret."""
+        self._said += data
+        length = len(self._secret)
+        if len(self._said) < length:
+            return
+        self._patience.cancel()
+        if not hmac.compare_digest(self._said[:length], self._secret):
+            self._transport.abort()
+            return
+        connection = Connection(self._peer())
+        self._transport.set_protocol(connection)
+        connection.connection_made(self._transport)
+        connection.data_received(self._said[length:])
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """End."""
+        self._patience.cancel()
 
 
 async def listen(host: str, secret: str, peer: Callable[[], Peer]) -> tuple[asyncio.Server, str]:
@@ -174,19 +232,7 @@ async def listen(host: str, secret: str, peer: Callable[[], Peer]) -> tuple[asyn
         secret: what a caller must know; one that does not is cut off.
         peer: makes what answers a connection.
     """
-
-    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        expected = secret.encode()
-        try:
-            given = await asyncio.wait_for(reader.readexactly(len(expected)), GREETING_WITHIN_S)
-        except (OSError, EOFError, TimeoutError):
-            given = b""
-        if hmac.compare_digest(given, expected):
-            Connection(reader, writer, peer())
-        else:
-            writer.transport.abort()
-
-    server = await asyncio.start_server(greet, host, 0)
+    server = await asyncio.get_running_loop().create_server(lambda: _Stranger(secret.encode(), peer), host, 0)
     name, port = server.sockets[0].getsockname()[:2]
     return server, f"{name}:{port}"
 
@@ -198,9 +244,11 @@ async def connect(address: str, secret: str, peer: Peer) -> Connection:
         LostConnectionError: nobody does.
     """
     host, _, port = address.rpartition(":")
+    connecting = asyncio.get_running_loop().create_connection
     try:
-        reader, writer = await asyncio.wait_for(asyncio.open_connection(host, int(port)), GREETING_WITHIN_S)
+        async with asyncio.timeout(GREETING_WITHIN_S):
+            transport, connection = await connecting(lambda: Connection(peer), host, int(port))
     except (OSError, TimeoutError, ValueError) as error:
         raise LostConnectionError(f"{address}: {error}") from error
-    writer.write(secret.encode())
-    return Connection(reader, writer, peer)
+    transport.write(secret.encode())
+    return connection

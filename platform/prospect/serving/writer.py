@@ -18,6 +18,8 @@ from prospect.serving.unwritten import Unwritten
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+GAP_S = 0.01
+"""Seconds from one transaction to the next: what sessions say meanwhile is written in one."""
 LAZY_S = 1.0
 """Seconds after which the position of a session that says nothing is written."""
 RETRIED_EVERY_S = 0.5
@@ -137,6 +139,7 @@ class StoreWriter:
                 self._writing, self._due_since = {}, began if self._urgent else None
                 async with self._written:
                     self._written.notify_all()
+                await asyncio.sleep(began + GAP_S - time.monotonic())
             elif self._away or time.monotonic() - self._written_at > PROBED_EVERY_S:
                 await self._probe()
 
