@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from prospect.errors import DataError
 from prospect.serving.worker import EngineWorker
 from prospect.streaming.engine import StreamingEngine
 from tests.serving.models import CONTEXT, STEPS
@@ -66,6 +67,30 @@ def test_frames_of_the_earlier_gateway_that_come_late_are_not_the_sessions(engin
         await second.until_decided(4)
         assert second.frames == [1, 2, 3, 4]
         assert engine.counters("a").frames == 5
+        await held
+        await worker.stop()
+
+    asyncio.run(story())
+
+
+def test_texts_of_a_new_session_are_read_while_the_engines_thread_is_at_work(engine: StreamingEngine):
+    async def story() -> None:
+        worker, gateway, busy = EngineWorker(engine), Gateway(), threading.Event()
+        await worker.start("127.0.0.1", "secret")
+        held = asyncio.create_task(worker._thread.call(busy.wait))
+        with pytest.raises(DataError, match="goal and knowledge take"):
+            await asyncio.wait_for(
+                worker.answer(gateway, "open", ["a", 1, {"goal": "tea " * 5000, "steps": STEPS}]), 20
+            )
+        opening = asyncio.create_task(worker.answer(gateway, "open", ["a", 1, {"goal": "Make tea", "steps": STEPS}]))
+        made = engine._parts.builder._remembered.cache_info
+        while not made().currsize:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert not opening.done()
+        misses = made().misses
+        busy.set()
+        await opening
+        assert made().misses == misses, "the engine's thread made no context anew"
         await held
         await worker.stop()
 

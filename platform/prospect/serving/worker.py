@@ -4,8 +4,8 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from prospect.protocol.messages import TranscriptEntry
 from prospect.serving.autoscaling import SESSIONS, STEP_S
 from prospect.serving.engine_thread import EngineThread
 from prospect.serving.engine_view import card_of, note_engine
-from prospect.serving.events import HostedEvent, Patched, TextRefused, pack_event
+from prospect.serving.events import Patched, TextRefused, pack_event
+from prospect.serving.hosted import Hosted, News
 from prospect.serving.logs import about
 from prospect.serving.pace import Pace
 from prospect.serving.replay import Json
@@ -28,45 +29,9 @@ from prospect.streaming.types import Decision, Failed, Refreshed, SessionSpec
 
 log = logging.getLogger(__name__)
 
-REMEMBERED = 512
-"""Events of a session that are kept for a gateway which takes it over."""
 REBASED_AFTER = 256
 """Frames by which a context's start may move before the gateway gets a new log."""
 SWEPT_EVERY_S = 1.0
-
-
-@dataclass
-class Hosted:
-    """A session in this engine.
-
-    Attributes:
-        epoch: of the owner; what older ones send is refused.
-        owner: connection of the gateway that has it; None: that gateway is gone.
-        number: of its last event, counted over all engines that had it.
-        seqs: of frames pushed and not decided.
-        recent: its last events, as (number, seq, packed event).
-        left_at: loop time at which its gateway was lost.
-    """
-
-    epoch: int
-    owner: Connection | None
-    number: int = 0
-    seqs: deque[int] = field(default_factory=deque)
-    recent: deque[tuple[int, int | None, list[Any]]] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
-    left_at: float = 0.0
-    first_frame: int = 0
-    """Of the context in the log that the gateway has."""
-
-
-@dataclass
-class News:
-    """What a step brought of one session, or which of its frames were taken."""
-
-    taken: list[int] = field(default_factory=list)
-    """Seqs; noted in the event loop, in whose order every step and every log come back from the engine's thread."""
-    events: list[HostedEvent] = field(default_factory=list)
-    base: Json | None = None
-    progress: Json | None = None
 
 
 class EngineWorker:
@@ -92,6 +57,8 @@ class EngineWorker:
         self._told: dict[Connection, tuple[str, Json]] = {}
         """What the gateways say of themselves, for each other: by connection, name and numbers."""
         self._thread = EngineThread()
+        self._texts = ThreadPoolExecutor(1, "texts")
+        """Makes what is long out of texts while the engine's thread goes on."""
         self._sessions: dict[str, Hosted] = {}
         self._unbased: set[str] = set()
         """Sessions whose first context is being fed; changed on the engine's thread."""
@@ -131,6 +98,7 @@ class EngineWorker:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._thread.shut_down()
+        self._texts.shutdown(wait=False)
 
     # The wire ----------------------------------------------------------------------------------------------
 
@@ -195,7 +163,6 @@ class EngineWorker:
     # Sessions ----------------------------------------------------------------------------------------------
 
     async def _open(self, connection: Connection, session_id: str, epoch: int, spec: Json) -> None:
-        await self._make_way(session_id, epoch)
         state = spec.get("state")
         given = SessionSpec(
             **{
@@ -204,6 +171,8 @@ class EngineWorker:
                 "state": None if state is None else TaskState.from_labels(state),
             }
         )
+        await asyncio.get_running_loop().run_in_executor(self._texts, self._engine.prepare, given)
+        await self._make_way(session_id, epoch)
         await self._begin(session_id, Hosted(epoch, connection), lambda: self._engine.open(session_id, given))
 
     async def _restore(

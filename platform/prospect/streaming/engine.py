@@ -26,14 +26,14 @@ from prospect.streaming.kv_cache.parking import ParkingLot, pack, put_back
 from prospect.streaming.kv_cache.placement import Activity, CachePlacement
 from prospect.streaming.kv_cache.sizing import make_pool
 from prospect.streaming.runner.executor import Executor
-from prospect.streaming.runner.scheduler import Scheduler
-from prospect.streaming.runner.select import make_trunk
+from prospect.streaming.runner.select import make_trunk, scheduler_of
 from prospect.streaming.session.decisions import decision_policy
 from prospect.streaming.session.log import Segment, to_dialogue
 from prospect.streaming.session.log_check import checked_cache, checked_log, model_hash, weights_hash
 from prospect.streaming.session.sampling import RandomState
 from prospect.streaming.session.session import Session
 from prospect.streaming.session.shared import Counters, SessionParts
+from prospect.streaming.session.strategies import ContextPlan, session_context
 from prospect.streaming.settings import DstDecoder, StreamingSettings
 from prospect.streaming.stats import ClosedSessionTotals, EngineStats
 from prospect.streaming.types import EngineEvent, Failed, SessionSpec
@@ -89,7 +89,7 @@ class StreamingEngine:
         self._executor = Executor(
             loaded.model,
             trunk,
-            Scheduler(settings.step_tokens, settings.chunk_tokens, settings.patience),
+            scheduler_of(settings, self._pool.device.type),
             settings.deterministic,
             self._fail,
         )
@@ -109,6 +109,16 @@ class StreamingEngine:
         session = Session(self._parts_of(spec), spec, self._new_table(), policy, RandomState(seed))
         self._add(session_id, session)
         self._executor.start(session_id, session.start(), session.cache)
+
+    def prepare(self, spec: SessionSpec) -> None:
+        """Make the text of a session's first context ahead of `open`; on any thread, since a long recipe takes time.
+
+        Raises:
+            DataError: goal and knowledge leave no room for the recipe.
+        """
+        state = TaskState.initial(len(spec.steps)) if spec.state is None else spec.state
+        if len(state) == len(spec.steps):  # else `open` says so
+            session_context(self._parts_of(spec).builder, spec, ContextPlan(state))
 
     def push_frame(self, session_id: str, embedding: np.ndarray, fingerprint: str | None = None) -> int:
         """Queue a frame's features [I, D]; return its index in the stream.

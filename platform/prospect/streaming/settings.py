@@ -20,8 +20,8 @@ AttentionName = Literal["auto", "sdpa", "flex", "varlen"]
 
 
 OPERATIONAL = frozenset((
-    "max_sessions", "history_events", "step_tokens", "chunk_tokens", "patience", "page_tokens", "pages",
-    "memory_share", "parking", "parking_folder", "share_prefixes", "graph_rows", "max_waiting_frames",
+    "max_sessions", "history_events", "step_tokens", "chunk_tokens", "shared_tokens", "patience", "page_tokens",
+    "pages", "memory_share", "parking", "parking_folder", "share_prefixes", "graph_rows", "max_waiting_frames",
 ))  # fmt: skip
 """Settings that say how an engine does its work, and not what it decides."""
 
@@ -70,6 +70,9 @@ class StreamingSettings(Settings):
     """Most tokens of all sessions in one step; frames come first, then contexts, then generated text."""
     chunk_tokens: int = Field(default=256, ge=1)
     """Most tokens of one session in one step, so that a long context does not delay other sessions."""
+    shared_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens of all long texts and contexts in a step in which other sessions have something short to run, such
+    as a frame; null: 64 on a CPU, where a token costs as much as a frame, and `chunk_tokens` on a GPU."""
     patience: int = Field(default=2, ge=1)
     """Steps of waiting that move a session up one kind of work; frames keep at least half a step."""
     catch_up_frames: int = Field(default=8, ge=1)

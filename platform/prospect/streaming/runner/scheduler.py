@@ -1,7 +1,7 @@
 """The scheduler: whose tokens run in a step."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -41,16 +41,18 @@ class Scheduler:
 
     A context runs in the same step as frames as far as tokens are left. Among jobs of equal rank the one that has
     waited longest goes first, so no job starves. Jobs that were moved up to the rank of frames take at most half a
-    step from them together.
+    step from them together. Long feeds, such as contexts, share `shared_tokens` of a step in which others run.
 
     Args:
         step_tokens: most tokens of a step.
         chunk_tokens: most tokens of one session in a step.
+        shared_tokens: most tokens of all feeds that have more of them left, where there are shorter ones.
         patience: steps of waiting that move a job up one kind.
     """
 
     step_tokens: int
     chunk_tokens: int
+    shared_tokens: int
     patience: int
 
     def choose(self, jobs: Iterable[Job]) -> list[tuple[Job, int]]:
@@ -58,18 +60,29 @@ class Scheduler:
         ranked = sorted(jobs, key=self._rank)
         frames = [job for job in ranked if job.feed.kind == "frame"]
         overdue = [job for job in ranked if job.feed.kind != "frame" and self._rank(job)[0] <= ORDER["frame"]]
-        given: Counter[str] = Counter()
-        self._give(overdue, self.step_tokens // 2, given)
+        given, most = Counter[str](), self._most(ranked)
+        self._give(overdue, self.step_tokens // 2, given, most)
         for group in (frames, ranked):
-            self._give(group, self.step_tokens - given.total(), given)
+            self._give(group, self.step_tokens - given.total(), given, most)
         for job in ranked:
             job.waited = 0 if given[job.session_id] else job.waited + 1
         return [(job, given[job.session_id]) for job in ranked if given[job.session_id]]
 
-    def _give(self, jobs: Iterable[Job], budget: int, given: Counter[str]) -> None:
-        """Add to the tokens that each job was given, up to its chunk."""
+    def _most(self, ranked: Sequence[Job]) -> dict[str, int]:
+        """Most tokens that each job may be given: a chunk, and where others would wait for a long one, less."""
+        most = {job.session_id: min(job.num_left, self.chunk_tokens) for job in ranked}
+        long = [job for job in ranked if job.num_left > self.shared_tokens]
+        if len(long) < len(ranked):
+            left = self.shared_tokens
+            for job in long:
+                most[job.session_id] = min(most[job.session_id], left)
+                left -= most[job.session_id]
+        return most
+
+    def _give(self, jobs: Iterable[Job], budget: int, given: Counter[str], most: Mapping[str, int]) -> None:
+        """Add to the tokens that each job was given, up to its most."""
         for job in jobs:
-            num_tokens = min(min(job.num_left, self.chunk_tokens) - given[job.session_id], budget)
+            num_tokens = min(most[job.session_id] - given[job.session_id], budget)
             given[job.session_id] += num_tokens
             budget -= num_tokens
 

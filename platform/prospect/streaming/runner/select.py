@@ -5,8 +5,20 @@ from prospect.streaming.attention.select import BACKENDS, attention_backend
 from prospect.streaming.kv_cache.pool import PagePool
 from prospect.streaming.runner.cuda_graphs import GraphedTrunk, captured_passes
 from prospect.streaming.runner.forward import PackedTrunk, Trunk
+from prospect.streaming.runner.scheduler import Scheduler
 from prospect.streaming.runner.static import DeterministicTrunk
 from prospect.streaming.settings import StreamingSettings
+
+SHARED_ON_CPU = 64
+"""Tokens of long texts beside other sessions' frames: on a CPU each delays them."""
+
+
+def scheduler_of(settings: StreamingSettings, device: str) -> Scheduler:
+    """Make the scheduler that `settings` ask for, on a device of a type."""
+    shared = settings.shared_tokens
+    if shared is None:
+        shared = SHARED_ON_CPU if device == "cpu" else settings.chunk_tokens
+    return Scheduler(settings.step_tokens, settings.chunk_tokens, shared, settings.patience)
 
 
 def make_trunk(model: DSTModel, pool: PagePool, settings: StreamingSettings, max_seq_len: int) -> Trunk:

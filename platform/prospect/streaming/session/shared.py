@@ -1,14 +1,32 @@
 """What all sessions of an engine share, and the counters of each."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from typing import Any
 
-from prospect.dialogue.prompt import ContextSettings
+from prospect.dialogue.prompt import Context, ContextSettings
 from prospect.dialogue.sequence import SequenceBuilder
 from prospect.dialogue.state import StatePolicy
 from prospect.dialogue.vocabulary import Vocabulary
 from prospect.model.interface import DSTModel
 from prospect.streaming.session.grammar import DeltaGrammar
+
+CONTEXTS_KEPT = 32
+"""Contexts that are remembered; some 100 kB each where the recipe is as long as it may be."""
+
+
+@dataclass(frozen=True)
+class RememberingBuilder(SequenceBuilder):
+    """Makes a context once that is asked for several times, as while a session is opened or refreshed."""
+
+    def context(self, **asked: Any) -> Context:
+        """As the parent's; all that is asked must be hashable."""
+        return self._remembered(**asked)
+
+    @cached_property
+    def _remembered(self) -> Callable[..., Context]:
+        return lru_cache(CONTEXTS_KEPT)(super().context)
 
 
 @dataclass
@@ -32,7 +50,7 @@ class SessionParts:
 
     @cached_property
     def builder(self) -> SequenceBuilder:
-        return SequenceBuilder(self.vocabulary, self.context, self.model.config.tokens_per_frame)
+        return RememberingBuilder(self.vocabulary, self.context, self.model.config.tokens_per_frame)
 
 
 @dataclass

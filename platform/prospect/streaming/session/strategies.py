@@ -211,13 +211,16 @@ def session_context(builder: SequenceBuilder, spec: SessionSpec, plan: ContextPl
     """Build a session's context as planned; its text and tail take `room` tokens at most."""
     if not plan.prompt:
         return Context((), 0, 0, (-1,) * len(spec.steps), "")
+    largest = builder.settings.max_context_tokens + plan.tail_frames * builder.tokens_per_frame
+    if room is not None and room >= largest:
+        room = None  # as where it is not asked for
     return builder.context(
         goal=spec.goal,
-        steps=spec.steps,
+        steps=tuple(spec.steps),
         state=plan.state,
         knowledge=spec.knowledge,
         summary=plan.summary,
-        utterances=plan.utterances,
+        utterances=tuple((role, text) for role, text in plan.utterances),
         tail_frames=plan.tail_frames,
         room=room,
     )
