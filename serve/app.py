@@ -20,7 +20,8 @@ from prospect.cluster.runtime import keep_to_loopback, require_listener
 from prospect.config.load import load
 from prospect.errors import ConfigError, ProspectError
 from prospect.serving.config import ServeConfig
-from prospect.serving.deployments import build, end_applications, find_model, open_port, pin_model
+from prospect.serving.deployments import build, end_applications, open_port
+from prospect.serving.served_model import find_model, pin_model
 from prospect.settings import flatten, is_given
 
 IN_VAIN = "New http_options/controller_options will not be applied"

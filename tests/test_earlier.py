@@ -24,9 +24,10 @@ from prospect.model.saved import read_saved
 from prospect.protocol.messages import EmbeddingMessage, FrameAppend, FrameOutcome, SessionUpdate
 from prospect.serving import deployments
 from prospect.serving.config import ServeConfig
-from prospect.serving.deployments import Encoder, Engine, Site, pin_model
+from prospect.serving.deployments import Encoder, Engine, Site
 from prospect.serving.host import SessionHost
 from prospect.serving.local import LocalEngines
+from prospect.serving.served_model import pin_model
 from prospect.serving.settings import ServingSettings
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings

@@ -73,6 +73,7 @@ class Server:
             f"storage.root={folder}",
             f"serving.model={folder / 'model'}",
             f"serving.port={free_port()}",
+            f"serving.direct_port={free_port()}",
             "serving.num_replicas=2",
             "serving.num_gateways=2",
             "streaming.deterministic=true",
@@ -91,6 +92,7 @@ class Server:
         self._config = load("serve", self._settings, ServeConfig)
         self.url = launch(self._config)
         self.store = Store(store_url(self._config))
+        self.direct_url = f"http://127.0.0.1:{self._config.serving.direct_port}"
 
     def stop(self) -> None:
         self.store.close()
@@ -129,10 +131,13 @@ class Server:
             time.sleep(0.2)
 
     def stream(
-        self, listener: Listener = lambda conversation: None, heard_by: Sequence[str] = NAMES[:1]
+        self,
+        listener: Listener = lambda conversation: None,
+        heard_by: Sequence[str] = NAMES[:1],
+        url: str | None = None,
     ) -> dict[str, Conversation]:
         """Stream all sessions at once to their ends; `listener` is told of each message of those that are named."""
-        with ThreadPoolExecutor() as pool, ProspectClient(self.url) as client:
+        with ThreadPoolExecutor() as pool, ProspectClient(url or self.url) as client:
             streamed = pool.map(lambda name: stream(client, name, listener if name in heard_by else None), NAMES)
             return dict(zip(NAMES, streamed, strict=True))
 

@@ -20,8 +20,9 @@ from prospect.errors import FingerprintError
 from prospect.model.checkpoint import load_model
 from prospect.monitoring import METRICS
 from prospect.serving.config import ServeConfig
-from prospect.serving.deployments import find_model, launch
+from prospect.serving.deployments import launch
 from prospect.serving.live_encoder import encoder_of
+from prospect.serving.served_model import find_model
 from scripts.cluster import free_port
 from tests.bare import LIGHT, MISSING
 from tests.conftest import REPOSITORY

@@ -94,6 +94,16 @@ def test_a_gateway_is_killed(server: Server, undisturbed: dict[str, Conversation
     same(spoken, undisturbed)
 
 
+def test_a_gateway_is_killed_that_its_clients_reach_without_a_proxy(
+    server: Server, undisturbed: dict[str, Conversation]
+):
+    server.wait_until_whole()
+    killer = Killer(in_mid_utterance, lambda session_id: [server.gateway_of(session_id)])
+    spoken = server.stream(killer, url=server.direct_url)
+    assert killer.killed
+    same(spoken, undisturbed)
+
+
 def test_both_are_killed(server: Server, undisturbed: dict[str, Conversation]):
     """State, conversation and position are there; what was seen since the last refresh is not, and that is said."""
     server.wait_until_whole()

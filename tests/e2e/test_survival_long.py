@@ -146,7 +146,7 @@ def test_engines_come_and_go(server: Server, undisturbed: dict[str, Conversation
     replace_all(server, undisturbed, f"serving.num_replicas={engines}")
 
 
-def replace_all(server: Server, undisturbed: dict[str, Conversation], setting: str) -> None:
+def replace_all(server: Server, undisturbed: dict[str, Conversation], setting: str, url: str | None = None) -> None:
     """Deploy with another setting, for which every engine and gateway is replaced, while all sessions are under way."""
     before: set[str] = set()
 
@@ -157,7 +157,7 @@ def replace_all(server: Server, undisturbed: dict[str, Conversation], setting: s
         until(lambda: not any(map(is_up, before)), 120)
 
     server.wait_until_whole()
-    spoken = server.stream(Pause(3, change), heard_by=NAMES)
+    spoken = server.stream(Pause(3, change), heard_by=NAMES, url=url)
     for heard in spoken.values():
         assert heard.moves
         assert any(message.type == "session.going_away" for message in heard.messages)
@@ -165,10 +165,15 @@ def replace_all(server: Server, undisturbed: dict[str, Conversation], setting: s
     same_but_for_farewells(spoken, undisturbed)
 
 
-def test_a_new_version_of_the_model_takes_over(server: Server, folder: Path, undisturbed: dict[str, Conversation]):
-    replace_all(server, undisturbed, f"serving.model={folder / 'next'}")  # its weights are the same
+@pytest.mark.parametrize("version", ["next", "model"])
+def test_a_new_version_of_the_model_takes_over(
+    server: Server, folder: Path, undisturbed: dict[str, Conversation], version: str
+):
+    """Its weights are the same. Clients come by Serve's proxy, then by the gateways' own port."""
+    url = server.url if version == "next" else server.direct_url
+    replace_all(server, undisturbed, f"serving.model={folder / version}", url)
     with ProspectClient(server.url) as client:
-        assert client.model().version == str(folder / "next")
+        assert client.model().version == str(folder / version)
 
 
 def test_requests_and_streams_meet_at_two_gateways(server: Server):

@@ -21,9 +21,7 @@ from ray.serve.schema import LoggingConfig
 from prospect.cluster.common import ReportLine
 from prospect.cluster.gpus import allot, largest, present, probe_gpu
 from prospect.cluster.runtime import engine_threads, owns_ray, reserved_device
-from prospect.earlier import read_saved as read_earlier
-from prospect.errors import FingerprintError
-from prospect.model.saved import SavedModel, read_saved
+from prospect.model.saved import read_saved
 from prospect.serving.access.access import Access
 from prospect.serving.access.keyring import Keyring
 from prospect.serving.api import build_api
@@ -32,6 +30,7 @@ from prospect.serving.config import ServeConfig
 from prospect.serving.directory import ServeDirectory, until_leaving
 from prospect.serving.encoders import RemoteEncoder
 from prospect.serving.host import SessionHost
+from prospect.serving.own_port import OwnPort
 from prospect.serving.ports import bound_address, keep_replica_port_to_loopback
 from prospect.serving.proxy import WATCHED, WRAPPED
 from prospect.serving.replica import observe_replica
@@ -49,12 +48,12 @@ from prospect.serving.requirements import (
 )
 from prospect.serving.router import GatewayRouter, PinnedRouter
 from prospect.serving.secret import shared_secret
+from prospect.serving.served_model import encoder_settings, find_model, pin_model
 from prospect.serving.store import KeyTable, Store
-from prospect.settings import with_setting
 from prospect.streaming.settings import StreamingSettings
 from prospect.vision.fingerprint import encoder_fingerprint
-from prospect.vision.settings import VisionSettings
 
+LOOPBACK = "127.0.0.1"
 MANY = 10_000
 """Requests that Serve lets through at once: streams are requests that last, and the engine does the refusing."""
 QUIET = LoggingConfig(enable_access_log=False)
@@ -97,7 +96,7 @@ class Site:
     @property
     def address(self) -> str:
         """Of this node."""
-        return "127.0.0.1" if self.alone else ray.util.get_node_ip_address()
+        return LOOPBACK if self.alone else ray.util.get_node_ip_address()
 
 
 class Engine:
@@ -115,7 +114,7 @@ class Engine:
         folder = find_model(config)
         loaded = load_model(folder, cache=Path(config.storage.root) / "cache", device=device)
         context = config.context.over(loaded.manifest.get("context", {}))
-        encoder = _encoder_settings(read_saved(folder))
+        encoder = encoder_settings(read_saved(folder))
         accepted = {*config.vision.equivalent_to, *([] if encoder is None else [encoder_fingerprint(encoder)])}
         engine = StreamingEngine(loaded, context, site.streaming, accepted)
         serving = config.serving
@@ -167,17 +166,24 @@ class Gateway:
         self._host = SessionHost(ServeDirectory(engines), site.secret, encoder, serving, store, site.address)
         keys = KeyTable(store_url(site.config)) if site.needs_key else None
         self._access = Access(serving, Keyring(keys) if keys else None, site.bound)
+        direct = serving.direct_port
+        self._own_port = None if direct is None else OwnPort(site.bound or LOOPBACK, direct)
         observe_replica(self._host, model=serving.model)
         self._stopped: asyncio.Task[None] | None = None
         self._leaving = asyncio.create_task(self._leave())  # Serve makes the replica in its event loop
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Serve's hook: called in the replica, after __init__
-        return build_api(self._host, self._access)
+        api = build_api(self._host, self._access)
+        if self._own_port is not None:
+            self._own_port.open(api)
+        return api
 
     def check_health(self) -> None:
         if self._leaving.done():
             self._leaving.result()
             raise RuntimeError("this gateway has stopped")
+        if self._own_port is not None:
+            self._own_port.check_health()
         self._host.check_health()
 
     async def _leave(self) -> None:
@@ -191,7 +197,8 @@ class Gateway:
     async def _stop(self) -> None:
         """Tell the clients to come back to another gateway."""
         if self._stopped is None:
-            self._stopped = asyncio.create_task(self._host.stop())
+            port, stop = self._own_port, self._host.stop
+            self._stopped = asyncio.create_task(stop() if port is None else port.end(stop))
         await asyncio.shield(self._stopped)
 
     async def __del__(self) -> None:
@@ -243,47 +250,6 @@ EncoderDeployment = _deployment(Encoder, "Encoder", _PINNED)
 GatewayDeployment = _deployment(serve.ingress()(Gateway), "Gateway", _router(GatewayRouter))
 
 
-def _encoder_settings(saved: SavedModel) -> VisionSettings | None:
-    """Settings of the encoder that a model was trained on; None where it does not say which."""
-    vision = saved.manifest.get("vision")
-    return None if vision is None else VisionSettings(**read_earlier("vision", vision))
-
-
-def find_model(config: ServeConfig) -> Path:
-    """Folder of the served model.
-
-    Raises:
-        ProspectError: there is no such model, or it was trained with another encoder than the one given.
-    """
-    from prospect.tracking.tracking import Tracking  # with MLflow
-
-    folder = Tracking(config.tracking, config.storage.root).resolve(config.serving.model)
-    if config.encoder_is_given:
-        _require_encoder(folder, config.vision)
-    return folder
-
-
-def pin_model(config: ServeConfig) -> ServeConfig:
-    """Name the served model's version in place of its alias: an engine that starts later serves the same one."""
-    from prospect.tracking.tracking import Tracking  # with MLflow
-
-    if not config.serving.model.startswith("models:/"):
-        return config
-    name, version = Tracking(config.tracking, config.storage.root).version_of(config.serving.model)
-    return with_setting(config, "serving.model", f"models:/{name}/{version}")
-
-
-def _require_encoder(folder: Path, vision: VisionSettings) -> None:
-    given, trained = encoder_fingerprint(vision), read_saved(folder).fingerprint
-    if trained not in {given, *vision.equivalent_to}:
-        raise FingerprintError(
-            f"`vision` ({vision.model}, {vision.weights}) is encoder {given}, and model {folder} was trained on "
-            f"embeddings of {trained}: leave `vision` out, the model names its encoder; or declare them equivalent "
-            f"with vision.equivalent_to=[{trained}]",
-            field="vision",
-        )
-
-
 def build(config: ServeConfig, report: ReportLine = print) -> serve.Application:
     """Gateways, encoders and engines, bound and not started; connects to Ray, unless connected.
 
@@ -296,7 +262,7 @@ def build(config: ServeConfig, report: ReportLine = print) -> serve.Application:
     allotted = allot(config.cluster, "serve", report)
     now = present()
     most, one = largest(now), len(ray.nodes()) == 1
-    images = serving.num_encoders > 0 and _encoder_settings(read_saved(find_model(config))) is not None
+    images = serving.num_encoders > 0 and encoder_settings(read_saved(find_model(config))) is not None
     share = shares(config, allotted, images)
     needs_key = check_keys(config, bound := bound_address(config))
     check_store(config, one and most in (now, None), needs_key)
@@ -354,6 +320,8 @@ def open_port(config: ServeConfig, elsewhere: bool = False) -> None:
     """
     if owns_ray() and not serve.status().proxies:  # else the port may be taken by this cluster's own Serve
         check_port(config.serving.host, config.serving.port)
+        if config.serving.direct_port is not None:
+            check_port(config.serving.host, config.serving.direct_port, "direct_port")
     options = HTTPOptions(host=config.serving.host, port=config.serving.port)
     environment = {"env_vars": WATCHED if elsewhere else WATCHED | WRAPPED}
     serve.start(
@@ -375,7 +343,9 @@ def serve_until_stopped(config: ServeConfig) -> None:
         ProspectError: as `launch`.
     """
     url = launch(config)
-    print(f"serve  {pin_model(config).serving.model} at {url}; Ctrl-C ends it", flush=True)
+    direct = config.serving.direct_port
+    where = url if direct is None else f"{url}, without Serve's proxy at http://{config.serving.host}:{direct}"
+    print(f"serve  {pin_model(config).serving.model} at {where}; Ctrl-C ends it", flush=True)
     try:
         while True:
             time.sleep(1)

@@ -177,8 +177,13 @@ def shares(config: ServeConfig, allotted: Allotment, images: bool) -> Shares:
     return Shares(engine, share, has_spare)
 
 
-def check_port(host: str, port: int) -> None:
+def check_port(host: str, port: int, key: str = "port") -> None:
     """Check that this machine's port is free: Serve's proxy would try again without end.
+
+    Args:
+        host: to listen on.
+        port: of it.
+        key: of section `serving`, which gives the port.
 
     Raises:
         ConfigError: it is taken, or the address is not of this machine.
@@ -187,9 +192,14 @@ def check_port(host: str, port: int) -> None:
         with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
             return
     except OSError as error:
-        reason = str(error.strerror).partition(" (")[0]  # without the address, which follows
-        raise ConfigError(
-            f"`serving.host`:`serving.port` ({host}:{port}) cannot be listened on ({reason}): end what listens "
-            "there, or choose another port",
-            field="serving.port",
-        ) from error
+        raise cannot_listen(host, port, key, error) from error
+
+
+def cannot_listen(host: str, port: int, key: str, error: OSError) -> ConfigError:
+    """Make the error for a port of `serving` that is taken."""
+    reason = str(error.strerror).partition(" (")[0]  # without the address, which follows
+    return ConfigError(
+        f"`serving.host`:`serving.{key}` ({host}:{port}) cannot be listened on ({reason}): end what listens "
+        "there, or choose another port",
+        field=f"serving.{key}",
+    )

@@ -1,8 +1,8 @@
 """Settings of the served application and the limits of its sessions."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from prospect.settings import Place, Settings
 from prospect.streaming.waiting import WaitingSettings
@@ -65,6 +65,9 @@ class ServingSettings(Settings):
     """Address that the HTTP proxy listens on; 0.0.0.0 opens it to the network."""
     port: int = Field(default=8000, ge=1, le=65535)
     """Port of HTTP and WebSocket."""
+    direct_port: int | None = Field(default=None, ge=1, le=65535)
+    """Another port, on which gateways answer the same without Serve's proxy between: less CPU and latency a frame. On
+    the nodes that have a gateway; null: none."""
     keys: KeySettings = KeySettings()
     allowed_hosts: tuple[HostName, ...] = ()
     """Names by which the server may be called, beside those of loopback and `host`; behind a proxy the public one."""
@@ -92,3 +95,9 @@ class ServingSettings(Settings):
     retention_hours: float = Field(default=24.0, gt=0)
     """Hours for which the store keeps a session after its end."""
     limits: SessionLimits = SessionLimits()
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if self.direct_port == self.port:
+            raise ValueError(f"direct_port ({self.port}) must differ from port, where Serve's proxy listens")
+        return self
