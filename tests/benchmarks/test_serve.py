@@ -274,7 +274,7 @@ def test_a_quick_run_writes_its_numbers_as_it_goes(tmp_path: Path, capsys: pytes
 def test_every_stage_with_ray_and_deaths(tmp_path: Path):
     stages = "suite.stages=[ready,paced,unloaded,saturation,neighbour,durability,recovery,soak]"
     crowd = ["suite.soak_s=20", "suite.soak_kill_every_s=8", "suite.soak_sample_every_s=2", "suite.soak_people=3"]
-    systems = "suite.systems=[engine,host,serve]"
+    systems = "suite.systems=[engine,host,serve,direct]"
     run_suite(load("benchmark", [*QUICK, stages, *crowd, systems, f"storage.root={tmp_path}"], BenchmarkConfig))
     [file] = (tmp_path / "benchmarks").glob("serve-quick-*.json")
     assert "NaN" not in file.read_text()

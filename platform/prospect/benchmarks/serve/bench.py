@@ -142,7 +142,7 @@ class Bench:
             cluster=config.cluster,
             streaming=self.streaming,
             tracking=config.tracking,
-            serving=self.serving(**serving),
+            serving=self.serving(direct_port=free_port(), **serving),
         )
         with running_serve(served) as server:
             yield server

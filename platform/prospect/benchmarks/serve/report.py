@@ -17,7 +17,7 @@ LEAST = {"p50": 20, "p95": 200, "p99": 1000}
 """Fewest values over which a percentile is printed."""
 LATE_MS = 5.0
 """p99 of the client's own lateness above which a row is marked."""
-NAMES = {"engine": "bare engine", "host": "host, no Ray", "serve": "Ray Serve"}
+NAMES = {"engine": "bare engine", "host": "host, no Ray", "serve": "Ray Serve", "direct": "Ray Serve, own port"}
 _MARKED = "QUICK run; its numbers say little"
 _INSIDE = ("engine", "host")
 """Parts of a server that hold the engine."""
@@ -99,7 +99,7 @@ def plot(content: dict[str, Any], file: Path) -> None:
     figure.savefig(file, dpi=150, metadata={"Software": None})
 
 
-_STYLES = {"engine": ":", "host": "--", "serve": "-"}
+_STYLES = {"engine": ":", "host": "--", "serve": "-", "direct": "-."}
 _COLOURS = {"p50": "#009e73", "p95": "#e69f00", "p99": "#d55e00"}
 
 

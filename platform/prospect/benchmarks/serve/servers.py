@@ -107,10 +107,12 @@ class ServeServer:
 
     Attributes:
         launch_seconds: until `launch` returned and the application was ready, Ray's own start not included.
+        direct: the same application at its gateways' own port, where it has one.
     """
 
-    def __init__(self, url: str, launch_seconds: float) -> None:
+    def __init__(self, url: str, launch_seconds: float, direct_url: str | None = None) -> None:
         self.url, self.launch_seconds = url, launch_seconds
+        self.direct = self if direct_url is None else ServeServer(direct_url, launch_seconds)
 
     def roles(self) -> Roles:
         """Replicas, proxy, and Ray's other processes."""
@@ -130,7 +132,8 @@ def running_serve(config: ServeConfig) -> Iterator[ServeServer]:
     url = launch(config, report=lambda _: None)
     try:
         wait_until_ready(url)
-        yield ServeServer(url, time.perf_counter() - began)
+        seconds, port = time.perf_counter() - began, config.serving.direct_port
+        yield ServeServer(url, seconds, None if port is None else f"http://{config.serving.host}:{port}")
     finally:
         serve.shutdown()
 

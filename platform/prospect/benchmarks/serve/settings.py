@@ -13,9 +13,9 @@ Stage = Literal["ready", "paced", "unloaded", "saturation", "neighbour", "durabi
 """In the order in which they run; `soak` takes as long as it is told, and only where it is asked for."""
 Kind = Literal["pictures", "embeddings"]
 """What clients send."""
-System = Literal["engine", "host", "serve"]
+System = Literal["engine", "host", "serve", "direct"]
 """The bare StreamingEngine, called in its own process; gateway, encoder and engine in one process behind uvicorn,
-without Ray; the Ray Serve application."""
+without Ray; the Ray Serve application behind Serve's proxy, and at its gateways' own port."""
 Death = Literal["engine", "gateway", "engine and gateway", "engine, another stands by", "gateway, another stands by"]
 """What is killed."""
 
@@ -74,7 +74,7 @@ class ServeSuite(Settings):
     commit: str | None = Field(default=None, min_length=7)
     """Commit of the tree, where git cannot tell."""
     systems: tuple[System, ...] = Field(default=get_args(System), min_length=1)
-    """What is measured: the bare engine, the host without Ray, the Ray Serve application."""
+    """What is measured."""
     sessions: tuple[int, ...] = Field(default=(4, 16, 32, 64), min_length=1)
     """Numbers of sessions that send pictures at 2 frames/s; a single one is measured by stage `unloaded`."""
     embedding_sessions: tuple[int, ...] = (32,)

@@ -91,6 +91,8 @@ def _servers(bench: Bench) -> Iterator[tuple[str, Server]]:
         yield "host", bench.host
     if "serve" in bench.suite.systems:
         yield "serve", bench.served()
+    if "direct" in bench.suite.systems:
+        yield "direct", bench.served().direct
 
 
 def _unloaded(bench: Bench, add: Add) -> None:
@@ -124,7 +126,7 @@ def _saturation(bench: Bench, add: Add) -> None:
         for in_flight in suite.in_flight:
             named = {"system": "engine", "kind": "embeddings", "in_flight": in_flight, "pinned": cores is not None}
             add(named | saturate_bare(bench, in_flight, engine))
-    for system in ("host", "serve"):
+    for system in ("host", "serve", "direct"):
         if system not in suite.systems:
             continue
         with ExitStack() as stack:
@@ -140,8 +142,9 @@ def _on_cores(bench: Bench, system: str, engine: set[int] | None, others: set[in
         server: Server = stack.enter_context(bench.running_host("events", None if engine is None else min(engine)))
         rest = []
     else:
-        server = bench.served()
-        roles = server.roles()
+        served = bench.served()
+        server = served.direct if system == "direct" else served
+        roles = served.roles()
         rest = [process for part, processes in roles.items() if part != "engine" for process in processes]
         if engine is not None:
             stack.enter_context(pinned(roles["engine"], engine))
