@@ -90,7 +90,8 @@ def stream(url: str, link: socket.socket) -> ClientConnection:
     return connect(where, sock=link, proxy=None, compression=None, max_queue=1, close_timeout=0.1)
 
 
-def test_a_client_that_never_reads_fills_its_window_and_is_cut_off(url: str, hoard: Hoard, host: SessionHost) -> None:
+def flood(url: str, host: SessionHost) -> None:
+    """Send without reading until the session is gone."""
     with connection(url) as link, stream(url, link) as client:
         client.send(json.dumps({"type": "session.update", "goal": "Make tea", "steps": STEPS, "thresholds": NEVER}))
         until(lambda: host.open_sessions)
@@ -99,7 +100,20 @@ def test_a_client_that_never_reads_fills_its_window_and_is_cut_off(url: str, hoa
             while host.open_sessions and time.monotonic() < deadline:
                 client.send(NONSENSE)
         until(lambda: not host.open_sessions)
+
+
+def test_a_client_that_never_reads_fills_its_window_and_is_cut_off(url: str, hoard: Hoard, host: SessionHost) -> None:
+    flood(url, host)
     assert AHEAD_BYTES - RECEIPT_BYTES < hoard.most < AHEAD_BYTES + 1000, "the last receipt was due for up to as much"
+
+
+def test_it_is_cut_off_too_where_nothing_lies_between(host: SessionHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a gateway's own port; the server's own ping would not be missed for 40 seconds."""
+    monkeypatch.setattr(proxy, "TAKEN_WITHIN_S", 1.0)
+    with listening(Receipts(build_api(host), sends=False), send_buffer=SMALL) as url:
+        began = time.monotonic()
+        flood(url, host)
+        assert time.monotonic() - began < WITHIN_S
 
 
 def test_one_that_reads_gets_everything(url: str, hoard: Hoard) -> None:

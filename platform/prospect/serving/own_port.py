@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
+from prospect.serving.proxy import Receipts
 from prospect.serving.requirements import cannot_listen
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,12 @@ class OwnPort:
         """Begin to answer."""
         # Pictures and embeddings as base64 shrink by a quarter at most, and cost more than the network they save.
         config = uvicorn.Config(
-            app, lifespan="off", log_config=None, access_log=False, proxy_headers=False, ws_per_message_deflate=False
+            Receipts(app, sends=False),  # uvicorn itself would wait for a client that does not read, without end
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            ws_per_message_deflate=False,
         )
         self._server = _Server(config)
         self._serving = asyncio.create_task(self._server.serve([self._socket]))

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import MutableMapping
+from math import inf
 from typing import Any
 
 from starlette.middleware import Middleware
@@ -35,24 +36,32 @@ class Receipts:
 
     `FlowControl` waits for it there. Messages to a client that has left, or reads nothing, are dropped: Serve's proxy
     prints two stack traces for each stream otherwise.
+
+    Args:
+        app: what is wrapped.
+        sends: whether there are receipts; where nothing lies between server and gateway, `send` itself waits.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, sends: bool = True) -> None:
+        self._app, self._sends = app, sends
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             return await self._app(scope, receive, send)
         connection = _Connection(scope["type"], receive, send)
-        extensions = {**scope.get("extensions", {}), RECEIPTS: {}}
+        if self._sends:
+            scope = {**scope, "extensions": {**scope.get("extensions", {}), RECEIPTS: {}}}
+        else:
+            connection.receipt_bytes = inf
         try:
-            await self._app({**scope, "extensions": extensions}, connection.receive, connection.send)
+            await self._app(scope, connection.receive, connection.send)
         finally:
             connection.close()
 
 
 class _Connection:
     def __init__(self, kind: str, receive: Receive, send: Send) -> None:
+        self.receipt_bytes: float = RECEIPT_BYTES
         self._receive, self._send = receive, send
         self._farewell: Message = {"type": f"{kind}.disconnect"} | ({"code": 1006} if kind == "websocket" else {})
         self._receiving: asyncio.Future[Message] | None = None
@@ -84,7 +93,7 @@ class _Connection:
             self._is_gone = True
             return self._tell()
         self._taken += size_of(message)
-        if self._taken - self._told >= RECEIPT_BYTES:
+        if self._taken - self._told >= self.receipt_bytes:
             self._told = self._taken
             self._tell()
 
