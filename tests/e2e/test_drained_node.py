@@ -17,7 +17,8 @@ from tests.serving.postgres import PostgresServer, postgres  # noqa: F401  # a f
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(900)]
 
 RAY = str(Path(sys.executable).with_name("ray"))
-HEAD, *NODES = "127.0.0.1", "127.0.0.2", "127.0.0.3"
+HEAD, *NODES = "127.0.0.2", "127.0.0.3", "127.0.0.4"
+"""Ray takes 127.0.0.1 for a name of the machine's own address."""
 DRAINED_WITHIN_S = 240
 
 
@@ -30,7 +31,7 @@ def cluster() -> Iterator[Cluster]:
     try:
         for address in NODES:
             started.add_node(num_cpus=2, node_ip_address=address)
-        ray.init(address=started.address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=started.address, _node_ip_address=HEAD, log_to_driver=False, logging_level="ERROR")
         yield started
     finally:
         ray.shutdown()
