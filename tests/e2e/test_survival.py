@@ -74,7 +74,7 @@ def test_the_page_goes_on_when_its_engine_is_killed(server: Server):
         until(lambda: decided(page) > 4)
         [session_id] = server.open_sessions()
         os.kill(server.engine_of(session_id), signal.SIGKILL)
-        expect(page.locator("#connection")).to_have_text("Moved to another engine")
+        expect(page.locator("#connection")).to_have_text("Moved to another engine", timeout=60_000)
         expect(page.locator("#entries .note p").filter(has_text="nothing is lost")).to_be_visible()
         page.get_by_label("Say something").fill("What now?")
         page.get_by_role("button", name="Send").click()

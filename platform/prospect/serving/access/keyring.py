@@ -16,6 +16,8 @@ KNOWN_FOR_S = 1.0
 """Seconds after which the store is asked again: so late are new keys known, and revoked ones refused."""
 ANSWERS_WITHIN_S = 1.0
 """Seconds for which a request waits for the store; then the keys that were there before are good on."""
+FIRST_WITHIN_S = 10.0
+"""Seconds that a request waits for the first reading, without which nobody is let in."""
 
 
 class Keyring:
@@ -55,7 +57,8 @@ class Keyring:
         if time.monotonic() - self._read_at >= KNOWN_FOR_S:
             if self._reading is None or self._reading.done():
                 self._reading = asyncio.create_task(self._read())
-            await asyncio.wait([self._reading], timeout=ANSWERS_WITHIN_S)
+            within = FIRST_WITHIN_S if self._rows is None else ANSWERS_WITHIN_S
+            await asyncio.wait([self._reading], timeout=within)
         if self._rows is None:
             raise session_error("unavailable", "the keys cannot be read: the session store is away; try again")
         return self._rows
