@@ -136,7 +136,7 @@ class Server:
         heard_by: Sequence[str] = NAMES[:1],
         url: str | None = None,
     ) -> dict[str, Conversation]:
-        """Stream all sessions at once to their ends; `listener` is told of each message of those that are named."""
+        """Stream all sessions at once to their ends; `listener` gets each message of the sessions in `heard_by`."""
         with ThreadPoolExecutor() as pool, ProspectClient(url or self.url) as client:
             streamed = pool.map(lambda name: stream(client, name, listener if name in heard_by else None), NAMES)
             return dict(zip(NAMES, streamed, strict=True))

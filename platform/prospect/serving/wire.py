@@ -120,7 +120,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none of asyncio's classes
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transport is not an asyncio.Transport
 
     def data_received(self, data: bytes) -> None:
         """Take the messages that are there as a whole."""
@@ -131,7 +131,7 @@ class Connection(asyncio.Protocol):
         except LostConnectionError:
             self.close()
         except Exception:
-            log.exception("a connection")
+            log.exception("a connection is closed after an unexpected error")
             self.close()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -202,7 +202,7 @@ class _Stranger(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none of asyncio's classes
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transport is not an asyncio.Transport
 
     def data_received(self, data: bytes) -> None:
         """Make it a connection once it has said the secret."""
