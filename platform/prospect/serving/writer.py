@@ -150,7 +150,7 @@ class StoreWriter:
         except StoreUnavailable as error:
             await self._speak_on([], error)
         except Exception:
-            log.exception("asking for the store")
+            log.exception("the session store could not be asked whether it takes a write")
         else:
             self._note_written([])
 

@@ -72,7 +72,7 @@ class StreamingSettings(Settings):
     """Most tokens of one session in one step, so that a long context does not delay other sessions."""
     shared_tokens: int | None = Field(default=None, ge=1)
     """Most tokens of all long texts and contexts in a step in which other sessions have something short to run, such
-    as a frame; null: 64 on a CPU, where a token costs as much as a frame, and `chunk_tokens` on a GPU."""
+    as a frame; null: few on a CPU, where a token costs as much as a frame, and `chunk_tokens` on a GPU."""
     patience: int = Field(default=2, ge=1)
     """Steps of waiting that move a session up one kind of work; frames keep at least half a step."""
     catch_up_frames: int = Field(default=8, ge=1)
