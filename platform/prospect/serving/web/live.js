@@ -56,9 +56,9 @@ export class Live {
     if (this.isOver) return;
     const words = lost ? `${lost} ${lost > 1 ? "frames are" : "frame is"} lost` : "nothing is lost";
     this.board.talk.happened("reloaded", () => `The page was loaded again; ${words}.`, this.seconds ?? 0);
-    // A file goes on behind its last frame; a camera has gone on meanwhile.
-    const gap = this.task.source === "camera" ? (Date.now() - kept.sentAt) / 1000 : 1 / fps;
-    this.from = this.seconds === null ? 0 : this.seconds + gap;
+    // A file goes on behind its last frame, which was sent when its interval was over; a camera has gone on since then.
+    const missed = this.task.source === "camera" ? (Date.now() - kept.sentAt) / 1000 : 0;
+    this.from = this.seconds === null ? 0 : this.seconds + 1 / fps + missed;
   }
 
   get isOver() {
