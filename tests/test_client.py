@@ -12,7 +12,7 @@ from websockets.exceptions import ConnectionClosed
 from prospect.client import AsyncProspectClient, ProspectClient, ServerError, ledger
 from prospect.errors import ProspectError
 from prospect.model.checkpoint import LoadedModel, load_model
-from prospect.protocol.messages import ServerMessage
+from prospect.protocol.messages import ErrorMessage, ServerMessage, SessionCreated, SessionUpdate
 from prospect.serving.api import build_api
 from prospect.serving.live_encoder import LiveEncoder, encoder_of
 from prospect.serving.local import local_host
@@ -154,6 +154,18 @@ def test_a_session_that_is_closed_while_its_connection_breaks_is_heard_to_its_en
     cutter.close()
     assert [message.seq for message in heard if message.type == "decision"] == list(range(12))
     assert heard[-1].type == "session.closed"
+
+
+@pytest.mark.parametrize(("code", "is_kept"), [("unknown_session", True), ("unavailable", True), ("bad_image", False)])
+def test_a_frame_is_kept_where_a_gateway_no_longer_has_its_session(code: str, is_kept: bool):
+    kept = ledger.Ledger(SessionUpdate(goal="Make tea"), True, None)
+    kept.created = SessionCreated(
+        session_id="a", resume="a:0", fps=2, fingerprint="f", tokens_per_frame=1, next_seq=0, state={}
+    )
+    frame = kept.next_frame(picture(0), None)
+    kept.keep(frame)
+    kept.note(ErrorMessage(code=code, message="no", seq=0))
+    assert kept.to_send_again() == ([frame] if is_kept else [])
 
 
 def test_a_client_that_leaves_while_it_connects_again_is_done(url: str):

@@ -29,6 +29,8 @@ ACKNOWLEDGED_EVERY = 100
 """Durable messages after which the server is told that it need not keep them."""
 UNREACHABLE = (OSError, TimeoutError, ConnectionClosed, InvalidHandshake)
 """What a connection fails with that may be made a moment later."""
+_ELSEWHERE = {"unknown_session", "fenced", "unavailable"}
+"""What a gateway answers that no longer has the session, such as one that is about to stop: nothing about the frame."""
 _PASSING = {"busy", "unavailable", "fenced", "internal", "rate_limited"}
 """Refusals of a server that may take the session a moment later."""
 
@@ -129,6 +131,8 @@ class Ledger:
                 self._patches = self._patches[1:]
             case ErrorMessage(field=str() as named) if named.partition(".")[0] == "state":
                 self._patches = self._patches[1:]
+            case ErrorMessage(code=code) if code in _ELSEWHERE:
+                pass
             case FrameDropped() | ErrorMessage(seq=int()):
                 self._frames.pop(message.seq or 0, None)
             case SessionMoved():

@@ -61,7 +61,8 @@ def draw_turns(rng: random.Random) -> list[dict[str, Any]]:
             case "x":
                 heard = {"type": "frame.dropped", "seq": seq, "reason": "full", **durable}
             case "e":
-                other = rng.choice([{"field": "state.S1"}, {"field": "image", "seq": seq}, {"code": "busy"}])
+                others = {"field": "state.S1"}, {"field": "image", "seq": seq}, {"code": "busy"}
+                other = rng.choice([*others, {"code": "unknown_session", "seq": seq}])
                 heard = {"type": "error", "code": "wrong", "message": "no"} | other
             case "r":
                 turns += [{"do": "created", "message": created(seq)}, {"do": "resume"}]

@@ -3,6 +3,8 @@
 
 export const ACKNOWLEDGED_EVERY = 100; // durable messages after which the server is told that it need not keep them
 
+const ELSEWHERE = new Set(["unknown_session", "fenced", "unavailable"]); // answers of a gateway that no longer has the session
+
 export class Ledger {
   constructor(update) {
     this.update = update;
@@ -97,7 +99,7 @@ export class Ledger {
         break;
       case "error":
         if ((message.field ?? "").split(".")[0] === "state") this.patches.shift();
-        else if (message.seq !== undefined) this.frames.delete(message.seq);
+        else if (message.seq !== undefined && !ELSEWHERE.has(message.code)) this.frames.delete(message.seq);
         break;
       case "frame.dropped":
         this.frames.delete(message.seq);
