@@ -59,6 +59,25 @@ def test_ray_has_shared_memory_and_serve_the_time_to_end(compose: dict[str, Any]
     assert int(services["serve"]["stop_grace_period"].removesuffix("s")) > DRAINED_WITHIN_S
 
 
+def test_documented_commands_use_the_cluster_and_the_services_that_are_there(compose: dict[str, Any]):
+    """A job that is no submission, and has no RAY_ADDRESS, would start a Ray of its own inside the container."""
+    head = FILE.read_text().partition("\nname:")[0].replace("\\\n#", "")
+    commands = re.findall(r"docker compose -f deploy/compose\.yaml (?:exec|run --rm) ([\w-]+) (.+)", head)
+    assert {service for service, _ in commands} <= set(compose["services"])
+    trainings = [command for _, command in commands if "jobs/" in command]
+    assert trainings
+    assert all(command.startswith("ray job submit -- python jobs/") for command in trainings)
+
+
+def test_the_port_is_where_serve_always_has_a_proxy(compose: dict[str, Any]):
+    """On the head; a node without replicas has none (`ServeController._update_proxy_nodes`)."""
+    ports = {name: each.get("ports", []) for name, each in compose["services"].items()}
+    assert {name for name, given in ports.items() if "127.0.0.1:8000:8000" in given} == {"ray-head"}
+    serve = compose["services"]["serve"]
+    assert "http://ray-head:8000/healthz" in serve["healthcheck"]["test"]
+    assert "'serving.allowed_hosts=[ray-head]'" in serve["command"][-1], "a name, which Host is checked for"
+
+
 def test_no_secret_stands_in_it_and_no_port_is_open_to_others(compose: dict[str, Any]):
     for name, each in compose["services"].items():
         for key, value in each["environment"].items():

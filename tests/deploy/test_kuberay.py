@@ -1,6 +1,8 @@
 """serve/rayservice.yaml and jobs/rayjob.yaml are what KubeRay's CRDs take, and what this project needs of them."""
 
 import json
+import re
+import shlex
 from typing import Any
 
 import jsonschema
@@ -75,9 +77,10 @@ def test_gpu_nodes_come_and_go_and_pods_have_what_they_need(kind: str):
         assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/data", "/dev/shm"}
         assert {each.get("emptyDir", {}).get("medium") for each in pod["volumes"]} == {None, "Memory"}
         assert ("nvidia.com/gpu" in container["resources"]["limits"]) == (name == "gpu")
-        secrets = [each for each in container["env"] if "PASSWORD" in each["name"] or "TOKEN" in each["name"]]
-        assert secrets
+        secrets = [each for each in container["env"] if re.search("PASSWORD|TOKEN|USERNAME", each["name"])]
+        assert {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"} < {each["name"] for each in secrets}
         assert all("secretKeyRef" in each["valueFrom"] for each in secrets)
+        assert all(each["valueFrom"]["secretKeyRef"].get("optional") or each["name"] == "PGPASSWORD" for each in secrets)
 
 
 def test_the_served_application_is_one_that_loads():
@@ -95,6 +98,35 @@ def test_the_served_application_is_one_that_loads():
         flatten(ours["controller_options"]["runtime_env"]["env_vars"]).items()
         <= {each["name"]: each.get("value") for each in pods("rayservice")["head"]["containers"][0]["env"]}.items()
     )
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_node_that_is_dead_is_replaced(kind: str):
+    for name, pod in pods(kind).items():
+        [container] = pod["containers"]
+        alive, ready = container["livenessProbe"], container["readinessProbe"]
+        asked = alive["exec"]["command"][-1]
+        assert "/api/local_raylet_healthz" in asked
+        assert ("/api/gcs_healthz" in asked) == (name == "head")
+        assert alive["failureThreshold"] > ready["failureThreshold"], "busy is not dead"
+
+
+def test_what_the_application_needs_is_made_before_it():
+    """KubeRay does not try again what was not built for want of a champion or a key."""
+    page = (REPOSITORY / "docs" / "operations.md").read_text()
+    [commands] = re.findall(r"```sh\n(kubectl create secret.+?)```", page, re.DOTALL)
+    order = ["create secret", "jobs/rayjob.yaml", "prospect keys add", "serve/rayservice.yaml"]
+    assert sorted(order, key=commands.index) == order
+    [run] = re.findall(r"kubectl (run keys.+?)\nkubectl", commands, re.DOTALL)
+    words = shlex.split(run)
+    [service] = yaml.safe_load(manifest("rayservice")["spec"]["serveConfigV2"])["applications"]
+    assert words[-1] == f"serving.store={service['args']['serving.store']}"
+    [override] = [word.removeprefix("--overrides=") for word in words if word.startswith("--overrides=")]
+    [given] = json.loads(override)["spec"]["containers"]
+    assert given["name"] == words[1], "the pod's name is its container's"
+    assert given["env"]
+    assert all(each in pods("rayservice")["head"]["containers"][0]["env"] for each in given["env"])
+
 
 
 def test_times_of_probes_and_ends_fit_what_the_application_needs():
