@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 
 import pytest
 
@@ -71,6 +72,30 @@ def test_the_keys_are_good_on_while_the_store_is_away(
         monkeypatch.undo()
 
     asyncio.run(story())
+
+
+def test_a_warning_says_how_old_the_keys_are(
+    table: KeyTable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Since the last time that the store answered, however often it was asked since."""
+
+    def away() -> None:
+        raise StoreUnavailable("serving.store is unavailable")
+
+    clock = SimpleNamespace(monotonic=lambda: clock.now, now=1000.0)
+    monkeypatch.setattr(keyring, "time", clock)
+
+    async def story() -> None:
+        known = Keyring(table)
+        await code(known.id_of("x"))
+        monkeypatch.setattr(table, "rows", away)
+        for clock.now in (1010.0, 1020.0, 1030.0):
+            await code(known.id_of("x"))
+        await code(Keyring(table).id_of("x"))
+
+    asyncio.run(story())
+    ages = [record.getMessage().partition(": ")[0] for record in caplog.records]
+    assert ages == [*(f"the keys are those of {age} s ago" for age in (10, 20, 30)), "no keys are known"]
 
 
 def test_many_requests_ask_the_store_once(table: KeyTable, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -33,7 +34,7 @@ class Keyring:
         self._table = table
         self._thread = ThreadPoolExecutor(1, "keys")
         self._rows: dict[str, KeyRow] | None = None
-        self._read_at = -KNOWN_FOR_S
+        self._asked_at = self._read_at = -math.inf
         self._reading: asyncio.Task[None] | None = None
 
     async def id_of(self, key: str) -> str:
@@ -54,7 +55,7 @@ class Keyring:
 
     async def _good(self) -> dict[str, KeyRow]:
         """The keys that are not revoked, by id."""
-        if time.monotonic() - self._read_at >= KNOWN_FOR_S:
+        if time.monotonic() - self._asked_at >= KNOWN_FOR_S:
             if self._reading is None or self._reading.done():
                 self._reading = asyncio.create_task(self._read())
             within = FIRST_WITHIN_S if self._rows is None else ANSWERS_WITHIN_S
@@ -67,9 +68,11 @@ class Keyring:
         try:
             rows = await asyncio.get_running_loop().run_in_executor(self._thread, self._table.rows)
             self._rows = {row.key_id: row for row in rows if row.revoked is None}
+            self._read_at = time.monotonic()
         except StoreUnavailable as error:
-            log.warning("the keys are those of %.0f s ago: %s", time.monotonic() - self._read_at, first_line(error))
-        self._read_at = time.monotonic()
+            age = f"the keys are those of {time.monotonic() - self._read_at:.0f} s ago"
+            log.warning("%s: %s", "no keys are known" if self._rows is None else age, first_line(error))
+        self._asked_at = time.monotonic()
 
 
 def wrong_key() -> SessionError:
