@@ -8,11 +8,11 @@ from prospect.protocol.messages import FrameAppend, TextAppend
 from prospect.serving import mailbox
 from prospect.serving.mailbox import MAX_FRAMES, MAX_OTHERS, Mailbox, TooMany
 
-TEXT = TextAppend(text="Hello.").model_dump_json()
+TEXT = TextAppend(text="Hello.").model_dump_json().encode()
 
 
-def frame(seq: int, size: int = 10) -> str:
-    return FrameAppend(seq=seq, image=bytes(size)).model_dump_json(exclude_none=True)
+def frame(seq: int, size: int = 10) -> bytes:
+    return FrameAppend(seq=seq, image=bytes(size)).model_dump_json(exclude_none=True).encode()
 
 
 def drain(box: Mailbox) -> list:
@@ -47,8 +47,8 @@ def test_frames_are_bounded_by_their_bytes_too(monkeypatch):
 
 def test_mistakes_stay_in_order_and_a_flood_of_other_messages_finds_no_room():
     box = Mailbox()
-    box.put("{")
-    box.put(json.dumps({"type": "state.patch", "state": {}}))
+    box.put(b"{")
+    box.put(json.dumps({"type": "state.patch", "state": {}}).encode())
     mistake, patch = drain(box)
     assert isinstance(mistake, SessionError)
     assert patch.type == "state.patch"

@@ -37,7 +37,7 @@ class Mailbox:
         self._arrived = asyncio.Event()
         self._is_over = False
 
-    def put(self, data: str | bytes, wait: float = 0.0) -> bool:
+    def put(self, data: bytes, wait: float = 0.0) -> bool:
         """Parse a message and keep it, or the mistake in it; returns False if there is no room for it.
 
         Args:

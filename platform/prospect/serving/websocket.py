@@ -86,7 +86,7 @@ class _Connection:
     async def _receive_all(self) -> None:
         """Take all that comes: what waits in Serve's own queues has no bound."""
         while (received := await self._receive())["type"] != "websocket.disconnect":
-            data = received.get("text") or received.get("bytes") or ""
+            data = received.get("bytes") or (received.get("text") or "").encode()  # limits count bytes
             if not self._mailbox.put(data, self._caller.spend(1, len(data))):
                 message = f"type: more than {MAX_OTHERS} messages wait"
                 return await self._cut_off(ErrorMessage(code="overloaded", message=message), TRY_AGAIN)

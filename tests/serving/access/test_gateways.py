@@ -343,6 +343,22 @@ def test_a_key_that_sends_too_much_is_told_to_wait(site: Site, key: str) -> None
     assert 1 <= int(answers[-1].headers["retry-after"]) <= 3
 
 
+def test_a_stream_that_sends_too_much_is_told_to_wait(site: Site, key: str) -> None:
+    """Bytes count, and not characters: these are 4,000,000 characters, and four times as many bytes."""
+    text = json.dumps(
+        {"type": "input_text.append", "text": "\N{TEACUP WITHOUT HANDLE}" * 1_000_000}, ensure_ascii=False
+    )
+    with site.socket(additional_headers={"authorization": f"Bearer {key}"}) as socket:
+        socket.send(json.dumps({"type": "session.update"}))
+        assert json.loads(socket.recv(10))["type"] == "session.created"
+        for _ in range(3):
+            socket.send(text)
+            refused = json.loads(socket.recv(10))
+            assert (refused["type"], refused["field"]) == ("error", "text")
+        socket.send(json.dumps({"type": "input_text.append", "text": "Hello."}))
+        assert json.loads(socket.recv(10))["code"] == "rate_limited"
+
+
 def test_every_frame_of_a_request_counts(site: Site, key: str) -> None:
     with site.client(key) as client:
         session_id = client.create().session_id
