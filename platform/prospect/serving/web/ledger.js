@@ -17,6 +17,7 @@ export class Ledger {
     this.nextSeq = null;
     this.lastEvent = null; // null until something of the kind is heard: the server then sends what nobody has
     this.decided = null;
+    this.decidedFrame = null; // number of the last frame that was decided: dropped ones have a seq and no number
     this.acknowledged = 0;
   }
 
@@ -92,6 +93,7 @@ export class Ledger {
       case "decision":
         if (this.decided !== null && message.seq <= this.decided) return false;
         this.decided = message.seq;
+        this.decidedFrame = message.frame;
         this.#forgetBefore(message.seq + 1);
         break;
       case "state.updated":

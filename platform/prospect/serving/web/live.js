@@ -40,7 +40,7 @@ export class Live {
   // Goes on with a session that `#keep` has kept, after a reload; view and transcript are the server's.
   async resume(kept, view, transcript) {
     this.session.ledger = Ledger.restored(kept.ledger);
-    const { created, decided } = this.session.ledger;
+    const { created, decided, decidedFrame } = this.session.ledger;
     const { fps } = created;
     this.#show({ ...view, fps, decided: (decided ?? -1) + 1 });
     this.seconds = kept.seconds;
@@ -49,9 +49,12 @@ export class Live {
     this.says = this.says.filter(({ time }) => this.seconds === null || Math.floor(time * fps) > this.seconds * fps);
     this.past = new Past(this.board.talk);
     this.past.show(transcript);
-    const told = transcript.entries.flatMap(({ user = [] }) => user);
-    const waiting = this.session.ledger.texts.map(({ message }) => message.text).filter((text) => !told.includes(text));
-    waiting.forEach((text) => this.board.talk.say("user", text, this.seconds ?? 0));
+    const told = transcript.entries.filter(({ frame }) => frame > (decidedFrame ?? -1)).flatMap(({ user = [] }) => user);
+    for (const { text } of this.session.ledger.texts.map(({ message }) => message)) {
+      const at = told.indexOf(text);
+      if (at < 0) this.board.talk.say("user", text, this.seconds ?? 0);
+      else told.splice(at, 1); // shown with the transcript; an equal one after it is another
+    }
     const lost = await this.session.resume();
     if (this.isOver) return;
     const words = lost ? `${lost} ${lost > 1 ? "frames are" : "frame is"} lost` : "nothing is lost";
