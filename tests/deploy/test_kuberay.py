@@ -80,7 +80,9 @@ def test_gpu_nodes_come_and_go_and_pods_have_what_they_need(kind: str):
         secrets = [each for each in container["env"] if re.search("PASSWORD|TOKEN|USERNAME", each["name"])]
         assert {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"} < {each["name"] for each in secrets}
         assert all("secretKeyRef" in each["valueFrom"] for each in secrets)
-        assert all(each["valueFrom"]["secretKeyRef"].get("optional") or each["name"] == "PGPASSWORD" for each in secrets)
+        assert all(
+            each["valueFrom"]["secretKeyRef"].get("optional") or each["name"] == "PGPASSWORD" for each in secrets
+        )
 
 
 def test_the_served_application_is_one_that_loads():
@@ -126,7 +128,6 @@ def test_what_the_application_needs_is_made_before_it():
     assert given["name"] == words[1], "the pod's name is its container's"
     assert given["env"]
     assert all(each in pods("rayservice")["head"]["containers"][0]["env"] for each in given["env"])
-
 
 
 def test_times_of_probes_and_ends_fit_what_the_application_needs():

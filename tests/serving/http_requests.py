@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from prospect.monitoring import Readings
 from prospect.protocol.messages import FrameAppend
 from tests.serving.models import STEPS, picture
 
@@ -22,6 +23,11 @@ def open_session(http: TestClient, **fields: object) -> str:
 
 def frame(seed: int, **fields: object) -> dict:
     return FrameAppend(image=picture(seed), **fields).model_dump(mode="json", exclude_none=True)
+
+
+def numbers(readings: Readings) -> dict[str, float]:
+    """What a process has to tell an operator, by metric and label; of a histogram the sum."""
+    return {f"{each.metric.name} {each.label}".strip(): sum(each.values) for each in readings.take()}
 
 
 def refused(answer) -> dict:

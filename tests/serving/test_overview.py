@@ -9,18 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from prospect.errors import SessionError
-from prospect.model.checkpoint import LoadedModel
+from prospect.model.checkpoint import LoadedModel, load_model
 from prospect.monitoring import METRICS
-from prospect.protocol.messages import ServerStatus
+from prospect.protocol.messages import ServerStatus, SessionMoved
 from prospect.serving import writer
 from prospect.serving.host import SessionHost
 from prospect.serving.logs import JsonLines
 from prospect.serving.worker import EngineWorker
+from prospect.streaming.engine import StreamingEngine
+from prospect.streaming.settings import StreamingSettings
+from tests.needs import needs_cuda
 from tests.serving.deaths import SECRET, Site, talk
-from tests.serving.http_requests import frame, open_session
-from tests.serving.models import ALWAYS, STEPS
+from tests.serving.http_requests import frame, numbers, open_session
+from tests.serving.models import ALWAYS, CONTEXT, STEPS
 
 
 @pytest.fixture
@@ -38,10 +42,6 @@ def lines() -> Iterator[io.StringIO]:
 
 def events(written: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in written.getvalue().splitlines()]
-
-
-def numbers(taken: Any) -> dict[str, float]:
-    return {f"{each.metric.name} {each.label}".strip(): sum(each.values) for each in taken}
 
 
 def test_the_status_of_a_deployment(http, host: SessionHost):
@@ -67,7 +67,7 @@ def test_the_numbers_of_a_session(http, host: SessionHost, worker: EngineWorker)
     http.portal.call(host.measure)
     http.portal.call(worker.measure)
     http.delete(path)
-    gateway, engine = numbers(host.readings.take()), numbers(worker.readings.take())
+    gateway, engine = numbers(host.readings), numbers(worker.readings)
     assert gateway["prospect_sessions_opened_total"] == gateway["prospect_sessions"] == 1
     assert gateway["prospect_sessions_ended_total client"] == 1
     assert gateway["prospect_frames_total picture"] == 2
@@ -142,6 +142,35 @@ def test_gateways_know_of_each_other_and_of_moves(loaded: LoadedModel, tmp_path:
     assert (moved["session"], moved["seconds"]) == ("a", status.last_move.seconds)
     [opened] = [each for each in events(lines) if each["event"] == "session.opened"]
     assert moved["epoch"] == opened["epoch"] + 1
+
+
+def test_what_two_deaths_cost_is_counted(loaded: LoadedModel, tmp_path: Path):
+    """Engine and gateway at once, without the frames in the store."""
+
+    async def story() -> tuple[list[SessionMoved], dict[str, float]]:
+        site = Site(loaded, f"sqlite:///{tmp_path}/sessions.db", "events", None)
+        try:
+            heard = await talk(site, loaded, {10: ["gateway dies", "engine dies"]})
+            return [each for each in heard.messages if isinstance(each, SessionMoved)], numbers(site.gateway.readings)
+        finally:
+            await site.stop()
+
+    [*_, moved], counted = asyncio.run(story())
+    assert moved.lost_frames > 0
+    assert counted["prospect_frames_lost_total"] == moved.lost_frames
+    assert counted["prospect_move_seconds"] == moved.seconds
+    assert counted["prospect_sessions_resumed_total"] == 1
+    assert counted["prospect_refreshes_total"] >= 1, "the context is built anew from the state"
+
+
+@needs_cuda
+def test_an_engine_on_a_gpu_says_how_much_of_it_it_holds(model_folder: Path, streaming_settings: StreamingSettings):
+    async def story() -> dict[str, float]:
+        worker = EngineWorker(StreamingEngine(load_model(model_folder, device="cuda"), CONTEXT, streaming_settings))
+        await worker.measure()
+        return numbers(worker.readings)
+
+    assert asyncio.run(story())["prospect_gpu_memory_bytes"] == torch.cuda.memory_reserved() > 0
 
 
 def test_a_gateway_without_sessions_notices_that_the_store_is_away(

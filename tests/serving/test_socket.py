@@ -14,6 +14,7 @@ from prospect.protocol.parsing import parse_server
 from prospect.serving import websocket
 from prospect.serving.settings import SessionLimits
 from prospect.streaming.settings import StreamingSettings
+from tests.serving.http_requests import numbers
 from tests.serving.models import ALWAYS, NEVER, STEPS, picture
 
 TEA = {"type": "session.update", "goal": "Make tea", "steps": STEPS}
@@ -73,12 +74,13 @@ def test_the_pieces_of_an_utterance_add_up_to_it(http):
         assert kinds.count("decision") == 1
 
 
-def test_a_patch_is_answered_and_rebuilds_the_context(http):
+def test_a_patch_is_answered_and_rebuilds_the_context(http, host):
     with opened(http, thresholds=NEVER) as (socket, _):
         say(socket, {"type": "state.patch", "state": {"S1": "completed"}})
         assert hear(socket).state == {"S1": "completed", "S2": "not_started", "S3": "not_started"}
         push(socket, 0)
         assert [message.type for message in hear_until(socket, "decision")] == ["session.refreshed", "decision"]
+    assert numbers(host.readings)["prospect_refreshes_total"] == 1
 
 
 def test_mistakes_leave_the_stream_open(http):
@@ -160,7 +162,7 @@ def test_a_repeated_frame_is_answered_and_not_decided_again(http):
         assert http.get(f"/v1/sessions/{created.session_id}").json()["counters"]["frames"] == 2
 
 
-def test_every_frame_too_many_is_said_to_be_dropped(http):
+def test_every_frame_too_many_is_said_to_be_dropped(http, host):
     """Each frame speaks, so decisions are slower than the frames that come; every seq gets one answer, in order."""
     with opened(http, thresholds=ALWAYS) as (socket, _):
         for seq in range(40):
@@ -170,6 +172,7 @@ def test_every_frame_too_many_is_said_to_be_dropped(http):
     decided = [message.seq for message in heard if message.type == "decision"]
     dropped = [message.seq for message in heard if message.type == "frame.dropped"]
     assert dropped
+    assert numbers(host.readings)["prospect_frames_dropped_total"] == len(dropped)
     assert sorted(decided + dropped) == list(range(40))
     assert decided == sorted(decided)
 
@@ -206,6 +209,7 @@ def test_a_kept_session_is_resumed_with_what_was_missed(http, host):
         with http.websocket_connect("/v1/stream") as thief:
             say(thief, {"type": "session.update", "resume": created.resume})
             assert hear(thief).code == "unknown_session", "the newer stream has spoken"
+    assert numbers(host.readings)["prospect_sessions_resumed_total"] == 1
 
 
 def test_a_handle_is_good_until_the_newer_stream_has_spoken(http):

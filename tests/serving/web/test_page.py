@@ -1,9 +1,16 @@
 """The page in a browser, over a real engine: a session from beginning to end, and what may happen to it."""
 
+import base64
+import json
+from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import av
 import httpx
+import numpy as np
+from PIL import Image
 from playwright.sync_api import Page, expect
 
 from prospect.serving import samples
@@ -13,6 +20,17 @@ from tests.serving.clients import Server, until
 from tests.serving.web.conftest import QUIET, Visit, address, only_session, serving
 
 ENDED = "The session has ended."
+
+
+def as_seen(picture: Image.Image) -> np.ndarray:
+    """Levels [32, 32, 3], of 0 to 255."""
+    return np.asarray(picture.convert("RGB").resize((32, 32)), dtype=np.float32)
+
+
+def pictures_of(clip: Path) -> Iterator[Image.Image]:
+    with av.open(str(clip)) as container:
+        for frame in container.decode(video=0):
+            yield frame.to_image()
 
 
 def view(server: Server, what: str = "") -> dict[str, Any]:
@@ -96,8 +114,10 @@ def test_a_gateway_that_stops_is_said_and_its_session_is_lost_without_a_store(lo
         expect(page.get_by_role("button", name="New session")).to_be_focused()
 
 
-def test_the_camera(quiet: Server, visit: Visit):
+def test_the_camera(quiet: Server, visit: Visit, clip: Path):
     page = visit(quiet)
+    sent: list[str | bytes] = []
+    page.on("websocket", lambda socket: socket.on("framesent", lambda text: sent.append(text)))
     page.get_by_role("radio", name="Camera").check()
     start(page)
     until(lambda: decided(page) > 2)
@@ -105,6 +125,13 @@ def test_the_camera(quiet: Server, visit: Visit):
     page.get_by_role("button", name="End session").click()
     expect(page.locator("#connection")).to_have_text("Ended")
     assert not page.evaluate("document.querySelector('video').srcObject.active"), "the camera is off"
+    shown = np.stack([as_seen(picture) for picture in pictures_of(clip)])
+    images = [message["image"] for message in map(json.loads, sent) if message["type"] == "input_frame.append"]
+    arrived = [as_seen(Image.open(BytesIO(base64.b64decode(image)))) for image in images]
+    apart = np.array([np.abs(shown - picture).mean(axis=(1, 2, 3)) for picture in arrived])
+    assert (apart.min(axis=1) < 6).all(), "each is a picture of the clip, but for JPEG"
+    assert (apart.max(axis=1) > 12).all(), "of which others look otherwise"
+    assert len(set(apart.argmin(axis=1))) > 2, "and it goes on"
 
 
 def test_a_video_file(quiet: Server, visit: Visit, clip: Path):
