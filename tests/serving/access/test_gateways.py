@@ -344,7 +344,7 @@ def test_a_key_that_sends_too_much_is_told_to_wait(site: Site, key: str) -> None
 
 
 def test_a_stream_that_sends_too_much_is_told_to_wait(site: Site, key: str) -> None:
-    """Bytes count, and not characters: these are 4,000,000 characters, and four times as many bytes."""
+    """Bytes count, and not characters: these are 3,000,000 characters, and four times as many bytes."""
     text = json.dumps(
         {"type": "input_text.append", "text": "\N{TEACUP WITHOUT HANDLE}" * 1_000_000}, ensure_ascii=False
     )
