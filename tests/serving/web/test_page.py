@@ -11,7 +11,7 @@ import av
 import httpx
 import numpy as np
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from prospect.serving import samples
 from tests.browser import ELSEWHERE, decided, start
@@ -132,6 +132,20 @@ def test_the_camera(quiet: Server, visit: Visit, clip: Path):
     assert (apart.min(axis=1) < 6).all(), "each is a picture of the clip, but for JPEG"
     assert (apart.max(axis=1) > 12).all(), "of which others look otherwise"
     assert len(set(apart.argmin(axis=1))) > 2, "and it goes on"
+
+
+def test_what_is_typed_before_the_samples_come_stays(quiet: Server, visit: Visit):
+    page = visit(quiet)
+    held: list[Route] = []
+    page.route("**/samples", lambda route: held.append(route))
+    for source in ("Camera", "Sample"):
+        page.reload()
+        page.get_by_role("radio", name=source).check()
+        page.locator("#goal").fill("Make tea")
+        until(lambda: page.evaluate("true") and held)  # which lets the browser speak
+        held.pop().continue_()
+        expect(page.locator("#samples input").first).to_be_attached()
+        expect(page.locator("#goal")).to_have_value("Make tea")
 
 
 def test_a_video_file(quiet: Server, visit: Visit, clip: Path):

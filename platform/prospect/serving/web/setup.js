@@ -52,7 +52,8 @@ export class Setup {
       return card;
     });
     field("samples").replaceChildren(...made);
-    this.#fill();
+    const isBlank = !field("goal").value && !field("steps").value; // else the user was faster than the server
+    if (this.source === "sample" && isBlank) this.#fill();
   }
 
   // Asks for a key, and for nothing else before there is a good one.
