@@ -1,5 +1,6 @@
 """What `serve run` prints, and how it ends: no stack traces where clients come and go, nor at Ctrl-C."""
 
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,8 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Subprotocol
 
 from prospect.client import LiveSession, ProspectClient, ServerError
 from prospect.protocol.messages import ServerMessage
@@ -137,6 +140,27 @@ def make_mistakes(console: Console) -> None:
         client.view(NOBODY)
 
 
+def socket_of(console: Console, key: str) -> ClientConnection:
+    """A browser's WebSocket, whose key is a subprotocol."""
+    protocols = [Subprotocol("prospect"), Subprotocol(f"prospect.key.{key}")]
+    return connect(f"{console.url.replace('http', 'ws')}/v1/stream", subprotocols=protocols, proxy=None)
+
+
+def resume_in_a_browser(console: Console) -> None:
+    """With a wrong key, and with a wrong handle; the right handle is one more secret."""
+    with socket_of(console, f"{console.key}x") as socket:
+        assert json.loads(socket.recv(READY_WITHIN_S))["code"] == "unauthorized"
+    with socket_of(console, console.key) as socket:
+        socket.send(json.dumps({"type": "session.update", "goal": "Make tea", "keep": True}))
+        handle = json.loads(socket.recv(READY_WITHIN_S))["resume"]
+    console.secrets.append(handle.rpartition(":")[2])
+    with socket_of(console, console.key) as socket:
+        for resume in (f"{handle}x", handle):
+            socket.send(json.dumps({"type": "session.update", "resume": resume}))
+        heard = [json.loads(socket.recv(READY_WITHIN_S))["type"] for _ in range(2)]
+        assert heard == ["error", "session.created"]
+
+
 def test_clients_come_and_go_and_then_the_server_without_a_stack_trace(console: Console, tmp_path: Path) -> None:
     """All that it starts listens on loopback alone, and no log of it holds a secret."""
     ours = family(console.process.pid)
@@ -145,6 +169,7 @@ def test_clients_come_and_go_and_then_the_server_without_a_stack_trace(console: 
     logs = session_folder(ours)
     console.secrets.append((tmp_path / "serving.secret").read_text())
     make_mistakes(console)
+    resume_in_a_browser(console)
     with ProspectClient(console.url, key=console.key) as client:
         for index in range(9):
             leave(client, closes=index % 3 == 0, speaks=index % 3 == 1)
