@@ -4,8 +4,10 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
+import av
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.needs import skip_without
@@ -13,6 +15,18 @@ from tests.needs import skip_without
 WITHIN_MS = 20_000
 ELSEWHERE = "camera.test"
 """Another name of this machine, which no browser takes for a secure origin."""
+
+
+def camera_of(clip: Path) -> tuple[str, ...]:
+    """Flags of a Chromium whose camera shows a clip again and again, which is written beside it without compression."""
+    fed = clip.with_suffix(".y4m")
+    with av.open(str(clip)) as container, fed.open("wb") as file:
+        for index, frame in enumerate(container.decode(video=0)):
+            if index == 0:
+                file.write(f"YUV4MPEG2 W{frame.width} H{frame.height} F10:1 Ip A1:1 C420\n".encode())
+            file.write(b"FRAME\n" + frame.reformat(format="yuv420p").to_ndarray().tobytes())
+    camera = "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"
+    return *camera, f"--use-file-for-fake-video-capture={fed}"
 
 
 @contextmanager

@@ -94,6 +94,21 @@ def test_two_live_streams_at_once_and_a_request_beside_them(client: ProspectClie
     assert heard[-1].type == "session.closed"
 
 
+def test_who_watches_hears_what_is_said_when_it_is_said(client: ProspectClient):
+    """Server-sent events through Serve's proxy, which must not hold them back until the session ends."""
+    with client.live("Make tea", STEPS, thresholds=ALWAYS) as live:
+        path = f"{client.url}/v1/sessions/{live.session_id}/events"
+        with httpx.stream("GET", path, timeout=30) as answer:
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            data = (line.removeprefix("data: ") for line in answer.iter_lines() if line.startswith("data: "))
+            heard = (json.loads(text) for text in data)
+            live.push(picture(0))
+            assert next(message["text"] for message in heard if message["type"] == "response.done")
+            assert client.view(live.session_id).counters["frames"] == 1, "it is open still"
+            live.close()
+            assert list(heard)[-1]["type"] == "session.closed"
+
+
 def test_mistakes_reach_the_client_as_sentences(client: ProspectClient):
     with pytest.raises(ServerError) as unknown:
         client.view("none")

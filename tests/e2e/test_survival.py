@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import expect
 
 from prospect.protocol.messages import DurableMessage
-from tests.browser import chromium, decided, opened, start
+from tests.browser import camera_of, chromium, decided, opened, start
 from tests.e2e.sessions import (
     NAMES,
     NUM_FRAMES,
@@ -23,6 +23,7 @@ from tests.e2e.sessions import (
 )
 from tests.serving.clients import until
 from tests.serving.models import STEPS, write_model
+from tests.vision.videos import write_video
 
 pytestmark = pytest.mark.e2e
 
@@ -64,10 +65,11 @@ def test_an_engine_is_killed(server: Server, undisturbed: dict[str, Conversation
     assert moved.seconds > 0
 
 
-def test_the_page_goes_on_when_its_engine_is_killed(server: Server):
+def test_the_page_goes_on_with_its_camera_when_its_engine_is_killed(server: Server, tmp_path: Path):
     server.wait_until_whole()
-    with chromium() as browser, opened(browser, server.url, speed=2) as page:
-        expect(page.locator("#samples input").first).to_be_attached()
+    clip = write_video(tmp_path / "clip.mp4", [index / 10 for index in range(40)], rate=10)
+    with chromium(*camera_of(clip)) as browser, opened(browser, server.url) as page:
+        page.get_by_role("radio", name="Camera").check()
         page.locator("#goal").fill("Make tea")
         page.locator("#steps").fill("\n".join(STEPS))
         start(page)

@@ -2,7 +2,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import av
 import httpx
 import pytest
 from playwright.sync_api import Browser, Page
@@ -18,7 +17,7 @@ from prospect.serving.local import local_host
 from prospect.serving.settings import ServingSettings
 from prospect.streaming.engine import StreamingEngine
 from prospect.streaming.settings import StreamingSettings
-from tests.browser import ELSEWHERE, chromium, opened
+from tests.browser import ELSEWHERE, camera_of, chromium, opened
 from tests.serving.clients import Server
 from tests.serving.models import CONTEXT
 
@@ -47,20 +46,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def browser(clip: Path) -> Iterator[Browser]:
     """With a camera that shows the clip again and again."""
-    fed = clip.with_suffix(".y4m")
-    write_y4m(clip, fed)
-    camera = "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"
-    with chromium(*camera, f"--use-file-for-fake-video-capture={fed}") as browser:
+    with chromium(*camera_of(clip)) as browser:
         yield browser
-
-
-def write_y4m(clip: Path, path: Path) -> None:
-    """A video without compression, as Chromium's camera wants it."""
-    with av.open(str(clip)) as container, path.open("wb") as file:
-        for index, frame in enumerate(container.decode(video=0)):
-            if index == 0:
-                file.write(f"YUV4MPEG2 W{frame.width} H{frame.height} F10:1 Ip A1:1 C420\n".encode())
-            file.write(b"FRAME\n" + frame.reformat(format="yuv420p").to_ndarray().tobytes())
 
 
 @pytest.fixture(scope="module", autouse=True)
