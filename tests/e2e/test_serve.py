@@ -256,7 +256,7 @@ def test_prometheus_gets_the_metrics_of_a_session(client: ProspectClient):
     found = scrape_until(dict.fromkeys(counted, 1))
     assert set(found) >= {name for name, metric in served.items() if metric.kind == "gauge"}
     assert {re.sub("_(bucket|count|sum)$", "", name) for name in found} <= set(METRICS)
-    assert found["prospect_decisions_total"] <= found["prospect_frames_total"]
+    scrape_until({"prospect_frames_total": found["prospect_decisions_total"]})  # counters are not exported all at once
 
 
 def test_a_deployment_is_well_and_does_what_it_should(address: str):
