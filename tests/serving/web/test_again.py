@@ -33,7 +33,7 @@ def states(page: Page) -> list[str]:
 
 def test_a_sample_goes_on_when_the_page_is_loaded_again(acting: Server, visit: Visit):
     sample = samples.list_samples()[0]
-    page = visit(acting, speed=0.5)
+    page = visit(acting)
     start(page)
     page.get_by_label("Say something").fill("Which cup?")
     page.get_by_role("button", name="Send").click()
@@ -102,7 +102,7 @@ def test_a_camera_is_started_again_and_corrections_are_there(quiet: Server, visi
 
 
 def test_a_file_is_chosen_again(quiet: Server, visit: Visit, clip):
-    page = visit(quiet)
+    page = visit(quiet, speed=2)
     page.get_by_role("radio", name="File").check()
     page.get_by_label("Choose a video").set_input_files(clip)
     start(page)
