@@ -81,10 +81,11 @@ def test_decimal_times_do_not_fall_into_the_frame_before():
 FRAMES = 40
 texts = st.text("abc", min_size=1, max_size=3)
 events = st.builds(
-    lambda user, delta, say: FrameEvents(tuple(user), delta, say),
+    lambda user, delta, say, labels: FrameEvents(tuple(user), delta, say, labels if say else ""),
     st.lists(texts, max_size=2),
     st.just(()),
     st.none() | texts,
+    st.sampled_from(["", "initiative|correction"]),
 )
 
 

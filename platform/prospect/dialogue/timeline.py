@@ -57,6 +57,8 @@ class FrameEvents:
     """User turns that stand before the image, in source order."""
     delta: Delta = ()
     utterance: str | None = None
+    labels: str = ""
+    """Of the utterance, as its turn has them."""
 
     @property
     def turns(self) -> list[tuple[str, str]]:
@@ -201,7 +203,7 @@ class _Builder:
         self._last = last
         self._user: dict[int, list[str]] = {}
         self._delta: dict[int, list[Transition]] = {}
-        self._utterance: dict[int, str] = {}
+        self._utterance: dict[int, Turn] = {}
         self.progress: dict[int, str] = {}
 
     def add_transition(self, frame: int, transition: TimedTransition) -> None:
@@ -215,19 +217,19 @@ class _Builder:
         """Two turns clamped to the last frame cannot both stand there: the second is past the end."""
         if frame in self._utterance:
             raise _PastTheEndError
-        self._utterance[frame] = turn.text
+        self._utterance[frame] = turn
         if turn.progress:
             self.progress[frame] = turn.progress
         return frame
 
     def build(self) -> dict[int, FrameEvents]:
         frames = sorted(self._user.keys() | self._delta.keys() | self._utterance.keys())
-        return {
-            frame: FrameEvents(
-                tuple(self._user.get(frame, ())), tuple(self._delta.get(frame, ())), self._utterance.get(frame)
-            )
-            for frame in frames
-        }
+        return {frame: self._at(frame) for frame in frames}
+
+    def _at(self, frame: int) -> FrameEvents:
+        user, delta, turn = self._user.get(frame, ()), self._delta.get(frame, ()), self._utterance.get(frame)
+        said = (turn.text, turn.labels) if turn else (None, "")
+        return FrameEvents(tuple(user), tuple(delta), *said)
 
 
 def record_events(
@@ -244,7 +246,7 @@ def record_events(
         decided = decision_time(frame, fps)
         transitions += _ordered(events[frame].delta, decided)
         if (utterance := events[frame].utterance) is not None:
-            turns.append(Turn(role="assistant", time=decided, text=utterance))
+            turns.append(Turn(role="assistant", time=decided, text=utterance, labels=events[frame].labels))
     return tuple(turns), tuple(transitions)
 
 

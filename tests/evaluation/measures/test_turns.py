@@ -8,6 +8,7 @@ from prospect.evaluation.baselines import oracle, oracle_shifted, silence
 from prospect.evaluation.metrics import evaluate
 from prospect.evaluation.records import VideoDecisions
 from prospect.evaluation.settings import EvaluationSettings
+from tests.factories import timeline_of
 
 SETTINGS = EvaluationSettings(bootstrap_samples=50)
 
@@ -44,12 +45,21 @@ def test_a_missed_utterance_leaves_the_user_waiting_until_the_next(tea, words):
     assert evaluate([saying(tea, f5=None)], SETTINGS, words).overall["dead_time"] == 12 / 80, "until frame 17"
 
 
+def test_a_sentence_that_is_said_twice_has_the_labels_of_each_turn(tea, words):
+    dialogue, _ = tea
+    turns = [turn.model_copy(update={"text": "go on", "labels": "feedback"}) for turn in dialogue.turns]
+    turns[0] = turns[0].model_copy(update={"labels": "instruction"})
+    twice = dialogue.model_copy(update={"turns": tuple(turns)})
+    found = evaluate([saying((twice, timeline_of(twice)), f5=None)], SETTINGS, words).recall_by_label
+    assert {label: interval.value for label, interval in found.items()} == {"feedback": 1.0, "instruction": 0.0}
+
+
 def test_recall_by_label_of_the_reference(tea, words):
-    dialogue, timeline = tea
+    dialogue, _ = tea
     labels = ("initiative|instruction", "initiative|instruction,feedback", "", "responsive|feedback")
     turns = tuple(turn.model_copy(update={"labels": label}) for turn, label in zip(dialogue.turns, labels, strict=True))
-    labelled = dialogue.model_copy(update={"turns": turns}), timeline
-    found = evaluate([saying(labelled, f17=None)], SETTINGS, words).recall_by_label
+    labelled = dialogue.model_copy(update={"turns": turns})
+    found = evaluate([saying((labelled, timeline_of(labelled)), f17=None)], SETTINGS, words).recall_by_label
     assert {label: interval.value for label, interval in found.items()} == {
         "initiative": 0.5, "instruction": 0.5, "feedback": 0.5, "responsive": 1.0,
     }  # fmt: skip

@@ -76,6 +76,14 @@ def test_interventions_are_scored_in_time(words):
     assert evaluate([silence(*drawn())], SETTINGS, words).overall["intervention_f1"] is None
 
 
+def test_a_correction_that_repeats_an_instruction_is_one_where_its_turn_says_so(words):
+    again = "Cut the kite."
+    labels = ((2.0, "initiative|instruction"), (12.0, "initiative|correction"))
+    turns = [Turn(role="assistant", time=time, text=again, labels=label) for time, label in labels]
+    found = evaluate([silence(*drawn(*turns))], SETTINGS, words)
+    assert found.overall.counts["interventions_reference"] == 1
+
+
 def test_elsewhere_an_utterance_steps_in_that_is_nearest_to_a_known_mistake(tea, words):
     dialogue, timeline = tea
     mistakes = (Annotation(start=12.0, end=14.0, text="pick a spoon", mistake="wrong tool use a mug"),)

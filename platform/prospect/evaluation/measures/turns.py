@@ -89,10 +89,9 @@ def count_labels(video: VideoDecisions, met: Collection[int]) -> dict[str, tuple
 
     A source's label such as `initiative|instruction,feedback` is three.
     """
-    texts = {turn.text: turn.labels for turn in video.dialogue.turns if turn.role == "assistant" and turn.labels}
     found: dict[str, tuple[int, int]] = {}
-    for frame, text in video.reference_utterances.items():
-        for label in filter(None, re.split(r"[|,]", texts.get(text, ""))):
+    for frame in video.reference_utterances:
+        for label in filter(None, re.split(r"[|,]", video.timeline[frame].labels)):
             due, right = found.get(label, (0, 0))
             found[label] = due + 1, right + (frame in met)
     return found

@@ -134,9 +134,8 @@ def _completed_last(states: Sequence[TaskState], frame: int) -> list[int]:
 def _mistakes(video: VideoDecisions) -> list[int]:
     """Frames at which the reference steps in: its corrections, else the starts of the mistakes that were annotated."""
     dialogue, span = video.dialogue, video.frames
-    turns = {turn.text for turn in dialogue.turns if turn.role == "assistant" and CORRECTION in turn.labels}
-    if turns:
-        return sorted(frame for frame, text in video.reference_utterances.items() if text in turns)
+    if any(turn.role == "assistant" and CORRECTION in turn.labels for turn in dialogue.turns):
+        return sorted(frame for frame in video.reference_utterances if CORRECTION in video.timeline[frame].labels)
     found = {decision_frame(line.start) for line in dialogue.annotations if line.mistake}
     return sorted(frame for frame in found if frame in span)
 
