@@ -27,12 +27,19 @@ def test_a_late_oracle_lacks_what_falls_off_the_end(tea):
 
 
 def test_periodic_recites_the_recipe_at_the_rhythm_of_training(tea, toy):
-    rhythm = Periodic.fit([tea[1]])
+    rhythm = Periodic.fit([tea])
     assert (rhythm.first, rhythm.interval) == (5, pytest.approx((61 - 5) / 3))
     said = rhythm(*toy).utterances
     assert list(said.values()) == list(toy[0].step_names)
     assert list(said) == [5, 24]
     assert all(decision.state == TaskState.initial(2) for decision in rhythm(*toy).decisions)
+
+
+def test_periodic_counts_from_the_first_frame_of_a_dialogue_inside_a_video(tea):
+    inside = tea[0].model_copy(update={"first_frame": 16}), tea[1]
+    rhythm = Periodic.fit([inside])
+    assert (rhythm.first, rhythm.interval) == (1, pytest.approx((61 - 17) / 2)), "frames 17, 39 and 61"
+    assert list(rhythm(*inside).utterances) == [17, 39, 61]
 
 
 def test_the_time_prior_knows_the_usual_state_at_a_share_of_the_video(tea, toy):
@@ -72,7 +79,7 @@ def test_every_baseline_decides_every_frame_of_every_video(system, references):
         "oracle": oracle,
         "shifted": oracle_shifted,
         "wrong step": right_time_wrong_step,
-        "periodic": Periodic.fit(training),
+        "periodic": Periodic.fit(references),
         "time prior": TimePrior.fit(training),
     }
     for dialogue, timeline in references:

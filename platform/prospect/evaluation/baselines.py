@@ -13,7 +13,7 @@ from itertools import pairwise
 from prospect.dialogue.schema import Dialogue
 from prospect.dialogue.state import Delta, StatePolicy, TaskState
 from prospect.dialogue.timeline import Timeline
-from prospect.evaluation.records import VideoDecisions, legal_deltas, scored_frames
+from prospect.evaluation.records import Placed, VideoDecisions, legal_deltas, scored_frames
 from prospect.streaming.types import Decision
 
 
@@ -64,14 +64,14 @@ class Periodic:
     """
 
     first: float
-    """Mean frame of a dialogue's first utterance."""
+    """Mean frame of a dialogue's first utterance, from the dialogue's own first frame on."""
     interval: float
     """Mean frames between one utterance and the next."""
 
     @classmethod
-    def fit(cls, training: Iterable[Timeline]) -> "Periodic":
-        """From reference timelines; without any talk in them it speaks first at frame 0, then every 10 seconds."""
-        spoken = [list(_reference_utterances(timeline)) for timeline in training]
+    def fit(cls, training: Iterable[Placed]) -> "Periodic":
+        """From references; without any talk in them it speaks first at frame 0, then every 10 seconds."""
+        spoken = [_spoken_frames(*reference) for reference in training]
         firsts = [frames[0] for frames in spoken if frames]
         gaps = [later - earlier for frames in spoken for earlier, later in pairwise(frames)]
         return cls(_mean(firsts, 0.0), _mean(gaps, 20.0))
@@ -120,6 +120,12 @@ def _reference_utterances(timeline: Timeline) -> dict[int, str]:
     """Assistant turns by frame, in order."""
     said = ((frame, timeline[frame].utterance) for frame in sorted(timeline.events))
     return {frame: text for frame, text in said if text is not None}
+
+
+def _spoken_frames(dialogue: Dialogue, timeline: Timeline) -> list[int]:
+    """Frames of the reference's utterances, counted from the dialogue's first."""
+    span = scored_frames(dialogue, timeline)
+    return [frame - span.start for frame in _reference_utterances(timeline) if frame in span]
 
 
 def _decided(
