@@ -23,6 +23,9 @@ from prospect.streaming.settings import StreamingSettings
 SESSIONS_PER_GROUP = 8
 """Dialogues that one engine streams at once; a worker gets one such group at a time."""
 
+DECIDING_FILES = ("group_streamer.py", "records.py", "stream.py", "streamed.py")
+"""Modules of this package on which decisions depend, as on all of `dialogue`, `model` and `streaming`."""
+
 GroupRow = dict[str, str]
 """A group sent to a worker (`view`, `speak`, `update`, `dialogues`, `key`), or its result (`key`, `decisions`,
 `error`, `engine`)."""
@@ -138,5 +141,5 @@ def _code_hash() -> str:
     """Hash of the code that decides, so that the cache of another version is not used."""
     package = Path(prospect.__file__).parent
     files = [file for part in ("dialogue", "model", "streaming") for file in sorted((package / part).rglob("*.py"))]
-    files += [package / "evaluation" / name for name in ("stream.py", "streamed.py")]
+    files += [package / "evaluation" / name for name in DECIDING_FILES]
     return fingerprint([hash_file(file) for file in files])

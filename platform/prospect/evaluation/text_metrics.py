@@ -5,7 +5,8 @@ Java programs. These are the same families by other tokenizers and other code, s
 in a column beside a published one**; each name says who computed it. Words are lower-cased, as there.
 
 They look at correct pairs alone: a system that dares one easy sentence reaches the best of each. ProAssist therefore
-weights them by the Jaccard index of the turns: X_w = JI * X, with JI of `prospect.evaluation.tally`.
+weights them by the Jaccard index of the turns: X_w = JI * X, with JI the `jaccard_index` of
+`prospect.evaluation.measures.turns`.
 """
 
 import math
