@@ -14,7 +14,7 @@ from prospect.evaluation.comparison import compare
 from prospect.evaluation.metrics import evaluate
 from prospect.evaluation.predictions import Predictions
 from prospect.evaluation.records import VideoDecisions
-from prospect.evaluation.settings import EvaluationSettings, ReportSettings
+from prospect.evaluation.settings import EvaluationSettings, MatchingSettings, ReportSettings
 from prospect.reports.evaluation.charts import charts_of
 from prospect.reports.evaluation.comparison import comparison_table, write_comparison
 from prospect.reports.evaluation.dialogue import DialogueTimeline, dialogue_timeline
@@ -74,6 +74,16 @@ def test_every_turn_has_a_verdict_and_a_match_its_delay(timeline: DialogueTimeli
     assert ("reference", 39, "miss", None) in turns
     assert ("prediction", 70, "redundant", None) in turns
     assert timeline.count("reference", "turn", "miss") == 1
+
+
+def test_what_the_matcher_takes_for_silence_is_silence_on_the_timeline(tea, words) -> None:
+    dotted = spoken(oracle(*tea), {70: " . "})
+    compat = SETTINGS.model_copy(update={"matching": MatchingSettings(mode="compat")})
+    spoken_at = [
+        {e.frame for e in dialogue_timeline(dotted, {}, settings, words).events if e.side == "prediction"}
+        for settings in (SETTINGS, compat)
+    ]
+    assert [70 in frames for frames in spoken_at] == [True, False]
 
 
 def test_a_step_has_its_reference_over_its_prediction(timeline: DialogueTimeline) -> None:

@@ -11,7 +11,7 @@ from typing import Literal
 from prospect.dialogue.state import StatePolicy, StepState, TaskState, Transition
 from prospect.dialogue.timeline import FPS, decision_time
 from prospect.evaluation.events import match_events
-from prospect.evaluation.matching import TurnMatches, match_turns
+from prospect.evaluation.measures.turns import match_video, said
 from prospect.evaluation.records import TimedEvent, VideoDecisions
 from prospect.evaluation.settings import EvaluationSettings
 from prospect.reports.preview.tracks import Box, axis_ticks, clock, max_zoom
@@ -151,6 +151,9 @@ def dialogue_timeline(
         settings: how turns and transitions are matched.
         encoder: sentence vectors for the turn matcher, as in `evaluate`.
         thresholds: `speak` and `update` in force.
+
+    Raises:
+        DataError: utterances must be matched, and `encoder` is missing.
     """
     span, dialogue = video.frames, video.dialogue
     turns = _turn_events(video, settings, encoder)
@@ -187,20 +190,17 @@ def name_of(video: VideoDecisions) -> str:
 def _turn_events(
     video: VideoDecisions, settings: EvaluationSettings, encoder: SentenceEncoder | None
 ) -> Iterable[Event]:
-    said, due = video.utterances, video.reference_utterances
-    matches = TurnMatches(missed=tuple(due), redundant=tuple(said))
-    if said and due and encoder is not None:
-        total = video.timeline.num_frames
-        matches = match_turns(said, due, total, encoder, settings.matching, video.dialogue.dataset)
+    spoken, due = said(video, settings), video.reference_utterances
+    matches = match_video(video, settings, encoder)
     for frame in video.frames:
         yield from (Event("user", "turn", frame, text) for text in video.timeline[frame].user)
     for pair in matches.matched:
         verdict: Verdict = "match" if pair.similarity > settings.similarity_threshold else "other words"
         delay = (pair.generated - pair.reference) / FPS
         yield Event("reference", "turn", pair.reference, due[pair.reference], verdict, delay, pair.similarity)
-        yield Event("prediction", "turn", pair.generated, said[pair.generated], verdict, delay, pair.similarity)
+        yield Event("prediction", "turn", pair.generated, spoken[pair.generated], verdict, delay, pair.similarity)
     yield from (Event("reference", "turn", frame, due[frame], "miss") for frame in matches.missed)
-    yield from (Event("prediction", "turn", frame, said[frame], "redundant") for frame in matches.redundant)
+    yield from (Event("prediction", "turn", frame, spoken[frame], "redundant") for frame in matches.redundant)
 
 
 def _step_events(video: VideoDecisions, settings: EvaluationSettings) -> Iterable[Event]:
