@@ -125,7 +125,7 @@ def evaluate_model(config: Config, report: ReportLine = print) -> EvaluationResu
         decided = {MODEL: paced.known()}
     sweep = sweep_thresholds(streamed, placed, config.cluster, report, settings, encoder)
     predictions = Predictions(lineage, saved.manifest, decided | baselines, records.videos)
-    result = score_predictions(predictions, settings, encoder, root, report, sweep, paced)
+    result = score_predictions(predictions, settings, encoder, root, report, sweep, paced.report() if paced else None)
     report(f"eval   {result.fast_share:.1%} of the watched frames took the fast path, without lm_head")
     record_result(tracking, result)
     report(f"eval   written to {result.file}" + (f", page {result.page}" if result.page else ""))
@@ -207,11 +207,11 @@ def _thresholds(saved: SavedModel, streaming: StreamingSettings, datasets: set[s
 
 
 def _baselines(records: Records, placed: Sequence[Placed]) -> dict[str, list[VideoDecisions]]:
-    training = [timeline for _, timeline in records.scored("train")]
+    training = records.scored("train")
     systems: dict[str, Callable[..., VideoDecisions]] = {
         "silence": silence,
         "periodic": Periodic.fit(training),
-        "time prior": TimePrior.fit(training),
+        "time prior": TimePrior.fit(timeline for _, timeline in training),
         "right time, wrong step": right_time_wrong_step,
         "oracle": oracle,
     }

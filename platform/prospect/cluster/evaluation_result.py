@@ -13,7 +13,7 @@ from prospect.evaluation.judge import judge_systems
 from prospect.evaluation.judge_report import JudgeReport
 from prospect.evaluation.lineage import Lineage, counted
 from prospect.evaluation.metrics import Scores, evaluate, paired_intervals
-from prospect.evaluation.pace_record import PacedRun
+from prospect.evaluation.pace_record import PaceReport
 from prospect.evaluation.predictions import Predictions, predictions_file, save_predictions
 from prospect.evaluation.records import VideoDecisions
 from prospect.evaluation.settings import EvaluationSettings
@@ -50,8 +50,8 @@ class EvaluationResult:
     """Scores of the words of correct pairs, by system and full name."""
     judge: JudgeReport | None = None
     """What `evaluation.judge` says of the model, and of the other systems that it names."""
-    paced: PacedRun | None = None
-    """The latency-aware run behind the model's scores."""
+    paced: PaceReport | None = None
+    """Measured times of the latency-aware run behind the model's scores."""
     page: Path | None = None
     """The HTML page on it, if there is one."""
     champion: bool = False
@@ -65,7 +65,7 @@ def score_predictions(
     root: Path,
     report: ReportLine = print,
     sweep: Mapping[Decides, Curves] | None = None,
-    paced: PacedRun | None = None,
+    paced: PaceReport | None = None,
 ) -> EvaluationResult:
     """Score what the systems decided, and write result, predictions and page below `root`.
 
@@ -78,7 +78,7 @@ def score_predictions(
         root: the storage root.
         report: takes one line of progress at a time.
         sweep: scores of the model over thresholds, a part of its curves.
-        paced: the latency-aware run behind the model's decisions.
+        paced: measured times of the latency-aware run behind the model's decisions.
     """
     lineage, systems = predictions.lineage, predictions.systems
     if sentences := _sentences(systems.values()):
@@ -149,7 +149,7 @@ def _write(result: EvaluationResult) -> None:
         "advantage": {name: interval and asdict(interval) for name, interval in result.advantage.items()},
         "texts": result.texts,
         "judge": result.judge and result.judge.to_dict(),
-        "paced": result.paced and result.paced.to_dict(),
+        "paced": result.paced and dict(result.paced.values),
     }
     write_json(result.file, values)
 

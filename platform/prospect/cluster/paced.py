@@ -34,7 +34,7 @@ def stream_live(
         run: PacedRun = ray.get(task.remote(model, list(placed), settings))
     except ProspectError as error:  # Ray's, with the worker's own as its cause
         raise getattr(error, "cause", error) from None
-    report(f"eval   {run.describe()}")
+    report(f"eval   {run.report().describe()}")
     return run
 
 

@@ -100,6 +100,39 @@ def _merge(standing: Decision, fresh: Sequence[Decision], said: Decision | None)
 
 
 @dataclass(frozen=True)
+class PaceReport:
+    """How fast a latency-aware run went, as a result keeps it: without decisions, so that JSON holds all of it."""
+
+    values: Mapping[str, Any]
+    """What `PacedRun.to_dict` gives."""
+    fast_share: float
+    """Share of decided frames that took the fast path."""
+
+    def metrics(self) -> dict[str, float]:
+        """The measured times by stable name, for a tracker."""
+        times = {
+            f"{name}/{key}": value
+            for name in ("step_ms", "latency_ms", "first_token_ms")
+            for key, value in self.values[name].items()
+            if value is not None
+        }
+        return {f"paced/{name}": value for name, value in times.items()} | {
+            f"paced/{name}": self.values[name] for name in ("dropped_share", "busy")
+        }
+
+    def describe(self) -> str:
+        """Machine and measured times in one line."""
+        found = self.values
+        step, latency, machine = found["step_ms"], found["latency_ms"], found["machine"]
+        where = ", ".join(str(machine[name]) for name in ("device", "kind", "dtype") if name in machine)
+        return (
+            f"{where}: steps {_three(step)}, decisions {_three(latency)} ms behind their frames (p50/p95/p99 of "
+            f"{step['number']:,} and {latency['number']:,}), {found['dropped']:,} of {found['frames']:,} frames "
+            f"dropped, engine busy {found['busy']:.0%} of the time"
+        )
+
+
+@dataclass(frozen=True)
 class PacedRun:
     """All dialogues of a run, and how fast it went."""
 
@@ -158,29 +191,9 @@ class PacedRun:
         """`summary` and every dialogue's delays, for JSON."""
         return {**self.summary(), "dialogues": [dialogue.to_dict() for dialogue in self.dialogues]}
 
-    def metrics(self) -> dict[str, float]:
-        """The measured times by stable name, for a tracker."""
-        summary = self.summary()
-        times = {
-            f"{name}/{key}": value
-            for name in ("step_ms", "latency_ms", "first_token_ms")
-            for key, value in summary[name].items()
-            if value is not None
-        }
-        return {f"paced/{name}": value for name, value in times.items()} | {
-            f"paced/{name}": summary[name] for name in ("dropped_share", "busy")
-        }
-
-    def describe(self) -> str:
-        """Machine and measured times in one line."""
-        found = self.summary()
-        step, latency = found["step_ms"], found["latency_ms"]
-        where = ", ".join(str(self.machine[name]) for name in ("device", "kind", "dtype") if name in self.machine)
-        return (
-            f"{where}: steps {_three(step)}, decisions {_three(latency)} ms behind their frames (p50/p95/p99 of "
-            f"{step['number']:,} and {latency['number']:,}), {found['dropped']:,} of {found['frames']:,} frames "
-            f"dropped, engine busy {found['busy']:.0%} of the time"
-        )
+    def report(self) -> PaceReport:
+        """What the evaluation's result keeps."""
+        return PaceReport(self.to_dict(), self.fast_share)
 
 
 def _percentiles(seconds: Sequence[float]) -> dict[str, float | None]:

@@ -18,7 +18,7 @@ from prospect.evaluation.judge_prompt import CRITERIA
 from prospect.evaluation.judge_report import JudgeReport
 from prospect.evaluation.lineage import counted
 from prospect.evaluation.metrics import Scores, SliceScores
-from prospect.evaluation.pace_record import PacedRun
+from prospect.evaluation.pace_record import PaceReport
 from prospect.evaluation.predictions import Predictions
 from prospect.evaluation.records import VideoDecisions
 from prospect.evaluation.settings import EvaluationSettings
@@ -104,7 +104,7 @@ def write_page(
     encoder: SentenceEncoder | None,
     advantage: Mapping[str, Interval | None] | None = None,
     judge: JudgeReport | None = None,
-    paced: PacedRun | None = None,
+    paced: PaceReport | None = None,
 ) -> Path:
     """Write the page of an evaluation.
 
@@ -116,7 +116,7 @@ def write_page(
         encoder: sentence vectors for the turn matcher, as in `evaluate`.
         advantage: difference in joint goal accuracy between the model and its rivals.
         judge: what a language model says of the systems.
-        paced: the latency-aware run behind the model's decisions.
+        paced: measured times of the latency-aware run behind the model's decisions.
     """
     write_text(file, render(evaluation_page(predictions, scores, settings, encoder, advantage, judge, paced)))
     return file
@@ -129,7 +129,7 @@ def evaluation_page(
     encoder: SentenceEncoder | None,
     advantage: Mapping[str, Interval | None] | None = None,
     judge: JudgeReport | None = None,
-    paced: PacedRun | None = None,
+    paced: PaceReport | None = None,
 ) -> EvaluationPage:
     """Content of the page; arguments as in `write_page`."""
     lineage, model = predictions.lineage, next(iter(predictions.systems))
