@@ -1,17 +1,17 @@
-"""Results that there are: which ones a name means, and what is scored again or compared without a model."""
+"""Results that there are: which ones a name means, and what is compared without a model."""
 
 import json
 import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
 from prospect.cli import load_config
 from prospect.cluster.compare import compare_results
 from prospect.cluster.evaluation_result import complete_card, score_predictions
-from prospect.cluster.rescore import rescore
 from prospect.cluster.stream_views import MODEL
 from prospect.config.schema import Config
 from prospect.errors import ConfigError, DataError
@@ -34,14 +34,17 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def evaluated(root: Path, run: str, system=oracle, age: int = 0, **lineage) -> Path:
-    """The result of a run, `age` seconds old."""
-    settings = EvaluationSettings(bootstrap_samples=20)
+def evaluated(
+    root: Path, run: str, system=oracle, age: int = 0, streamed=MappingProxyType({}), sweep=(), **lineage
+) -> Path:
+    """The result of a run, `age` seconds old; `streamed` are curves and measured times."""
+    settings = EvaluationSettings(bootstrap_samples=20, sweep=sweep)
     datasets = {dialogue.dataset for dialogue, _ in PLACED}
     rules = scoring_rules(settings, SentenceSimilarity().identity, datasets)
     videos = {MODEL: [system(*pair) for pair in PLACED], "silence": [silence(*pair) for pair in PLACED]}
     of: Lineage = replace(LINEAGE, model=f"/runs/{run}", **{"weights": run, "rules": rules, **lineage})
-    file = score_predictions(Predictions(of, {"run_name": run}, videos, {}), settings, SharedWords(), root).file
+    predictions = Predictions(of, {"run_name": run}, videos, {})
+    file = score_predictions(predictions, settings, SharedWords(), root, **streamed).file
     os.utime(file, (1e9 - age, 1e9 - age))
     return file
 
@@ -55,26 +58,6 @@ def test_a_result_has_its_predictions_and_its_page_beside_it(root: Path) -> None
     assert sorted(path.name for path in file.parent.iterdir()) == sorted(
         [file.name, predictions_file(file).name, file.with_suffix(".html").name]
     )
-
-
-def test_predictions_are_scored_again_by_other_rules(root: Path) -> None:
-    file = evaluated(root, "a", oracle_shifted)
-    first = json.loads(file.read_text())
-    result = rescore(config(root, f"rescore={file}", "evaluation.matching.windows={toy: [0.0, 0.0]}"))
-    assert result.file != file
-    assert result.file.parent == file.parent
-    assert result.lineage.rules["evaluation"]["matching"]["windows"] == {"toy": [0.0, 0.0]}
-    assert first["scores"][MODEL]["overall"]["metrics"]["turn_f1"] == 1.0
-    assert result.scores[MODEL].overall["turn_f1"] == 0.0, "half a second late is out of the window"
-    same = rescore(config(root, f"rescore={predictions_file(result.file)}", "evaluation.bootstrap_samples=20"))
-    assert same.scores[MODEL].overall["turn_f1"] == 1.0
-    assert same.file == file, "the first rules give the first result"
-
-
-@pytest.mark.parametrize("given", ["evaluation.model=x", "evaluation.split=validation", "evaluation.allow_seen=true"])
-def test_what_predictions_have_by_now_is_refused_beside_them(root: Path, given: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^`{given.partition('=')[0]}` must not be set beside rescore"):
-        rescore(config(root, f"rescore={evaluated(root, 'a')}", given))
 
 
 def test_only_the_card_of_the_model_that_was_evaluated_is_completed(root: Path) -> None:
@@ -125,6 +108,26 @@ def test_the_newest_two_of_the_same_data_are_taken(root: Path) -> None:
     assert comparison.first.lineage.key == kept.stem.partition("-")[2]
     with pytest.raises(DataError, match="different data"):
         compare_results(config(root, f"compare=[{kept},{evaluated(root, 'c', records='new')}]"))
+
+
+def test_a_plain_pair_is_taken_before_newer_results_of_another_pace_context_or_engine(root: Path) -> None:
+    plain, other = evaluated(root, "a", age=9), evaluated(root, "b", age=9)
+    pace = {"speed": 2, "sessions": 1}
+    evaluated(root, "a", paced=pace)
+    for name in ("context", "streaming"):
+        rules = json.loads(plain.read_text())["lineage"]["rules"] | {name: {"newer": True}}
+        evaluated(root, "a", age=1, rules=rules)
+
+    def chosen() -> tuple[str, str]:
+        comparison, _ = compare_results(config(root, "compare=[a,b]"))
+        return comparison.first.lineage.key, comparison.second.lineage.key
+
+    assert chosen() == (plain.stem.partition("-")[2], other.stem.partition("-")[2])
+    paced = evaluated(root, "b", paced=pace)
+    assert chosen() == (plain.stem.partition("-")[2], other.stem.partition("-")[2]), "though two of one pace are newer"
+    other.unlink()
+    assert chosen()[1] == paced.stem.partition("-")[2]
+    assert chosen()[0] != plain.stem.partition("-")[2], "of the same pace"
 
 
 def test_an_unknown_name_says_what_there_is(root: Path) -> None:

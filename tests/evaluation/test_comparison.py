@@ -55,6 +55,15 @@ def test_rules_that_differ_are_named(references, words) -> None:
     assert found.rules == {"context.strategy": ("none", "drop_all"), "embeddings": (LINEAGE.embeddings, "other")}
 
 
+def test_the_pace_is_a_rule_that_may_differ(references, words) -> None:
+    paced = predictions(oracle, references, paced={"speed": 2, "sessions": 1})
+    assert compare(predictions(oracle, references), paced, SETTINGS, words).rules == {
+        "paced.speed": (None, 2),
+        "paced.sessions": (None, 1),
+    }
+    assert not compare(paced, paced, SETTINGS, words).rules
+
+
 def test_results_of_other_data_are_refused_in_a_sentence(references, words) -> None:
     other = predictions(oracle, references[:1], records="others", split="validation")
     with pytest.raises(DataError, match=r"^`compare`: the results are of different data, .* of test .* and .*others"):
@@ -70,6 +79,8 @@ def test_results_of_other_data_are_refused_in_a_sentence(references, words) -> N
         ("redundant_rate", 0.1, 0.3, "worse"),
         ("speak_calibration_error", -0.3, -0.1, "better"),
         ("dst_latency", 0.1, 0.3, ""),
+        ("step_naming_rate", 0.1, 0.3, ""),
+        ("step_correctness", 0.1, 0.3, "better"),
     ],
 )
 def test_a_verdict_needs_an_interval_without_zero_and_a_good_side(name, low, high, verdict) -> None:

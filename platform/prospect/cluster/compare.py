@@ -22,6 +22,9 @@ from prospect.reports.evaluation.comparison import comparison_table, write_compa
 from prospect.similarity import SentenceSimilarity
 from prospect.terminal import console
 
+_STREAMED_BY = ("context", "streaming", "encoder")
+"""Rules of a result beside those of `evaluation`; thresholds are the model's own."""
+
 
 @dataclass(frozen=True)
 class StoredResult:
@@ -46,7 +49,8 @@ def compare_and_show(config: Config, report: ReportLine = print) -> None:
 def compare_results(config: Config, report: ReportLine = print) -> tuple[Comparison, Path]:
     """Compare the two results that `config.compare` names, by the rules of the first.
 
-    Of several results of a run or model, the newest two of the same data are taken.
+    Of several results of a run or model, the newest two are taken of those of the same data, pace, rules, context and
+    engine.
 
     Args:
         config: sections storage and tracking, `evaluation.similarity`, and `compare`.
@@ -126,11 +130,21 @@ def _age(result: StoredResult) -> float:
 
 
 def _newest_pair(first: list[StoredResult], second: list[StoredResult]) -> tuple[StoredResult, StoredResult]:
-    """The newest two of the same data, if there are such by the same rules; else the newest of both."""
+    """The newest of the pairs that are most alike: see `_likeness`."""
     pairs = [(a, b) for a, b in product(first, second) if a.file != b.file] or [(first[0], second[0])]
-    same_data = [(a, b) for a, b in pairs if a.lineage["records"] == b.lineage["records"]]
-    same_rules = [(a, b) for a, b in same_data if a.rules == b.rules]
-    return next(iter([*same_rules, *same_data, *pairs]))
+    return max(pairs, key=lambda pair: _likeness(*pair))  # the first of equals
+
+
+def _likeness(first: StoredResult, second: StoredResult) -> tuple[bool, ...]:
+    """What two results share, the most important first; of equals, two without a pace are more alike."""
+    paces = [result.lineage.get("paced") for result in (first, second)]
+    return (
+        first.lineage["records"] == second.lineage["records"],
+        paces[0] == paces[1],
+        first.rules == second.rules,
+        *(first.lineage["rules"].get(name) == second.lineage["rules"].get(name) for name in _STREAMED_BY),
+        paces == [None, None],
+    )
 
 
 def _predictions(result: StoredResult) -> Path:

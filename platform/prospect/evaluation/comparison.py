@@ -8,7 +8,8 @@ from typing import Any
 
 from prospect.errors import DataError
 from prospect.evaluation.intervals import Interval
-from prospect.evaluation.lineage import counted
+from prospect.evaluation.lineage import Lineage, counted
+from prospect.evaluation.measures.turns import said
 from prospect.evaluation.metrics import evaluate, paired_intervals
 from prospect.evaluation.predictions import Predictions
 from prospect.evaluation.records import VideoDecisions
@@ -20,7 +21,7 @@ RANKED_BY = ("turn_f1", "joint_goal_accuracy")
 """The rank of a dialogue or video is the mean of those that are defined."""
 
 _LOWER_IS_BETTER = ("missing", "redundant", "diff", "error", "illegal", "dead_time")
-_NEITHER = ("per_minute", "latency")
+_NEITHER = ("per_minute", "latency", "naming_rate")
 """Parts of names: of these metrics neither more nor less is better."""
 
 
@@ -87,7 +88,7 @@ def scores_of(
 ) -> dict[str, float | None]:
     """The metrics of a few dialogues, without intervals; where nobody speaks, turn F1 is undefined instead of 0."""
     metrics = evaluate(videos, settings.model_copy(update={"bootstrap_samples": 1}), encoder).overall.metrics
-    silent = not any(video.utterances or video.reference_utterances for video in videos)
+    silent = not any(said(video, settings) or video.reference_utterances for video in videos)
     return metrics | ({"turn_f1": None} if silent else {})
 
 
@@ -122,7 +123,7 @@ def compare(
     known = [found.overall.metrics for found in scores]
     by_video = [_by_video(videos, settings, encoder) for videos in models]
     videos = [VideoDifference(name, found, by_video[1][name]) for name, found in by_video[0].items()]
-    rules = [flatten(each.lineage.rules) | {"embeddings": each.lineage.embeddings} for each in (first, second)]
+    rules = [_rules(each.lineage) for each in (first, second)]
     return Comparison(
         first,
         second,
@@ -134,6 +135,12 @@ def compare(
             if rules[0].get(key) != rules[1].get(key)
         },
     )
+
+
+def _rules(lineage: Lineage) -> dict[str, Any]:
+    """Everything that the scores of a model depend on, beside the model and the dialogues."""
+    pace = flatten({"paced": dict(lineage.paced)}) if lineage.paced is not None else {}
+    return flatten(lineage.rules) | {"embeddings": lineage.embeddings} | pace
 
 
 def _by_video(
