@@ -29,6 +29,7 @@ def test_a_model_does_not_differ_from_itself(references, words) -> None:
     assert not any(row.is_certain for row in found.metrics)
     assert {row.interval.value for row in found.metrics if row.interval} == {0.0}
     assert not found.rules
+    assert any(row.name.startswith("bleu4 (sacrebleu ") and row.interval for row in found.metrics)
 
 
 def test_the_oracle_is_better_than_silence_wherever_a_metric_has_a_good_side(references, words) -> None:

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from prospect.evaluation.text_metrics import cider_d, score_names, text_scores
+from prospect.evaluation.text_metrics import cider_d, score_names, sum_pairs, text_scores
 
 KITE = ("First, cut the kite.", "First, wrap the kite.")
 """Six tokens each, by 13a: five agree, in two chunks."""
@@ -58,6 +58,25 @@ def test_what_is_undefined_is_none() -> None:
     assert set(scores().values()) == {None}
     assert scores(KITE)["cider_d"] is None
     assert set(scores(("", "Stir the soup."), ("", "Wait.")).values()) == {0}
+
+
+def test_bleu_is_that_of_sacrebleu_over_the_whole_corpus() -> None:
+    from sacrebleu.metrics import BLEU
+
+    pairs = [KITE, ("Stir the soup.", "Now stir the soup, please."), ("Wait!", "Wait."), ("", "Done.")]
+    for order in (1, 2, 3, 4):
+        metric = BLEU(lowercase=True, tokenize="13a", smooth_method="none", max_ngram_order=order)
+        generated, references = zip(*pairs, strict=True)
+        whole = metric.corpus_score(list(generated), [list(references)]).score / 100
+        assert scores(*pairs)[f"bleu{order}"] == pytest.approx(whole), order
+
+
+def test_sums_of_groups_add_up_to_those_of_all_pairs() -> None:
+    groups = [[KITE], [], [("Stir the soup.", "Now stir the soup, please."), ("Wait!", "Wait.")]]
+    [whole] = sum_pairs([[pair for pairs in groups for pair in pairs]])
+    parts = sum_pairs(groups)
+    assert {name: sum(part[name] for part in parts) for name in whole} == pytest.approx(whole)
+    assert whole["pairs"] == whole["cider_pairs"] == 3
 
 
 def test_the_order_of_pairs_does_not_matter() -> None:

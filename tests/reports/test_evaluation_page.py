@@ -15,6 +15,7 @@ from prospect.evaluation.metrics import evaluate
 from prospect.evaluation.predictions import Predictions
 from prospect.evaluation.records import VideoDecisions
 from prospect.evaluation.settings import EvaluationSettings, MatchingSettings, ReportSettings
+from prospect.evaluation.text_intervals import score_texts
 from prospect.reports.evaluation.charts import charts_of
 from prospect.reports.evaluation.comparison import comparison_table, write_comparison
 from prospect.reports.evaluation.dialogue import DialogueTimeline, dialogue_timeline
@@ -63,7 +64,8 @@ def page_of(
     model = {"trained model": videos, "silence": [silence(v.dialogue, v.timeline) for v in videos]}
     predictions = Predictions(replace(LINEAGE, **lineage), {"run_name": "run-1"}, model, files or {})
     scores = {name: evaluate(each, settings, words) for name, each in model.items()}
-    return evaluation_page(predictions, scores, settings, words)
+    texts = {name: score_texts(found, settings) for name, found in scores.items()}
+    return evaluation_page(predictions, scores, settings, words, texts=texts)
 
 
 def test_every_turn_has_a_verdict_and_a_match_its_delay(timeline: DialogueTimeline) -> None:
@@ -141,6 +143,16 @@ def test_the_page_has_scores_with_intervals_marks_and_all_dialogues(references, 
     assert page.tiles[0].name == "joint_goal_accuracy"
     assert html.text.count(f"{page.tiles[0].interval.low:.3f} to {page.tiles[0].interval.high:.3f}") >= 2
     assert "dataset assembly101" in html.text
+
+
+def test_words_and_labels_have_their_intervals_on_the_page(tea, toy, words) -> None:
+    turns = tuple(turn.model_copy(update={"labels": "initiative|instruction"}) for turn in tea[0].turns)
+    labelled = tea[0].model_copy(update={"turns": turns})
+    half = oracle(labelled, timeline_of(labelled))
+    text = render(page_of([spoken(half, {5: None, 17: None}), oracle(*toy)], words=words))
+    label = '<tr><th scope="row">instruction</th><td>0.500<small>0.500 to 0.500</small></td></tr>'
+    assert label in text
+    assert re.search(r'<th scope="row">bleu4 \(sacrebleu [^<]*</th><td>1.000<small>1.000 to 1.000</small>', text)
 
 
 def test_links_lead_to_something_on_the_page_and_nothing_leads_outside(references, tea_model, words) -> None:

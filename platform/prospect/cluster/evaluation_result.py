@@ -18,7 +18,8 @@ from prospect.evaluation.predictions import Predictions, predictions_file, save_
 from prospect.evaluation.records import VideoDecisions
 from prospect.evaluation.settings import EvaluationSettings
 from prospect.evaluation.sweep import Curves, Decides
-from prospect.evaluation.text_metrics import score_names, text_scores
+from prospect.evaluation.text_intervals import TextScores, score_texts
+from prospect.evaluation.text_metrics import score_names
 from prospect.files import write_json
 from prospect.reports.evaluation.page import write_page
 from prospect.reports.model_card import add_evaluation
@@ -46,8 +47,8 @@ class EvaluationResult:
     """Share of watched frames that were decided without `lm_head`."""
     manifest: Mapping[str, Any]
     """Of the model: its run, its encoder."""
-    texts: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    """Scores of the words of correct pairs, by system and full name."""
+    texts: dict[str, TextScores] = field(default_factory=dict)
+    """Scores of the words of correct pairs, by system."""
     judge: JudgeReport | None = None
     """What `evaluation.judge` says of the model, and of the other systems that it names."""
     paced: PaceReport | None = None
@@ -98,14 +99,16 @@ def score_predictions(
         file=root / "evaluations" / run / f"{lineage.split}-{lineage.key}.json",
         fast_share=_fast_share(systems[MODEL]) if paced is None else paced.fast_share,
         manifest=predictions.manifest,
-        texts={name: text_scores(found.pairs) for name, found in scores.items()},
+        texts={name: score_texts(found, settings) for name, found in scores.items()},
         judge=_judge(systems, settings, str(root), report),
         paced=paced,
     )
     save_predictions(predictions_file(result.file), predictions)
     if settings.report.enabled:
         page = result.file.with_suffix(".html")
-        found = write_page(page, predictions, scores, settings, encoder, result.advantage, result.judge, paced)
+        found = write_page(
+            page, predictions, scores, settings, encoder, result.advantage, result.judge, paced, result.texts
+        )
         result = replace(result, page=found)
     _write(result)
     return result
@@ -147,7 +150,7 @@ def _write(result: EvaluationResult) -> None:
         "manifest": dict(result.manifest),
         "scores": {name: scores.to_dict() for name, scores in result.scores.items()},
         "advantage": {name: interval and asdict(interval) for name, interval in result.advantage.items()},
-        "texts": result.texts,
+        "texts": {name: texts.to_dict() for name, texts in result.texts.items()},
         "judge": result.judge and result.judge.to_dict(),
         "paced": result.paced and dict(result.paced.values),
     }
@@ -156,7 +159,7 @@ def _write(result: EvaluationResult) -> None:
 
 def _logged(result: EvaluationResult) -> dict[str, float]:
     """All numbers of the model by stable name."""
-    texts = {short: result.texts[MODEL][name] for short, name in score_names().items()}
+    texts = {short: result.texts[MODEL].overall[name] for short, name in score_names().items()}
     return {
         **result.scores[MODEL].logged(),
         **{short: value for short, value in texts.items() if value is not None},

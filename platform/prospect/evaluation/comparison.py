@@ -14,6 +14,7 @@ from prospect.evaluation.metrics import evaluate, paired_intervals
 from prospect.evaluation.predictions import Predictions
 from prospect.evaluation.records import VideoDecisions
 from prospect.evaluation.settings import EvaluationSettings
+from prospect.evaluation.text_intervals import paired_text_intervals, score_texts
 from prospect.settings import flatten
 from prospect.similarity import SentenceEncoder
 
@@ -120,7 +121,8 @@ def compare(
     models = [next(iter(each.systems.values())) for each in (first, second)]
     scores = [evaluate(videos, settings, encoder) for videos in models]
     differences = paired_intervals(scores[1], scores[0], settings)
-    known = [found.overall.metrics for found in scores]
+    differences |= paired_text_intervals(scores[1], scores[0], settings)
+    known = [found.overall.metrics | score_texts(found, settings).overall.metrics for found in scores]
     by_video = [_by_video(videos, settings, encoder) for videos in models]
     videos = [VideoDifference(name, found, by_video[1][name]) for name, found in by_video[0].items()]
     rules = [_rules(each.lineage) for each in (first, second)]

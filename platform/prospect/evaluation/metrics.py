@@ -120,13 +120,12 @@ def evaluate(
         return {name: _slice([one for one in counted if key(one.video) == name], settings) for name in names}
 
     datasets = sorted({video.dialogue.dataset for video in videos})
-    draws = [_drawn([one for one in counted if one.video.dialogue.dataset == name], settings) for name in datasets] or [
-        _drawn([], settings)
-    ]
+    parts = [_drawn([one for one in counted if one.video.dialogue.dataset == name], settings) for name in datasets]
+    values, draws = zip(*(parts or [_drawn([], settings)]), strict=True)
     overall = _drawn(counted, settings)
     return Scores(
-        overall=_scored(*overall, settings, Draws.whole(counted).tally),
-        macro=_scored(_mean([value for value, _ in draws]), _mean([drawn for _, drawn in draws]), settings),
+        overall=slice_of(*overall, settings, Draws.whole(counted).tally),
+        macro=slice_of(mean_over_datasets(values), mean_over_datasets(draws), settings),
         by={
             "dataset": by(lambda video: video.dialogue.dataset),
             "user_type": by(lambda video: video.dialogue.user_type or "unknown"),
@@ -230,10 +229,11 @@ def _drawn(counted: Sequence[CountedDialogue], settings: EvaluationSettings) -> 
 
 
 def _slice(counted: Sequence[CountedDialogue], settings: EvaluationSettings) -> SliceScores:
-    return _scored(*_drawn(counted, settings), settings, Draws.whole(counted).tally)
+    return slice_of(*_drawn(counted, settings), settings, Draws.whole(counted).tally)
 
 
-def _scored(value: Values, drawn: Values, settings: EvaluationSettings, tally: Tally | None = None) -> SliceScores:
+def slice_of(value: Values, drawn: Values, settings: EvaluationSettings, tally: Tally | None = None) -> SliceScores:
+    """Scores from values [1] and the draws of each."""
     return SliceScores(
         metrics={name: number(found[0]) for name, found in value.items()},
         intervals={
@@ -243,7 +243,7 @@ def _scored(value: Values, drawn: Values, settings: EvaluationSettings, tally: T
     )
 
 
-def _mean(values: Sequence[Values]) -> Values:
+def mean_over_datasets(values: Sequence[Values]) -> Values:
     """By metric, the mean over data sets in which it is defined."""
     return {name: _defined_mean(np.stack([found[name] for found in values])) for name in values[0]}
 

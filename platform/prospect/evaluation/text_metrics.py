@@ -11,10 +11,14 @@ weights them by the Jaccard index of the turns: X_w = JI * X, with JI the `jacca
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
 from importlib.metadata import version
 from statistics import fmean
+
+import numpy as np
+
+from prospect.evaluation.tally import Floats, Ratio, Sums, Tally, ratio
 
 Pairs = Sequence[tuple[str, str]]
 """(generated, reference)."""
@@ -41,13 +45,26 @@ def text_scores(pairs: Pairs) -> dict[str, float | None]:
       equal Porter stems (Lavie and Agarwal, WMT 2007, section 2). No package carries WordNet, the third stage, and
       METEOR 1.5 has paraphrases and other weights, so it scores lower than METEOR.
     """
-    names = score_names()
-    if not pairs:
-        return dict.fromkeys(names.values())
-    words = [(_words(generated), _words(reference)) for generated, reference in pairs]
-    scores: dict[str, float | None] = {f"bleu{order}": _bleu(pairs, order) for order in _ORDERS}
-    scores |= {"cider_d": cider_d(words), "rouge_l": _rouge_l(pairs), "meteor": _meteor(words)}
-    return {name: scores[key] for key, name in names.items()}
+    [sums] = sum_pairs([pairs])
+    values = {short: metric(Tally.of(sums)) for short, metric in METRICS.items()}
+    return {name: None if np.isnan(values[short]) else float(values[short]) for short, name in score_names().items()}
+
+
+def sum_pairs(groups: Sequence[Pairs]) -> list[Sums]:
+    """What each group of pairs adds to the sums behind `METRICS`.
+
+    The sums of BLEU, ROUGE-L and METEOR depend on the pair alone. CIDEr-D weighs n-grams by how few references of all
+    groups have them: a bootstrap over groups keeps those weights, and draws the pairs' scores.
+    """
+    words = [(_words(generated), _words(reference)) for pairs in groups for generated, reference in pairs]
+    cider = iter(_cider_scores(words) if len(words) > 1 else [])
+    found = []
+    for pairs in groups:
+        each = [_pair_sums(*pair) for pair in pairs]
+        sums = {name: sum(one[name] for one in each) for name in _SUMS}
+        scores = [score for _, score in zip(pairs, cider, strict=False)]
+        found.append({**sums, "cider_d": sum(scores), "cider_pairs": float(len(scores))})
+    return found
 
 
 def score_names() -> dict[str, str]:
@@ -68,8 +85,11 @@ def cider_d(pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> float | Non
     length difference d counts bigrams, as in the authors' code. Ours, because the packages that have it bring 100 MB of
     Java, or the models of audio captioning; equal to that of pycocoevalcap 1.2 for equal tokens.
     """
-    if len(pairs) < 2:
-        return None
+    return fmean(_cider_scores(pairs)) if len(pairs) > 1 else None
+
+
+def _cider_scores(pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[float]:
+    """CIDEr-D of each pair."""
     counts = [(_ngrams(generated), _ngrams(reference)) for generated, reference in pairs]
     frequency = Counter(ngram for _, reference in counts for ngram in reference)
     total = math.log(len(pairs))
@@ -82,8 +102,8 @@ def cider_d(pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> float | Non
         length = _num_bigrams(generated) - _num_bigrams(reference)
         penalty = math.exp(-(length**2) / (2 * _SIGMA**2))
         found, wanted = weigh(generated), weigh(reference)
-        scores.append(penalty * fmean(_clipped_cosine(found, wanted, order) for order in _ORDERS))
-    return _SCALE * fmean(scores)
+        scores.append(_SCALE * penalty * fmean(_clipped_cosine(found, wanted, order) for order in _ORDERS))
+    return scores
 
 
 def _ngrams(words: Sequence[str]) -> Counter[NGRAM]:
@@ -104,19 +124,61 @@ def _clipped_cosine(found: dict[NGRAM, float], wanted: dict[NGRAM, float], order
     return dot / norms if norms else 0.0
 
 
-def _bleu(pairs: Pairs, order: int) -> float:
+@lru_cache(maxsize=100_000)
+def _pair_sums(generated: str, reference: str) -> Mapping[str, float]:
+    """All sums of one pair but those of CIDEr-D."""
+    counts = _bleu().sentence_score(generated, [reference])
+    return {
+        "pairs": 1.0,
+        "length": counts.sys_len,
+        "reference_length": counts.ref_len,
+        **{f"matches{order}": counts.counts[order - 1] for order in _ORDERS},
+        **{f"ngrams{order}": counts.totals[order - 1] for order in _ORDERS},
+        "rouge_l": _rouge_scorer().score(reference, generated)["rougeL"].fmeasure,
+        "meteor": _meteor(_words(generated), _words(reference)),
+    }
+
+
+_SUMS = (
+    "pairs", "length", "reference_length", "rouge_l", "meteor",
+    *(f"{name}{order}" for name in ("matches", "ngrams") for order in _ORDERS),
+)  # fmt: skip
+
+
+def _bleu_of(longest: int) -> Ratio:
+    def bleu(t: Tally) -> Floats:
+        precisions = np.stack(
+            [ratio(t[f"matches{order}"], t[f"ngrams{order}"], 0.0) for order in range(1, longest + 1)]
+        )
+        with np.errstate(divide="ignore"):  # no agreement: log 0 is -inf, and its exponential 0
+            mean = np.exp(np.log(precisions).mean(axis=0))
+        shorter = 1 - ratio(t["reference_length"], t["length"], np.inf)
+        return np.where(t["pairs"] > 0, mean * np.exp(np.minimum(shorter, 0.0)), np.nan)
+
+    return bleu
+
+
+METRICS: dict[str, Ratio] = {
+    **{f"bleu{order}": _bleu_of(order) for order in _ORDERS},
+    "cider_d": lambda t: ratio(t["cider_d"], t["cider_pairs"]),
+    "rouge_l": lambda t: ratio(t["rouge_l"], t["pairs"]),
+    "meteor": lambda t: ratio(t["meteor"], t["pairs"]),
+}
+"""Ratios of the sums of `sum_pairs`, by short name."""
+
+
+@cache
+def _bleu():  # type: ignore[no-untyped-def]  # sacrebleu's own class, imported late
     from sacrebleu.metrics import BLEU
 
-    metric = BLEU(lowercase=True, tokenize="13a", smooth_method="none", max_ngram_order=order)
-    generated, references = zip(*pairs, strict=True)
-    return metric.corpus_score(list(generated), [list(references)]).score / 100
+    return BLEU(lowercase=True, tokenize="13a", smooth_method="none", effective_order=True)
 
 
-def _rouge_l(pairs: Pairs) -> float:
+@cache
+def _rouge_scorer():  # type: ignore[no-untyped-def]  # rouge-score's own class, imported late
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(["rougeL"], use_stemmer=False)
-    return fmean(scorer.score(reference, generated)["rougeL"].fmeasure for generated, reference in pairs)
+    return RougeScorer(["rougeL"], use_stemmer=False)
 
 
 class _NoWordNet:
@@ -126,12 +188,13 @@ class _NoWordNet:
         return ()
 
 
-def _meteor(pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> float:
+def _meteor(generated: Sequence[str], reference: Sequence[str]) -> float:
     from nltk.translate.meteor_score import single_meteor_score
 
-    return fmean(single_meteor_score(reference, generated, wordnet=_NoWordNet()) for generated, reference in pairs)
+    return float(single_meteor_score(reference, generated, wordnet=_NoWordNet()))
 
 
+@lru_cache(maxsize=100_000)
 def _words(text: str) -> tuple[str, ...]:
     """Lower-case tokens of WMT's mteval-v13a."""
     return tuple(_tokenizer()(text.lower()).split())

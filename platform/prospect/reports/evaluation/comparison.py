@@ -47,7 +47,10 @@ def _run(predictions: Predictions) -> str:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """One row a metric that either has; `*` where the interval of the difference excludes zero."""
+    """One row a metric that either has; `*` where the interval of the difference excludes zero.
+
+    Libraries and tokenizers of the scores of words stand on the page: a terminal has no room for them.
+    """
     first, second = names_of(comparison)
     caption = f"difference: {second} less {first}, paired by video; *: its interval excludes zero"
     lineage = comparison.first.lineage
@@ -57,7 +60,7 @@ def comparison_table(comparison: Comparison) -> Table:
         table.add_column(name, justify="right", overflow="fold")
     for row in comparison.metrics:
         if row.first is not None or row.second is not None:
-            table.add_row(words(row.name), number(row.first), number(row.second), *_told(row))
+            table.add_row(words(row.name.partition(" (")[0]), number(row.first), number(row.second), *_told(row))
     return table
 
 

@@ -5,7 +5,7 @@ leave a machine, neither may a page with pictures of them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from prospect.evaluation.pace_record import PaceReport
 from prospect.evaluation.predictions import Predictions
 from prospect.evaluation.records import VideoDecisions
 from prospect.evaluation.settings import EvaluationSettings
+from prospect.evaluation.text_intervals import TextScores
 from prospect.files import write_text
 from prospect.reports.evaluation.charts import HEIGHT, WIDTH, Chart, charts_of
 from prospect.reports.evaluation.dialogue import DialogueTimeline, dialogue_timeline, name_of, signed
@@ -82,13 +83,15 @@ class EvaluationPage:
     rules: Mapping[str, Any]
     notes: Sequence[str] = field(default_factory=list)
     judge: JudgeReport | None = None
+    recall_by_label: Mapping[str, Interval] = field(default_factory=dict)
+    """The model's: share of the reference's utterances with a label that a correct one meets."""
     pace: str = ""
     """Measured times of a latency-aware run."""
 
     @property
     def metrics(self) -> list[str]:
-        """Those that any system has."""
-        return list(dict.fromkeys(name for scores in self.systems.values() for name in scores.metrics))
+        """Those that any slice has."""
+        return list(dict.fromkeys(name for scores in self.slices.values() for name in scores.metrics))
 
     @property
     def columns(self) -> list[str]:
@@ -105,6 +108,7 @@ def write_page(
     advantage: Mapping[str, Interval | None] | None = None,
     judge: JudgeReport | None = None,
     paced: PaceReport | None = None,
+    texts: Mapping[str, TextScores] | None = None,
 ) -> Path:
     """Write the page of an evaluation.
 
@@ -117,8 +121,9 @@ def write_page(
         advantage: difference in joint goal accuracy between the model and its rivals.
         judge: what a language model says of the systems.
         paced: measured times of the latency-aware run behind the model's decisions.
+        texts: scores of the words of correct pairs, by system.
     """
-    write_text(file, render(evaluation_page(predictions, scores, settings, encoder, advantage, judge, paced)))
+    write_text(file, render(evaluation_page(predictions, scores, settings, encoder, advantage, judge, paced, texts)))
     return file
 
 
@@ -130,10 +135,11 @@ def evaluation_page(
     advantage: Mapping[str, Interval | None] | None = None,
     judge: JudgeReport | None = None,
     paced: PaceReport | None = None,
+    texts: Mapping[str, TextScores] | None = None,
 ) -> EvaluationPage:
     """Content of the page; arguments as in `write_page`."""
     lineage, model = predictions.lineage, next(iter(predictions.systems))
-    own = scores[model]
+    own, spoken = scores[model], (texts or {}).get(model)
     ranked = _ranked(predictions.systems[model], settings, encoder)
     shown, order = _shown(len(ranked), settings)
     thresholds = lineage.rules.get("thresholds", {})
@@ -153,8 +159,9 @@ def evaluation_page(
         tiles=[*_tiles(own.overall)],
         systems={name: each.overall for name, each in scores.items()},
         slices={
-            "all": own.overall,
-            **{f"dataset {name}": each for name, each in own.by_dataset.items()},
+            "all": _with_texts(own.overall, spoken.overall if spoken else None),
+            **{f"dataset {name}": _with_texts(each, spoken.by_dataset[name] if spoken else None)
+               for name, each in own.by_dataset.items()},
             **{f"user type {name}": each for name, each in own.by["user_type"].items()},
             **{f"length {name}": each for name, each in own.by["length"].items()},
         },
@@ -171,6 +178,7 @@ def evaluation_page(
         },
         notes=[note] if note else [],
         judge=judge,
+        recall_by_label=own.recall_by_label,
         pace=paced.describe() if paced else "",
     )  # fmt: skip
 
@@ -179,6 +187,12 @@ def _tiles(scores: SliceScores) -> Iterator[ScoreTile]:
     for name in HEADLINES:
         if (value := scores.metrics.get(name)) is not None:
             yield ScoreTile(name, value, scores.intervals.get(name))
+
+
+def _with_texts(scores: SliceScores, texts: SliceScores | None) -> SliceScores:
+    if texts is None:
+        return scores
+    return replace(scores, metrics=scores.metrics | texts.metrics, intervals=scores.intervals | texts.intervals)
 
 
 Ranked = tuple[VideoDecisions, float | None, Mapping[str, float | None]]
