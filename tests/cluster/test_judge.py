@@ -73,4 +73,6 @@ def test_ratings_are_part_of_the_result_and_of_its_mlflow_run(
     training = tracking.client.get_run(judged.manifest["mlflow_run"])
     runs = tracking.client.search_runs([training.info.experiment_id], "params.`evaluation.judge.model` = 'tiny'")
     assert [run.data.metrics["eval/judge_correctness"] for run in runs] == [2.0]
+    uploaded = tracking.client.list_artifacts(runs[0].info.run_id, "evaluation")
+    assert {Path(each.path).name for each in uploaded} == {judged.file.name, judged.file.with_suffix(".html").name}
     assert not any(KEY.encode() in file.read_bytes() for file in root.rglob("*") if file.is_file())

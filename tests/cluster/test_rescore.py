@@ -71,9 +71,6 @@ def test_the_measured_times_of_a_latency_aware_run_are_kept(root: Path) -> None:
     [experiment] = {found.experiment_id for found in tracking.client.search_experiments()} - {"0"}
     runs = tracking.client.search_runs([experiment])
     assert [found.data.metrics["eval/paced/step_ms/p50"] for found in runs] == [pytest.approx(25)] * 2
-    for found in runs:
-        names = {Path(each.path).suffix for each in tracking.client.list_artifacts(found.info.run_id, "evaluation")}
-        assert names == {".json", ".html"}, "the result and its page"
     other.file.unlink()
     with pytest.raises(DataError, match=r"measured times of the latency-aware run are missing, which test-\w+\.json"):
         rescore(config(root, f"rescore={predictions_file(other.file)}"))

@@ -83,9 +83,12 @@ with open(sys.argv[1], "rb") as config:
 
 @pytest.mark.long
 def test_a_killed_evaluation_goes_on_and_streams_nothing_twice(local_ray: None, root: Path, tmp_path: Path) -> None:
+    """Six dialogues in nine ways; the quick test of the same is in tests/evaluation/test_decision_cache.py."""
     says_trained_on(root, [])
     config, kept = config_of(root), root / "cache" / "decisions"
-    more = {"model": f"{root}/runs/finished/model", "also": ("untracked", "told"), "sweep": (0.25, 0.75)}
+    more = {
+        "model": f"{root}/runs/finished/model", "split": "train", "also": ("untracked", "told"), "sweep": (0.25, 0.75),
+    }  # fmt: skip
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=more)})
     before = {*kept.glob("*.json")} if kept.is_dir() else set()
     (tmp_path / "config.pickle").write_bytes(pickle.dumps(config))
@@ -97,6 +100,7 @@ def test_a_killed_evaluation_goes_on_and_streams_nothing_twice(local_ray: None, 
         driver.wait()
     finished = {file: file.stat().st_mtime_ns for file in {*kept.glob("*.json")} - before}
     result = evaluate_model(config, lambda line: None)
+    assert result.lineage.dialogues == 6
     assert {file: file.stat().st_mtime_ns for file in finished} == finished, "what was decided is not decided again"
     assert result.scores["told the state"].overall["joint_goal_accuracy"] == 1.0
     written = json.loads(result.file.read_text())
