@@ -136,9 +136,8 @@ def summarise(config: ServeConfig, result: EvaluationResult, seconds: float, pea
         console.print(sentence, soft_wrap=True)
     else:
         console.print(render_table(result.scores, f"Held-out dialogues ({config.evaluation.split})"))
-    for rival, interval in result.advantage.items():
-        if interval is not None:
-            console.print(f"goal accuracy of the {MODEL} less {rival}: {interval}")
+    for line in result.compared():
+        console.print(line, soft_wrap=True)
     console.print(f"\nThe demo took {seconds / 60:.1f} minutes and {peak_bytes / 2**30:.1f} GB at its peak.")
     root = config.storage.root
     console.print(

@@ -6,7 +6,7 @@ import pytest
 
 from prospect.errors import DataError
 from prospect.evaluation.baselines import oracle, oracle_shifted, silence
-from prospect.evaluation.comparison import Comparison, MetricDifference, compare
+from prospect.evaluation.comparison import Comparison, MetricDifference, compare, rank
 from prospect.evaluation.intervals import Interval
 from prospect.evaluation.predictions import Predictions
 from prospect.evaluation.settings import EvaluationSettings
@@ -47,6 +47,14 @@ def test_videos_come_in_the_order_of_what_was_lost(references, words) -> None:
     assert found.videos[0].video == "sample/tea"
     assert found.videos[0].difference < -0.8
     assert [each.difference for each in found.videos[1:]] == [0.0, 0.0, None], "in one nothing happens"
+
+
+def test_a_rank_is_of_content_where_the_corpus_has_it() -> None:
+    scores = {"turn_f1": 1.0, "content_f1": 0.2, "joint_goal_accuracy": 0.6}
+    assert rank(scores) == pytest.approx(0.4)
+    assert rank({**scores, "content_f1": None}) == pytest.approx(0.8)
+    assert rank({**scores, "content_f1": 0.0, "joint_goal_accuracy": None}) == 0.0
+    assert rank({}) is None
 
 
 def test_rules_that_differ_are_named(references, words) -> None:

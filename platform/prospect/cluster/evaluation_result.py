@@ -1,6 +1,6 @@
 """An evaluation's result: scores of what systems decided, as files below the storage root and as an MLflow run."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,8 @@ from prospect.evaluation.sweep import Curves, Decides
 from prospect.evaluation.text_intervals import TextScores, score_texts
 from prospect.evaluation.text_metrics import score_names
 from prospect.files import write_json
-from prospect.reports.evaluation.page import write_page
+from prospect.reports.evaluation.page import Advantage, write_page
+from prospect.reports.evaluation.words import words
 from prospect.reports.model_card import add_evaluation
 from prospect.similarity import SentenceSimilarity
 from prospect.tracking.settings import NOTE
@@ -29,8 +30,12 @@ from prospect.tracking.settings import NOTE
 if TYPE_CHECKING:
     from prospect.tracking.tracking import Tracking
 
-RIVALS = ("silence", "time prior", "shuffled frames", "blank frames")
-"""Systems that a model that watches must beat in joint goal accuracy; silence stays in the initial state."""
+RIVALS = {
+    "joint_goal_accuracy": ("silence", "time prior", "shuffled frames", "blank frames"),
+    "content_f1": ("periodic",),
+}
+"""Systems that a model that watches must beat, by metric; silence stays in the initial state, and periodic recites the
+recipe."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,8 @@ class EvaluationResult:
 
     lineage: Lineage
     scores: dict[str, Scores]
-    advantage: dict[str, Interval | None]
-    """Difference in joint goal accuracy between the model and each rival, on the same videos."""
+    advantage: Advantage
+    """Difference between the model and each of the `RIVALS`, on the same videos."""
     file: Path
     """This result as JSON."""
     fast_share: float
@@ -57,6 +62,13 @@ class EvaluationResult:
     """The HTML page on it, if there is one."""
     champion: bool = False
     """Whether the model was promoted."""
+
+    def compared(self) -> Iterator[str]:
+        """A line for each defined advantage."""
+        for metric, rivals in self.advantage.items():
+            for rival, interval in rivals.items():
+                if interval is not None:
+                    yield f"{words(metric)} of the {MODEL} less {rival}: {interval}"
 
 
 def score_predictions(
@@ -87,15 +99,11 @@ def score_predictions(
     scores = {name: evaluate(videos, settings, encoder) for name, videos in systems.items()}
     if sweep:
         scores[MODEL] = replace(scores[MODEL], curves={**scores[MODEL].curves, "sweep": _plain(sweep)})
-    rivals = {name: scores[name] for name in RIVALS if name in scores}
     run = str(predictions.manifest["run_name"])
     result = EvaluationResult(
         lineage=lineage,
         scores=scores,
-        advantage={
-            name: paired_intervals(scores[MODEL], rival, settings)["joint_goal_accuracy"]
-            for name, rival in rivals.items()
-        },
+        advantage=_advantage(scores, settings),
         file=root / "evaluations" / run / f"{lineage.split}-{lineage.key}.json",
         fast_share=_fast_share(systems[MODEL]) if paced is None else paced.fast_share,
         manifest=predictions.manifest,
@@ -112,6 +120,14 @@ def score_predictions(
         result = replace(result, page=found)
     _write(result)
     return result
+
+
+def _advantage(scores: Mapping[str, Scores], settings: EvaluationSettings) -> Advantage:
+    there = {metric: [name for name in names if name in scores] for metric, names in RIVALS.items()}
+    return {
+        metric: {name: paired_intervals(scores[MODEL], scores[name], settings)[metric] for name in names}
+        for metric, names in there.items()
+    }
 
 
 def _sentences(systems: Iterable[Sequence[VideoDecisions]]) -> list[str]:
@@ -149,12 +165,17 @@ def _write(result: EvaluationResult) -> None:
         "fast_share": result.fast_share,
         "manifest": dict(result.manifest),
         "scores": {name: scores.to_dict() for name, scores in result.scores.items()},
-        "advantage": {name: interval and asdict(interval) for name, interval in result.advantage.items()},
+        "advantage": _plain_intervals(result.advantage["joint_goal_accuracy"]),
+        "content_advantage": _plain_intervals(result.advantage["content_f1"]),
         "texts": {name: texts.to_dict() for name, texts in result.texts.items()},
         "judge": result.judge and result.judge.to_dict(),
         "paced": result.paced and dict(result.paced.values),
     }
     write_json(result.file, values)
+
+
+def _plain_intervals(intervals: Mapping[str, Interval | None]) -> dict[str, Any]:
+    return {name: interval and asdict(interval) for name, interval in intervals.items()}
 
 
 def _logged(result: EvaluationResult) -> dict[str, float]:

@@ -18,8 +18,9 @@ from prospect.evaluation.text_intervals import paired_text_intervals, score_text
 from prospect.settings import flatten
 from prospect.similarity import SentenceEncoder
 
-RANKED_BY = ("turn_f1", "joint_goal_accuracy")
-"""The rank of a dialogue or video is the mean of those that are defined."""
+RANKED_BY = (("content_f1", "turn_f1"), ("joint_goal_accuracy",))
+"""The rank of a dialogue or video is the mean of the first of each that is defined: words count by their content where
+a corpus tells it, else by their likeness."""
 
 _LOWER_IS_BETTER = ("missing", "redundant", "diff", "error", "illegal", "dead_time")
 _NEITHER = ("per_minute", "latency", "naming_rate")
@@ -79,9 +80,15 @@ class Comparison:
 
 
 def rank(scores: Mapping[str, float | None]) -> float | None:
-    """The mean of the `RANKED_BY` that are defined."""
-    defined = [value for name in RANKED_BY if (value := scores.get(name)) is not None]
+    """The mean of the scores that `ranked_by` names; None without any."""
+    defined = [scores[name] or 0.0 for name in ranked_by(scores)]
     return fmean(defined) if defined else None
+
+
+def ranked_by(scores: Mapping[str, float | None]) -> list[str]:
+    """Names of the scores that rank a dialogue or video."""
+    defined = ([name for name in names if scores.get(name) is not None] for names in RANKED_BY)
+    return [names[0] for names in defined if names]
 
 
 def scores_of(

@@ -4,7 +4,7 @@ The page holds everything that it shows: it opens from disk, without a network. 
 leave a machine, neither may a page with pictures of them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 
 from prospect.dialogue.timeline import FPS
-from prospect.evaluation.comparison import RANKED_BY, rank, scores_of
+from prospect.evaluation.comparison import RANKED_BY, rank, ranked_by, scores_of
 from prospect.evaluation.intervals import Interval
 from prospect.evaluation.judge_prompt import CRITERIA
 from prospect.evaluation.judge_report import JudgeReport
@@ -34,6 +34,10 @@ from prospect.similarity import SentenceEncoder
 
 HEADLINES = ("joint_goal_accuracy", "readout_joint_goal_accuracy", "turn_f1", "content_f1", "dst_f1", "time_diff")
 """Metrics at the head of the page, as far as they are defined."""
+
+
+Advantage = Mapping[str, Mapping[str, Interval | None]]
+"""By how much a model is better, by metric and rival; None where a metric is undefined."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ class EvaluationPage:
     """Overall scores by system, the model first."""
     slices: Mapping[str, SliceScores]
     """The model's scores overall, by data set and by user type."""
-    advantage: Mapping[str, Interval]
+    advantage: Mapping[str, Mapping[str, Interval]]
+    """By metric and rival, as far as it is defined."""
     charts: Sequence[Chart]
     dialogues: Sequence[ListedDialogue]
     """Lowest rank first."""
@@ -105,7 +110,7 @@ def write_page(
     scores: Mapping[str, Scores],
     settings: EvaluationSettings,
     encoder: SentenceEncoder | None,
-    advantage: Mapping[str, Interval | None] | None = None,
+    advantage: Advantage | None = None,
     judge: JudgeReport | None = None,
     paced: PaceReport | None = None,
     texts: Mapping[str, TextScores] | None = None,
@@ -118,7 +123,7 @@ def write_page(
         scores: by system.
         settings: how turns and transitions are matched, and `report`.
         encoder: sentence vectors for the turn matcher, as in `evaluate`.
-        advantage: difference in joint goal accuracy between the model and its rivals.
+        advantage: difference between the model and its rivals, by metric.
         judge: what a language model says of the systems.
         paced: measured times of the latency-aware run behind the model's decisions.
         texts: scores of the words of correct pairs, by system.
@@ -132,7 +137,7 @@ def evaluation_page(
     scores: Mapping[str, Scores],
     settings: EvaluationSettings,
     encoder: SentenceEncoder | None,
-    advantage: Mapping[str, Interval | None] | None = None,
+    advantage: Advantage | None = None,
     judge: JudgeReport | None = None,
     paced: PaceReport | None = None,
     texts: Mapping[str, TextScores] | None = None,
@@ -165,7 +170,7 @@ def evaluation_page(
             **{f"user type {name}": each for name, each in own.by["user_type"].items()},
             **{f"length {name}": each for name, each in own.by["length"].items()},
         },
-        advantage={name: interval for name, interval in (advantage or {}).items() if interval is not None},
+        advantage=_defined(advantage or {}),
         charts=charts_of({name: each.curves for name, each in scores.items()}),
         dialogues=[
             ListedDialogue(name_of(video), len(video.frames) / FPS, ranks, found, _place(shown, index))
@@ -195,6 +200,14 @@ def _with_texts(scores: SliceScores, texts: SliceScores | None) -> SliceScores:
     return replace(scores, metrics=scores.metrics | texts.metrics, intervals=scores.intervals | texts.intervals)
 
 
+def _defined(advantage: Advantage) -> dict[str, dict[str, Interval]]:
+    found = {
+        metric: {rival: interval for rival, interval in rivals.items() if interval is not None}
+        for metric, rivals in advantage.items()
+    }
+    return {metric: rivals for metric, rivals in found.items() if rivals}
+
+
 Ranked = tuple[VideoDecisions, float | None, Mapping[str, float | None]]
 """A dialogue with its rank and its scores."""
 
@@ -206,6 +219,13 @@ def _ranked(videos: Sequence[VideoDecisions], settings: EvaluationSettings, enco
         scores = scores_of([video], settings, encoder)
         found.append((video, rank(scores), scores))
     return sorted(found, key=lambda each: (each[1] is None, each[1] or 0.0, name_of(each[0])))
+
+
+def _ranked_by(rows: Iterable[Mapping[str, float | None]]) -> str:
+    """`content F1 and joint goal accuracy`: what ranks these dialogues or videos."""
+    used = {name for row in rows for name in ranked_by(row)}
+    parts = ([words(name) for name in names if name in used] for names in RANKED_BY)
+    return " and ".join(" or ".join(part) for part in parts if part)
 
 
 def _shown(total: int, settings: EvaluationSettings) -> tuple[list[int], list[int]]:
@@ -249,7 +269,7 @@ def environment() -> jinja2.Environment:
         "fps": FPS,
         "overview": OVERVIEW,
         "chart_size": (WIDTH, HEIGHT),
-        "ranked_by": RANKED_BY,
+        "ranked_by": _ranked_by,
         "criteria": CRITERIA,
     }
     return made
