@@ -150,8 +150,8 @@ def test_words_and_labels_have_their_intervals_on_the_page(tea, toy, words) -> N
     labelled = tea[0].model_copy(update={"turns": turns})
     half = oracle(labelled, timeline_of(labelled))
     text = render(page_of([spoken(half, {5: None, 17: None}), oracle(*toy)], words=words))
-    label = '<tr><th scope="row">instruction</th><td>0.500<small>0.500 to 0.500</small></td></tr>'
-    assert label in text
+    assert '<th scope="col">initiative</th><th scope="col">instruction</th></tr>' in text
+    assert f'<th scope="row">recall</th>{"<td>0.500<small>0.500 to 0.500</small></td>" * 2}</tr>' in text
     assert re.search(r'<th scope="row">bleu4 \(sacrebleu [^<]*</th><td>1.000<small>1.000 to 1.000</small>', text)
 
 
