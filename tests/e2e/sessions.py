@@ -211,12 +211,23 @@ class Pause:
 
     def __init__(self, decisions: int, work: Callable[[], object], within: float = 300) -> None:
         self._decisions, self._held = decisions, set[str]()
-        self._all = threading.Barrier(len(NAMES), action=work, timeout=within)
+        self._work, self._failed = work, ""
+        self._all = threading.Barrier(len(NAMES), action=self._do, timeout=within)
 
     def __call__(self, heard: Conversation) -> None:
         if len(heard.decisions) == self._decisions and heard.session_id not in self._held:
             self._held.add(heard.session_id)
-            self._all.wait()
+            try:
+                self._all.wait()
+            except threading.BrokenBarrierError:
+                raise AssertionError(self._failed or "not every session came to the moment") from None
+
+    def _do(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:
+            self._failed = f"the work failed: {error!r}"  # which other threads see before its own
+            raise
 
 
 def in_mid_frame(heard: Conversation) -> bool:
