@@ -9,22 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from prospect.errors import SessionError
-from prospect.model.checkpoint import LoadedModel, load_model
+from prospect.model.checkpoint import LoadedModel
 from prospect.monitoring import METRICS
 from prospect.protocol.messages import ServerStatus, SessionMoved
 from prospect.serving import writer
 from prospect.serving.host import SessionHost
 from prospect.serving.logs import JsonLines
 from prospect.serving.worker import EngineWorker
-from prospect.streaming.engine import StreamingEngine
-from prospect.streaming.settings import StreamingSettings
-from tests.needs import needs_cuda
 from tests.serving.deaths import SECRET, Site, talk
 from tests.serving.http_requests import frame, numbers, open_session
-from tests.serving.models import ALWAYS, CONTEXT, STEPS
+from tests.serving.models import ALWAYS, STEPS
 
 
 @pytest.fixture
@@ -161,16 +157,6 @@ def test_what_two_deaths_cost_is_counted(loaded: LoadedModel, tmp_path: Path):
     assert counted["prospect_move_seconds"] == moved.seconds
     assert counted["prospect_sessions_resumed_total"] == 1
     assert counted["prospect_refreshes_total"] >= 1, "the context is built anew from the state"
-
-
-@needs_cuda
-def test_an_engine_on_a_gpu_says_how_much_of_it_it_holds(model_folder: Path, streaming_settings: StreamingSettings):
-    async def story() -> dict[str, float]:
-        worker = EngineWorker(StreamingEngine(load_model(model_folder, device="cuda"), CONTEXT, streaming_settings))
-        await worker.measure()
-        return numbers(worker.readings)
-
-    assert asyncio.run(story())["prospect_gpu_memory_bytes"] == torch.cuda.memory_reserved() > 0
 
 
 def test_a_gateway_without_sessions_notices_that_the_store_is_away(
